@@ -1,0 +1,18 @@
+"""uint8 images in, float batches in [-1, 1] out, addressed by training step."""
+
+from ddpm_jax.data.dataset import ImageDataset, fingerprint_of, make_dataset
+from ddpm_jax.data.digits import load_digits
+from ddpm_jax.data.pipeline import BatchChunk, PrefetchedBatches, fits_on_device, prepare_images
+from ddpm_jax.data.shuffle import ShuffledIndices
+
+__all__ = [
+    "BatchChunk",
+    "ImageDataset",
+    "PrefetchedBatches",
+    "ShuffledIndices",
+    "fingerprint_of",
+    "fits_on_device",
+    "load_digits",
+    "make_dataset",
+    "prepare_images",
+]

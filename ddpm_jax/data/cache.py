@@ -1,0 +1,238 @@
+"""Decoded images on disk: one uint8 `.npy` an entry, memory-mapped, checked by its fingerprint.
+
+An entry is a folder `<cache>/<key>/` of `images.npy` [N, H, W, C], `labels.npy` [N] and `entry.json`
+(name, shape, number of classes, fingerprint, and the source it was decoded from). It is written
+beside its place and renamed when complete, so that a killed run leaves no half entry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
+
+VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
+MEMORY_BYTES = 2**32  # and up to this size are kept in memory where the cache cannot be written
+STALE_SECONDS = 86400.0  # partial entries untouched for so long belong to a run that died
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the cache folder, which need not exist.
+
+    In this order: `cache_dir`, the environment's DDPM_JAX_CACHE, XDG_CACHE_HOME/ddpm_jax,
+    ~/.cache/ddpm_jax.
+    """
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if own := os.environ.get("DDPM_JAX_CACHE"):
+        return Path(own).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else Path.home() / ".cache") / "ddpm_jax"
+
+
+def read_entry(
+    root: Path, key: str, accept: Callable[[dict[str, Any]], bool] = lambda source: True
+) -> ImageDataset | None:
+    """Opens entry `key` of `root`, or returns None where there is none to be used.
+
+    `accept(source)` is asked with what the entry says it was decoded from. A damaged entry is not
+    used either, and a warning says so: shapes and sizes are compared, and below `VERIFY_BYTES` the
+    fingerprint of all bytes.
+    """
+    entry = root / key
+    try:
+        text = (entry / "entry.json").read_text()
+    except OSError:
+        return None
+    try:
+        about = json.loads(text)
+        if not accept(about["source"]):
+            return None
+        images = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(entry / "labels.npy", allow_pickle=False)
+        if list(images.shape) != about["shape"]:
+            raise ValueError(f"images are {images.shape}, not {about['shape']}")
+        given = about["fingerprint"]
+        if images.nbytes <= VERIFY_BYTES and fingerprint_of(images, labels) != given:
+            raise ValueError("its bytes have another fingerprint than when they were written")
+        classes = about["num_classes"]
+        return make_dataset(
+            images, None if classes is None else labels, classes, about["name"], fingerprint=given
+        )
+    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
+        warnings.warn(
+            f"The cached data in {entry} are damaged ({error}); they are decoded anew.",
+            stacklevel=3,
+        )
+        return None
+
+
+class EntryWriter:
+    """Writes one entry, images block after block; a context manager that cleans up on failure.
+
+        with EntryWriter(root, key, (N, H, W, C)) as writer:
+            for block in blocks: writer.append(block)
+            dataset = writer.finish(labels, num_classes, name, source)
+
+    Where `root` cannot be written, a warning says so and the images are kept in memory.
+
+    Raises OSError when the disk, or in the latter case memory, has no room for the images.
+    """
+
+    def __init__(self, root: Path, key: str, shape: tuple[int, int, int, int]) -> None:
+        self._root, self._key, self._shape = root, key, shape
+        self._fingerprint, self._filled = Fingerprint(shape), 0
+        self._memory: np.ndarray | None = None
+        self._partial = root / f".{key}.{uuid.uuid4().hex}.partial"
+        num_bytes = int(np.prod(shape, dtype=np.int64))
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _remove_stale(root, key)
+            self._partial.mkdir()
+            self._file = open(self._partial / "images.npy", "wb")  # noqa: SIM115
+        except OSError as error:
+            self._file = None
+            if num_bytes > MEMORY_BYTES:
+                raise OSError(
+                    f"The cache folder {root} cannot be written ({error}), and {num_bytes:,} bytes "
+                    "of images are too many to keep in memory. Pass a writable cache_dir."
+                ) from error
+            warnings.warn(
+                f"The cache folder {root} cannot be written ({error}): the decoded images are kept "
+                "in memory and decoded anew next time. Pass a writable cache_dir to keep them.",
+                stacklevel=4,
+            )
+            self._memory = np.empty(shape, np.uint8)
+            return
+        free = shutil.disk_usage(root).free
+        if free < num_bytes:
+            self._discard()
+            raise OSError(
+                f"The cache folder {root} has {free:,} bytes free, and the decoded images need "
+                f"{num_bytes:,}. Make room, or pass a cache_dir on another disk."
+            )
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(self._file, header)
+
+    def __enter__(self) -> EntryWriter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._discard()
+
+    def append(self, block: np.ndarray) -> None:
+        """Adds the next images, uint8 [n, H, W, C]."""
+        block = np.ascontiguousarray(block)
+        if block.dtype != np.uint8 or block.shape[1:] != self._shape[1:]:
+            raise ValueError(
+                f"EntryWriter.append needs uint8 [n, {', '.join(map(str, self._shape[1:]))}], got "
+                f"{block.dtype} {block.shape}."
+            )
+        self._fingerprint.update(block)
+        # write, not a memory map: a full disk is an OSError here, and a SIGBUS there.
+        if self._file is not None:
+            self._file.write(block.data.cast("B"))
+        elif self._memory is not None:
+            self._memory[self._filled : self._filled + len(block)] = block
+        self._filled += len(block)
+
+    def finish(
+        self, labels: np.ndarray | None, num_classes: int | None, name: str, source: dict[str, Any]
+    ) -> ImageDataset:
+        """Completes the entry and returns its data set, memory-mapped where it lies on disk."""
+        if self._filled != self._shape[0]:
+            raise ValueError(
+                f"EntryWriter.finish needs {self._shape[0]} images, got {self._filled}."
+            )
+        stored = np.zeros(self._filled, np.int32) if labels is None else labels.astype(np.int32)
+        fingerprint = self._fingerprint.hexdigest(stored)
+        images = self._memory
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            np.save(self._partial / "labels.npy", stored)
+            about = {
+                "name": name,
+                "shape": list(self._shape),
+                "num_classes": num_classes,
+                "fingerprint": fingerprint,
+                "source": source,
+            }
+            (self._partial / "entry.json").write_text(json.dumps(about, indent=1))
+            # Mapped before the rename: whatever happens to the entry afterwards, these bytes stay.
+            images = np.load(self._partial / "images.npy", mmap_mode="r", allow_pickle=False)
+            _publish(self._partial, self._root / self._key)
+        assert images is not None
+        return make_dataset(
+            images, None if labels is None else stored, num_classes, name, fingerprint=fingerprint
+        )
+
+    def _discard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def write_entry(
+    root: Path,
+    key: str,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    num_classes: int | None,
+    name: str,
+    source: dict[str, Any],
+) -> ImageDataset:
+    """Stores images [N, H, W, C] as entry `key`; where that fails, warns and returns them unstored."""
+    try:
+        with EntryWriter(root, key, images.shape) as writer:  # type: ignore
+            writer.append(images)
+            return writer.finish(labels, num_classes, name, source)
+    except OSError as error:
+        warnings.warn(f"{name} could not be cached: {error}", stacklevel=3)
+        return make_dataset(images, labels, num_classes, name)
+
+
+def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:
+    """Says what an entry was decoded from: its kind, place, and the sizes and times of its files."""
+    stats = [(file.name, file.stat()) for file in files]
+    return {
+        "kind": kind,
+        "path": str(path.resolve()),
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
+
+
+def _publish(partial: Path, entry: Path) -> None:
+    """Renames a complete entry to its place, moving an older one out of the way first."""
+    old = partial.with_suffix(".old")
+    try:
+        os.rename(entry, old)
+    except FileNotFoundError:
+        pass
+    try:
+        os.rename(partial, entry)
+    except OSError:
+        # Another process was faster with the same data. Both are complete, so either may stay.
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(root: Path, key: str) -> None:
+    for left in (*root.glob(f".{key}.*.partial"), *root.glob(f".{key}.*.old")):
+        try:
+            ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
+        except OSError:
+            continue
+        if min(ages) > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,265 @@
+"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images, 32×32 RGB, ten classes.
+
+It is read from the "binary version" of https://www.cs.toronto.edu/~kriz/cifar.html, whose files hold
+10,000 records each: one label byte, then 1,024 red, 1,024 green and 1,024 blue bytes, row by row. The
+"python version" is a pickle, which runs code when it is read, and is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ddpm_jax.data import tfds_reader
+from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
+from ddpm_jax.data.dataset import ImageDataset
+from ddpm_jax.data.download import Progress, download_file
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
+ARCHIVE_BYTES = 170_052_171
+ARCHIVE_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+FILES = {
+    "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+RECORDS_PER_FILE = 10_000
+RECORD_BYTES = 1 + 3 * 32 * 32
+LARGEST_MEMBER = 10**8  # no file of the archive is larger than 31 MB
+
+Split = Literal["train", "test"]
+Source = Literal["auto", "archive", "tfds"]
+
+
+def load_cifar10(
+    split: Split,
+    *,
+    source: Source = "auto",
+    path: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+) -> ImageDataset:
+    """Loads CIFAR-10: uint8 [50000, 32, 32, 3] for "train", [10000, 32, 32, 3] for "test".
+
+    path       what to read: the archive `cifar-10-binary.tar.gz`, its folder `cifar-10-batches-bin`, a
+               folder that holds either, or the `data_dir` of a prepared TFDS data set
+    source     "archive" (or its folder) or "tfds" admits that kind alone; "auto" both
+    cache_dir  where decoded images and downloads are kept (`cache_root`)
+    download   whether the archive may be fetched; never without being asked
+    progress   called with (bytes, total) during a download; by default a tqdm bar
+
+    Without a path, the first of these is taken: the images cached by an earlier call, whatever they
+    were decoded from; the archive or its folder in cache_dir; a data set that TFDS prepared as
+    array_record in TFDS_DATA_DIR or ~/tensorflow_datasets; a download. A path is read again when its
+    files' sizes or times have changed since they were cached. The order of the images is that of the
+    source (TFDS shuffles), so the fingerprint differs between sources.
+
+    A download has to match the published size and sha256. Of local files the structure is checked:
+    sizes, label range, and 5,000 (test: 1,000) images of every class.
+
+    Raises FileNotFoundError, with the remedies, where nothing is found; ValueError naming the file for
+    damaged or wrong files; ImportError when TFDS is needed and not installed.
+    """
+    if split not in FILES:
+        raise ValueError(f'load_cifar10 needs split "train" or "test", got {split!r}.')
+    if source not in ("auto", "archive", "tfds"):
+        raise ValueError(
+            f'load_cifar10 needs source "auto", "archive" or "tfds", got {source!r}.'
+        )
+    root, key = cache_root(cache_dir), f"cifar10-{split}"
+    if path is None:
+        cached = read_entry(root, key, lambda about: source in ("auto", about["kind"]))
+        if cached is not None:
+            return cached
+        kind, place = _search(root, source, download, progress)
+    else:
+        kind, place = _recognise(Path(path).expanduser(), source)
+    origin = signature(kind, place, _files_read(kind, place, split))
+    cached = read_entry(root, key, lambda about: about == origin)
+    if cached is not None:
+        return cached
+    if kind == "tfds":
+        images, labels = tfds_reader.read_prepared(place, split, (32, 32, 3))
+    else:
+        images, labels = read_batches(place, split)
+    _check_counts(labels, split, place)
+    return write_entry(root, key, images, labels, 10, f"cifar10/{split}", origin)
+
+
+def read_batches(place: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes the archive or folder `place`: images uint8 [N, 32, 32, 3] and labels uint8 [N].
+
+    Raises ValueError naming the file for a damaged archive, a file of the wrong size, or a label above
+    9; FileNotFoundError for a missing file.
+    """
+    names = FILES[split]
+    images = np.empty((len(names), RECORDS_PER_FILE, 32, 32, 3), np.uint8)
+    labels = np.empty((len(names), RECORDS_PER_FILE), np.uint8)
+    missing = set(names)
+    for name, data in (_folder_files if place.is_dir() else _archive_files)(place, names):
+        records = np.frombuffer(data, np.uint8).reshape(RECORDS_PER_FILE, RECORD_BYTES)
+        if records[:, 0].max() > 9:
+            bad = int(np.argmax(records[:, 0] > 9))
+            raise ValueError(
+                f"{place}: record {bad} of {name} has label {records[bad, 0]}, above 9. The file is "
+                f"damaged or not CIFAR-10's; get {ARCHIVE} again from {URL}."
+            )
+        i = names.index(name)
+        labels[i] = records[:, 0]
+        images[i] = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        missing.discard(name)
+    if missing:
+        raise FileNotFoundError(
+            f"{place} holds no {', '.join(sorted(missing))}, which the {split} split needs. "
+            f"Extract or download {ARCHIVE} again."
+        )
+    return images.reshape(-1, 32, 32, 3), labels.reshape(-1)
+
+
+def _folder_files(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    for name in names:
+        file = folder / name
+        if file.is_file():
+            _check_size(file.stat().st_size, name, folder)
+            yield name, file.read_bytes()
+
+
+def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """Reads the members straight from the stream, by exact name: nothing is ever extracted."""
+    wanted = {f"{FOLDER}/{name}": name for name in names}
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                if member.size > LARGEST_MEMBER:
+                    raise ValueError(
+                        f"{archive}: member {member.name!r} claims {member.size:,} bytes; no file "
+                        f"of {ARCHIVE} is so large."
+                    )
+                name = wanted.pop(member.name.removeprefix("./"), None)
+                if name is None:
+                    continue
+                stream = tar.extractfile(member) if member.isreg() else None
+                if stream is None:
+                    raise ValueError(f"{archive}: {member.name!r} is not a plain file.")
+                _check_size(member.size, name, archive)
+                data = stream.read()
+                _check_size(len(data), name, archive)
+                yield name, data
+                if not wanted:
+                    return
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} bytes, "
+            f"the published file {ARCHIVE_BYTES:,}. Get it again from {URL}, or pass download=True."
+        ) from error
+
+
+def _check_size(size: int, name: str, place: Path) -> None:
+    if size != RECORDS_PER_FILE * RECORD_BYTES:
+        whole, rest = divmod(size, RECORD_BYTES)
+        raise ValueError(
+            f"{place}: {name} has {size:,} bytes, {whole:,} records of {RECORD_BYTES} and {rest} "
+            f"bytes more; it needs exactly {RECORDS_PER_FILE:,} records. It is truncated or not the "
+            f"binary version; get {ARCHIVE} again from {URL}."
+        )
+
+
+def _check_counts(labels: np.ndarray, split: Split, place: Path) -> None:
+    each = len(FILES[split]) * RECORDS_PER_FILE // 10
+    counts = np.bincount(labels, minlength=10)
+    if counts.tolist() != [each] * 10:
+        raise ValueError(
+            f"{place}: the {split} split of CIFAR-10 has {each:,} images of every class, but these "
+            f"files have {counts.tolist()}. A batch file may be there twice under two names."
+        )
+
+
+def _recognise(path: Path, source: Source) -> tuple[str, Path]:
+    """Tells what a path is: ("archive", file or folder) or ("tfds", folder of the prepared data)."""
+    _refuse_pickles(path)
+    if not path.exists():
+        raise FileNotFoundError(f"load_cifar10 got path {path}, which does not exist.")
+    found = _find_archive(path)
+    if found is not None and source != "tfds":
+        return "archive", found
+    prepared = tfds_reader.find_prepared("cifar10", path) if path.is_dir() else None
+    if prepared is not None and source != "archive":
+        return "tfds", prepared
+    raise FileNotFoundError(
+        f"load_cifar10 found no CIFAR-10 for source={source!r} in {path}. A path is {ARCHIVE}, the "
+        f"folder {FOLDER}, a folder that holds either, or a TFDS data_dir with cifar10 prepared as "
+        f"array_record{tfds_reader.explain_unreadable('cifar10', path)}."
+    )
+
+
+def _find_archive(path: Path) -> Path | None:
+    if path.is_file():
+        return path
+    for place in (path, path / FOLDER, path / ARCHIVE):
+        if place.is_file() or any((place / name).is_file() for name in sum(FILES.values(), ())):
+            return place
+    return None
+
+
+def _refuse_pickles(path: Path) -> None:
+    pickles = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+    for name in pickles:
+        if path.name == name or (path / name).exists() and _find_archive(path) is None:
+            raise ValueError(
+                f"load_cifar10 got {path / name if path.name != name else path}, the python version "
+                "of CIFAR-10. Its batches are pickles, and reading a pickle runs whatever code it "
+                f"holds. Get the binary version, {URL}, or pass download=True."
+            )
+
+
+def _search(
+    root: Path, source: Source, download: bool, progress: Progress | None
+) -> tuple[str, Path]:
+    """Looks in the places that need no path; at last downloads, if it may."""
+    archive = _find_archive(root)
+    if archive is not None and source != "tfds":
+        return "archive", archive
+    data_dir = tfds_reader.default_data_dir()
+    prepared = tfds_reader.find_prepared("cifar10", data_dir)
+    if prepared is not None and source != "archive":
+        return "tfds", prepared
+    if download and source != "tfds":
+        try:
+            return "archive", download_file(
+                URL,
+                root / ARCHIVE,
+                size=ARCHIVE_BYTES,
+                sha256=ARCHIVE_SHA256,
+                progress=progress,
+            )
+        except ConnectionError as error:
+            raise _not_found(root, data_dir, f"The download failed: {error}") from error
+    raise _not_found(root, data_dir, "No download was asked for.")
+
+
+def _not_found(root: Path, data_dir: Path, why: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"load_cifar10 found no CIFAR-10 in {root} or {data_dir}"
+        f"{tfds_reader.explain_unreadable('cifar10', data_dir)}. {why} Any one of these helps:\n"
+        f"  1. path=...: the archive {ARCHIVE}, or its folder {FOLDER}, or where either lies "
+        f"({URL});\n"
+        "  2. download=True, on a machine with a network;\n"
+        "  3. TFDS: path=..., the data_dir of a cifar10 prepared as array_record "
+        "(ddpm_jax.data.prepare_cifar10_tfds does so without TensorFlow)."
+    )
+
+
+def _files_read(kind: str, place: Path, split: Split) -> list[Path]:
+    if kind == "tfds":
+        return tfds_reader.record_files(place, split)
+    if place.is_file():
+        return [place]
+    return [file for name in FILES[split] if (file := place / name).is_file()]

@@ -1,0 +1,49 @@
+"""The 8×8 handwritten digits that come with scikit-learn: a real data set without a download.
+
+Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI repository.
+Scikit-learn carries its test part: 1,797 digits of 13 writers, each writer's in one run.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from ddpm_jax.data.dataset import ImageDataset, make_dataset
+
+NUM_DIGITS = 1797
+
+
+def load_digits(split: Literal["train", "heldout"]) -> ImageDataset:
+    """Loads the digits of `split`: uint8 [1437, 8, 8, 1] for "train", [360, 8, 8, 1] for "heldout".
+
+    Grey levels v in 0..16 become round(255 v / 16). The split lists the digits class by class,
+    within a class in their original order, and holds out every fifth, beginning with the first. It
+    draws no random numbers, so it is the same everywhere. Each class, and within it each run of one
+    writer, gives a fifth: both parts have the same distribution, as a held-out likelihood or a
+    distance between samples and held-out digits wants it. They also share their writers, so nothing
+    is measured about the handwriting of people unseen.
+
+    Raises ValueError for another split name, or when scikit-learn ships other data than it did.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f'load_digits needs split "train" or "heldout", got {split!r}.')
+    from sklearn import datasets
+
+    levels, labels = datasets.load_digits(return_X_y=True)
+    if levels.shape != (NUM_DIGITS, 64) or levels.min() != 0 or levels.max() != 16:
+        raise ValueError(
+            f"load_digits expects scikit-learn's {NUM_DIGITS} digits of 64 levels in 0..16, got "
+            f"{levels.shape} in {levels.min()}..{levels.max()}: this version ships other data."
+        )
+    images = np.round(levels * (255.0 / 16.0)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    chosen = split_indices(labels)[0 if split == "train" else 1]
+    return make_dataset(images[chosen], labels[chosen], 10, f"digits/{split}")
+
+
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ascending indices (train, heldout) by the rule of `load_digits` for labels [N]."""
+    by_class = np.argsort(labels, kind="stable")
+    heldout = np.sort(by_class[::5])
+    return np.setdiff1d(np.arange(len(labels)), heldout), heldout

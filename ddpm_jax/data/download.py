@@ -1,0 +1,112 @@
+"""One file over HTTP: verified against a pinned size and sha256 before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`, called as work goes on: bytes of a download, images of a folder."""
+
+ANSWER_SECONDS = 4.0  # until the server's first answer, name look-up and connection included
+STALL_SECONDS = 30.0  # between two pieces of a download that has begun
+
+
+def download_file(
+    url: str,
+    destination: Path,
+    *,
+    size: int,
+    sha256: str,
+    progress: Progress | None = None,
+) -> Path:
+    """Downloads `url` to `destination` and returns it; an interrupted or wrong download leaves nothing.
+
+    size      of the file in bytes
+    sha256    of the file, 64 hex digits
+    progress  called with (bytes so far, size); by default a tqdm bar, if stderr is a terminal
+
+    Raises ConnectionError when the server does not answer within 4 s or fails later, ValueError when
+    what it sends has another size or sha256, OSError when `destination` cannot be written.
+    """
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
+    except OSError as error:
+        raise OSError(
+            f"download_file cannot write to {destination.parent} ({error}). "
+            "Pass a writable cache_dir."
+        ) from error
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file, _open(url) as response:
+            digest, done = hashlib.sha256(), 0
+            with progress_bar(progress, destination.name, size, unit="B") as report:
+                for piece in _pieces(response, url):
+                    done += len(piece)
+                    if done > size:
+                        break
+                    file.write(piece)
+                    digest.update(piece)
+                    report(done, size)
+        if done != size or digest.hexdigest() != sha256:
+            raise ValueError(
+                f"{url} sent {'more than ' if done > size else ''}{min(done, size):,} bytes with "
+                f"sha256 {digest.hexdigest()}, not the {size:,} bytes with sha256 {sha256} that "
+                "were published. Nothing was kept. A proxy or captive portal may have answered."
+            )
+        partial.chmod(0o644)
+        os.replace(partial, destination)
+    finally:
+        partial.unlink(missing_ok=True)
+    return destination
+
+
+@contextmanager
+def progress_bar(
+    progress: Progress | None, what: str, total: int, *, unit: str
+) -> Iterator[Progress]:
+    """Yields `progress`, or where that is None one that moves a tqdm bar if stderr is a terminal."""
+    if progress is not None:
+        yield progress
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=None) as bar:
+        yield lambda done, _: bar.update(done - bar.n) and None
+
+
+def _open(url: str):
+    # In a thread: the time-out of a socket does not cover the look-up of its name, which on a machine
+    # without a network may take many times as long.
+    answer: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(urllib.request.urlopen(url, timeout=STALL_SECONDS))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        response = answer.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        raise ConnectionError(f"{url} did not answer within {ANSWER_SECONDS:g} s.") from None
+    if isinstance(response, Exception):
+        raise ConnectionError(f"{url} could not be opened: {response}") from response
+    return response
+
+
+def _pieces(response, url: str) -> Iterator[bytes]:
+    try:
+        while piece := response.read(1 << 18):
+            yield piece
+    except Exception as error:
+        raise ConnectionError(f"{url} broke off: {error!r}") from error

@@ -1,0 +1,172 @@
+"""From a stored data set to the batches of training steps.
+
+A training loop runs K consecutive steps at a time. Where the images fit on the device they stay
+there as uint8, and a chunk is only its indices, `ShuffledIndices.chunk(step, K)`. Where they do
+not, `PrefetchedBatches` reads the images of the coming chunks in the background. Either way the
+examples are a function of the step, and the jitted step makes floats of them by `prepare_images`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data.dataset import ImageDataset
+from ddpm_jax.data.shuffle import ShuffledIndices
+from ddpm_jax.pixels import from_pixels
+from ddpm_jax.types import Array, Key, bcast_right
+
+
+def prepare_images(images: Array, keys: Key | None, *, flip: bool) -> Array:
+    """Maps uint8 images [B, H, W, C] to float32 in [-1, 1], mirrored with probability ½.
+
+    The mirror swaps left and right. Each example's coin is drawn from its own key, keys [B], so
+    that it does not depend on how a batch is spread over devices. Without `flip` no key is used and
+    keys may be None. Traceable.
+
+    Raises TypeError for images that are not uint8, and for missing or untyped keys; ValueError for
+    keys of another shape than [B].
+    """
+    x = from_pixels(images)
+    if not flip:
+        return x
+    if keys is None or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"prepare_images with flip=True needs typed keys [B], got {type(keys).__name__}. "
+            "Make them with jax.random.split(jax.random.key(seed), B), or fold_in per example."
+        )
+    if keys.shape != x.shape[:1]:
+        raise ValueError(
+            f"prepare_images needs one key an example, keys [B] for images [B, H, W, C], got keys "
+            f"{keys.shape} for images {x.shape}."
+        )
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(bcast_right(mirrored, x.ndim), x[:, :, ::-1], x)
+
+
+def fits_on_device(dataset: ImageDataset, limit_bytes: int) -> bool:
+    """Tells whether images and labels together take at most `limit_bytes` of device memory."""
+    return dataset.images.nbytes + dataset.labels.nbytes <= limit_bytes
+
+
+class BatchChunk(NamedTuple):
+    """The batches of K consecutive training steps, or one process's share of them.
+
+    step     the first of the K global steps
+    indices  int32 [K, B] into the data set
+    images   uint8 [K, B, H, W, C]
+    labels   int32 [K, B]
+    """
+
+    step: int
+    indices: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class PrefetchedBatches:
+    """Reads the images of coming steps in a background thread: a context manager and an iterator.
+
+        with PrefetchedBatches(dataset, indices, start_step=7, chunk_length=lambda s: 8) as chunks:
+            for chunk in chunks: ...
+
+    dataset       the images, usually a memory map larger than memory
+    indices       `ShuffledIndices` of the global batch over that data set
+    start_step    the first step to read; resuming needs nothing else
+    chunk_length  how many steps the chunk beginning at a step has; 0 ends the sequence
+    share         which part of the global batch this process reads (all of it)
+    depth         how many finished chunks may wait, besides the one being read and the one in use
+
+    An error while reading is raised in the consumer as RuntimeError naming steps and data, with the
+    cause attached. Leaving the `with` block, by whatever way, ends the thread.
+
+    Raises ValueError when `indices` is for another number of examples, or depth < 1.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        indices: ShuffledIndices,
+        *,
+        start_step: int,
+        chunk_length: Callable[[int], int],
+        share: slice = slice(None),
+        depth: int = 2,
+    ) -> None:
+        if indices.num_examples != len(dataset.images):
+            raise ValueError(
+                f"PrefetchedBatches got indices over {indices.num_examples} examples for "
+                f"{dataset.name} of {len(dataset.images)}. Build the indices for that data set."
+            )
+        if depth < 1:
+            raise ValueError(f"PrefetchedBatches needs depth ≥ 1, got {depth}.")
+        self._dataset, self._indices, self._share = dataset, indices, share
+        self._start_step, self._chunk_length = start_step, chunk_length
+        self._queue: queue.Queue[BatchChunk | RuntimeError | None] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> PrefetchedBatches:
+        if self._thread is not None:
+            raise RuntimeError("PrefetchedBatches can be entered once. Make another for each pass.")
+        self._thread = threading.Thread(target=self._work, name="prefetched-batches", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __iter__(self) -> Iterator[BatchChunk]:
+        return self
+
+    def __next__(self) -> BatchChunk:
+        if self._thread is None or self._stop.is_set():
+            raise RuntimeError(
+                "PrefetchedBatches has no thread reading for it. Iterate inside a `with` block."
+            )
+        item = self._queue.get()
+        if isinstance(item, BatchChunk):
+            return item
+        self._put_back(item)
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def _put_back(self, last: RuntimeError | None) -> None:
+        # The thread ended with this item, so that there is room, and a later `next` finds it again.
+        self._queue.put_nowait(last)
+
+    def _work(self) -> None:
+        step, length = self._start_step, 0
+        try:
+            while not self._stop.is_set() and (length := self._chunk_length(step)) > 0:
+                self._put(self._read(step, length))
+                step += length
+            self._put(None)
+        except Exception as error:
+            filename = getattr(self._dataset.images, "filename", None)
+            failure = RuntimeError(
+                f"PrefetchedBatches could not read steps {step}..{step + max(length, 1) - 1} of "
+                f"{self._dataset.name}" + (f" ({filename})" if filename else "") + f": {error!r}"
+            )
+            failure.__cause__ = error
+            self._put(failure)
+
+    def _read(self, step: int, length: int) -> BatchChunk:
+        chosen = self._indices.chunk(step, length)[:, self._share]
+        return BatchChunk(step, chosen, self._dataset.images[chosen], self._dataset.labels[chosen])
+
+    def _put(self, item: BatchChunk | RuntimeError | None) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue

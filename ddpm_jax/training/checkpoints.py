@@ -1,0 +1,217 @@
+"""Saving and restoring train states through Orbax: in the background, atomically, verified.
+
+    <folder>/<step>/            a complete, verified-on-read checkpoint
+    <folder>/incoming-<step>/   one being written, removed at the next start
+    <folder>/<step>.damaged/    one whose files no longer match its manifest, kept for whoever wants to look
+
+A step gets its final name by one rename, after Orbax has finished and the manifest is on the disk, so a process
+killed at any instant leaves only whole steps under final names. (Orbax's own CheckpointManager renames before a
+manifest could be written, which is why it is not used here.)
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import shutil
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ddpm_jax.training.manifest import (
+    DamagedCheckpointError,
+    check_tree,
+    describe_tree,
+    verify_manifest,
+    write_manifest,
+)
+from ddpm_jax.types import PyTree
+
+T = TypeVar("T")
+INCOMING = "incoming-"
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(tree: PyTree) -> PyTree:
+    """The tree with typed keys as the integers behind them."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _as_tree(tree: PyTree) -> PyTree:
+    """The same leaves in dictionaries by field name, which every version of Orbax stores alike."""
+    return {name: getattr(tree, name) for name in tree.__dataclass_fields__}
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager that finishes what it is writing.
+
+    Args:
+        folder: where they live; made by the first save.
+        keep: how many of the newest to keep.
+        writable: False to only read: nothing is removed or renamed.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 3, writable: bool = True):
+        if keep < 1:
+            raise ValueError(f"Checkpoints needs keep >= 1, got {keep}: a run resumes from the newest.")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self.writable = writable
+        self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+        if writable and self.folder.is_dir():
+            for leftover in self.folder.glob(f"{INCOMING}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        try:
+            if exc_info[0] is None:
+                self.wait()
+        finally:
+            self._thread.shutdown(wait=True)
+            self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, rising."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Starts saving `state`; returns once it may be changed, and writes on in the background.
+
+        Waits for the save before it, whose failure (a full disk) surfaces here as OSError or what Orbax
+        raised. A step that is already saved is left as it is.
+        """
+        self.wait()
+        if (self.folder / str(step)).exists():
+            return
+        tree = _as_tree(_raw(state))
+        incoming = self.folder / f"{INCOMING}{step}"
+        shutil.rmtree(incoming, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._orbax.save(incoming, args=ocp.args.StandardSave(tree))
+        self._pending = self._thread.submit(self._finish, incoming, step, describe_tree(tree))
+
+    def _finish(self, incoming: Path, step: int, tree: dict) -> None:
+        try:
+            self._orbax.wait_until_finished()
+            write_manifest(incoming, tree, step)
+            incoming.rename(self.folder / str(step))
+        except BaseException:
+            shutil.rmtree(incoming, ignore_errors=True)
+            raise
+        for old in self.steps()[: -self.keep]:
+            # Renamed first: a kill inside the removal must not leave half a step under a final name.
+            doomed = self.folder / f"{INCOMING}{old}-old"
+            (self.folder / str(old)).rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Waits until the save under way is complete; raises what it failed with."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def busy(self) -> bool:
+        """Whether a save is still being written."""
+        return self._pending is not None and not self._pending.done()
+
+    def restore(self, like: T, step: int | None = None) -> T | None:
+        """Restores the newest intact checkpoint (or that of `step`) into the shape and placement of `like`.
+
+        `like` is a state or its ShapeDtypeStructs; leaves with a sharding are put there, on however many
+        devices that is. Returns None when there is no checkpoint. A damaged checkpoint is passed over with a
+        warning (and, when writable, renamed to `<step>.damaged`) for the newest intact one.
+
+        Raises DamagedCheckpointError when every checkpoint is damaged, MismatchedCheckpointError for one of
+        another model, FileNotFoundError when `step` has none.
+        """
+        self.wait()
+        available = self.steps()
+        if step is not None:
+            if step not in available:
+                raise FileNotFoundError(
+                    f"{self.folder} has no checkpoint of step {step}; it has {available or 'none'}."
+                )
+            available = [step]
+        damaged: list[str] = []
+        for candidate in reversed(available):
+            folder = self.folder / str(candidate)
+            try:
+                stored = verify_manifest(folder)
+            except DamagedCheckpointError as error:
+                damaged.append(str(error))
+                continue
+            check_tree(folder, stored, _as_tree(_raw_like(like)))
+            restored = self._read(folder, like)
+            if damaged:
+                self._set_aside(damaged, available, candidate)
+            return restored
+        if damaged:
+            raise DamagedCheckpointError(
+                "no intact checkpoint is left:\n  " + "\n  ".join(damaged) + "\nNothing was changed. Put "
+                f"the files back, or start again in another run directory ({self.folder.parent} is kept)."
+            )
+        return None
+
+    def _read(self, folder: Path, like: T) -> T:
+        target = _raw_like(like)
+        try:
+            tree = self._orbax.restore(folder, args=ocp.args.StandardRestore(_as_tree(target)))
+        except Exception as error:
+            raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
+        restored = type(like)(**tree)
+        return jax.tree.map(
+            lambda leaf, wanted: (
+                jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(wanted))
+                if _is_key(wanted)
+                else leaf
+            ),
+            restored,
+            like,
+        )
+
+    def _set_aside(self, damaged: list[str], available: list[int], used: int) -> None:
+        kept = []
+        for bad in (s for s in available if s > used):
+            folder = self.folder / str(bad)
+            if self.writable:
+                aside = self.folder / f"{bad}.damaged"
+                while aside.exists():
+                    aside = aside.with_name(aside.name + "-again")
+                folder = folder.rename(aside)
+            kept.append(str(folder))
+        warnings.warn(
+            "damaged checkpoint: " + " ".join(damaged) + f" Kept as {', '.join(kept)}; "
+            f"going on from step {used}.",
+            stacklevel=3,
+        )
+
+
+def _raw_like(like: PyTree) -> PyTree:
+    """ShapeDtypeStructs of `like` with keys as integers, placed where `like` is placed."""
+
+    def describe(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if _is_key(leaf):
+            data = jax.eval_shape(jax.random.key_data, leaf)
+            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=_data_sharding(leaf))
+        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(describe, like)
+
+
+def _data_sharding(key):
+    return jax.random.key_data(key).sharding if isinstance(key, jax.Array) else None

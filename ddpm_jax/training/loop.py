@@ -1,0 +1,139 @@
+"""The training loop: chunks of steps, hooks between them, and a way out that loses nothing.
+
+The loop knows no files and draws nothing; what happens every so many steps is a hook. Chunks end wherever a hook
+is due, so a hook always sees the state of exactly its step.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax.training.state import TrainState
+
+Metrics = Mapping[str, np.ndarray]
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient was not finite for too many steps in a row.
+
+    Attributes:
+        step: the last of those steps.
+        metric: "loss" or "grad_norm", whichever was not finite there.
+        recent: the metrics of the steps in the last chunks, for a dump.
+    """
+
+    def __init__(self, step: int, metric: str, count: int, recent: list[dict[str, float]]):
+        super().__init__(
+            f"{metric} was not finite at step {step}, the {count}th step in a row. None of these steps "
+            "changed the parameters; the last checkpoint is good. Lower the learning rate, look at the "
+            "data, or compute in float32 (--network.dtype float32)."
+        )
+        self.step, self.metric, self.recent = step, metric, recent
+
+
+class Hook(NamedTuple):
+    """`call(state, step)` after every `every`-th step; 0 never. Chunks end at its steps."""
+
+    every: int
+    call: Callable[[TrainState, int], None]
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; a second one interrupts at once.
+
+    A context manager; it restores the handlers it found. Only the main thread can catch signals: elsewhere it
+    is a plain flag.
+    """
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+        self._old: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number, frame) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal is not None
+
+
+def next_boundary(step: int, num_steps: int, max_chunk: int, periods: Sequence[int]) -> int:
+    """The step at which the chunk that starts at `step` ends: at most max_chunk on, and no hook skipped."""
+    ends = [num_steps, step + max_chunk, *((step // p + 1) * p for p in periods if p > 0)]
+    return min(ends)
+
+
+def train_loop(
+    state: TrainState,
+    run_chunk: Callable[[TrainState, int, int], tuple[TrainState, Any]],
+    *,
+    num_steps: int,
+    max_chunk: int = 1,
+    hooks: Sequence[Hook] = (),
+    on_metrics: Callable[[int, Metrics], None] = lambda first, metrics: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    max_bad_steps: int = 20,
+) -> TrainState:
+    """Trains from `state.step` to `num_steps` and returns the state there, or where it was stopped.
+
+    Args:
+        state: where to start; placed on its devices.
+        run_chunk: `(state, first_step, count) -> (state, metrics [>= count])`, dispatching asynchronously.
+        num_steps: the step to reach.
+        max_chunk: the most steps in one dispatch.
+        hooks: run after the steps they are due at, in order.
+        on_metrics: `(first_step, metrics [count])` on the host, one chunk late so that the device never waits.
+        should_stop: asked after each chunk.
+        max_bad_steps: this many non-finite steps in a row raise NonFiniteError.
+    """
+    step = int(state.step)
+    bad_steps, recent = 0, []
+    pending: tuple[int, int, Any] | None = None
+
+    def report() -> None:
+        nonlocal pending, bad_steps, recent
+        if pending is None:
+            return
+        first, count, device_metrics = pending
+        pending = None
+        metrics = {k: np.asarray(v)[:count] for k, v in jax.device_get(device_metrics).items()}
+        on_metrics(first, metrics)
+        for i in range(count):
+            row = {"step": first + i + 1, **{k: float(v[i]) for k, v in metrics.items()}}
+            recent = [*recent[-99:], row]
+            bad_steps = 0 if row["finite"] else bad_steps + 1
+            if bad_steps >= max_bad_steps:
+                metric = "grad_norm" if np.isfinite(row["loss"]) else "loss"
+                raise NonFiniteError(first + i + 1, metric, bad_steps, recent)
+
+    while step < num_steps and not should_stop():
+        end = next_boundary(step, num_steps, max_chunk, [hook.every for hook in hooks])
+        state, metrics = run_chunk(state, step, end - step)
+        report()
+        pending = (step, end - step, metrics)
+        step = end
+        due = [hook for hook in hooks if hook.every > 0 and step % hook.every == 0]
+        if due:
+            report()
+            for hook in due:
+                hook.call(state, step)
+    report()
+    return state

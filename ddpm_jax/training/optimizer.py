@@ -1,0 +1,50 @@
+"""The optimiser of the paper as an Optax chain (Ho et al. 2020, App. B, and its released code)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import optax
+
+Decay = Literal["constant", "cosine"]
+
+
+def learning_rate_schedule(
+    peak: float, *, warmup_steps: int, num_steps: int, decay: Decay = "constant"
+) -> optax.Schedule:
+    """Linear warm-up from 0 over `warmup_steps`, then constant, or a cosine to 0 at `num_steps`.
+
+    Raises ValueError for values no run could use.
+    """
+    if not (peak > 0 and warmup_steps >= 0):
+        raise ValueError(
+            f"learning_rate_schedule needs peak > 0 and warmup_steps >= 0, got {peak=}, {warmup_steps=}. "
+            "Ho et al. (2020) use 2e-4 and 5000 on CIFAR-10."
+        )
+    if decay == "constant":
+        if warmup_steps == 0:
+            return optax.constant_schedule(peak)
+        return optax.linear_schedule(0.0, peak, warmup_steps)
+    if decay != "cosine":
+        raise ValueError(f"learning_rate_schedule knows 'constant' and 'cosine', got {decay!r}.")
+    if num_steps <= warmup_steps:
+        raise ValueError(
+            f"a cosine decay over {num_steps} steps leaves nothing after {warmup_steps} steps of "
+            "warm-up. Train longer, or shorten the warm-up."
+        )
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+
+
+def make_optimizer(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    clip_norm: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Adam behind a clip of the global gradient norm; `clip_norm=None` leaves gradients as they are."""
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"make_optimizer needs clip_norm > 0 or None, got {clip_norm}.")
+    adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+    return adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)
