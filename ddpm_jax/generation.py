@@ -22,6 +22,9 @@ DenoiserOf = Callable[[PyTree, Any], Denoiser]
 """`denoiser_of(params, labels) -> denoise`: binds parameters and labels [B] (None without classes)."""
 
 
+AXIS = "data"
+
+
 class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
     """Sampling was asked to stop before it was done."""
 
@@ -39,99 +42,123 @@ def chunk_length(num_steps: int, target_chunks: int) -> int:
     return max(d for d in range(1, limit + 1) if num_steps % d == 0)
 
 
-def generate(
-    sampler: Sampler,
-    denoiser_of: DenoiserOf,
-    params: PyTree,
-    *,
-    seed: int,
-    count: int,
-    shape: tuple[int, ...],
-    batch_size: int = 64,
-    labels: np.ndarray | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    frames_of: int = 0,
-    target_chunks: int = 40,
-    on_progress: Callable[[int], None] = lambda steps: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Generated:
-    """Generates `count` images of `shape` [H, W, C] as uint8.
+class Generator:
+    """Generates images with one sampler; compiled once, whatever the number of calls.
 
     Args:
         sampler: a sampler over its grid.
         denoiser_of: see DenoiserOf.
-        params: usually the averaged parameters; copied to every device.
-        seed: image i is a function of (seed, i) alone.
-        count: how many.
-        shape: of one event.
-        batch_size: images at a time over all devices; rounded up to a multiple of their number.
-        labels: one class per image [count], for conditional networks.
-        devices: where; the default device when None.
-        frames_of: keep the way of the first so many images (at most one batch).
-        target_chunks: how many frames, and reports of progress, a batch has at least.
-        on_progress: told the number of network steps × images done since the last call.
-        should_stop: asked between chunks; Stopped is raised when it says so.
+        shape: of one image, [H, W, C].
+        devices: what to run on; the default device when None.
+        target_chunks: how many chunks the grid is cut into at least: frames, and reports of progress.
     """
-    if count < 1 or batch_size < 1:
-        raise ValueError(f"generate needs count >= 1 and batch_size >= 1, got {count=}, {batch_size=}.")
-    if labels is not None and len(labels) != count:
-        raise ValueError(f"generate needs one label per image, got {len(labels)} for {count} images.")
-    devices = tuple(devices) if devices else tuple(jax.local_devices()[:1])
-    size = -(-min(batch_size, count) // len(devices)) * len(devices)
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    split, whole = PartitionSpec("data"), PartitionSpec()
 
-    def start(keys):
-        x_T = initial_noise(keys, shape)
-        return x_T, sampler.init(x_T)
-
-    def run(params, x, state, keys, labels, steps):
-        x, state, _ = advance(
-            sampler, denoiser_of(params, labels), x, state, steps, keys=keys if sampler.stochastic else None
+    def __init__(
+        self,
+        sampler: Sampler,
+        denoiser_of: DenoiserOf,
+        shape: tuple[int, ...],
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        target_chunks: int = 40,
+    ):
+        self.shape = shape
+        self.devices = tuple(devices) if devices else tuple(jax.local_devices()[:1])
+        self._steps = np.asarray(grid_steps(sampler))
+        self._chunk = chunk_length(len(self._steps), target_chunks)
+        mesh = jax.make_mesh(
+            (len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices
         )
-        return x, state
+        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._whole = NamedSharding(mesh, PartitionSpec())
 
-    # Without the check of varying axes: a user's sampler state may hold constants, which are the same anywhere.
-    def mapped(fn, in_specs):
-        return jax.jit(
-            jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
-        )
+        def start(keys):
+            x_T = initial_noise(keys, shape)
+            return x_T, sampler.init(x_T)
 
-    start_fn = mapped(start, (split,))
-    run_fn = mapped(run, (whole, split, split, split, split, whole))
-    params = jax.device_put(params, NamedSharding(mesh, whole))
-    steps = np.asarray(grid_steps(sampler))
-    chunk = chunk_length(len(steps), target_chunks)
-    images, frames = [], []
-    for first in range(0, count, size):
-        # The last batch is filled up with images nobody asked for, so that one program serves all.
-        index = np.arange(first, first + size)
-        real = min(size, count - first)
-        batch_labels = None
-        if labels is not None:
-            batch_labels = jax.device_put(
-                np.resize(labels[first : first + real], size).astype(np.int32),
-                NamedSharding(mesh, split),
+        def run(params, x, state, keys, labels, steps):
+            denoise = denoiser_of(params, labels)
+            noise_keys = keys if sampler.stochastic else None
+            x, state, _ = advance(sampler, denoise, x, state, steps, keys=noise_keys)
+            return x, state
+
+        split, whole = self._split.spec, self._whole.spec
+
+        def mapped(fn, in_specs):
+            # Unchecked: a sampler's state may hold constants, which are the same on every device anyway.
+            return jax.jit(
+                jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
             )
-        keys = jax.device_put(
-            example_keys(jax.random.key(seed), jnp.asarray(index, jnp.uint32)),
-            NamedSharding(mesh, split),
-        )
-        x, state = start_fn(keys)
-        keep = first == 0 and frames_of > 0
-        if keep:
-            frames.append(_pixels(x, frames_of))
-        for begin in range(0, len(steps), chunk):
-            if should_stop():
-                raise Stopped(f"stopped after {first} of {count} images")
-            x, state = run_fn(params, x, state, keys, batch_labels, steps[begin : begin + chunk])
+
+        self._start = mapped(start, (split,))
+        self._run = mapped(run, (whole, split, split, split, split, whole))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the sampler's grid."""
+        return len(self._steps)
+
+    def __call__(
+        self,
+        params: PyTree,
+        *,
+        seed: int,
+        count: int,
+        batch_size: int = 64,
+        labels: np.ndarray | None = None,
+        frames_of: int = 0,
+        on_progress: Callable[[int], None] = lambda steps: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Generated:
+        """Generates `count` images as uint8 [count, H, W, C].
+
+        Args:
+            params: usually the averaged parameters; copied to every device.
+            seed: image i is a function of (seed, i) alone.
+            count: how many.
+            batch_size: images at a time over all devices; rounded up to a multiple of their number.
+            labels: one class per image [count], for conditional networks.
+            frames_of: also keep x_t on the way, of the first so many images (at most one batch).
+            on_progress: told the number of images × steps done since the last call.
+            should_stop: asked between chunks; Stopped is raised when it says so.
+
+        Raises ValueError for counts below one and for labels that are not one per image.
+        """
+        if count < 1 or batch_size < 1:
+            raise ValueError(
+                f"a Generator needs count >= 1 and batch_size >= 1, got {count=}, {batch_size=}."
+            )
+        if labels is not None and len(labels) != count:
+            raise ValueError(
+                f"a Generator needs one label per image, got {len(labels)} for {count} images."
+            )
+        size = -(-min(batch_size, count) // len(self.devices)) * len(self.devices)
+        params = jax.device_put(params, self._whole)
+        images, frames = [], []
+        for first in range(0, count, size):
+            # The last batch is filled up with images nobody asked for, so that one program serves all.
+            real = min(size, count - first)
+            index = jnp.arange(first, first + size, dtype=jnp.uint32)
+            keys = jax.device_put(example_keys(jax.random.key(seed), index), self._split)
+            batch_labels = None
+            if labels is not None:
+                filled = np.resize(labels[first : first + real], size).astype(np.int32)
+                batch_labels = jax.device_put(filled, self._split)
+            x, state = self._start(keys)
+            keep = first == 0 and frames_of > 0
             if keep:
                 frames.append(_pixels(x, frames_of))
-            else:
+            for begin in range(0, self.num_steps, self._chunk):
+                if should_stop():
+                    raise Stopped(f"stopped after {first} of {count} images")
+                steps = self._steps[begin : begin + self._chunk]
+                x, state = self._run(params, x, state, keys, batch_labels, steps)
+                if keep:
+                    frames.append(_pixels(x, frames_of))
                 jax.block_until_ready(x)
-            on_progress(real * chunk)
-        images.append(_pixels(x, real))
-    return Generated(np.concatenate(images), np.stack(frames) if frames else None)
+                on_progress(real * len(steps))
+            images.append(_pixels(x, real))
+        return Generated(np.concatenate(images), np.stack(frames) if frames else None)
 
 
 def _pixels(x: Array, count: int) -> np.ndarray:

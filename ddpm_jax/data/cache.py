@@ -1,8 +1,8 @@
 """Decoded images on disk: one uint8 `.npy` an entry, memory-mapped, checked by its fingerprint.
 
-An entry is a folder `<cache>/<key>/` of `images.npy` [N, H, W, C], `labels.npy` [N] and `entry.json`
-(name, shape, number of classes, fingerprint, and the source it was decoded from). It is written
-beside its place and renamed when complete, so that a killed run leaves no half entry.
+An entry is a folder `<cache>/<key>/` of `images.npy` [N, H, W, C], `labels.npy` [N] and
+`entry.json` (name, shape, number of classes, fingerprint, and the source it was decoded from). It
+is written beside its place and renamed when complete, so that a killed run leaves no half entry.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def write_entry(
     name: str,
     source: dict[str, Any],
 ) -> ImageDataset:
-    """Stores images [N, H, W, C] as entry `key`; where that fails, warns and returns them unstored."""
+    """Stores images [N, H, W, C] as entry `key`; where that fails, warns and returns them."""
     try:
         with EntryWriter(root, key, images.shape) as writer:  # type: ignore
             writer.append(images)
@@ -204,7 +204,7 @@ def write_entry(
 
 
 def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:
-    """Says what an entry was decoded from: its kind, place, and the sizes and times of its files."""
+    """Says what an entry was decoded from: kind, place, and the sizes and times of its files."""
     stats = [(file.name, file.stat()) for file in files]
     return {
         "kind": kind,

@@ -1,8 +1,8 @@
 """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images, 32×32 RGB, ten classes.
 
-It is read from the "binary version" of https://www.cs.toronto.edu/~kriz/cifar.html, whose files hold
-10,000 records each: one label byte, then 1,024 red, 1,024 green and 1,024 blue bytes, row by row. The
-"python version" is a pickle, which runs code when it is read, and is refused.
+It is read from the "binary version" of https://www.cs.toronto.edu/~kriz/cifar.html, whose files
+hold 10,000 records each: one label byte, then 1,024 red, 1,024 green and 1,024 blue bytes, row by
+row. The "python version" is a pickle, which runs code when it is read, and is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ddpm_jax.data.download import Progress, download_file
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
+PICKLES = ("cifar-10-python.tar.gz", "cifar-10-batches-py")
 ARCHIVE_BYTES = 170_052_171
 ARCHIVE_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 FILES = {
@@ -49,8 +50,9 @@ def load_cifar10(
 ) -> ImageDataset:
     """Loads CIFAR-10: uint8 [50000, 32, 32, 3] for "train", [10000, 32, 32, 3] for "test".
 
-    path       what to read: the archive `cifar-10-binary.tar.gz`, its folder `cifar-10-batches-bin`, a
-               folder that holds either, or the `data_dir` of a prepared TFDS data set
+    path       what to read: the archive `cifar-10-binary.tar.gz`, its folder
+               `cifar-10-batches-bin`, a folder that holds either, or the `data_dir` of a prepared
+               TFDS data set
     source     "archive" (or its folder) or "tfds" admits that kind alone; "auto" both
     cache_dir  where decoded images and downloads are kept (`cache_root`)
     download   whether the archive may be fetched; never without being asked
@@ -58,30 +60,26 @@ def load_cifar10(
 
     Without a path, the first of these is taken: the images cached by an earlier call, whatever they
     were decoded from; the archive or its folder in cache_dir; a data set that TFDS prepared as
-    array_record in TFDS_DATA_DIR or ~/tensorflow_datasets; a download. A path is read again when its
-    files' sizes or times have changed since they were cached. The order of the images is that of the
-    source (TFDS shuffles), so the fingerprint differs between sources.
+    array_record in TFDS_DATA_DIR or ~/tensorflow_datasets, if TFDS is installed; a download. A path
+    is read again when its files' sizes or times have changed since they were cached. The order of
+    the images is that of the source (TFDS shuffles), so the fingerprint differs between sources.
 
     A download has to match the published size and sha256. Of local files the structure is checked:
     sizes, label range, and 5,000 (test: 1,000) images of every class.
 
-    Raises FileNotFoundError, with the remedies, where nothing is found; ValueError naming the file for
-    damaged or wrong files; ImportError when TFDS is needed and not installed.
+    Raises FileNotFoundError, with the remedies, where nothing is found; ValueError naming the file
+    for damaged or wrong files; ImportError when TFDS is needed and not installed.
     """
     if split not in FILES:
         raise ValueError(f'load_cifar10 needs split "train" or "test", got {split!r}.')
     if source not in ("auto", "archive", "tfds"):
-        raise ValueError(
-            f'load_cifar10 needs source "auto", "archive" or "tfds", got {source!r}.'
-        )
+        raise ValueError(f'load_cifar10 needs source "auto", "archive" or "tfds", got {source!r}.')
     root, key = cache_root(cache_dir), f"cifar10-{split}"
     if path is None:
         cached = read_entry(root, key, lambda about: source in ("auto", about["kind"]))
         if cached is not None:
             return cached
-        kind, place = _search(root, source, download, progress)
-    else:
-        kind, place = _recognise(Path(path).expanduser(), source)
+    kind, place = _locate(path, source, root, download, progress)
     origin = signature(kind, place, _files_read(kind, place, split))
     cached = read_entry(root, key, lambda about: about == origin)
     if cached is not None:
@@ -94,11 +92,22 @@ def load_cifar10(
     return write_entry(root, key, images, labels, 10, f"cifar10/{split}", origin)
 
 
+def find_archive(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Returns the archive or folder that `load_cifar10(source="archive", ...)` would decode."""
+    return _locate(path, "archive", cache_root(cache_dir), download, progress)[1]
+
+
 def read_batches(place: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Decodes the archive or folder `place`: images uint8 [N, 32, 32, 3] and labels uint8 [N].
 
-    Raises ValueError naming the file for a damaged archive, a file of the wrong size, or a label above
-    9; FileNotFoundError for a missing file.
+    Raises ValueError naming the file for a damaged archive, a file of the wrong size, or a label
+    above 9; FileNotFoundError for a missing file.
     """
     names = FILES[split]
     images = np.empty((len(names), RECORDS_PER_FILE, 32, 32, 3), np.uint8)
@@ -109,8 +118,8 @@ def read_batches(place: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         if records[:, 0].max() > 9:
             bad = int(np.argmax(records[:, 0] > 9))
             raise ValueError(
-                f"{place}: record {bad} of {name} has label {records[bad, 0]}, above 9. The file is "
-                f"damaged or not CIFAR-10's; get {ARCHIVE} again from {URL}."
+                f"{place}: record {bad} of {name} has label {records[bad, 0]}, above 9. The file "
+                f"is damaged or not CIFAR-10's; get {ARCHIVE} again from {URL}."
             )
         i = names.index(name)
         labels[i] = records[:, 0]
@@ -157,8 +166,8 @@ def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str,
                     return
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
-            f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} bytes, "
-            f"the published file {ARCHIVE_BYTES:,}. Get it again from {URL}, or pass download=True."
+            f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} "
+            f"bytes, the published file {ARCHIVE_BYTES:,}. Get it again from {URL}."
         ) from error
 
 
@@ -167,8 +176,8 @@ def _check_size(size: int, name: str, place: Path) -> None:
         whole, rest = divmod(size, RECORD_BYTES)
         raise ValueError(
             f"{place}: {name} has {size:,} bytes, {whole:,} records of {RECORD_BYTES} and {rest} "
-            f"bytes more; it needs exactly {RECORDS_PER_FILE:,} records. It is truncated or not the "
-            f"binary version; get {ARCHIVE} again from {URL}."
+            f"bytes more; it needs exactly {RECORDS_PER_FILE:,} records. It is truncated or not "
+            f"the binary version; get {ARCHIVE} again from {URL}."
         )
 
 
@@ -182,15 +191,52 @@ def _check_counts(labels: np.ndarray, split: Split, place: Path) -> None:
         )
 
 
+def _locate(
+    path: str | os.PathLike[str] | None,
+    source: Source,
+    root: Path,
+    download: bool,
+    progress: Progress | None,
+) -> tuple[str, Path]:
+    """Returns ("archive", file or folder) or ("tfds", folder of the prepared version)."""
+    if path is not None:
+        return _recognise(Path(path).expanduser(), source)
+    archive = _find_in(root)
+    if archive is not None and source != "tfds":
+        return "archive", archive
+    data_dir = tfds_reader.default_data_dir()
+    prepared = tfds_reader.find_prepared("cifar10", data_dir)
+    if prepared is not None and source != "archive":
+        if source == "tfds" or tfds_reader.is_installed():
+            return "tfds", prepared
+    why = "No download was asked for."
+    if download and source != "tfds":
+        destination, known = root / ARCHIVE, {"size": ARCHIVE_BYTES, "sha256": ARCHIVE_SHA256}
+        try:
+            return "archive", download_file(URL, destination, progress=progress, **known)
+        except ConnectionError as error:
+            why = f"The download failed: {error}"
+    raise FileNotFoundError(
+        f"load_cifar10 found no CIFAR-10 in {root} or {data_dir}"
+        f"{tfds_reader.explain_unreadable('cifar10', data_dir)}. {why} Any one of these helps:\n"
+        f"  1. path=...: the archive {ARCHIVE}, or its folder {FOLDER}, or where either lies "
+        f"({URL});\n"
+        "  2. download=True, on a machine with a network;\n"
+        "  3. TFDS: path=..., the data_dir of a cifar10 prepared as array_record "
+        "(ddpm_jax.data.prepare_cifar10_tfds does so without TensorFlow)."
+    )
+
+
 def _recognise(path: Path, source: Source) -> tuple[str, Path]:
-    """Tells what a path is: ("archive", file or folder) or ("tfds", folder of the prepared data)."""
-    _refuse_pickles(path)
     if not path.exists():
         raise FileNotFoundError(f"load_cifar10 got path {path}, which does not exist.")
-    found = _find_archive(path)
+    if path.name == PICKLES[0]:
+        _refuse_pickles(path)
+    found = _find_in(path)
     if found is not None and source != "tfds":
         return "archive", found
-    prepared = tfds_reader.find_prepared("cifar10", path) if path.is_dir() else None
+    _refuse_pickles(path)
+    prepared = tfds_reader.find_prepared("cifar10", path)
     if prepared is not None and source != "archive":
         return "tfds", prepared
     raise FileNotFoundError(
@@ -200,61 +246,26 @@ def _recognise(path: Path, source: Source) -> tuple[str, Path]:
     )
 
 
-def _find_archive(path: Path) -> Path | None:
+def _find_in(path: Path) -> Path | None:
+    """Returns the archive or batch folder at or in `path`, if any."""
     if path.is_file():
         return path
     for place in (path, path / FOLDER, path / ARCHIVE):
-        if place.is_file() or any((place / name).is_file() for name in sum(FILES.values(), ())):
+        if place.name == ARCHIVE and place.is_file():
+            return place
+        if any((place / name).is_file() for names in FILES.values() for name in names):
             return place
     return None
 
 
 def _refuse_pickles(path: Path) -> None:
-    pickles = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
-    for name in pickles:
-        if path.name == name or (path / name).exists() and _find_archive(path) is None:
+    for place in (path, *(path / name for name in PICKLES)):
+        if place.name in PICKLES and place.exists():
             raise ValueError(
-                f"load_cifar10 got {path / name if path.name != name else path}, the python version "
-                "of CIFAR-10. Its batches are pickles, and reading a pickle runs whatever code it "
-                f"holds. Get the binary version, {URL}, or pass download=True."
+                f"load_cifar10 found {place}, the python version of CIFAR-10. Its batches are "
+                "pickles, and reading a pickle runs whatever code it holds. Get the binary "
+                f"version, {URL}, or pass download=True without a path."
             )
-
-
-def _search(
-    root: Path, source: Source, download: bool, progress: Progress | None
-) -> tuple[str, Path]:
-    """Looks in the places that need no path; at last downloads, if it may."""
-    archive = _find_archive(root)
-    if archive is not None and source != "tfds":
-        return "archive", archive
-    data_dir = tfds_reader.default_data_dir()
-    prepared = tfds_reader.find_prepared("cifar10", data_dir)
-    if prepared is not None and source != "archive":
-        return "tfds", prepared
-    if download and source != "tfds":
-        try:
-            return "archive", download_file(
-                URL,
-                root / ARCHIVE,
-                size=ARCHIVE_BYTES,
-                sha256=ARCHIVE_SHA256,
-                progress=progress,
-            )
-        except ConnectionError as error:
-            raise _not_found(root, data_dir, f"The download failed: {error}") from error
-    raise _not_found(root, data_dir, "No download was asked for.")
-
-
-def _not_found(root: Path, data_dir: Path, why: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"load_cifar10 found no CIFAR-10 in {root} or {data_dir}"
-        f"{tfds_reader.explain_unreadable('cifar10', data_dir)}. {why} Any one of these helps:\n"
-        f"  1. path=...: the archive {ARCHIVE}, or its folder {FOLDER}, or where either lies "
-        f"({URL});\n"
-        "  2. download=True, on a machine with a network;\n"
-        "  3. TFDS: path=..., the data_dir of a cifar10 prepared as array_record "
-        "(ddpm_jax.data.prepare_cifar10_tfds does so without TensorFlow)."
-    )
 
 
 def _files_read(kind: str, place: Path, split: Split) -> list[Path]:

@@ -27,14 +27,14 @@ def download_file(
     sha256: str,
     progress: Progress | None = None,
 ) -> Path:
-    """Downloads `url` to `destination` and returns it; an interrupted or wrong download leaves nothing.
+    """Downloads `url` to `destination` and returns it; a failed download leaves nothing.
 
     size      of the file in bytes
     sha256    of the file, 64 hex digits
     progress  called with (bytes so far, size); by default a tqdm bar, if stderr is a terminal
 
-    Raises ConnectionError when the server does not answer within 4 s or fails later, ValueError when
-    what it sends has another size or sha256, OSError when `destination` cannot be written.
+    Raises ConnectionError when the server does not answer within 4 s or fails later, ValueError
+    when what it sends has another size or sha256, OSError when `destination` cannot be written.
     """
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -73,19 +73,23 @@ def download_file(
 def progress_bar(
     progress: Progress | None, what: str, total: int, *, unit: str
 ) -> Iterator[Progress]:
-    """Yields `progress`, or where that is None one that moves a tqdm bar if stderr is a terminal."""
+    """Yields `progress`, or in its place one that moves a tqdm bar if stderr is a terminal."""
     if progress is not None:
         yield progress
         return
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=None) as bar:
-        yield lambda done, _: bar.update(done - bar.n) and None
+
+        def report(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        yield report
 
 
 def _open(url: str):
-    # In a thread: the time-out of a socket does not cover the look-up of its name, which on a machine
-    # without a network may take many times as long.
+    # In a thread: the time-out of a socket does not cover the look-up of its name, which takes many
+    # times as long on some machines without a network.
     answer: queue.SimpleQueue = queue.SimpleQueue()
 
     def ask() -> None:

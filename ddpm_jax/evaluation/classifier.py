@@ -98,8 +98,8 @@ def _checked_labels(labels: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
     counts = np.bincount(classes)
     if counts.size < 2 or counts.min() < 2 * _FOLDS:
         raise ValueError(
-            f"fit_classifier needs two classes or more, numbered 0..K-1, each of {2 * _FOLDS} images "
-            f"or more, got counts {counts.tolist()}. Renumber labels or leave small classes out."
+            f"fit_classifier needs two classes or more, numbered 0..K-1, each of {2 * _FOLDS} "
+            f"images or more, got counts {counts.tolist()}. Renumber labels or leave small classes out."
         )
     return classes.astype(np.int64)
 

@@ -1,18 +1,17 @@
-"""U-Net weights to and from the naming of diffusers' UNet2DModel, as used by google/ddpm-cifar10-32.
+"""U-Net weights under the names of diffusers' UNet2DModel, as google/ddpm-cifar10-32 is stored.
 
-The map is data: MODULES and TENSORS say how names correspond, `unet_weight_map` spells them out for one
-network, and two short functions read that list in either direction. A kernel is [3, 3, in, out] or
-[in, out] here; PyTorch keeps [out, in, 3, 3], [out, in], or [out, in, 1, 1] for a shortcut.
+The map is data: MODULES, INNER and TENSORS say how names correspond, LAYOUTS how axes do, and
+`unet_weight_map` spells it out for one network as a list of (our path, their key, layout).
 
-The weights mean the same function only under the settings of that checkpoint: norm_eps 1e-6, act_fn
-silu, flip_sin_to_cos False, freq_shift 1, attention_head_dim None (one head), and downsample_padding 0
-for UNet's "same", 1 for its "symmetric".
+The weights are the same function only under the settings of that checkpoint: norm_eps 1e-6, act_fn
+silu, flip_sin_to_cos False, freq_shift 1, attention_head_dim None (one head), and
+downsample_padding 0 for UNet's "same" or 1 for its "symmetric". Nothing of this shows in them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,20 +22,205 @@ from flax import traverse_util
 from ddpm_jax.nn import UNet
 from ddpm_jax.types import PyTree
 
-# Our module -> theirs. Groups are level and place; {up} counts their up_blocks, from coarse to fine.
+# Our module -> theirs, once "up" levels are counted from the coarsest as theirs are.
 MODULES: tuple[tuple[str, str], ...] = (
-    (r"conv_in", "conv_in"),
-    (r"time_dense_0", "time_embedding.linear_1"),
-    (r"time_dense_1", "time_embedding.linear_2"),
-    (r"label_embedding/table", "class_embedding"),
-    (r"down_(\d+)_block_(\d+)(/\w+)", "down_blocks.{0}.resnets.{1}{inner}"),
-    (r"down_(\d+)_attention_(\d+)(/\w+)", "down_blocks.{0}.attentions.{1}{inner}"),
-    (r"down_(\d+)_downsample/conv", "down_blocks.{0}.downsamplers.0.conv"),
-    (r"middle_block_(\d+)(/\w+)", "mid_block.resnets.{0}{inner}"),
-    (r"middle_attention(/\w+)", "mid_block.attentions.0{inner}"),
-    (r"up_(\d+)_block_(\d+)(/\w+)", "up_blocks.{up}.resnets.{1}{inner}"),
-    (r"up_(\d+)_attention_(\d+)(/\w+)", "up_blocks.{up}.attentions.{1}{inner}"),
-    (r"up_(\d+)_upsample/conv", "up_blocks.{up}.upsamplers.0.conv"),
-    (r"norm_out", "conv_norm_out"),
-    (r"conv_out", "conv_out"),
+    (r"conv_in", r"conv_in"),
+    (r"time_dense_0", r"time_embedding.linear_1"),
+    (r"time_dense_1", r"time_embedding.linear_2"),
+    (r"label_embedding", r"class_embedding"),
+    (r"(down|up)_(\d+)_block_(\d+)", r"\1_blocks.\2.resnets.\3"),
+    (r"(down|up)_(\d+)_attention_(\d+)", r"\1_blocks.\2.attentions.\3"),
+    (r"(down|up)_(\d+)_(down|up)sample", r"\1_blocks.\2.\3samplers.0"),
+    (r"middle_block_(\d+)", r"mid_block.resnets.\1"),
+    (r"middle_attention", r"mid_block.attentions.0"),
+    (r"norm_out", r"conv_norm_out"),
+    (r"conv_out", r"conv_out"),
 )
+# What is called otherwise inside a module; the table of labels has no name of its own there.
+INNER: dict[str, str] = {
+    "embedding": "time_emb_proj",
+    "shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "out": "to_out.0",
+    "table": "",
+}
+TENSORS: dict[str, str] = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "bias": "bias",
+}
+# Attention as checkpoints saved before 2023 spell it.
+OLD_ATTENTION: dict[str, str] = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+
+
+class Layout(NamedTuple):
+    """How one tensor's axes go over: `theirs(ours)` and back."""
+
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+    to_ours: Callable[[np.ndarray], np.ndarray]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "same": Layout(lambda w: w, lambda w: w),
+    "linear": Layout(lambda w: w.T, lambda w: w.T),  # [in, out] and [out, in]
+    "conv": Layout(  # [3, 3, in, out] and [out, in, 3, 3]
+        lambda w: w.transpose(3, 2, 0, 1), lambda w: w.transpose(2, 3, 1, 0)
+    ),
+    "shortcut": Layout(  # [in, out] and [out, in, 1, 1]
+        lambda w: w.T[:, :, None, None], lambda w: w[:, :, 0, 0].T
+    ),
+}
+
+
+class Entry(NamedTuple):
+    """One tensor of the map: its path in our tree, its key in theirs, and a name in LAYOUTS."""
+
+    path: tuple[str, ...]
+    key: str
+    layout: str
+
+
+def unet_weight_map(paths: Iterable[tuple[str, ...]], num_levels: int) -> list[Entry]:
+    """Lists where each parameter of a U-Net of `num_levels` levels is kept, one entry a path."""
+    return [Entry(path, _their_key(path, num_levels), _layout(path)) for path in paths]
+
+
+def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyTree:
+    """Reads a UNet2DModel's tensors, by name, as the float32 parameters of `unet`.
+
+    Takes anything NumPy can read as an array, and both spellings of the attention layers. The
+    levels that have attention are those of the state dict; they must be as many and as far apart
+    as `unet.attention_resolutions`.
+
+    Raises ValueError naming every tensor that is missing, left over, or of another shape.
+    """
+    call = "unet_params_from_diffusers"
+    theirs = _modern_names(call, state_dict)
+    if "conv_in.weight" not in theirs or np.ndim(theirs["conv_in.weight"]) != 4:
+        raise ValueError(
+            f"{call} needs the state dict of a UNet2DModel, got {len(theirs)} tensors without a "
+            "kernel conv_in.weight [out, in, 3, 3]. Pass model.state_dict() itself, unwrapped."
+        )
+    levels = _levels(r"down_blocks\.(\d+)\.attentions\.", theirs)
+    expected = _expected_shapes(call, unet, levels, np.shape(theirs["conv_in.weight"])[1])
+    entries = unet_weight_map(expected, len(unet.channel_multipliers))
+    _check_names(call, theirs, [entry.key for entry in entries])
+    params = {}
+    for entry in entries:
+        layout = LAYOUTS[entry.layout]
+        tensor = np.asarray(theirs[entry.key], np.float32)
+        shape = layout.to_theirs(np.broadcast_to(np.float32(0), expected[entry.path])).shape
+        _check_shape(call, entry.key, tensor.shape, shape)
+        # A copy: a state dict may share its memory with a model that goes on training.
+        params[entry.path] = jnp.array(layout.to_ours(tensor))
+    return traverse_util.unflatten_dict(params)
+
+
+def unet_params_to_diffusers(params: PyTree, unet: UNet) -> dict[str, np.ndarray]:
+    """Writes the parameters of `unet` as a UNet2DModel's state dict of float32 NumPy arrays.
+
+    Raises ValueError naming every parameter that is missing, left over, or of another shape.
+    """
+    call = "unet_params_to_diffusers"
+    ours: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(params))
+    if ("conv_in", "kernel") not in ours:
+        raise ValueError(
+            f"{call} needs the parameters of a UNet, got a tree of {sorted(params)} without "
+            "conv_in/kernel. Pass variables['params']."
+        )
+    levels = _levels(r"down_(\d+)_attention_", (path[0] for path in ours))
+    expected = _expected_shapes(call, unet, levels, ours["conv_in", "kernel"].shape[2])
+    _check_names(call, map("/".join, ours), map("/".join, expected))
+    state_dict = {}
+    for entry in unet_weight_map(expected, len(unet.channel_multipliers)):
+        tensor = np.asarray(ours[entry.path], np.float32)
+        _check_shape(call, "/".join(entry.path), tensor.shape, expected[entry.path])
+        state_dict[entry.key] = np.ascontiguousarray(LAYOUTS[entry.layout].to_theirs(tensor))
+    return state_dict
+
+
+def _their_key(path: tuple[str, ...], num_levels: int) -> str:
+    """Names a parameter as UNet2DModel does."""
+    module = re.sub(r"(?<=^up_)\d+", lambda level: str(num_levels - 1 - int(level[0])), path[0])
+    for ours, theirs in MODULES:
+        match = re.fullmatch(ours, module)
+        if match:
+            inner = [INNER.get(name, name) for name in path[1:-1]]
+            return ".".join([match.expand(theirs), *filter(None, inner), TENSORS[path[-1]]])
+    raise ValueError(f"unet_weight_map knows no module called {path[0]!r}; it maps a UNet's own.")
+
+
+def _layout(path: tuple[str, ...]) -> str:
+    """Names the layout rule of a parameter."""
+    if path[-1] != "kernel":
+        return "same"
+    if path[-2] == "shortcut":
+        return "shortcut"
+    return "conv" if path[-2].startswith("conv") else "linear"
+
+
+def _modern_names(call: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Respells the attention layers of old checkpoints; a tensor under both names is an error."""
+    tensors = {}
+    for key, tensor in state_dict.items():
+        for old, new in OLD_ATTENTION.items():
+            key = re.sub(rf"(?<=\.attentions\.)(\d+)\.{old}\.", rf"\1.{new}.", key)
+        if key in tensors:
+            raise ValueError(f"{call} got {key} twice, under its old and its new name. Keep one.")
+        tensors[key] = tensor
+    return tensors
+
+
+def _levels(pattern: str, names: Iterable[str]) -> list[int]:
+    """Reads the levels that have attention off the names, finest first."""
+    matches = (re.match(pattern, name) for name in names)
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def _expected_shapes(
+    call: str, unet: UNet, levels: list[int], in_channels: int
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes of the parameters of `unet` with attention at these levels, by path."""
+    resolutions = sorted(set(unet.attention_resolutions), reverse=True)
+    heights = {resolution << level for resolution, level in zip(resolutions, levels, strict=False)}
+    if len(levels) != len(resolutions) or len(heights) > 1:
+        raise ValueError(
+            f"{call} got weights with attention at levels {levels}, which no image height gives a "
+            f"UNet with attention_resolutions={unet.attention_resolutions}. List the image height "
+            "divided by 2^level for each of those levels."
+        )
+    coarsest = 2 ** (len(unet.channel_multipliers) - 1)
+    height = heights.pop() if heights else coarsest
+    image = jax.ShapeDtypeStruct((1, height, coarsest, in_channels), jnp.float32)
+    variables = jax.eval_shape(unet.init, jax.random.key(0), image, 0)
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(variables["params"]))
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _check_names(call: str, got: Iterable[str], needed: Iterable[str]) -> None:
+    """Raises ValueError naming what is missing and what is left over."""
+    got, needed = set(got), set(needed)
+    if got != needed:
+        raise ValueError(
+            f"{call}: missing {sorted(needed - got)}, left over {sorted(got - needed)}. Every "
+            "tensor must be used once: give the UNet the levels, blocks, attention and classes of "
+            "the weights."
+        )
+
+
+def _check_shape(call: str, name: str, got: tuple[int, ...], needed: tuple[int, ...]) -> None:
+    """Raises ValueError naming a tensor of the wrong shape."""
+    if got != needed:
+        raise ValueError(
+            f"{call}: {name} has shape {got}, this UNet needs {needed}. "
+            "Give the UNet the channels, multipliers and classes of the weights."
+        )

@@ -58,7 +58,7 @@ class MLP(nn.Module):
         dropout: share of activations dropped in each layer when `dropout_keys` are given.
         out_features: length of the output; None for as long as the input.
         num_classes: labels of a class-conditional network; None for an unconditional one.
-        dtype: computation dtype, None for float32. Parameters and output are float32 whatever it is.
+        dtype: computation dtype, None for float32. Parameters and output are always float32.
 
     Raises ValueError for a dropout outside [0, 1) and for less than one class.
     """

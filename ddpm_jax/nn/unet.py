@@ -49,7 +49,7 @@ class UNet(nn.Module):
         attention_resolutions: heights with attention after every block; each must occur in the
             network. The middle always has attention.
         dropout: share of activations dropped in each residual block when `dropout_keys` are given.
-        out_channels: channels of the output; None for as many as the input, 2C for a learned variance.
+        out_channels: channels of the output, None for the input's C; 2C for a learned variance.
         num_groups: groups of each GroupNorm; must divide every level's width, and should be fewer
             than `channels`: a group of one channel normalises the embedding of t away.
         num_classes: labels of a class-conditional network; None for an unconditional one.

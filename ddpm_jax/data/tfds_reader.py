@@ -1,0 +1,117 @@
+"""Reading what TensorFlow Datasets (TFDS) prepared, without TensorFlow and without a network.
+
+TFDS keeps a data set in `<data_dir>/<name>/<version>/`. Prepared as `array_record` it can be read
+by index without TensorFlow; as `tfrecord`, the older default, it cannot.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, importlib_resources)'
+
+
+def default_data_dir() -> Path:
+    """Returns where TFDS keeps its data: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    given = os.environ.get("TFDS_DATA_DIR")
+    return Path(given).expanduser() if given else Path.home() / "tensorflow_datasets"
+
+
+def is_installed() -> bool:
+    """Tells whether TFDS and array_record can be imported, without importing them."""
+    return all(importlib.util.find_spec(m) for m in ("tensorflow_datasets", "array_record"))
+
+
+def import_tfds() -> ModuleType:
+    """Imports tensorflow_datasets; raises ImportError with the command that installs it."""
+    try:
+        importlib.import_module("array_record.python.array_record_data_source")
+        return importlib.import_module("tensorflow_datasets")
+    except ImportError as error:
+        raise ImportError(
+            f"Data sets prepared by TFDS need packages that are not installed ({error}). "
+            f"Run: {INSTALL}"
+        ) from error
+
+
+def find_prepared(name: str, place: Path) -> Path | None:
+    """Returns the folder of the newest version of `name` prepared as array_record, or None.
+
+    `place` is a TFDS data_dir, the folder `<name>` in it, or that of one version.
+    """
+    folders = [place, *place.glob(f"{name}/*"), *(place.glob("*") if place.name == name else ())]
+    versions = [
+        folder
+        for folder in folders
+        if (folder / "dataset_info.json").is_file() and any(folder.glob(f"{name}-*.array_record-*"))
+    ]
+    return max(versions, key=_version, default=None)
+
+
+def explain_unreadable(name: str, place: Path) -> str:
+    """Says in a clause why `name`, though it lies in `place`, is not read; else says ""."""
+    if find_prepared(name, place) is not None:
+        return "" if is_installed() else f" (a prepared {name} lies there; to read it: {INSTALL})"
+    if any(place.glob(f"**/{name}-*.tfrecord-*")):
+        return (
+            f" (a {name} lies there as tfrecord, which only TensorFlow reads; prepare it with "
+            'file_format="array_record" in another data_dir)'
+        )
+    return ""
+
+
+def record_files(folder: Path, split: str) -> list[Path]:
+    """Returns the array_record files of a split in the version folder, in order."""
+    files = folder.glob("*.array_record-*-of-*")
+    return sorted(file for file in files if f"-{split}.array_record-" in file.name)
+
+
+def read_prepared(
+    folder: Path, split: str, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a split from a version folder: images uint8 [N, *shape] and labels int64 [N].
+
+    Raises ImportError where TFDS is not installed; ValueError naming the folder for a damaged data
+    set, a missing split, or images of another shape.
+    """
+    tfds = import_tfds()
+    try:
+        source = tfds.builder_from_directory(folder).as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        images = np.empty((len(source), *shape), np.uint8)
+        labels = np.empty(len(source), np.int64)
+        for start in range(0, len(source), 1000):
+            # In blocks: three times faster than one by one.
+            chosen = range(start, min(start + 1000, len(source)))
+            for i, example in zip(chosen, source.__getitems__(list(chosen)), strict=True):
+                images[i] = _decode_png(example["image"], shape)
+                labels[i] = example["label"]
+    except Exception as error:  # TFDS, array_record, protobuf and Pillow each raise their own
+        raise ValueError(
+            f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
+            "Delete the folder and prepare it again."
+        ) from error
+    return images, labels
+
+
+def _decode_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        # Before any pixel is decoded, as the header alone tells a decompression bomb.
+        if (image.height, image.width) != shape[:2]:
+            raise ValueError(f"an image is {image.height}×{image.width}, not {shape[0]}×{shape[1]}")
+        return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))

@@ -1,0 +1,221 @@
+"""From a configuration to the objects it names. Strings are turned into functions here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
+from ddpm_jax.losses import simple_loss
+from ddpm_jax.nn import UNet
+from ddpm_jax.prediction import make_denoiser
+from ddpm_jax.runs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
+from ddpm_jax.samplers import Sampler, ancestral, ddim
+from ddpm_jax.schedules import (
+    NoiseSchedule,
+    Spacing,
+    constant_schedule,
+    cosine_schedule,
+    jsd_schedule,
+    linear_schedule,
+    quadratic_schedule,
+    respace,
+    sigmoid_schedule,
+    spaced_timesteps,
+    warmup_schedule,
+)
+from ddpm_jax.training import TrainState, init_state, learning_rate_schedule, make_optimizer
+from ddpm_jax.types import Array, Denoiser, Key, PyTree
+
+
+def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
+    """The noise schedule a configuration names."""
+    T, start, end = config.num_timesteps, config.beta_start, config.beta_end
+    makers = {
+        "linear": lambda: linear_schedule(T, start, end),
+        "quadratic": lambda: quadratic_schedule(T, start, end),
+        "sigmoid": lambda: sigmoid_schedule(T, start, end),
+        "constant": lambda: constant_schedule(T, end),
+        "warmup10": lambda: warmup_schedule(T, start, end, 0.1),
+        "warmup50": lambda: warmup_schedule(T, start, end, 0.5),
+        "cosine": lambda: cosine_schedule(T),
+        "jsd": lambda: jsd_schedule(T),
+    }
+    if config.schedule not in makers:
+        raise ValueError(f"--diffusion.schedule knows {sorted(makers)}, got {config.schedule!r}.")
+    schedule = makers[config.schedule]()
+    if float(schedule.signal_scale[-1]) == 0.0 and config.target in ("epsilon", "score"):
+        raise ValueError(
+            f"--diffusion.schedule {config.schedule} ends with nothing left of x_0, where "
+            f"--diffusion.target {config.target} says nothing about it. Use the target v or x_0."
+        )
+    return schedule
+
+
+def build_sampler(
+    schedule: NoiseSchedule,
+    name: str,
+    *,
+    num_steps: int | None = None,
+    spacing: Spacing = "fractional",
+    eta: float = 0.0,
+    variance: Any = "fixed_large",
+) -> Sampler:
+    """The sampler of this name over `num_steps` of the schedule's steps, all of them when None."""
+    grid = schedule
+    if num_steps is not None:
+        grid = respace(schedule, spaced_timesteps(schedule.num_timesteps, num_steps, spacing))
+    if name == "ancestral":
+        return ancestral(grid, variance=variance)
+    if name == "ddim":
+        return ddim(grid, eta=eta)
+    raise ValueError(f"--sampler knows 'ancestral' and 'ddim', got {name!r}.")
+
+
+def load_data(config: DataConfig, split: str) -> ImageDataset:
+    """The "train" or "heldout" split of the data a configuration names."""
+    from ddpm_jax import data
+
+    where = {"path": config.path, "cache_dir": config.cache_dir}
+    if config.name == "digits":
+        return data.load_digits(split)
+    if config.name == "cifar10":
+        split = "test" if split == "heldout" else split
+        return data.load_cifar10(split, download=config.download, **where)
+    if config.name == "mnist":
+        split = "test" if split == "heldout" else split
+        return data.load_mnist(split, download=config.download, pad_to=32, **where)
+    if config.name == "folder":
+        if config.path is None or config.resolution is None:
+            raise ValueError(
+                "a folder of images needs --data.path FOLDER and --data.resolution PIXELS, got "
+                f"path {config.path} and resolution {config.resolution}."
+            )
+        return data.load_folder(
+            config.path, config.resolution, split=split, cache_dir=config.cache_dir
+        )
+    raise ValueError(f"--data.name knows digits, cifar10, mnist and folder, got {config.name!r}.")
+
+
+def build_network(config: NetworkConfig, image_channels: int) -> UNet:
+    """The U-Net of a configuration, for images of so many channels."""
+    return UNet(
+        channels=config.channels,
+        channel_multipliers=tuple(config.channel_multipliers),
+        num_res_blocks=config.num_res_blocks,
+        attention_resolutions=tuple(config.attention_resolutions),
+        dropout=config.dropout,
+        out_channels=image_channels,
+        num_groups=config.num_groups,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network together with its process: what is trained, sampled and measured.
+
+    Attributes:
+        config: the run's configuration.
+        image_shape: [H, W, C].
+        schedule: the full process.
+        network: the Flax module.
+        optimizer: the Optax transformation.
+    """
+
+    config: TrainConfig
+    image_shape: tuple[int, int, int]
+    schedule: NoiseSchedule
+    network: UNet
+    optimizer: optax.GradientTransformation
+
+    def init(self) -> TrainState:
+        """The state before the first step, a function of the seed."""
+        root = jax.random.key(self.config.seed)
+        key_init, key_train = jax.random.split(root)
+        x = jnp.zeros((1, *self.image_shape))
+        params = jax.jit(self.network.init)(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
+        return init_state(params, self.optimizer, key_train)
+
+    def training_losses(self, params: PyTree, batch: Any, keys: Key) -> Array:
+        """L_simple per example [b], with t, ε, flip and dropout drawn from each example's key."""
+        key_t, key_noise, key_flip, key_dropout = split_each(keys, 4)
+        x_0 = prepare_images(batch["image"], key_flip, flip=self.config.data.flip)
+        T = self.schedule.num_timesteps
+        t = jax.vmap(lambda key: jax.random.randint(key, (), 0, T))(key_t)
+        noise = normal_per_example(key_noise, x_0.shape[1:])
+
+        def apply_fn(x_t, timesteps):
+            return self.network.apply(
+                {"params": params}, x_t, timesteps, dropout_keys=key_dropout
+            )
+
+        return simple_loss(
+            self.schedule, apply_fn, x_0, t, noise, target=self.config.diffusion.target
+        )
+
+    def heldout_losses(self, params: PyTree, images: Array, t: Array, keys: Key) -> Array:
+        """L_simple per example [b] at the given steps, without flip and dropout."""
+        x_0 = prepare_images(images, None, flip=False)
+        noise = normal_per_example(fold_in_each(keys, 0), x_0.shape[1:])
+
+        def apply_fn(x_t, timesteps):
+            return self.network.apply({"params": params}, x_t, timesteps)
+
+        return simple_loss(
+            self.schedule, apply_fn, x_0, t, noise, target=self.config.diffusion.target
+        )
+
+    def denoiser_of(self, params: PyTree, labels: Array | None) -> Denoiser:
+        """The denoiser with these parameters, as `generation.Generator` wants it."""
+
+        def apply_fn(x_t, timesteps):
+            return self.network.apply({"params": params}, x_t, timesteps, labels)
+
+        diffusion = self.config.diffusion
+        return make_denoiser(
+            self.schedule, apply_fn, target=diffusion.target, clip=diffusion.clip
+        )
+
+
+def build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
+    """Everything but the data and the devices; checks the network on the image shape without computing.
+
+    Raises ValueError for a configuration no run could use, before anything is compiled.
+    """
+    height, width, channels = image_shape
+    network = build_network(config.network, channels)
+    jax.eval_shape(
+        network.init, jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+    )
+    optimizer = make_optimizer(
+        learning_rate_schedule(
+            config.optimizer.learning_rate,
+            warmup_steps=config.optimizer.warmup_steps,
+            num_steps=config.num_steps,
+            decay=config.optimizer.decay,
+        ),
+        clip_norm=config.optimizer.clip_norm,
+    )
+    return Model(
+        config, (height, width, channels), build_schedule(config.diffusion), network, optimizer
+    )
+
+
+def fetch(dataset: Any, batch: Any) -> Any:
+    """Looks up the images of a batch that holds only their places in a data set on the device."""
+    if "image" in batch:
+        return batch
+    return {**batch, "image": dataset["image"][batch["example"]]}
+
+
+def heldout_plan(draws: int, num_images: int, num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which (image, t) pairs the held-out loss averages over: [draws] each, t spread evenly over 0..T-1."""
+    index = np.arange(draws)
+    return (index % num_images).astype(np.int32), (index * num_timesteps // draws).astype(np.int32)

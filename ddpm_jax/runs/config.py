@@ -1,0 +1,237 @@
+"""The configuration of a run, as frozen dataclasses: every field is a command-line option and a line of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ddpm_jax.prediction import Target
+from ddpm_jax.schedules import Spacing
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from."""
+
+    name: Literal["digits", "cifar10", "mnist", "folder"] = "digits"
+    """digits: scikit-learn's 1,797 images of 8×8; folder: your own images, below `path`."""
+    path: Path | None = None
+    """Local archive or folder. None looks in the cache, then for a prepared TFDS data set."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept; None for the user's cache folder."""
+    download: bool = False
+    """Whether the data may be fetched from its official address, its checksum verified."""
+    resolution: int | None = None
+    """Side length for a folder of images: they are resized and centre-cropped to it."""
+    flip: bool = False
+    """Mirror each training image left to right with probability ½."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The U-Net of Ho et al. 2020, App. B; the defaults are its CIFAR-10 size."""
+
+    channels: int = 128
+    """Channels at the highest resolution."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels at each level, as multiples; its length is the number of resolutions."""
+    num_res_blocks: int = 2
+    """Residual blocks at each level on the way down; one more on the way up."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Image heights at which the residual blocks are followed by self-attention."""
+    dropout: float = 0.1
+    """Share of activations dropped in each residual block while training."""
+    num_groups: int = 32
+    """Groups of every GroupNorm; must divide all channel counts, and be fewer."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters, statistics, softmax and loss stay float32."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The process, and what the network predicts of it."""
+
+    schedule: Literal[
+        "linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"
+    ] = "linear"
+    """Noise schedule; the paper's is linear."""
+    num_timesteps: int = 1000
+    """T, the number of steps."""
+    beta_start: float = 1e-4
+    """First β of the schedules that have one; belongs to T = 1000, scale it by 1000/T."""
+    beta_end: float = 0.02
+    """Last β; likewise."""
+    target: Target = "epsilon"
+    """What the network predicts."""
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    """Variance of p_θ(x_{t-1} | x_t): β_t or β̃_t."""
+    clip: bool = True
+    """Clip x̂_0 to [-1, 1] while sampling."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam as in the paper, and the moving average of the parameters."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    warmup_steps: int = 5000
+    """Steps of linear warm-up from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up: constant, or a cosine to 0 at the last step."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average that samples come from."""
+    ema_warmup: bool = False
+    """Let the decay grow as (1+step)/(10+step) at first, so that short runs forget the initialisation."""
+
+
+@dataclass(frozen=True)
+class DevicesConfig:
+    """What to run on."""
+
+    backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
+    """auto: jit on one device, shard_map on several."""
+    count: int | None = None
+    """Number of devices; None for all of this machine's."""
+    steps_per_dispatch: int | None = None
+    """Training steps in one compiled call; None for 1 on CPUs and 10 elsewhere."""
+    resident_gib: float = 2.0
+    """Data sets up to this size are kept in device memory; larger ones are streamed from the host."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What is written, and how often; 0 for never."""
+
+    log_every: int = 50
+    """Steps between lines of log.jsonl (means over the steps in between)."""
+    heldout_every: int = 1000
+    """Steps between measurements of the held-out loss."""
+    heldout_draws: int = 2048
+    """Pairs of image and step the held-out loss averages over; always the same ones."""
+    sample_every: int = 1000
+    """Steps between sheets of samples from the averaged parameters."""
+    sample_count: int = 64
+    """Images on a sheet."""
+    sample_steps: int = 50
+    """DDIM steps for the sheets made on the way."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    checkpoint_keep: int = 3
+    """How many checkpoints are kept."""
+    final_count: int = 100
+    """Images on the last sheet."""
+    final_steps: int | None = None
+    """Ancestral steps for the last sheet; None for all T."""
+    spacing: Spacing = "fractional"
+    """How fewer steps than T are spread."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The same command resumes it."""
+
+    run_dir: Path
+    """Everything the run writes goes below this folder."""
+    num_steps: int
+    """Training steps in all."""
+    batch_size: int = 128
+    """Images a step, over all devices."""
+    seed: int = 0
+    """Of the initialisation, the order of the data, and all noise."""
+    max_bad_steps: int = 20
+    """This many steps in a row with a NaN or infinite loss or gradient end the run."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+FREE_FIELDS = (
+    "run_dir",
+    "max_bad_steps",
+    "data.path",
+    "data.cache_dir",
+    "data.download",
+    "devices.",
+    "report.",
+)
+"""What may change when a run is resumed: none of it enters the numbers (data are known by fingerprint)."""
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+
+    def plain(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def from_json(kind: type, values: dict[str, Any], where: str = "config.json") -> Any:
+    """Rebuilds a configuration from `to_json`'s values.
+
+    Raises ValueError for fields that are unknown or missing, naming them.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    missing = sorted(
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise ValueError(
+            f"{where} does not describe a {kind.__name__} of this version: unknown fields {unknown}, "
+            f"missing fields {missing}. Use the version of ddpm_jax that wrote it."
+        )
+    return kind(**{name: _typed(hints[name], v, f"{where}: {name}") for name, v in values.items()})
+
+
+def _typed(hint, value, where: str):
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type, hint), value, where)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is not None and Path in options:
+        return Path(value)
+    if isinstance(value, list):
+        return tuple(value)
+    return value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """What differs between two configurations and would change the numbers of a resumed run."""
+    before, after = flatten(to_json(old)), flatten(to_json(new))
+    changed = []
+    for name in sorted({*before, *after}):
+        free = any(name == f or (f.endswith(".") and name.startswith(f)) for f in FREE_FIELDS)
+        # A constant learning rate does not know how long the run will be, so it may be made longer or shorter.
+        free |= name == "num_steps" and new.optimizer.decay == "constant"
+        if before.get(name) != after.get(name) and not free:
+            changed.append(f"--{name.replace('_', '-')}: {before.get(name)} → {after.get(name)}")
+    return changed

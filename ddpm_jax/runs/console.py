@@ -1,0 +1,96 @@
+"""What a person sees: messages beside a progress bar, sizes and times in words, errors in one paragraph."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+C = TypeVar("C")
+
+
+def say(message: str) -> None:
+    """Prints a line to standard output without tearing a progress bar."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: bool = True) -> Any:
+    """A progress bar on standard error; where that is no terminal, a line every ten seconds at most."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        leave=leave,
+        dynamic_ncols=True,
+        mininterval=0.2 if terminal else 10.0,
+        maxinterval=10.0 if terminal else 30.0,
+        file=sys.stderr,
+        smoothing=0.1,
+    )
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """12437000000 → "12.4 G" and the unit."""
+    for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """93 → "1 min 33 s"."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours / 24:.1f} days"
+
+
+def run_program(program: Callable[[C], Any], default: C, description: str | None) -> None:
+    """Reads the command line over `default`, runs `program`, and turns expected errors into one message.
+
+    Errors of the user's making (wrong values, files, folders) print without a traceback and exit with 2; a
+    training run that diverged exits with 1; anything else is a bug and keeps its traceback.
+    """
+    import tyro
+
+    from ddpm_jax.runs.directory import RunDirectoryError
+    from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
+
+    config = tyro.cli(type(default), default=default, description=description)
+    warnings.showwarning = _show_warning
+    try:
+        program(config)
+    except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
+        if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error):
+            raise
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NonFiniteError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the error was raised by a `raise` in this package, rather than deep inside a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("ddpm_jax")
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    tqdm.write(f"warning: {message}", file=sys.stderr)

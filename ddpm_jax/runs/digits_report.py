@@ -1,0 +1,75 @@
+"""How good the digits are: a table of held-out loss, Fréchet distances and a classifier's opinion.
+
+Each figure stands beside its floor and its naive rival, so that it can be read without knowing the scale: real
+held-out digits in the place of samples, and draws from a Gaussian with the training set's mean and covariance.
+All three sets have as many images, since the Fréchet distance grows as they get fewer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ddpm_jax import evaluation
+from ddpm_jax.generation import Generator
+from ddpm_jax.runs import pictures
+from ddpm_jax.runs.build import build_sampler
+from ddpm_jax.runs.console import say
+from ddpm_jax.runs.directory import write_json
+from ddpm_jax.runs.train import Run
+from ddpm_jax.training import TrainState
+
+
+def report_digits(run: Run, state: TrainState) -> None:
+    """Prints the table and writes it to report.json."""
+    train, heldout = run.train_data, run.heldout_data
+    count = len(heldout.images)
+    sampler = build_sampler(
+        run.model.schedule, "ancestral", variance=run.config.diffusion.variance
+    )
+    generator = Generator(
+        sampler, run.model.denoiser_of, run.model.image_shape, devices=run.parallel.devices
+    )
+    samples = pictures.draw_images(
+        generator,
+        state.ema_params,
+        "sampling for the table",
+        seed=run.config.seed + 1,
+        count=count,
+        batch_size=count,
+    ).images
+    gaussian = evaluation.fitted_gaussian_images(train.images, count, seed=run.config.seed)
+    rows = {"samples": samples, "held-out digits": heldout.images, "fitted Gaussian": gaussian}
+    classify = evaluation.fit_classifier(train.images, train.labels)
+    truth = evaluation.moments(evaluation.pixel_features(train.images))
+    neighbours = {
+        name: evaluation.nearest_neighbours(images, train.images).distances[:, 0]
+        for name, images in rows.items()
+    }
+    table = {}
+    for name, images in rows.items():
+        probabilities = classify(images)
+        features = evaluation.pixel_features(images)
+        table[name] = {
+            "frechet_pixels": evaluation.frechet_distance(truth, evaluation.moments(features)),
+            "share_confident": evaluation.share_confident(probabilities, 0.9),
+            "label_counts": np.bincount(probabilities.argmax(1), minlength=10).tolist(),
+            "median_distance_to_nearest_training_image": float(np.median(neighbours[name])),
+        }
+    draws = run.config.report.heldout_draws
+    losses = {
+        "heldout": run.heldout_loss(state.ema_params, heldout.images, draws),
+        "train": run.heldout_loss(state.ema_params, train.images, draws),
+    }
+    write_json(
+        run.directory.root / "report.json",
+        {"step": int(state.step), "images_per_row": count, "l_simple": losses, "rows": table},
+    )
+    say(f"\nL_simple: {losses['heldout']:.4f} held out, {losses['train']:.4f} on training images")
+    say(f"{'':17}  Fréchet distance  classifier > 90 % sure  distance to nearest")
+    say(f"{f'{count} images of':17}  to training set   (share)                 training image")
+    for name, row in table.items():
+        say(
+            f"{name:17}  {row['frechet_pixels']:16.3f}  {row['share_confident']:22.3f}  "
+            f"{row['median_distance_to_nearest_training_image']:19.2f}"
+        )
+    say("")

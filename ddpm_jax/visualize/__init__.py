@@ -1,0 +1,17 @@
+"""Pictures of samples and curves of losses, as files: grids, animations, labelled rows, plots.
+
+Nothing here computes: images come as uint8 with one channel or three, as `ddpm_jax.pixels.to_pixels`
+makes them, and floats are refused, since their range would have to be guessed. Small images are
+magnified by a whole factor, each pixel a square, never interpolated.
+
+Files appear whole or not at all: they are written beside their place and then moved into it, and
+folders are made as needed. Nothing touches matplotlib's global state, so drawing works without a
+display and from several threads. Every function that takes images raises TypeError for anything but
+uint8; all raise ValueError for other shapes, and for a path that does not end in their file type.
+"""
+
+from ddpm_jax.visualize.grids import image_grid, save_gif, save_grid
+from ddpm_jax.visualize.plots import save_curves, save_loss_curve
+from ddpm_jax.visualize.rows import save_rows
+
+__all__ = ["image_grid", "save_curves", "save_gif", "save_grid", "save_loss_curve", "save_rows"]

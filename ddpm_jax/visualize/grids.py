@@ -1,0 +1,180 @@
+"""Images side by side on one sheet, as an array, a PNG file, or a GIF over time."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ddpm_jax.visualize.files import PathLike, checked_path, write_file
+
+Pixels = npt.NDArray[np.uint8]
+
+_WHITE = 255
+
+
+def image_grid(
+    images: npt.ArrayLike, *, columns: int | None = None, padding: int = 2, scale: int | None = None
+) -> Pixels:
+    """Lays images [N, H, W, C] row by row on a white sheet: uint8 [H', W', C].
+
+    Args:
+        images: uint8, C 1 or 3.
+        columns: images in a row; by default such that the sheet is nearly square.
+        padding: white pixels around every image, counted on the sheet.
+        scale: whole factor of magnification; by default the largest that keeps images within 96
+            pixels and the sheet within about 768, and at least one.
+    """
+    return _grid("image_grid", images, columns, padding, scale)
+
+
+def save_grid(
+    path: PathLike,
+    images: npt.ArrayLike,
+    *,
+    columns: int | None = None,
+    padding: int = 2,
+    scale: int | None = None,
+) -> None:
+    """Writes `image_grid` of images [N, H, W, C] to a PNG file."""
+    from PIL import Image
+
+    target = checked_path("save_grid", path, ".png")
+    sheet = _grid("save_grid", images, columns, padding, scale)
+    buffer = io.BytesIO()
+    picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)
+    picture.save(buffer, "PNG", optimize=True)
+    write_file(target, buffer)
+
+
+def save_gif(
+    path: PathLike,
+    frames: npt.ArrayLike,
+    *,
+    seconds: float = 4.0,
+    hold_last: float = 1.5,
+    max_rate: float = 12.5,
+    columns: int | None = None,
+    padding: int = 2,
+    scale: int | None = None,
+) -> None:
+    """Writes frames [F, N, H, W, C], in the order shown, to a GIF of grids that loops forever.
+
+    Greyscale keeps 64 levels, off by 2 of 255 at most; colour gets the 255 best of every frame. Both
+    are chosen before magnification and without dithering, which small images would show as dirt.
+
+    Args:
+        path: ends in .gif.
+        frames: uint8, C 1 or 3.
+        seconds: duration of all frames, without the hold.
+        hold_last: seconds for which the last frame stays on beyond its own time.
+        max_rate: frames a second at most. Of more frames, evenly spaced ones are shown, the first
+            and last among them: noise compresses badly, and files grow with every frame.
+        columns: as for `image_grid`.
+        padding: as for `image_grid`.
+        scale: as for `image_grid`, but by default images within 48 and the sheet within 400 pixels.
+    """
+    from PIL import Image
+
+    target = checked_path("save_gif", path, ".gif")
+    film = checked_images("save_gif", frames, ndim=5)
+    if not (0 < seconds < math.inf and 0 <= hold_last < math.inf and 0 < max_rate <= 50):
+        raise ValueError(
+            "save_gif needs seconds > 0, hold_last ≥ 0 and 0 < max_rate ≤ 50 (browsers slow faster "
+            f"ones down), got {seconds=}, {hold_last=}, {max_rate=}."
+        )
+    count = min(len(film), max(2, int(seconds * max_rate)))
+    film = film[np.rint(np.linspace(0, len(film) - 1, count)).astype(int)]
+    columns = fitting_columns(film[0]) if columns is None else columns
+    if scale is None:
+        scale = fitting_scale(film[0], columns, tile_limit=48, sheet_limit=400)
+    pictures = []
+    for frame in film:
+        indices, palette = _indexed(frame)
+        picture = Image.fromarray(sheet_of("save_gif", indices, columns, padding, scale)[..., 0])
+        picture.putpalette(palette.tobytes())
+        pictures.append(picture)
+    # Delays are whole hundredths of a second: rounding the moments keeps errors from adding up.
+    delays = 10 * np.diff(np.rint(np.linspace(0, 100 * seconds, count + 1)).astype(int))
+    delays[-1] += 10 * round(100 * hold_last)
+    movie = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", duration=delays.tolist(), **movie)
+    write_file(target, buffer)
+
+
+def _grid(
+    caller: str, images: npt.ArrayLike, columns: int | None, padding: int, scale: int | None
+) -> Pixels:
+    tiles = checked_images(caller, images, ndim=4)
+    columns = fitting_columns(tiles) if columns is None else columns
+    if scale is None:
+        scale = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=768)
+    return sheet_of(caller, tiles, columns, padding, scale)
+
+
+def checked_images(caller: str, images: npt.ArrayLike, ndim: int) -> Pixels:
+    """Returns images of `ndim` axes as a uint8 NumPy array, channels last, or raises."""
+    pixels = np.asarray(images)
+    if pixels.dtype != np.uint8:
+        raise TypeError(
+            f"{caller} needs uint8 images, got dtype {pixels.dtype}. "
+            "Map model values in [-1, 1] to pixels first: ddpm_jax.pixels.to_pixels(x)."
+        )
+    if pixels.ndim != ndim or pixels.shape[-1] not in (1, 3) or pixels.size == 0:
+        axes = {4: "[N, H, W, C]", 5: "[F, N, H, W, C], or rows [R, K, H, W, C],"}[ndim]
+        raise ValueError(
+            f"{caller} needs images {axes} with C 1 or 3 and no axis empty, got {pixels.shape}. "
+            "Greyscale has a last axis of one: images[..., None]."
+        )
+    return pixels
+
+
+def fitting_columns(images: Pixels) -> int:
+    """Chooses the columns that make the sheet nearly square, whatever the images' shape."""
+    count, height, width, _ = images.shape
+    return min(count, max(1, math.ceil(math.sqrt(count * height / width))))
+
+
+def fitting_scale(images: Pixels, columns: int, tile_limit: int, sheet_limit: int) -> int:
+    """Chooses the largest whole magnification within both limits, in pixels, and at least one."""
+    count, height, width, _ = images.shape
+    side = max(columns * width, math.ceil(count / max(columns, 1)) * height)
+    return max(1, min(tile_limit // max(height, width), sheet_limit // side))
+
+
+def sheet_of(caller: str, images: Pixels, columns: int, padding: int, scale: int) -> Pixels:
+    """Magnifies images [N, H, W, C] and lays them on white, `padding` apart and from the edge."""
+    if columns < 1 or padding < 0 or scale < 1:
+        raise ValueError(
+            f"{caller} needs columns ≥ 1, padding ≥ 0 and scale ≥ 1, got {columns=}, {padding=}, "
+            f"{scale=}."
+        )
+    count, height, width, channels = images.shape
+    rows = math.ceil(count / columns)
+    step_y, step_x = height * scale + padding, width * scale + padding
+    sheet = np.full((rows * step_y, columns * step_x, channels), _WHITE, np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * step_y, i % columns * step_x
+        tile = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        sheet[y : y + height * scale, x : x + width * scale] = tile
+    return np.pad(sheet, ((padding, 0), (padding, 0), (0, 0)), constant_values=_WHITE)
+
+
+def _indexed(images: Pixels) -> tuple[Pixels, Pixels]:
+    """Splits images into indices [N, H, W, 1] and a palette [256, 3] whose last colour is white."""
+    from PIL import Image
+
+    if images.shape[-1] == 1:
+        levels = np.rint(images / 255 * 63).astype(np.uint8)
+        grey = np.rint(np.minimum(np.arange(256), 63) / 63 * 255).astype(np.uint8)
+        palette = np.repeat(grey[:, None], 3, axis=1)
+        return levels, palette
+    flat = images.reshape(-1, *images.shape[2:])
+    picture = Image.fromarray(flat).quantize(255, dither=Image.Dither.NONE)
+    palette = np.full((256, 3), _WHITE, np.uint8)
+    chosen = np.asarray(picture.getpalette(), np.uint8).reshape(-1, 3)[:255]
+    palette[: len(chosen)] = chosen
+    return np.asarray(picture, np.uint8).reshape(*images.shape[:3], 1), palette

@@ -1,0 +1,72 @@
+"""Rows of images with labels: progressive denoising, interpolations, samplers side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
+from ddpm_jax.visualize.grids import checked_images, fitting_scale, sheet_of
+
+
+def save_rows(
+    path: PathLike,
+    images: npt.ArrayLike,
+    *,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    padding: int = 2,
+    scale: int | None = None,
+) -> None:
+    """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and the top.
+
+    For progressive denoising, interpolations, and samplers side by side. Without `scale`, images
+    are magnified until the column labels fit above them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    target = checked_path("save_rows", path, ".png")
+    block = checked_images("save_rows", images, ndim=5)
+    rows, columns = block.shape[:2]
+    left, top = list(row_labels or ()), list(column_labels or ())
+    if len(left) not in (0, rows) or len(top) not in (0, columns):
+        raise ValueError(
+            f"save_rows got {rows} rows and {columns} columns of images with {len(left)} row labels "
+            f"and {len(top)} column labels. Give one for every row or column, or none."
+        )
+    figure = Figure(dpi=DPI)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    margin, line, size = 12, 28, 8.0
+
+    def width_of(labels: list[str]) -> int:
+        texts = [figure.text(0, 0, label, fontsize=size) for label in labels]
+        widths = [text.get_window_extent(renderer).width for text in texts]
+        for text in texts:
+            text.remove()
+        return math.ceil(max(widths, default=0.0))
+
+    tiles = block.reshape(-1, *block.shape[2:])
+    if scale is None:
+        fitting = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=960)
+        scale = max(fitting, math.ceil((width_of(top) + margin) / block.shape[3]) if top else 1)
+    sheet = sheet_of("save_rows", tiles, columns, padding, scale)
+    # Placed by whole pixels: axes would resample the sheet, and blur or drop rows of it.
+    x = margin + (width_of(left) + margin if left else 0)
+    y = margin + (line if top else 0)
+    width, height = x + sheet.shape[1] + margin, y + sheet.shape[0] + margin
+    figure.set_size_inches(width / DPI, height / DPI)
+    figure.figimage(np.broadcast_to(sheet, (*sheet.shape[:2], 3)), x, margin, origin="upper")
+    step_y, step_x = (scale * n + padding for n in block.shape[2:4])
+    style: dict[str, Any] = {"fontsize": size, "color": INK, "va": "center"}
+    for i, label in enumerate(left):
+        middle = y + padding / 2 + (i + 0.5) * step_y
+        figure.text((x - margin) / width, 1 - middle / height, label, ha="right", **style)
+    for i, label in enumerate(top):
+        middle = x + padding / 2 + (i + 0.5) * step_x
+        figure.text(middle / width, 1 - (y - line / 2) / height, label, ha="center", **style)
+    write_figure(target, figure)

@@ -1,0 +1,168 @@
+"""Decoded images on disk: what is read back, what is refused, and what happens when a disk fails."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_jax.data import cache, cache_root, fingerprint_of
+
+SOURCE = {"kind": "toy", "path": "/data", "files": [["a", 1, 2]]}
+
+
+def images_and_labels(num=6):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (num, 4, 5, 3), np.uint8), np.arange(num, dtype=np.int64) % 3
+
+
+def store(root, images, labels, num_classes=3):
+    return cache.write_entry(root, "toy", images, labels, num_classes, "toy/train", SOURCE)
+
+
+def test_an_entry_reads_back_as_it_was_written(tmp_path):
+    images, labels = images_and_labels()
+    written = store(tmp_path / "new" / "root", images, labels)
+    read = cache.read_entry(tmp_path / "new" / "root", "toy")
+    for dataset in (written, read):
+        np.testing.assert_array_equal(dataset.images, images)
+        np.testing.assert_array_equal(dataset.labels, labels)
+        assert dataset.images.dtype == np.uint8
+        assert dataset[2:] == (3, "toy/train", fingerprint_of(images, labels))
+        assert isinstance(dataset.images.base, np.memmap)
+    assert sorted(p.name for p in (tmp_path / "new" / "root").iterdir()) == ["toy"]
+
+
+def test_without_labels_there_are_no_classes(tmp_path):
+    images, _ = images_and_labels()
+    store(tmp_path, images, None, None)
+    read = cache.read_entry(tmp_path, "toy")
+    assert read.num_classes is None
+    np.testing.assert_array_equal(read.labels, np.zeros(6))
+
+
+def test_blocks_make_the_same_entry_as_the_whole(tmp_path):
+    images, labels = images_and_labels()
+    with cache.EntryWriter(tmp_path, "toy", images.shape) as writer:
+        for start in (0, 1, 3):
+            writer.append(images[start : {0: 1, 1: 3, 3: 6}[start]])
+        dataset = writer.finish(labels, 3, "toy/train", SOURCE)
+    assert dataset.fingerprint == fingerprint_of(images, labels)
+    np.testing.assert_array_equal(np.load(tmp_path / "toy" / "images.npy"), images)
+
+
+def test_an_entry_of_another_source_is_not_used(tmp_path):
+    store(tmp_path, *images_and_labels())
+    assert cache.read_entry(tmp_path, "toy", lambda source: source == SOURCE) is not None
+    assert cache.read_entry(tmp_path, "toy", lambda source: source["kind"] == "other") is None
+    assert cache.read_entry(tmp_path, "absent") is None
+
+
+def test_a_new_entry_replaces_the_old_and_leaves_its_readers_alone(tmp_path):
+    images, labels = images_and_labels()
+    old = store(tmp_path, images, labels)
+    store(tmp_path, 255 - images, labels)
+    np.testing.assert_array_equal(old.images, images)
+    np.testing.assert_array_equal(cache.read_entry(tmp_path, "toy").images, 255 - images)
+    assert [p.name for p in tmp_path.iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["pixel", "truncated", "label", "json", "shape", "no images", "header", "not npy", "pickled"],
+)
+def test_a_damaged_entry_is_reported_and_not_used(tmp_path, damage):
+    store(tmp_path, *images_and_labels())
+    entry = tmp_path / "toy"
+    file = entry / "images.npy"
+    data = bytearray(file.read_bytes())
+    if damage == "pixel":
+        data[-7] ^= 1
+        file.write_bytes(data)
+    elif damage == "truncated":
+        file.write_bytes(data[:-1])
+    elif damage == "header":
+        file.write_bytes(bytes(data).replace(b"|u1", b"|i1"))
+    elif damage == "not npy":
+        file.write_bytes(b"")
+    elif damage == "no images":
+        file.unlink()
+    elif damage == "pickled":
+        np.save(file, np.array([{"run": "code"}], object), allow_pickle=True)
+    elif damage == "label":
+        np.save(entry / "labels.npy", np.zeros(6, np.int32))
+    elif damage == "json":
+        (entry / "entry.json").write_text('{"name": "toy')
+    else:
+        about = json.loads((entry / "entry.json").read_text())
+        (entry / "entry.json").write_text(json.dumps({**about, "shape": [6, 5, 4, 3]}))
+    with pytest.warns(UserWarning, match="damaged.*decoded anew"):
+        assert cache.read_entry(tmp_path, "toy") is None
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path):
+    images, labels = images_and_labels()
+    with pytest.raises(RuntimeError, match="decoder"):
+        with cache.EntryWriter(tmp_path, "toy", images.shape) as writer:
+            writer.append(images[:2])
+            raise RuntimeError("decoder")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="needs 6 images, got 2"):
+        with cache.EntryWriter(tmp_path, "toy", images.shape) as writer:
+            writer.append(images[:2])
+            writer.finish(labels, 3, "toy", SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_cache_warns_and_works(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    images, labels = images_and_labels()
+    with pytest.warns(UserWarning, match="cannot be written"):
+        dataset = store(tmp_path / "file" / "cache", images, labels)
+    np.testing.assert_array_equal(dataset.images, images)
+    assert dataset.fingerprint == fingerprint_of(images, labels)
+
+
+def test_images_too_many_for_memory_need_a_writable_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(cache, "MEMORY_BYTES", 100)
+    with pytest.raises(OSError, match="writable cache_dir"):
+        cache.EntryWriter(tmp_path / "file", "toy", (6, 4, 5, 3))
+
+
+def test_a_full_disk_is_noticed_before_any_work(tmp_path, monkeypatch):
+    images, labels = images_and_labels()
+    usage = shutil.disk_usage(tmp_path)._replace(free=images.nbytes - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="359 bytes free, and the decoded images need 360"):
+        cache.EntryWriter(tmp_path, "toy", images.shape)
+    with pytest.warns(UserWarning, match="could not be cached.*359 bytes free"):
+        dataset = store(tmp_path, images, labels)
+    np.testing.assert_array_equal(dataset.images, images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_in_time(tmp_path):
+    for name, age in (("old", 3 * cache.STALE_SECONDS), ("running", 10)):
+        left = tmp_path / f".toy.{name}.partial"
+        left.mkdir()
+        (left / "images.npy").write_text("half")
+        for path in (left / "images.npy", left):
+            then = path.stat().st_mtime - age
+            os.utime(path, (then, then))
+    store(tmp_path, *images_and_labels())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".toy.running.partial", "toy"]
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("DDPM_JAX_CACHE", raising=False)
+    assert cache_root() == Path("/home/someone/.cache/ddpm_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_root() == Path("/xdg/ddpm_jax")
+    monkeypatch.setenv("DDPM_JAX_CACHE", "~/own")
+    assert cache_root() == Path("/home/someone/own")
+    assert cache_root("/given") == Path("/given")

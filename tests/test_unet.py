@@ -1,0 +1,302 @@
+"""The U-Net against its float64 NumPy reference, published counts, and its own promises."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_unet as reference
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from reference_unet import random_params
+
+from ddpm_jax.nn import UNet, count_parameters
+from ddpm_jax.nn.blocks import GroupNorm, ResidualBlock, dropout
+
+TINY = UNet(
+    channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    num_groups=4,
+    dropout=0.3,
+)
+SHAPE = (2, 8, 8, 3)
+
+
+def images(shape=SHAPE, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def example_keys(*indices):
+    """One key an example, by its index: the same whichever batch the example is in."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.array(indices))
+
+
+def apply(unet, params, *args, **kwargs):
+    return jax.jit(unet.apply)({"params": params}, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def tiny_params():
+    return random_params(TINY, images(), 0)
+
+
+def test_parameter_counts_of_the_paper():
+    """35.7 M for CIFAR-10 and 114 M for 256×256 (Ho et al. 2020, Appendix B), to the last number."""
+    shape = jax.eval_shape(UNet().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), 0)
+    assert count_parameters(shape) == 35_746_307
+    large = UNet(channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0)
+    shape = jax.eval_shape(large.init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)), 0)
+    assert count_parameters(shape) == 113_673_219
+    attention = sorted(name for name in shape["params"] if "attention" in name)
+    assert attention == ["down_4_attention_0", "down_4_attention_1", "middle_attention"] + [
+        f"up_4_attention_{i}" for i in range(3)
+    ]
+
+
+CASES = {
+    "attention at the coarse level": (TINY, SHAPE),
+    "attention in the middle only": (TINY.clone(attention_resolutions=()), SHAPE),
+    "padding as PyTorch pads": (TINY.clone(downsample_padding="symmetric"), SHAPE),
+    "resampling without convolutions": (TINY.clone(resample_with_conv=False), SHAPE),
+    "labels": (TINY.clone(num_classes=3, out_channels=6), SHAPE),
+    "three levels, two blocks, two attentions, wide images": (
+        TINY.clone(
+            channel_multipliers=(1, 2, 3), num_res_blocks=2, attention_resolutions=(8, 2)
+        ),
+        (2, 8, 12, 1),
+    ),
+    "one level": (TINY.clone(channel_multipliers=(2,), attention_resolutions=(5,)), (2, 5, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64_reference(name):
+    """Every parameter is random, so that no branch is closed; float32 rounding is all that is left."""
+    unet, shape = CASES[name]
+    x, t = images(shape), np.array([3, 40])
+    label = np.array([2, 0]) if unet.num_classes else None
+    params = random_params(unet, x, 0)
+    got = apply(unet, params, x, t, label)
+    truth = reference.unet(params, x, t, label, config=unet)
+    assert got.dtype == jnp.float32
+    assert np.std(truth) > 0.3
+    np.testing.assert_allclose(got, truth, atol=1e-5, rtol=0)
+
+
+def test_gradients_match_finite_differences_in_float64(tiny_params):
+    """Along a random direction, forward and reverse mode against (f(p + hv) - f(p - hv)) / 2h."""
+    x, t, h = images(), np.array([3, 40]), 1e-5
+    direction = random_params(TINY, x, 0, seed=7)
+    cotangent = images(seed=3)
+
+    def truth(sign):
+        moved = jax.tree.map(
+            lambda p, v: p.astype(np.float64) + sign * h * v, tiny_params, direction
+        )
+        return np.sum(reference.unet(moved, x, t, config=TINY) * cotangent)
+
+    def f(params):
+        return jnp.sum(TINY.apply({"params": params}, x, t) * cotangent)
+
+    slope = (truth(1) - truth(-1)) / (2 * h)
+    _, forward = jax.jit(lambda p, v: jax.jvp(f, (p,), (v,)))(tiny_params, direction)
+    gradient = jax.jit(jax.grad(f))(tiny_params)
+    dots = jax.tree.map(lambda g, v: np.vdot(np.float64(g), v), gradient, direction)
+    assert abs(slope) > 1
+    np.testing.assert_allclose(forward, slope, rtol=1e-4)
+    np.testing.assert_allclose(sum(jax.tree.leaves(dots)), slope, rtol=1e-4)
+
+
+def test_rows_do_not_meet(tiny_params):
+    """Row i of a batch is the row alone, with and without dropout; one step may serve all rows."""
+    x, t = images((3, 8, 8, 3)), np.array([0, 7, 31])
+    keys = example_keys(0, 1, 2)
+    plain = apply(TINY, tiny_params, x, t)
+    dropped = apply(TINY, tiny_params, x, t, dropout_keys=keys)
+    assert np.abs(plain - dropped).max() > 0.1
+    for i in range(3):
+        row = slice(i, i + 1)
+        alone = apply(TINY, tiny_params, x[row], t[i])
+        np.testing.assert_allclose(plain[row], alone, atol=1e-5)
+        alone = apply(TINY, tiny_params, x[row], t[row], dropout_keys=example_keys(i))
+        np.testing.assert_allclose(dropped[row], alone, atol=1e-5)
+
+
+def test_dropout_does_not_depend_on_devices():
+    """Eight devices with two rows each draw the masks that one device draws for sixteen rows."""
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    x, keys = jnp.ones((16, 40)), example_keys(*range(16))
+    whole = dropout(x, 0.4, keys, ("a",))
+    split = jax.jit(lambda x, keys: dropout(x, 0.4, keys, ("a",)))(
+        jax.device_put(x, sharding), jax.device_put(keys, sharding)
+    )
+    assert len(split.sharding.device_set) == 8
+    np.testing.assert_array_equal(whole, split)
+
+
+def test_dropout_rate_scale_and_streams():
+    """Entries are 0 or 1 / (1 - rate), kept at that rate to 5 sigma, alike in no two rows or layers."""
+    rate, shape = 0.3, (4, 10_000)
+    keys = example_keys(0, 1, 2, 3)
+    masks = [np.asarray(dropout(jnp.ones(shape), rate, keys, (name,))) for name in ("a", "b")]
+    for mask in masks:
+        kept = mask != 0
+        np.testing.assert_allclose(mask[kept], 1 / (1 - rate), rtol=1e-6)
+        sigma = np.sqrt(rate * (1 - rate) / shape[1])
+        np.testing.assert_allclose(kept.mean(axis=1), 1 - rate, atol=5 * sigma)
+    rows = np.concatenate(masks) != 0
+    agreement = (rows[:, None] == rows[None]).mean(axis=2)[~np.eye(8, dtype=bool)]
+    np.testing.assert_allclose(agreement, rate**2 + (1 - rate) ** 2, atol=0.03)
+
+
+def test_dropout_streams_outlive_the_process():
+    """A stream is the checksum of the layer's path, so a resumed run draws what it would have drawn."""
+    key = jax.random.fold_in(jax.random.key(5), 3)
+    key = jax.random.fold_in(key, zlib.crc32(b"net/down_0_block_0"))
+    expected = jax.random.bernoulli(key, 0.5, (64,)) * 2.0
+    got = dropout(jnp.ones((1, 64)), 0.5, example_keys(3), ("net", "down_0_block_0"))
+    np.testing.assert_array_equal(got[0], expected)
+
+
+def test_dropout_sits_after_the_second_normalisation():
+    block = ResidualBlock(channels=8, num_groups=4, dropout=0.5, dtype=jnp.float32)
+    x, embedding = images((2, 4, 4, 4)), images((2, 16))
+    keys = example_keys(0, 1)
+    params = random_params(block, x, embedding, None)
+    mask = dropout(jnp.ones((2, 4, 4, 8)), 0.5, keys, ())
+    got = block.apply({"params": params}, x, embedding, keys)
+    truth = reference.residual_block(
+        reference.to_float64(params), np.float64(x), embedding, 4, np.asarray(mask)
+    )
+    np.testing.assert_allclose(got, truth, atol=1e-5)
+
+
+def test_no_dropout_without_keys_or_without_a_rate(tiny_params):
+    x, keys = images(), example_keys(0, 1)
+    plain = apply(TINY, tiny_params, x, 3)
+    np.testing.assert_array_equal(apply(TINY, tiny_params, x, 3), plain)
+    never = apply(TINY.clone(dropout=0.0), tiny_params, x, 3, dropout_keys=keys)
+    np.testing.assert_array_equal(never, plain)
+
+
+def test_labels():
+    """None is the last row of the table, and a label beyond the table gives NaN in its row alone."""
+    unet = TINY.clone(num_classes=3)
+    x = np.repeat(images((1, 8, 8, 3)), 4, axis=0)
+    params = random_params(unet, x, 0)
+    got = np.asarray(apply(unet, params, x, 5, np.array([3, 0, 1, 4])))
+    np.testing.assert_allclose(got[0], apply(unet, params, x, 5)[0], atol=1e-5)
+    assert np.abs(got[0] - got[1]).max() > 0.1 and np.abs(got[1] - got[2]).max() > 0.1
+    assert np.isnan(got[3]).all()
+
+
+def test_group_norm_survives_a_mean_far_above_the_spread():
+    """Mean 1000 and spread 1: variance as E[x²] - E[x]² has lost 6 % of itself to float32 here."""
+    x = 1000 + images((2, 8, 8, 8))
+    norm = GroupNorm(num_groups=2)
+    params = random_params(norm, x)
+    truth = reference.group_norm(reference.to_float64(params), np.float64(x), 2)
+    np.testing.assert_allclose(norm.apply({"params": params}, x), truth, atol=1e-3)
+
+
+def test_initialisation():
+    """Kernels uniform with variance 2 s / (fan_in + fan_out); s = 1e-10 where a branch closes."""
+    unet = UNet(channels=32, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=8)
+    variables = unet.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), 0)
+    closing = {("conv2",), ("conv_out",), ("middle_attention", "out")}
+    for path, leaf in traverse_util.flatten_dict(variables["params"]).items():
+        if path[-1] != "kernel":
+            np.testing.assert_array_equal(leaf, np.full(leaf.shape, float(path[-1] == "scale")))
+            continue
+        closes = path[-2:-1] in closing or path[:-1] in closing or "attention" in path[0]
+        closes &= path[-2] in ("conv2", "conv_out", "out")
+        fans = np.prod(leaf.shape[:-2]) * (leaf.shape[-2] + leaf.shape[-1])
+        bound = np.sqrt(3 * (1e-10 if closes else 1.0) * 2 / fans)
+        assert np.abs(leaf).max() <= bound
+        np.testing.assert_allclose(np.std(leaf), bound / np.sqrt(3), rtol=0.1)
+    out = unet.apply(variables, images((2, 16, 16, 3)), 10)
+    assert np.abs(out).max() < 1e-3
+
+
+def test_bfloat16(tiny_params):
+    """bfloat16 has 8 bits: near the float32 output, not equal to it, and float32 where promised."""
+    half, x, t = TINY.clone(dtype=jnp.bfloat16), images(), np.array([3, 40])
+    shapes = jax.eval_shape(half.init, jax.random.key(0), x, t)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    full, got = apply(TINY, tiny_params, x, t), apply(half, tiny_params, x, t)
+    assert got.dtype == jnp.float32
+    error = np.linalg.norm(got - full) / np.linalg.norm(full)
+    assert 1e-4 < error < 0.03
+    program = jax.make_jaxpr(half.apply)({"params": tiny_params}, x, t)
+    dtypes = {"conv_general_dilated": [], "exp": [], "rsqrt": []}
+    for equation in _equations(program.jaxpr):
+        if equation.primitive.name in dtypes:
+            dtypes[equation.primitive.name].append(equation.invars[0].aval.dtype)
+    convolutions = dtypes.pop("conv_general_dilated")
+    assert set(convolutions[:-1]) == {jnp.dtype(jnp.bfloat16)} and convolutions[-1] == jnp.float32
+    assert set(dtypes["exp"]) == set(dtypes["rsqrt"]) == {jnp.dtype(jnp.float32)}
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+def test_gradients_stay_finite_in_bfloat16_with_dropout(tiny_params):
+    half, keys = TINY.clone(dtype=jnp.bfloat16), example_keys(0, 1)
+
+    def loss(params, x):
+        return jnp.mean(half.apply({"params": params}, x, 900, dropout_keys=keys) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(tiny_params, images())
+    for leaf in jax.tree.leaves(gradient):
+        assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"dropout": 1.0}, r"0 <= dropout < 1, got dropout=1\.0"),
+        ({"dropout": -0.1}, r"got dropout=-0\.1"),
+        ({"downsample_padding": "valid"}, "'same' or 'symmetric', got 'valid'"),
+        ({"channel_multipliers": ()}, "at least one level"),
+        ({"num_res_blocks": 0}, "one block a level"),
+        ({"num_classes": 0}, "num_classes >= 1, got 0"),
+        ({"num_groups": 5}, "blocks of 8 channels, which num_groups=5"),
+        ({"channels": 10, "num_groups": 5, "channel_multipliers": (1, 1.1)}, "of 11.0 channels"),
+    ],
+)
+def test_impossible_configurations_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TINY.clone(**change)
+
+
+@pytest.mark.parametrize(
+    "change,shape,t,more,message",
+    [
+        ({}, (8, 8, 3), 0, {}, r"\[B, H, W, C\], got shape \(8, 8, 3\)"),
+        ({}, (2, 8, 7, 3), 0, {}, "multiples of 2, got 8×7"),
+        ({"channel_multipliers": (1, 1, 1, 1)}, (2, 28, 28, 1), 0, {}, "multiples of 8, got 28×28"),
+        ({}, (2, 0, 8, 3), 0, {}, "multiples of 2, got 0×8"),
+        ({"attention_resolutions": (16,)}, SHAPE, 0, {}, r"\[16\].*8×8 its heights are \[8, 4\]"),
+        ({"attention_resolutions": (4,)}, (2, 16, 4, 3), 0, {}, r"\[4\].* are \[16, 8\]"),
+        ({"attention_resolutions": (8, 2)}, SHAPE, 0, {}, r"attention_resolutions \[2\]"),
+        ({}, SHAPE, np.zeros(3), {}, r"shape \(2,\), or a scalar for all, got shape \(3,\)"),
+        ({}, SHAPE, np.zeros((2, 1)), {}, r"got shape \(2, 1\)"),
+        ({}, SHAPE, 0, {"label": np.zeros(2, int)}, "label but num_classes=None"),
+        ({"num_classes": 3}, SHAPE, 0, {"label": 1}, r"shape \(2,\), got shape \(\)"),
+        ({}, SHAPE, 0, {"dropout_keys": example_keys(0)}, r"shape \(2,\), got shape \(1,\)"),
+        ({}, SHAPE, 0, {"dropout_keys": jax.random.key(0)}, r"shape \(2,\), got shape \(\)"),
+        ({}, SHAPE, 0, {"dropout_keys": np.zeros((2, 2), np.uint32)}, "typed dropout_keys"),
+    ],
+)
+def test_impossible_inputs_are_refused(change, shape, t, more, message):
+    unet = TINY.clone(**change)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: unet.init(jax.random.key(0), jnp.zeros(shape), t, **more))
