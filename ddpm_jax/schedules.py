@@ -298,10 +298,15 @@ def respace(schedule: NoiseSchedule, timesteps: ArrayLike) -> NoiseSchedule:
             f"{', not strictly rising' if (np.diff(steps) <= 0).any() else ''}. Samplers walk the "
             "grid downwards by themselves."
         )
-    # From β rather than ᾱ: 1 - ᾱ_τ/ᾱ_τ' of float32 tables cancels (β' off by 6e-4 relative where β is 1e-4).
-    beta = np.asarray(schedule.beta, dtype=np.float64)
+    # log(1-β_t) from β where β is small, for there the ratio of float32 ᾱs cancels (β' off by 6e-4 relative at
+    # β = 1e-4); from that ratio where β is near 1 and 1-β cancels instead (cosine's last step, off by 1.3e-5).
+    beta, alpha_bar, alpha_bar_prev = (
+        np.asarray(table, dtype=np.float64)
+        for table in (schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev)
+    )
     with np.errstate(divide="ignore"):
-        log_alpha_bar = np.cumsum(np.log1p(-beta))[steps]
+        log_kept = np.where(beta < 0.5, np.log1p(-beta), np.log(alpha_bar / alpha_bar_prev))
+    log_alpha_bar = np.cumsum(log_kept)[steps]
     new_beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
     fed = np.asarray(schedule.timesteps)[steps]
     return _tables(new_beta, log_alpha_bar, fed, schedule.beta.dtype)

@@ -27,7 +27,7 @@ def server():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        thread = threading.Thread(target=served.serve_forever, daemon=True)
+        thread = threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{served.server_address[1]}/data.bin", answers
         served.shutdown()
@@ -46,7 +46,7 @@ def send(content, claimed=None):
 
 def fetch(url, destination, **options):
     known = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
-    return download_file(url, destination, **{**known, **options})
+    return download_file([url], destination, **{**known, **options})
 
 
 def test_a_good_download_gets_its_name_and_reports_progress(server, tmp_path):
@@ -100,6 +100,17 @@ def test_a_refused_connection_is_a_connection_error(tmp_path):
     with pytest.raises(ConnectionError, match="could not be opened"):
         fetch(f"http://127.0.0.1:{port}/data.bin", tmp_path / "data.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_mirror_is_asked_when_one_fails(server, tmp_path):
+    url, answers = server
+    answers += [lambda handler: handler.send_error(503), send(CONTENT)]
+    known = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    path = download_file([url, url + "?second"], tmp_path / "data.bin", **known)
+    assert path.read_bytes() == CONTENT
+    answers += [lambda handler: handler.send_error(503), lambda handler: handler.send_error(404)]
+    with pytest.raises(ConnectionError, match="503.*second.*404"):
+        download_file([url, url + "?second"], tmp_path / "other.bin", **known)
 
 
 @pytest.mark.parametrize("where", ["name look-up", "answer"])

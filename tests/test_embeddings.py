@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax.nn import sinusoidal_embedding
-from reference_unet import embed_step
+from tests.reference_unet import embed_step
 
 
-@pytest.mark.parametrize("dim,max_period", [(4, 10_000.0), (7, 10_000.0), (128, 10_000.0), (32, 50)])
+@pytest.mark.parametrize(
+    "dim,max_period", [(4, 10_000.0), (7, 10_000.0), (128, 10_000.0), (32, 50)]
+)
 def test_formula(dim, max_period):
     """Float32 rounds an angle of up to 999 by at most 3e-5, and its frequency by as much again."""
     t = np.array([0, 1, 17, 500, 999])

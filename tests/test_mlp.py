@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference_unet as reference
-from reference_unet import random_params
 
 from ddpm_jax.nn import MLP
+from tests import reference_unet as reference
+from tests.reference_unet import random_params
 
 SMALL = MLP(features=16, num_layers=2, embedding_features=10, dropout=0.4)
 

@@ -144,8 +144,9 @@ def _folder_files(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, b
 def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Reads the members straight from the stream, by exact name: nothing is ever extracted."""
     wanted = {f"{FOLDER}/{name}": name for name in names}
-    try:
-        with tarfile.open(archive, "r|*") as tar:
+    with open(archive, "rb") as file:
+        try:
+            tar = tarfile.open(fileobj=file, mode="r|*")
             for member in tar:
                 if member.size > LARGEST_MEMBER:
                     raise ValueError(
@@ -164,11 +165,11 @@ def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str,
                 yield name, data
                 if not wanted:
                     return
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} "
-            f"bytes, the published file {ARCHIVE_BYTES:,}. Get it again from {URL}."
-        ) from error
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} "
+                f"bytes, the published file {ARCHIVE_BYTES:,}. Get it again from {URL}."
+            ) from error
 
 
 def _check_size(size: int, name: str, place: Path) -> None:
@@ -213,9 +214,9 @@ def _locate(
     if download and source != "tfds":
         destination, known = root / ARCHIVE, {"size": ARCHIVE_BYTES, "sha256": ARCHIVE_SHA256}
         try:
-            return "archive", download_file(URL, destination, progress=progress, **known)
+            return "archive", download_file([URL], destination, progress=progress, **known)
         except ConnectionError as error:
-            why = f"The download failed: {error}"
+            why = f"The download failed: {error}."
     raise FileNotFoundError(
         f"load_cifar10 found no CIFAR-10 in {root} or {data_dir}"
         f"{tfds_reader.explain_unreadable('cifar10', data_dir)}. {why} Any one of these helps:\n"

@@ -8,7 +8,7 @@ import queue
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,21 +20,23 @@ STALL_SECONDS = 30.0  # between two pieces of a download that has begun
 
 
 def download_file(
-    url: str,
+    urls: Sequence[str],
     destination: Path,
     *,
     size: int,
     sha256: str,
     progress: Progress | None = None,
 ) -> Path:
-    """Downloads `url` to `destination` and returns it; a failed download leaves nothing.
+    """Downloads one file to `destination` and returns it; a failed download leaves nothing.
 
+    urls      where the file is, the first that answers being taken
     size      of the file in bytes
     sha256    of the file, 64 hex digits
     progress  called with (bytes so far, size); by default a tqdm bar, if stderr is a terminal
 
-    Raises ConnectionError when the server does not answer within 4 s or fails later, ValueError
-    when what it sends has another size or sha256, OSError when `destination` cannot be written.
+    Raises ConnectionError when no server answers, after at most 4 s in all, or the one that did
+    breaks off; ValueError when what it sends has another size or sha256; OSError when `destination`
+    cannot be written.
     """
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -46,8 +48,8 @@ def download_file(
         ) from error
     partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file, _open(url) as response:
-            digest, done = hashlib.sha256(), 0
+        with os.fdopen(handle, "wb") as file, _open(urls) as response:
+            url, digest, done = response.url, hashlib.sha256(), 0
             with progress_bar(progress, destination.name, size, unit="B") as report:
                 for piece in _pieces(response, url):
                     done += len(piece)
@@ -87,7 +89,19 @@ def progress_bar(
         yield report
 
 
-def _open(url: str):
+def _open(urls: Sequence[str]):
+    """Opens the first of `urls` that answers, each being given its part of the time."""
+    failures = []
+    for url in urls:
+        response = _ask(url, ANSWER_SECONDS / len(urls))
+        if not isinstance(response, str):
+            return response
+        failures.append(response)
+    raise ConnectionError("; ".join(failures))
+
+
+def _ask(url: str, seconds: float):
+    """Opens `url`, or says why it could not be opened."""
     # In a thread: the time-out of a socket does not cover the look-up of its name, which takes many
     # times as long on some machines without a network.
     answer: queue.SimpleQueue = queue.SimpleQueue()
@@ -100,11 +114,11 @@ def _open(url: str):
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        response = answer.get(timeout=ANSWER_SECONDS)
+        response = answer.get(timeout=seconds)
     except queue.Empty:
-        raise ConnectionError(f"{url} did not answer within {ANSWER_SECONDS:g} s.") from None
+        return f"{url} did not answer within {seconds:g} s"
     if isinstance(response, Exception):
-        raise ConnectionError(f"{url} could not be opened: {response}") from response
+        return f"{url} could not be opened: {response}"
     return response
 
 

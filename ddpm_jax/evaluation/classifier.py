@@ -20,6 +20,7 @@ and 44 % of the noise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +55,12 @@ def fit_classifier(images: npt.ArrayLike, labels: npt.ArrayLike, seed: int = 0) 
     features = pixel_features(pixels)
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
 
+    calibration: dict[str, Any] = {"method": "temperature", "cv": folds, "ensemble": False}
+
     def calibrated(model):
         # SVC(probability=True) goes away in scikit-learn 1.11. Its pairwise sigmoids are also too
         # timid: sure of 85 % of held-out digits, where one temperature is sure of 97 %.
-        return CalibratedClassifierCV(model, method="temperature", cv=folds, ensemble=False)
+        return CalibratedClassifierCV(model, **calibration)
 
     # Twice scikit-learn's gamma="scale": with that itself, 3 % of uniform noise passes for digits.
     gamma = 2.0 / (features.shape[1] * max(float(features.var()), 1e-12))
@@ -99,7 +102,7 @@ def _checked_labels(labels: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
     if counts.size < 2 or counts.min() < 2 * _FOLDS:
         raise ValueError(
             f"fit_classifier needs two classes or more, numbered 0..K-1, each of {2 * _FOLDS} "
-            f"images or more, got counts {counts.tolist()}. Renumber labels or leave small classes out."
+            f"images or more, got counts {counts.tolist()}. Renumber them, or leave small ones out."
         )
     return classes.astype(np.int64)
 

@@ -14,7 +14,6 @@ from ddpm_jax import visualize
 from ddpm_jax.generation import Generator
 from ddpm_jax.runs import pictures
 from ddpm_jax.runs.build import build_model, build_sampler
-from ddpm_jax.runs.config import DevicesConfig
 from ddpm_jax.runs.console import say
 from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
 from ddpm_jax.schedules import Spacing
@@ -51,8 +50,8 @@ class SampleConfig:
     """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or both."""
     gif: bool = True
     """Also draw the way from noise to images, of the first 64."""
-    devices: DevicesConfig = DevicesConfig()
-    """What to run on."""
+    num_devices: int | None = None
+    """Devices to split each batch over; None for all. Changes speed, not the images."""
 
 
 def sample(config: SampleConfig) -> None:
@@ -75,7 +74,7 @@ def sample(config: SampleConfig) -> None:
         eta=config.eta,
         variance=train_config.diffusion.variance,
     )
-    devices = choose_devices(config.devices.backend, config.devices.count).devices
+    devices = choose_devices(count=config.num_devices).devices
     with Checkpoints(directory.checkpoints, writable=False) as checkpoints:
         state = checkpoints.restore(model.init(), config.checkpoint)
     if state is None:

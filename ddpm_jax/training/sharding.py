@@ -163,7 +163,7 @@ def choose_devices(
     available = jax.local_devices() if available is None else available
     if count is not None and not 1 <= count <= len(available):
         raise ValueError(
-            f"--devices.count must be in 1..{len(available)}, the {available[0].platform} devices here; "
+            f"the number of devices must be in 1..{len(available)}, the {available[0].platform} devices here; "
             f"got {count}. JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
         )
     devices = tuple(available[:count])

@@ -1,8 +1,8 @@
 """Pictures of samples and curves of losses, as files: grids, animations, labelled rows, plots.
 
-Nothing here computes: images come as uint8 with one channel or three, as `ddpm_jax.pixels.to_pixels`
-makes them, and floats are refused, since their range would have to be guessed. Small images are
-magnified by a whole factor, each pixel a square, never interpolated.
+Nothing here computes: images come as uint8 with one channel or three, as
+`ddpm_jax.pixels.to_pixels` makes them, and floats are refused, since their range would have to be
+guessed. Small images are magnified by a whole factor, each pixel a square, never interpolated.
 
 Files appear whole or not at all: they are written beside their place and then moved into it, and
 folders are made as needed. Nothing touches matplotlib's global state, so drawing works without a

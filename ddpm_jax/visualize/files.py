@@ -1,4 +1,4 @@
-"""What every picture passes through: a checked path, and a file that appears whole or not at all."""
+"""What every picture passes through: a checked path, and writing that is done whole or not."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def save_gif(
 ) -> None:
     """Writes frames [F, N, H, W, C], in the order shown, to a GIF of grids that loops forever.
 
-    Greyscale keeps 64 levels, off by 2 of 255 at most; colour gets the 255 best of every frame. Both
-    are chosen before magnification and without dithering, which small images would show as dirt.
+    Greyscale keeps 64 levels, off by 2 of 255 at most; colour gets 255 colours chosen anew for
+    every frame. Neither is dithered, which magnified pixels would show as dirt.
 
     Args:
         path: ends in .gif.
@@ -79,11 +79,11 @@ def save_gif(
     from PIL import Image
 
     target = checked_path("save_gif", path, ".gif")
-    film = checked_images("save_gif", frames, ndim=5)
-    if not (0 < seconds < math.inf and 0 <= hold_last < math.inf and 0 < max_rate <= 50):
+    film = checked_images("save_gif", frames, "FNHWC")
+    if not (0.1 <= seconds < math.inf and 0 <= hold_last < math.inf and 0 < max_rate <= 50):
         raise ValueError(
-            "save_gif needs seconds > 0, hold_last ≥ 0 and 0 < max_rate ≤ 50 (browsers slow faster "
-            f"ones down), got {seconds=}, {hold_last=}, {max_rate=}."
+            "save_gif needs seconds ≥ 0.1, hold_last ≥ 0 and 0 < max_rate ≤ 50 (browsers slow down "
+            f"what is faster), got {seconds=}, {hold_last=}, {max_rate=}."
         )
     count = min(len(film), max(2, int(seconds * max_rate)))
     film = film[np.rint(np.linspace(0, len(film) - 1, count)).astype(int)]
@@ -108,26 +108,25 @@ def save_gif(
 def _grid(
     caller: str, images: npt.ArrayLike, columns: int | None, padding: int, scale: int | None
 ) -> Pixels:
-    tiles = checked_images(caller, images, ndim=4)
+    tiles = checked_images(caller, images, "NHWC")
     columns = fitting_columns(tiles) if columns is None else columns
     if scale is None:
         scale = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=768)
     return sheet_of(caller, tiles, columns, padding, scale)
 
 
-def checked_images(caller: str, images: npt.ArrayLike, ndim: int) -> Pixels:
-    """Returns images of `ndim` axes as a uint8 NumPy array, channels last, or raises."""
+def checked_images(caller: str, images: npt.ArrayLike, axes: str) -> Pixels:
+    """Returns images as a uint8 NumPy array with the named axes, such as "NHWC", or raises."""
     pixels = np.asarray(images)
     if pixels.dtype != np.uint8:
         raise TypeError(
             f"{caller} needs uint8 images, got dtype {pixels.dtype}. "
             "Map model values in [-1, 1] to pixels first: ddpm_jax.pixels.to_pixels(x)."
         )
-    if pixels.ndim != ndim or pixels.shape[-1] not in (1, 3) or pixels.size == 0:
-        axes = {4: "[N, H, W, C]", 5: "[F, N, H, W, C], or rows [R, K, H, W, C],"}[ndim]
+    if pixels.ndim != len(axes) or pixels.shape[-1] not in (1, 3) or pixels.size == 0:
         raise ValueError(
-            f"{caller} needs images {axes} with C 1 or 3 and no axis empty, got {pixels.shape}. "
-            "Greyscale has a last axis of one: images[..., None]."
+            f"{caller} needs images [{', '.join(axes)}] with C 1 or 3 and no axis empty, got shape "
+            f"{pixels.shape}. Greyscale has a last axis of one: images[..., None]."
         )
     return pixels
 

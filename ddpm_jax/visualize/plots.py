@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axis import Axis
+    from matplotlib.axes import Axes
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike]
 
@@ -36,8 +35,8 @@ def save_curves(
     would silently be left out.
     """
     lines = [
-        _Line(name, x, y, {"color": _COLOURS[i % len(_COLOURS)], "linewidth": 1.5})
-        for i, (name, (x, y)) in enumerate(curves.items())
+        _line("save_curves", name, curve, color=_COLOURS[i % len(_COLOURS)], linewidth=1.5)
+        for i, (name, curve) in enumerate(curves.items())
     ]
     _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title)
 
@@ -60,36 +59,54 @@ def save_loss_curve(
         losses: the loss at each of them [N].
         heldout: (steps [M], losses [M]) on held-out data, drawn with a mark at each.
         title: above the plot.
-        window: values in the running mean, which is centred and shorter at the ends; rounded up to
-            an odd number, which the legend states. By default 2 % of the values.
-        logy: logarithmic losses; by default where all are positive and the mean spans a factor of 4.
+        window: values in the running mean, which is centred and shorter at the ends; an even number
+            is raised by one, and the legend states it. By default 2 % of the values, at most 1001.
+        logy: logarithmic losses; by default where all are positive and their mean spans a factor
+            of four or more.
     """
-    x, y = np.asarray(steps), np.asarray(losses, dtype=np.float64)
-    half = (y.size // 50 if window is None else window) // 2
-    smooth = _running_mean(y, half)
-    # A longer faint line is a solid band, and takes matplotlib seconds to draw.
-    thin = slice(None, None, math.ceil(max(y.size, 1) / 20_000))
-    blue = {"color": _COLOURS[0]}
-    lines = [
-        _Line("training", x[thin], y[thin], {"linewidth": 0.6, "alpha": 0.35} | blue),
-        _Line(f"training, mean of {2 * half + 1}", x, smooth, {"linewidth": 1.6} | blue),
-    ]
+    call = "save_loss_curve"
+    if window is not None and window < 1:
+        raise ValueError(f"{call} needs window ≥ 1, in values, got {window}. 1 does not smooth.")
+    raw = _line(call, "training", (steps, losses), color=_COLOURS[0], linewidth=0.6, alpha=0.35)
+    half = (min(raw.y.size // 50, 1000) if window is None else window) // 2
+    mean = _running_mean(raw.y, half)
+    name = f"training, mean of {2 * half + 1} values"
+    lines = [raw, _line(call, name, (raw.x, mean), color=_COLOURS[0], linewidth=1.6)]
     if heldout is not None:
         marks = {"color": _COLOURS[1], "marker": "o", "markersize": 3.5, "linewidth": 0.9}
-        lines.append(_Line("held-out", *heldout, marks))
+        lines.append(_line(call, "held-out", heldout, **marks))
     if logy is None:
-        shown = [np.asarray(line.y, dtype=np.float64) for line in lines]
-        positive = all((values[np.isfinite(values)] > 0).all() for values in shown)
-        means = smooth[np.isfinite(smooth)]
+        positive = all((line.y[np.isfinite(line.y)] > 0).all() for line in lines)
+        means = mean[np.isfinite(mean)]
         logy = bool(positive and means.size and means.max() >= 4 * means.min())
-    _save_plot("save_loss_curve", path, lines, ("training step", "loss"), (False, logy), title)
+    _save_plot(call, path, lines, ("training step", "loss"), (False, logy), title)
 
 
 class _Line(NamedTuple):
     label: str
-    x: npt.ArrayLike
-    y: npt.ArrayLike
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
     style: dict[str, Any]
+
+
+def _line(caller: str, label: str, curve: Curve, **style: Any) -> _Line:
+    x, y = (np.asarray(values, dtype=np.float64) for values in curve)
+    if x.ndim != 1 or x.shape != y.shape or x.size == 0:
+        raise ValueError(
+            f"{caller} needs x [N] and y [N] with N ≥ 1, got {x.shape} and {y.shape} for {label!r}."
+        )
+    return _Line(label, x, y, style)
+
+
+def _running_mean(values: npt.NDArray[np.float64], half: int) -> npt.NDArray[np.float64]:
+    """Averages each value [N] with its finite neighbours up to `half` places away."""
+    known = np.isfinite(values)
+    # Summed directly: differences of running totals would lose everything after one huge loss.
+    window = np.ones(2 * half + 1)
+    part = slice(half, half + values.size)
+    sums = np.convolve(np.where(known, values, 0.0), window)[part]
+    counts = np.convolve(known, window)[part]
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _save_plot(
@@ -107,23 +124,13 @@ def _save_plot(
         raise ValueError(f"{caller} got no curves. Give at least one: {{name: (x, y)}}.")
     figure = Figure(figsize=(6.4, 4.0), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    values: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for line in lines:
-        x, y = np.asarray(line.x, dtype=np.float64), np.asarray(line.y, dtype=np.float64)
-        if x.ndim != 1 or x.shape != y.shape or x.size == 0:
-            raise ValueError(
-                f"{caller} needs x [N] and y [N] with N ≥ 1, got {x.shape} and {y.shape} for "
-                f"{line.label!r}."
-            )
-        axes.plot(x, y, label=line.label, solid_capstyle="round", **line.style)
-        values[0].append(x[np.isfinite(x)])
-        values[1].append(y[np.isfinite(y)])
-    for axis, data, log, name in zip(
-        (axes.xaxis, axes.yaxis), values, logarithmic, "xy", strict=True
-    ):
-        _scale_axis(caller, axis, np.concatenate(data), log, name)
-    axes.set_xlabel(labels[0], color=INK)
-    axes.set_ylabel(labels[1], color=INK)
+        axes.plot(line.x, line.y, label=line.label, solid_capstyle="round", **line.style)
+    axes.margins(x=0.02)
+    for name, log, label in zip("xy", logarithmic, labels, strict=True):
+        values = np.concatenate([getattr(line, name) for line in lines])
+        _scale_axis(caller, axes, name, values[np.isfinite(values)], log)
+        getattr(axes, f"set_{name}label")(label, color=INK)
     if title:
         axes.set_title(title, color=INK, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
@@ -132,36 +139,34 @@ def _save_plot(
     axes.grid(color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        # The best place is searched for among all points, which takes seconds when they are many.
+        place = "best" if sum(line.x.size for line in lines) < 100_000 else "upper right"
+        legend = axes.legend(
+            loc=place, fontsize=9, labelcolor=INK, edgecolor="none", framealpha=0.85
+        )
+        for handle in legend.get_lines():
+            handle.set_linewidth(max(handle.get_linewidth(), 1.2))
     write_figure(target, figure)
 
 
-def _scale_axis(caller: str, axis: Axis, values: np.ndarray, log: bool, name: str) -> None:
+def _scale_axis(
+    caller: str, axes: Axes, name: str, values: npt.NDArray[np.float64], log: bool
+) -> None:
+    """Sets one axis linear or logarithmic, with ticks written as people write them."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
     if log and (values <= 0).any():
         raise ValueError(
-            f"{caller} has log{name}=True and {name} values down to {values.min()}. Leave out what is "
-            f"not positive, or plot with log{name}=False."
+            f"{caller} got {name} values down to {values.min()} for a logarithmic axis. Leave out "
+            f"what is not positive, or plot with log{name}=False."
         )
-    span = values.max() / values.min() if log and values.size else 1.0
+    axis = getattr(axes, f"{name}axis")
     if log:
-        axis._set_axes_scale("log")
-        if span < 1e3:
+        getattr(axes, f"set_{name}scale")("log")
+        if values.size and values.max() < 1e3 * values.min():
             # Powers of ten alone would leave one label or none on so short an axis.
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif values.size and np.abs(values).max() >= 1e4:
         axis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
-    """Averages each value [N] with its finite neighbours up to `half` places away."""
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    places = np.arange(values.size)
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, values.size)
-    number = counts[high] - counts[low]
-    return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)

@@ -24,20 +24,19 @@ def save_rows(
 ) -> None:
     """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and the top.
 
-    For progressive denoising, interpolations, and samplers side by side. Without `scale`, images
-    are magnified until the column labels fit above them.
+    Without `scale`, images are magnified until the column labels fit above them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     target = checked_path("save_rows", path, ".png")
-    block = checked_images("save_rows", images, ndim=5)
+    block = checked_images("save_rows", images, "RKHWC")
     rows, columns = block.shape[:2]
     left, top = list(row_labels or ()), list(column_labels or ())
     if len(left) not in (0, rows) or len(top) not in (0, columns):
         raise ValueError(
-            f"save_rows got {rows} rows and {columns} columns of images with {len(left)} row labels "
-            f"and {len(top)} column labels. Give one for every row or column, or none."
+            f"save_rows got {rows} rows and {columns} columns of images with {len(left)} row "
+            f"labels and {len(top)} column labels. Give one for every row or column, or none."
         )
     figure = Figure(dpi=DPI)
     renderer = FigureCanvasAgg(figure).get_renderer()

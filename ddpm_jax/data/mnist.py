@@ -1,0 +1,215 @@
+"""MNIST (LeCun et al. 1998): 60,000 training and 10,000 test images, 28×28 grey, ten digits.
+
+It is read from the IDX files: a magic number (type and number of axes), the length of each axis as
+big-endian int32, then the bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ddpm_jax.data import tfds_reader
+from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
+from ddpm_jax.data.dataset import ImageDataset, make_dataset
+from ddpm_jax.data.download import Progress, download_file
+
+MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+PUBLISHED = {  # size and sha256 of the compressed files
+    "train-images-idx3-ubyte": (
+        9_912_422,
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    ),
+    "train-labels-idx1-ubyte": (
+        28_881,
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    ),
+    "t10k-images-idx3-ubyte": (
+        1_648_877,
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        4_542,
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    ),
+}
+CLASS_COUNTS = {
+    "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+    "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+}
+
+Split = Literal["train", "test"]
+Source = Literal["auto", "idx", "tfds"]
+
+
+def load_mnist(
+    split: Split,
+    *,
+    source: Source = "auto",
+    path: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    pad_to: int = 28,
+    progress: Progress | None = None,
+) -> ImageDataset:
+    """Loads MNIST: uint8 [60000, R, R, 1] for "train", [10000, R, R, 1] for "test", R = `pad_to`.
+
+    path       a folder that holds the four IDX files, plain or .gz, itself or in `MNIST/raw`, or the
+               `data_dir` of a prepared TFDS data set
+    source     "idx" or "tfds" admits that kind alone; "auto" both
+    cache_dir  where decoded images and downloads are kept (`cache_root`)
+    download   whether the files may be fetched; never without being asked
+    pad_to     28, or more for a black frame; networks that halve the size need 32
+    progress   called with (bytes, total) during a download; by default a tqdm bar
+
+    Without a path, the first of these is taken: images cached by an earlier call; IDX files in
+    cache_dir or its folder `mnist`; a data set that TFDS prepared as array_record in TFDS_DATA_DIR or
+    ~/tensorflow_datasets, if TFDS is installed; a download, whose sizes and sha256 are checked.
+    Everything must have MNIST's number of images of each digit, which tells it from data sets that
+    go by the same file names (Fashion-MNIST, KMNIST).
+
+    Raises FileNotFoundError, with the remedies, where nothing is found; ValueError naming the file
+    for damaged or wrong files; ImportError when TFDS is needed and not installed.
+    """
+    if split not in FILES:
+        raise ValueError(f'load_mnist needs split "train" or "test", got {split!r}.')
+    if source not in ("auto", "idx", "tfds"):
+        raise ValueError(f'load_mnist needs source "auto", "idx" or "tfds", got {source!r}.')
+    if pad_to < 28:
+        raise ValueError(f"load_mnist needs pad_to ≥ 28, got {pad_to}: the images are 28×28.")
+    dataset = _load(split, source, path, cache_root(cache_dir), download, progress)
+    if pad_to == 28:
+        return dataset
+    before = (pad_to - 28) // 2
+    frame = (before, pad_to - 28 - before)
+    images = np.pad(dataset.images, ((0, 0), frame, frame, (0, 0)))
+    return make_dataset(images, dataset.labels, 10, dataset.name)
+
+
+def read_idx(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, plain or gzipped, that must have this shape: uint8.
+
+    Raises ValueError naming the file when it is damaged, truncated, too long, or of another shape.
+    """
+    with open(file, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+    header = struct.pack(f">BBBB{len(shape)}i", 0, 0, 8, len(shape), *shape)
+    length = len(header) + int(np.prod(shape))
+    try:
+        with gzip.open(file, "rb") if zipped else open(file, "rb") as stream:
+            data = stream.read(length + 1)  # one too many, so as to notice it, and never a bomb
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} is damaged or truncated ({error}). Get it again.") from error
+    if data[: len(header)] != header or len(data) != length:
+        raise ValueError(
+            f"{file} needs to be the IDX header {header.hex()} (bytes of shape {list(shape)}) and "
+            f"{length:,} bytes in all, but begins with {data[: len(header)].hex()} and has "
+            f"{'more' if len(data) > length else f'{len(data):,}'}. It is damaged or not MNIST's."
+        )
+    return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
+
+
+def _load(
+    split: Split,
+    source: Source,
+    path: str | os.PathLike[str] | None,
+    root: Path,
+    download: bool,
+    progress: Progress | None,
+) -> ImageDataset:
+    key, counts = f"mnist-{split}", CLASS_COUNTS[split]
+    if path is None:
+        cached = read_entry(root, key, lambda about: source in ("auto", about["kind"]))
+        if cached is not None:
+            return cached
+    kind, place = _locate(split, path, source, root, download, progress)
+    files = _idx_files(place, split) if kind == "idx" else tfds_reader.record_files(place, split)
+    origin = signature(kind, place, files or [])
+    cached = read_entry(root, key, lambda about: about == origin)
+    if cached is not None:
+        return cached
+    if kind == "tfds":
+        images, labels = tfds_reader.read_prepared(place, split, (28, 28, 1))
+    else:
+        assert files is not None
+        images = read_idx(files[0], (sum(counts), 28, 28))[..., None]
+        labels = read_idx(files[1], (sum(counts),))
+    found = np.bincount(labels, minlength=10).tolist()
+    if found != list(counts):
+        raise ValueError(
+            f"{place}: the {split} split of MNIST has {list(counts)} images of the ten digits, but "
+            f"these files have {found}. They may be another data set with MNIST's file names; build "
+            "such a one with read_idx and make_dataset."
+        )
+    return write_entry(root, key, images, labels, 10, f"mnist/{split}", origin)
+
+
+def _locate(
+    split: Split,
+    path: str | os.PathLike[str] | None,
+    source: Source,
+    root: Path,
+    download: bool,
+    progress: Progress | None,
+) -> tuple[str, Path]:
+    """Returns ("idx", folder of the files) or ("tfds", folder of the prepared version)."""
+    places = [root] if path is None else [Path(path).expanduser()]
+    if path is not None and not places[0].is_dir():
+        raise FileNotFoundError(
+            f"load_mnist got path {path}, which is not a folder. Pass the one with the IDX files."
+        )
+    for place in (q for p in places for q in (p, p / "mnist", p / "MNIST" / "raw", p / "raw")):
+        if source != "tfds" and _idx_files(place, split) is not None:
+            return "idx", place
+    data_dir = tfds_reader.default_data_dir() if path is None else places[0]
+    prepared = tfds_reader.find_prepared("mnist", data_dir)
+    if prepared is not None and source != "idx":
+        if path is not None or source == "tfds" or tfds_reader.is_installed():
+            return "tfds", prepared
+    why = "No download was asked for."
+    if download and path is None and source != "tfds":
+        try:
+            return "idx", _download(split, root / "mnist", progress)
+        except ConnectionError as error:
+            why = f"The download failed: {error}."
+    raise FileNotFoundError(
+        f"load_mnist found no MNIST {split} split for source={source!r} in "
+        f"{' or '.join(dict.fromkeys(map(str, [*places, data_dir])))}"
+        f"{tfds_reader.explain_unreadable('mnist', data_dir)}. {why} Any one of these helps:\n"
+        f"  1. path=...: the folder of {' and '.join(FILES[split])}, plain or .gz "
+        f"({MIRRORS[0]}, {MIRRORS[1]});\n"
+        "  2. download=True without a path, on a machine with a network;\n"
+        "  3. TFDS: path=..., the data_dir of an mnist prepared as array_record."
+    )
+
+
+def _idx_files(folder: Path, split: Split) -> list[Path] | None:
+    """Returns the images' and the labels' file in `folder`, or None unless both are there."""
+    found = []
+    for name in FILES[split]:
+        # Some tools unpack train-images-idx3-ubyte.gz to train-images.idx3-ubyte.
+        for variant in (name, name.replace("-idx", ".idx")):
+            found += [f for f in (folder / variant, folder / f"{variant}.gz") if f.is_file()][:1]
+    return found[:2] if len(found) >= 2 else None
+
+
+def _download(split: Split, folder: Path, progress: Progress | None) -> Path:
+    for name in FILES[split]:
+        size, sha256 = PUBLISHED[name]
+        urls = [f"{mirror}{name}.gz" for mirror in MIRRORS]
+        destination = folder / f"{name}.gz"
+        download_file(urls, destination, size=size, sha256=sha256, progress=progress)
+    return folder
