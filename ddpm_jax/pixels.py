@@ -15,7 +15,8 @@ def from_pixels(pixels: ArrayLike) -> Array:
     pixels = jnp.asarray(pixels)
     if pixels.dtype != jnp.uint8:
         raise TypeError(f"from_pixels needs uint8 pixels in 0..255, got dtype {pixels.dtype}.")
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
+    # An exact integer times one constant: rounded once, so every backend, jitted or not, returns the same bits.
+    return (2.0 * pixels.astype(jnp.float32) - 255.0) * jnp.float32(1.0 / 255.0)
 
 
 def to_pixels(x: ArrayLike) -> Array:

@@ -1,4 +1,4 @@
-"""Decoded images on disk: what is read back, what is refused, and what happens when a disk fails."""
+"""Decoded images on disk: what is read back, what is refused, and how a failing disk is met."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""CIFAR-10: a known record decodes to a known image, wrong files are named, the search is ordered."""
+"""CIFAR-10: a known record gives a known image, wrong files are named, searches are ordered."""
 
 import gzip
 import importlib.util

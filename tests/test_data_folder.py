@@ -57,7 +57,7 @@ def test_resizing_is_lanczos_by_its_definition(tmp_path, side, size):
 
 
 def test_a_fine_pattern_becomes_its_mean_not_an_alias(tmp_path):
-    """Stripes of one pixel, resized by 50/16: a filter of fixed support would leave them visible."""
+    """Stripes of one pixel, reduced by 50/16: a filter of fixed support would leave bands."""
     stripes = np.zeros((50, 50, 3), np.uint8)
     stripes[:, ::2] = 255
     decoded, _ = decode_image(save(tmp_path / "a.png", stripes), 16)

@@ -67,7 +67,7 @@ def test_there_and_back_with_other_parts(change):
 
 
 def test_names_and_shapes_of_the_cifar10_checkpoint():
-    """A sample of google/ddpm-cifar10-32: three kinds of kernel, both ways counted from their ends."""
+    """A sample of google/ddpm-cifar10-32: every kind of tensor, levels up and down."""
     unet = UNet()
     shapes = jax.eval_shape(unet.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), 0)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes["params"])
@@ -92,6 +92,44 @@ def test_names_and_shapes_of_the_cifar10_checkpoint():
     }
     assert {key: state[key].shape for key in known} == known
     assert sum(tensor.size for tensor in state.values()) == 35_746_307
+
+
+def test_what_corresponds(small_params, small_state):
+    """Tensor by tensor, level by level, with axes: what shapes alone would let pass."""
+    same, linear, shortcut, conv = None, "io->oi", "io->oi", "abio->oiab"
+    pairs = [
+        ("conv_in/kernel", "conv_in.weight", conv),
+        ("time_dense_0/kernel", "time_embedding.linear_1.weight", linear),
+        ("time_dense_1/bias", "time_embedding.linear_2.bias", same),
+        ("down_1_block_0/norm1/scale", "down_blocks.1.resnets.0.norm1.weight", same),
+        ("down_2_block_0/norm2/bias", "down_blocks.2.resnets.0.norm2.bias", same),
+        ("down_2_block_0/conv1/kernel", "down_blocks.2.resnets.0.conv1.weight", conv),
+        ("down_2_block_0/conv2/kernel", "down_blocks.2.resnets.0.conv2.weight", conv),
+        ("down_2_block_0/embedding/kernel", "down_blocks.2.resnets.0.time_emb_proj.weight", linear),
+        (
+            "down_1_block_0/shortcut/kernel",
+            "down_blocks.1.resnets.0.conv_shortcut.weight",
+            shortcut,
+        ),
+        ("down_1_downsample/conv/kernel", "down_blocks.1.downsamplers.0.conv.weight", conv),
+        ("down_2_attention_0/norm/scale", "down_blocks.2.attentions.0.group_norm.weight", same),
+        ("down_2_attention_0/query/kernel", "down_blocks.2.attentions.0.to_q.weight", linear),
+        ("middle_attention/key/kernel", "mid_block.attentions.0.to_k.weight", linear),
+        ("middle_attention/value/bias", "mid_block.attentions.0.to_v.bias", same),
+        ("middle_attention/out/kernel", "mid_block.attentions.0.to_out.0.weight", linear),
+        ("middle_block_1/conv1/bias", "mid_block.resnets.1.conv1.bias", same),
+        ("up_2_block_0/conv2/kernel", "up_blocks.0.resnets.0.conv2.weight", conv),
+        ("up_2_attention_1/norm/bias", "up_blocks.0.attentions.1.group_norm.bias", same),
+        ("up_1_upsample/conv/kernel", "up_blocks.1.upsamplers.0.conv.weight", conv),
+        ("up_0_block_1/norm1/scale", "up_blocks.2.resnets.1.norm1.weight", same),
+        ("norm_out/scale", "conv_norm_out.weight", same),
+        ("conv_out/bias", "conv_out.bias", same),
+    ]
+    for path, key, axes in pairs:
+        ours = functools.reduce(dict.__getitem__, path.split("/"), small_params)
+        expected = np.einsum(axes, ours) if axes else ours
+        theirs = small_state[key][..., 0, 0] if "shortcut" in key else small_state[key]
+        np.testing.assert_array_equal(theirs, expected, err_msg=key)
 
 
 def test_old_attention_names(small_params, small_state):
@@ -152,7 +190,7 @@ def test_params_of_another_network_are_refused(small_params):
     with pytest.raises(ValueError, match="missing .*label_embedding/table/embedding"):
         unet_params_to_diffusers(small_params, SMALL.clone(num_classes=3))
     with pytest.raises(ValueError, match=r"has shape \(\d+.*this UNet needs"):
-        unet_params_to_diffusers(small_params, SMALL.clone(channel_multipliers=(1, 2, 3)))
+        unet_params_to_diffusers(small_params, SMALL.clone(channels=32))
     with pytest.raises(ValueError, match=r"\['params'\] without conv_in/kernel"):
         unet_params_to_diffusers({"params": small_params}, SMALL)
 
@@ -258,7 +296,8 @@ def test_gradients_equal_pytorch():
     np.testing.assert_allclose(by_image, x_torch.grad, atol=1e-4 * float(x_torch.grad.abs().max()))
     got = unet_params_to_diffusers(by_params, SMALL)
     for key, parameter in model.named_parameters():
+        # The key's bias moves all logits of a query alike: its gradient is zero but for rounding.
         if key.endswith("to_k.bias"):
-            continue  # moves all of a query's logits alike, so its gradient is zero but for rounding
+            continue
         largest = float(parameter.grad.abs().max())
         np.testing.assert_allclose(got[key], parameter.grad, atol=1e-4 * largest, err_msg=key)

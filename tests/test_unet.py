@@ -23,6 +23,7 @@ TINY = UNet(
     num_groups=4,
     dropout=0.3,
 )
+ONE_LEVEL = TINY.clone(channel_multipliers=(1,), attention_resolutions=(8,))
 SHAPE = (2, 8, 8, 3)
 
 
@@ -108,15 +109,16 @@ def test_gradients_match_finite_differences_in_float64(tiny_params):
     np.testing.assert_allclose(sum(jax.tree.leaves(dots)), slope, rtol=1e-4)
 
 
-def test_rows_do_not_meet(tiny_params):
+def test_rows_do_not_meet():
     """Row i of a batch under dropout is the row alone with the same key."""
     x, t = images((3, 8, 8, 3)), np.array([0, 7, 31])
-    batch = apply(TINY, tiny_params, x, t, dropout_keys=example_keys(0, 1, 2))
+    params = random_params(ONE_LEVEL, x, 0)
+    batch = apply(ONE_LEVEL, params, x, t, dropout_keys=example_keys(0, 1, 2))
     for i in range(3):
         row = slice(i, i + 1)
-        alone = apply(TINY, tiny_params, x[row], t[row], dropout_keys=example_keys(i))
+        alone = apply(ONE_LEVEL, params, x[row], t[row], dropout_keys=example_keys(i))
         np.testing.assert_allclose(batch[row], alone, atol=1e-5)
-    other = apply(TINY, tiny_params, x[2:], t[2:], dropout_keys=example_keys(0))
+    other = apply(ONE_LEVEL, params, x[2:], t[2:], dropout_keys=example_keys(0))
     assert np.abs(batch[2:] - other).max() > 0.1
 
 
@@ -163,7 +165,7 @@ def test_dropout_sits_after_the_second_normalisation():
     keys = example_keys(0, 1)
     params = random_params(block, x, embedding, None)
     mask = dropout(jnp.ones((2, 4, 4, 8)), 0.5, keys, ())
-    got = block.apply({"params": params}, x, embedding, keys)
+    got = jax.jit(block.apply)({"params": params}, x, embedding, keys)
     truth = reference.residual_block(
         reference.to_float64(params), np.float64(x), embedding, 4, np.asarray(mask)
     )
@@ -186,7 +188,7 @@ def test_no_dropout_without_keys_or_without_a_rate():
 
 def test_labels():
     """None is the last row of the table; a label beyond the table gives NaN in its row alone."""
-    unet = TINY.clone(num_classes=3)
+    unet = ONE_LEVEL.clone(num_classes=3)
     x = np.repeat(images((1, 8, 8, 3)), 4, axis=0)
     params = random_params(unet, x, 0)
     got = np.asarray(apply(unet, params, x, 5, np.array([3, 0, 1, 4])))
@@ -207,7 +209,8 @@ def test_group_norm_survives_a_mean_far_above_the_spread():
 def test_initialisation():
     """Kernels uniform with variance 2 s / (fan_in + fan_out); s = 1e-10 where a branch closes."""
     unet = UNet(channels=32, channel_multipliers=(1,), num_res_blocks=1, num_groups=8)
-    variables = jax.jit(unet.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), 0)
+    key = jax.random.key(0, impl="unsafe_rbg")  # its draws compile in a fraction of the time
+    variables = jax.jit(unet.init)(key, jnp.zeros((1, 16, 16, 3)), 0)
     for path, leaf in traverse_util.flatten_dict(variables["params"]).items():
         if path[-1] != "kernel":
             np.testing.assert_array_equal(leaf, np.full(leaf.shape, float(path[-1] == "scale")))
@@ -219,16 +222,23 @@ def test_initialisation():
         np.testing.assert_allclose(np.std(leaf), bound / np.sqrt(3), rtol=0.1)
 
 
-def test_bfloat16(tiny_params):
-    """bfloat16 has 8 bits: near the float32 output, not equal to it, and float32 where promised."""
-    half, x, t = TINY.clone(dtype=jnp.bfloat16), images(), np.array([3, 40])
+def test_bfloat16():
+    """bfloat16 has 8 bits: near the float32 output, not equal to it, and float32 outside."""
+    half, x, t = ONE_LEVEL.clone(dtype=jnp.bfloat16), images(), np.array([3, 40])
+    params = random_params(half, x, 0)
     shapes = jax.eval_shape(half.init, jax.random.key(0), x, t)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
-    full, got = apply(TINY, tiny_params, x, t), apply(half, tiny_params, x, t)
-    assert got.dtype == jnp.float32
-    error = np.linalg.norm(got - full) / np.linalg.norm(full)
-    assert 1e-4 < error < 0.03
-    program = jax.make_jaxpr(half.apply)({"params": tiny_params}, x, t)
+
+    full, rounded = apply(ONE_LEVEL, params, x, t), apply(half, params, x, t)
+    assert rounded.dtype == jnp.float32
+    assert 1e-4 < np.linalg.norm(rounded - full) / np.linalg.norm(full) < 0.03
+
+
+def test_what_bfloat16_leaves_in_float32():
+    """Every convolution but the last runs in bfloat16; no softmax or normalisation does."""
+    half = TINY.clone(dtype=jnp.bfloat16)
+    variables = jax.eval_shape(half.init, jax.random.key(0), images(), 0)
+    program = jax.make_jaxpr(half.apply)(variables, images(), 0)
     dtypes = {"conv_general_dilated": [], "exp": [], "rsqrt": []}
     for equation in _equations(program.jaxpr):
         if equation.primitive.name in dtypes:
@@ -244,17 +254,6 @@ def _equations(jaxpr):
         for value in equation.params.values():
             if hasattr(value, "jaxpr"):
                 yield from _equations(value.jaxpr)
-
-
-def test_gradients_stay_finite_in_bfloat16_with_dropout():
-    half = TINY.clone(channel_multipliers=(1,), attention_resolutions=(8,), dtype=jnp.bfloat16)
-
-    def loss(params, x):
-        return jnp.mean(apply(half, params, x, 900, dropout_keys=example_keys(0, 1)) ** 2)
-
-    gradient = jax.jit(jax.grad(loss))(random_params(half, images(), 0), images())
-    for leaf in jax.tree.leaves(gradient):
-        assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One image file to uint8 pixels: the right way up, cropped to a square, resized without aliasing."""
+"""One image file to uint8 pixels: upright, cropped to a square, resized without aliasing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def decode_image(
     The EXIF orientation is applied, transparency is laid over white, colour becomes RGB (C = 3) or,
     with `grey`, luminance (C = 1); of an animation the first frame is taken. The central square on
     the shorter side, at whole pixels, is resized with Lanczos-3, whose support widens with the
-    reduction: every source pixel counts and nothing aliases, as it does in the fixed-support filters
-    of other libraries (Parmar et al. 2022, "On Aliased Resizing"), while more detail is kept than by
-    averaging boxes. An image that already has the size keeps its pixels.
+    reduction. So every source pixel counts and nothing aliases, as it would with a filter of fixed
+    support (Parmar et al. 2022, "On Aliased Resizing"), and more detail is kept than by averaging
+    boxes. An image that already has the size keeps its pixels.
 
     Raises ValueError naming the file when it is none of `FORMATS`, truncated, damaged, of more than
     8 bits a channel, or larger than `max_pixels` (a decompression bomb; Pillow's own limit is the
@@ -35,9 +35,7 @@ def decode_image(
         with Image.open(file, formats=FORMATS) as opened:
             # Asked of the header, before a pixel is decoded.
             if opened.width * opened.height > max_pixels:
-                raise ValueError(
-                    f"it has {opened.width}×{opened.height} pixels, over {max_pixels:,}"
-                )
+                raise ValueError(f"{opened.width}×{opened.height} pixels are over {max_pixels:,}")
             if opened.mode[0] in "IF":
                 raise ValueError(f"mode {opened.mode} has more than 8 bits a channel; convert it")
             image = ImageOps.exif_transpose(opened)

@@ -7,8 +7,9 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -55,10 +56,10 @@ def load_folder(
     progress       called with (images decoded, N); by default a tqdm bar
 
     Files ending in .png, .jpg, .jpeg, .webp or .bmp are taken from all subfolders, in the order of
-    their paths' bytes, which is the same everywhere; names that begin with a dot are left out, and a
-    folder reached twice by links is read once. `decode_image` says how they become pixels. The array
-    is decoded on the first call, never held in memory, and kept under a key of all file names, sizes
-    and times and of the options, so that a changed folder is decoded anew.
+    their paths' bytes, which is the same everywhere; names that begin with a dot are left out, and
+    a folder reached twice by links is read once. `decode_image` says how they become pixels. The
+    array is decoded on the first call, not held in memory, and kept under a key of all file names,
+    sizes and times and of the options, so that a changed folder is decoded anew.
 
     Raises FileNotFoundError for a missing folder, ValueError for one without images and, naming the
     file, for a file that is no readable image; OSError when the cache's disk has no room.
@@ -86,13 +87,16 @@ def load_folder(
     shape = (len(files), resolution, resolution, 1 if grey else 3)
     paths = [folder / file.name for file in files]
     done, enlarged = 0, []
-    with EntryWriter(root, key, shape) as writer:
-        with progress_bar(progress, name, len(files), unit="image") as report:
-            for block, small in _decoded(paths, resolution, grey, max_pixels, num_workers):
-                writer.append(block)
-                enlarged += small
-                done += len(block)
-                report(done, len(files))
+    with (
+        EntryWriter(root, key, shape) as writer,
+        progress_bar(progress, name, len(files), unit="image") as report,
+        closing(_decoded(paths, resolution, grey, max_pixels, num_workers)) as blocks,
+    ):
+        for block, small in blocks:
+            writer.append(block)
+            enlarged += small
+            done += len(block)
+            report(done, len(files))
         dataset = writer.finish(
             labels, num_classes, name, {"kind": "folder", "path": str(folder.resolve())}
         )
@@ -163,7 +167,7 @@ def _key(folder: Path, files: Iterable[ImageFile], options: str) -> str:
 
 def _decoded(
     paths: list[Path], resolution: int, grey: bool, max_pixels: int, num_workers: int | None
-) -> Iterator[tuple[np.ndarray, list[Path]]]:
+) -> Generator[tuple[np.ndarray, list[Path]], None, None]:
     """Yields blocks [n, R, R, C] of the images in order, and which of them had to be enlarged."""
 
     def decode(block: list[Path]) -> tuple[np.ndarray, list[Path]]:

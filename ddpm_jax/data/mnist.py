@@ -67,8 +67,8 @@ def load_mnist(
 ) -> ImageDataset:
     """Loads MNIST: uint8 [60000, R, R, 1] for "train", [10000, R, R, 1] for "test", R = `pad_to`.
 
-    path       a folder that holds the four IDX files, plain or .gz, itself or in `MNIST/raw`, or the
-               `data_dir` of a prepared TFDS data set
+    path       a folder that holds the four IDX files, plain or .gz, itself or in `MNIST/raw`, or
+               the `data_dir` of a prepared TFDS data set
     source     "idx" or "tfds" admits that kind alone; "auto" both
     cache_dir  where decoded images and downloads are kept (`cache_root`)
     download   whether the files may be fetched; never without being asked
@@ -76,8 +76,8 @@ def load_mnist(
     progress   called with (bytes, total) during a download; by default a tqdm bar
 
     Without a path, the first of these is taken: images cached by an earlier call; IDX files in
-    cache_dir or its folder `mnist`; a data set that TFDS prepared as array_record in TFDS_DATA_DIR or
-    ~/tensorflow_datasets, if TFDS is installed; a download, whose sizes and sha256 are checked.
+    cache_dir or its folder `mnist`; a data set that TFDS prepared as array_record in TFDS_DATA_DIR
+    or ~/tensorflow_datasets, if TFDS is installed; a download, whose sizes and sha256 are checked.
     Everything must have MNIST's number of images of each digit, which tells it from data sets that
     go by the same file names (Fashion-MNIST, KMNIST).
 
@@ -150,9 +150,9 @@ def _load(
     found = np.bincount(labels, minlength=10).tolist()
     if found != list(counts):
         raise ValueError(
-            f"{place}: the {split} split of MNIST has {list(counts)} images of the ten digits, but "
-            f"these files have {found}. They may be another data set with MNIST's file names; build "
-            "such a one with read_idx and make_dataset."
+            f"{place}: the {split} split of MNIST has {list(counts)} images of the digits 0 to 9, "
+            f"but these files {found}. They may be another data set with MNIST's file names; "
+            "build such a one with read_idx and make_dataset."
         )
     return write_entry(root, key, images, labels, 10, f"mnist/{split}", origin)
 
@@ -201,9 +201,9 @@ def _idx_files(folder: Path, split: Split) -> list[Path] | None:
     found = []
     for name in FILES[split]:
         # Some tools unpack train-images-idx3-ubyte.gz to train-images.idx3-ubyte.
-        for variant in (name, name.replace("-idx", ".idx")):
-            found += [f for f in (folder / variant, folder / f"{variant}.gz") if f.is_file()][:1]
-    return found[:2] if len(found) >= 2 else None
+        variants = [name, f"{name}.gz", name.replace("-idx", ".idx")]
+        found += [file for variant in variants if (file := folder / variant).is_file()][:1]
+    return found if len(found) == 2 else None
 
 
 def _download(split: Split, folder: Path, progress: Progress | None) -> Path:

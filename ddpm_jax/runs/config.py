@@ -110,7 +110,7 @@ class ReportConfig:
     """What is written, and how often; 0 for never."""
 
     log_every: int = 50
-    """Steps between lines of log.jsonl (means over the steps in between)."""
+    """Steps between lines of log.jsonl: the loss and gradient norm of that step."""
     heldout_every: int = 1000
     """Steps between measurements of the held-out loss."""
     heldout_draws: int = 2048

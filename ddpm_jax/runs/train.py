@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,13 @@ class Run:
         platform = self.parallel.devices[0].platform
         self.max_chunk = config.devices.steps_per_dispatch or (1 if platform == "cpu" else 10)
         self.resident = fits_on_device(self.train_data, int(config.devices.resident_gib * 2**30))
+        kept = float(self.model.schedule.signal_scale[-1])
+        if kept > 0.05:
+            warnings.warn(
+                f"x_T keeps {kept:.0%} of x_0 (√ᾱ_T = {kept:.3f}), and sampling starts from pure noise. "
+                "β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
+                stacklevel=2,
+            )
         self._heldout_fn = jax.jit(self.model.heldout_losses)
         self._sheet: Generator | None = None
 
@@ -259,7 +267,6 @@ def _steps(
         say(run.describe(state, flops))
         say(f"compiled in {duration(seconds)}")
         meter = Meter(run, progress, flops)
-        losses: list[tuple[float, float]] = []
 
         def run_chunk(state, first, count):
             return compiled(state, feed.dataset, feed.next(first, count), np.int32(count))
@@ -267,11 +274,9 @@ def _steps(
         def on_metrics(first, metrics):
             for i, (loss, norm) in enumerate(zip(metrics["loss"], metrics["grad_norm"], strict=True)):
                 step = first + i + 1
-                losses.append((float(loss), float(norm)))
+                # The step's own values: a mean would remember where the run was interrupted.
                 if report.log_every and (step % report.log_every == 0 or step == config.num_steps):
-                    mean = np.mean(losses, axis=0)
-                    losses.clear()
-                    log.write("train", step, loss=mean[0], grad_norm=mean[1])
+                    log.write("train", step, loss=float(loss), grad_norm=float(norm))
             meter.update(len(metrics["loss"]), float(metrics["loss"][-1]))
 
         def measure(state, step):
@@ -384,7 +389,7 @@ class Meter:
         self.progress.set_postfix_str(
             f"loss {loss:.4f}, {rate * config.batch_size:,.0f} img/s", refresh=False
         )
-        if not self.said and (seconds > 2.0 and self.steps >= 10):
+        if not self.said and (seconds > 2.0 and self.steps >= 3):
             self.said = True
             left = (config.num_steps - self.progress.n) / rate
             speed = f", {quantity(rate * self.flops, 'FLOP/s')}" if self.flops else ""

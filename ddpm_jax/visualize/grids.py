@@ -132,9 +132,13 @@ def checked_images(caller: str, images: npt.ArrayLike, axes: str) -> Pixels:
 
 
 def fitting_columns(images: Pixels) -> int:
-    """Chooses the columns that make the sheet nearly square, whatever the images' shape."""
+    """Chooses the columns that make the sheet nearest to square, and of two rather the wider."""
     count, height, width, _ = images.shape
-    return min(count, max(1, math.ceil(math.sqrt(count * height / width))))
+
+    def misfit(columns: int) -> tuple[int, int]:
+        return abs(columns * width - math.ceil(count / columns) * height), -columns
+
+    return min(range(1, count + 1), key=misfit)
 
 
 def fitting_scale(images: Pixels, columns: int, tile_limit: int, sheet_limit: int) -> int:

@@ -1,0 +1,193 @@
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax.training import (
+    Checkpoints,
+    DamagedCheckpointError,
+    DataParallel,
+    MismatchedCheckpointError,
+    init_state,
+)
+
+DEVICES = tuple(jax.devices())
+
+
+def make_state(step=0, width=3):
+    params = {"dense": {"w": jnp.arange(12.0).reshape(4, 3)[:, :width] + step, "b": jnp.ones(width)}}
+    state = init_state(params, optax.adam(1e-3), jax.random.key(step))
+    return state.replace(step=jnp.int32(step))
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Three checkpoints, of steps 1, 2 and 3."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(step))
+    return tmp_path
+
+
+def test_round_trip(saved):
+    with Checkpoints(saved) as checkpoints:
+        restored = checkpoints.restore(make_state())
+        assert_same(restored, make_state(3))
+        assert_same(checkpoints.restore(make_state(), step=1), make_state(1))
+        assert jax.random.normal(restored.key) == jax.random.normal(jax.random.key(3))
+
+
+def test_nothing_to_restore(tmp_path):
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        assert checkpoints.restore(make_state()) is None
+        with pytest.raises(FileNotFoundError, match="step 7"):
+            checkpoints.restore(make_state(), step=7)
+    assert not (tmp_path / "none").exists()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, make_state(step))
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 4]
+    assert sorted(os.listdir(tmp_path)) == ["3", "4"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_restores_onto_any_number_of_devices(saved, count):
+    parallel = DataParallel("shard_map", DEVICES[:count])
+    with Checkpoints(saved) as checkpoints:
+        restored = checkpoints.restore(parallel.replicate(make_state()))
+    assert len(restored.params["dense"]["w"].sharding.device_set) == count
+    assert_same(restored, make_state(3))
+
+
+def array_file(folder):
+    """A file that holds array bytes."""
+    return max((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(path, at=None):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if at is None else at] ^= 1
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_is_noticed(saved):
+    """In whichever file of the newest checkpoint: the one before it is restored, the bad one kept aside."""
+    names = [p.relative_to(saved / "3") for p in sorted((saved / "3").rglob("*")) if p.is_file()]
+    assert len(names) > 5
+    shutil.copytree(saved / "3", saved.parent / "intact")
+    for name in names:
+        flip_a_bit(saved / "3" / name)
+        with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="damaged"):
+            assert_same(checkpoints.restore(make_state()), make_state(2))
+        assert (saved / "3.damaged").exists() and not (saved / "3").exists()
+        shutil.rmtree(saved / "3.damaged")
+        shutil.copytree(saved.parent / "intact", saved / "3")
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted", "no manifest", "empty folder"])
+def test_missing_bytes_are_noticed(saved, how):
+    folder = saved / "3"
+    if how == "truncated":
+        path = array_file(folder)
+        path.write_bytes(path.read_bytes()[:-3])
+    elif how == "deleted":
+        array_file(folder).unlink()
+    elif how == "no manifest":
+        (folder / "manifest.json").unlink()
+    else:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="going on from step 2"):
+        assert_same(checkpoints.restore(make_state()), make_state(2))
+
+
+def test_reading_only_moves_nothing(saved):
+    flip_a_bit(array_file(saved / "3"))
+    with Checkpoints(saved, writable=False) as checkpoints, pytest.warns(UserWarning):
+        checkpoints.restore(make_state())
+    assert (saved / "3").exists()
+
+
+def test_nothing_intact_is_refused_and_nothing_changed(saved):
+    for step in (1, 2, 3):
+        flip_a_bit(array_file(saved / str(step)))
+    before = sorted(os.listdir(saved))
+    with Checkpoints(saved) as checkpoints, pytest.raises(DamagedCheckpointError, match="no intact"):
+        checkpoints.restore(make_state())
+    assert sorted(os.listdir(saved)) == before
+
+
+def test_another_shape_is_refused(saved):
+    with Checkpoints(saved) as checkpoints:
+        with pytest.raises(MismatchedCheckpointError, match=r"\['w'\].*\[4, 3\].*\[4, 2\]"):
+            checkpoints.restore(make_state(width=2))
+        half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_state().params)
+        with pytest.raises(MismatchedCheckpointError, match="bfloat16"):
+            checkpoints.restore(make_state().replace(params=half))
+        with pytest.raises(MismatchedCheckpointError, match="nothing"):
+            checkpoints.restore(init_state(make_state().params, optax.sgd(0.1), jax.random.key(0)))
+    assert sorted(os.listdir(saved)) == ["1", "2", "3"]
+
+
+def test_what_a_kill_left_behind_is_swept_up(saved):
+    (saved / "incoming-4").mkdir()
+    (saved / "incoming-4" / "half").write_text("x")
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+    assert not (saved / "incoming-4").exists()
+
+
+def test_a_failed_save_says_so_and_the_next_succeeds(saved, monkeypatch):
+    from ddpm_jax.training import checkpoints as module
+
+    with Checkpoints(saved) as checkpoints:
+        with monkeypatch.context() as patch:
+
+            def full(*args):
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(module, "write_manifest", full)
+            checkpoints.save(4, make_state(4))
+            with pytest.raises(OSError, match="No space"):
+                checkpoints.wait()
+        assert checkpoints.steps() == [1, 2, 3]
+        checkpoints.save(5, make_state(5))
+        checkpoints.wait()
+        assert_same(checkpoints.restore(make_state()), make_state(5))
+    assert not list(saved.glob("incoming*"))
+
+
+def test_saving_the_same_step_again_changes_nothing(saved):
+    before = (saved / "3" / "manifest.json").read_bytes()
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(3, make_state(99))
+    assert (saved / "3" / "manifest.json").read_bytes() == before
+
+
+def test_manifest_lists_every_file(saved):
+    manifest = json.loads((saved / "3" / "manifest.json").read_text())
+    files = {p.relative_to(saved / "3").as_posix() for p in (saved / "3").rglob("*") if p.is_file()}
+    assert set(manifest["files"]) == files - {"manifest.json"}
+    assert manifest["step"] == 3
+
+
+def test_keep_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="keep >= 1"):
+        Checkpoints(tmp_path, keep=0)
