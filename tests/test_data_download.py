@@ -26,7 +26,11 @@ def server():
         def log_message(self, *arguments):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *arguments):  # a client that leaves is what these tests are about
+            pass
+
+    with Server(("127.0.0.1", 0), Handler) as served:
         thread = threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{served.server_address[1]}/data.bin", answers
@@ -113,21 +117,51 @@ def test_the_next_mirror_is_asked_when_one_fails(server, tmp_path):
         download_file([url, url + "?second"], tmp_path / "other.bin", **known)
 
 
+@pytest.mark.parametrize("mirrors", [1, 2])
 @pytest.mark.parametrize("where", ["name look-up", "answer"])
-def test_silence_ends_at_the_deadline_wherever_it_falls(server, tmp_path, monkeypatch, where):
-    """A look-up blocks in C and knows no time-out of its own: the deadline has to be ours."""
+def test_silence_ends_at_the_deadline_wherever_it_falls(
+    server, tmp_path, monkeypatch, where, mirrors
+):
+    """A look-up blocks in C and knows no time-out of its own: the deadline has to be ours.
+
+    Nothing is released before the error, so a client that waits for the other side sees it give up.
+    """
     url, answers = server
-    release = threading.Event()
-    answers.append(lambda handler: release.wait(30))
+    release, gave_up = threading.Event(), []
+
+    def silence(*arguments, **options):
+        gave_up.append(not release.wait(5))
+        raise OSError("silent to the end")
+
+    answers += [silence] * mirrors
     if where == "name look-up":
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: release.wait(30))
-    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.05)
+        monkeypatch.setattr(socket, "getaddrinfo", silence)
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.1)
+    known = {"size": len(CONTENT), "sha256": "0" * 64}
     try:
-        with pytest.raises(ConnectionError, match="did not answer within 0.05 s"):
-            fetch(url, tmp_path / "data.bin")
+        with pytest.raises(ConnectionError, match=f"did not answer within {0.1 / mirrors:g} s"):
+            download_file([url] * mirrors, tmp_path / "data.bin", **known)
+        assert gave_up == []
     finally:
         release.set()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_sends_without_end_is_left(server, tmp_path):
+    url, answers = server
+    sent = []
+
+    def pour(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(CONTENT)
+            sent.append(len(CONTENT))
+
+    answers.append(pour)
+    with pytest.raises(ValueError, match="more than"):
+        fetch(url, tmp_path / "data.bin")
+    assert len(sent) < 100
 
 
 def test_a_stall_in_the_middle_is_a_connection_error(server, tmp_path, monkeypatch):

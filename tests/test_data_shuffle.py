@@ -110,6 +110,8 @@ def test_a_cached_permutation_cannot_be_spoiled():
     batch, before = indices(0), indices(0).copy()
     batch[:] = -1
     np.testing.assert_array_equal(indices(0), before)
+    with pytest.raises(ValueError, match="read-only"):
+        permutation(10, 0, 0)[0] = 1
 
 
 @pytest.mark.parametrize(

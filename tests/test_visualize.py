@@ -65,6 +65,10 @@ def test_default_sheet_is_nearly_square(shape):
     assert gap(None) == min(gap(columns) for columns in range(1, shape[0] + 1))
 
 
+def test_of_two_sheets_as_square_the_wider_is_taken():
+    assert image_grid(np.zeros((10, 8, 8, 1), np.uint8), padding=0, scale=1).shape == (24, 32, 1)
+
+
 @pytest.mark.parametrize(
     "shape, factor",
     [((64, 8, 8, 1), 12), ((1, 8, 8, 1), 12), ((400, 8, 8, 1), 4), ((64, 32, 32, 3), 3)]
@@ -213,6 +217,13 @@ def test_long_films_are_thinned_evenly_and_keep_both_ends(tmp_path):
     assert shown[0] == 0 and abs(shown[-1] - 252) <= 2
 
 
+def test_the_shortest_film_still_shows_both_ends(tmp_path):
+    film = np.repeat(np.array([0, 100, 255], np.uint8), 64).reshape(3, 1, 8, 8, 1)
+    save_gif(tmp_path / "a.gif", film, seconds=0.1, max_rate=1.0, padding=0)
+    frames, _, _ = read_gif(tmp_path / "a.gif")
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], [0, 255])
+
+
 def test_delays_add_up_although_each_is_rounded(tmp_path):
     """Seven frames a second are 142.857 ms each, which a GIF cannot say."""
     save_gif(tmp_path / "a.gif", random_images(7, 1, 8, 8, 1), seconds=1.0, hold_last=0.0)
@@ -241,6 +252,15 @@ def test_rows_are_drawn_without_resampling(channels, labels, tmp_path):
     bottom, right = read.shape[0] - 12, read.shape[1] - 12
     found = read[bottom - sheet.shape[0] : bottom, right - sheet.shape[1] : right]
     np.testing.assert_array_equal(found, np.broadcast_to(sheet, found.shape))
+    if not labels:
+        assert read.shape[:2] == (sheet.shape[0] + 24, sheet.shape[1] + 24)
+
+
+@pytest.mark.parametrize("height, width", [(130, 82), (82, 130), (166, 387), (100, 100)])
+def test_rows_keep_their_last_pixels_at_any_size(height, width, tmp_path):
+    """With margins of 14, sizes such as 110 pixels, of which 110 / 150 · 150 falls short."""
+    save_rows(tmp_path / "a.png", random_images(1, 1, height, width, 1), scale=1)
+    assert read_png(tmp_path / "a.png").shape == (height + 28, width + 28, 3)
 
 
 def test_labels_stand_beside_their_row_and_above_their_column(tmp_path):
@@ -248,7 +268,7 @@ def test_labels_stand_beside_their_row_and_above_their_column(tmp_path):
     images = np.full((3, 4, 8, 8, 1), 255, np.uint8)
     wide = "much wider than the image"
     save_rows(
-        tmp_path / "a.png", images, row_labels=["", "row", ""], column_labels=["", wide, "", ""]
+        tmp_path / "a.png", images, row_labels=["", wide, ""], column_labels=["", wide, "", ""]
     )
     ink = read_png(tmp_path / "a.png").min(-1) < 128
     height, width = ink.shape
@@ -258,7 +278,8 @@ def test_labels_stand_beside_their_row_and_above_their_column(tmp_path):
     columns, rows = np.flatnonzero(above.any(axis=0)), np.flatnonzero(beside.any(axis=1))
     assert first_x + side <= columns.min() and columns.max() < first_x + 2 * side
     assert abs((rows.min() + rows.max()) / 2 - 1.5 * side) < 6
-    assert np.flatnonzero(beside.any(axis=0)).max() < first_x - 2
+    left = np.flatnonzero(beside.any(axis=0))
+    assert 10 <= left.min() and left.max() < first_x - 2
 
 
 @pytest.mark.parametrize("labels", [{"row_labels": ["a"]}, {"column_labels": ["a"] * 4}])
@@ -372,8 +393,8 @@ def test_plots_are_150_dots_an_inch_and_not_empty(tmp_path):
         assert picture.size == (960, 600)
         np.testing.assert_allclose(picture.info["dpi"], 150, atol=0.1)
     read = read_png(tmp_path / "a.png")
-    blue = (np.abs(read - (0x00, 0x72, 0xB2)).max(-1) < 8).sum()
-    assert blue > 500
+    assert (np.abs(read - (0x00, 0x72, 0xB2)).max(-1) < 8).sum() > 500
+    assert (read[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
 
 
 def test_threads_draw_what_one_thread_draws(tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from ddpm_jax.data import tfds_reader
 from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress, download_file
+from ddpm_jax.data.gzipped import DAMAGE, open_plain_or_gzip
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
@@ -144,9 +144,9 @@ def _folder_files(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, b
 def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Reads the members straight from the stream, by exact name: nothing is ever extracted."""
     wanted = {f"{FOLDER}/{name}": name for name in names}
-    with open(archive, "rb") as file:
+    with open_plain_or_gzip(archive) as file:
         try:
-            tar = tarfile.open(fileobj=file, mode="r|*")
+            tar = tarfile.open(fileobj=file, mode="r|")
             for member in tar:
                 if member.size > LARGEST_MEMBER:
                     raise ValueError(
@@ -159,13 +159,15 @@ def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str,
                 stream = tar.extractfile(member) if member.isreg() else None
                 if stream is None:
                     raise ValueError(f"{archive}: {member.name!r} is not a plain file.")
-                _check_size(member.size, name, archive)
                 data = stream.read()
                 _check_size(len(data), name, archive)
                 yield name, data
-                if not wanted:
+            # To the end of the file, where gzip keeps its check sum.
+            for _ in range(LARGEST_MEMBER >> 20):
+                if not file.read(1 << 20):
                     return
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{archive} goes on and on after the end of the archive in it.")
+        except (tarfile.TarError, *DAMAGE) as error:
             raise ValueError(
                 f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} "
                 f"bytes, the published file {ARCHIVE_BYTES:,}. Get it again from {URL}."

@@ -26,8 +26,8 @@ def decode_image(
     boxes. An image that already has the size keeps its pixels.
 
     Raises ValueError naming the file when it is none of `FORMATS`, truncated, damaged, of more than
-    8 bits a channel, or larger than `max_pixels` (a decompression bomb; Pillow's own limit is the
-    default).
+    8 bits a channel, or a decompression bomb: larger than `max_pixels`, by default the size Pillow
+    warns from, or twice Pillow's `Image.MAX_IMAGE_PIXELS`, which it refuses itself.
     """
     from PIL import Image, ImageOps
 

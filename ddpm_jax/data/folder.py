@@ -52,7 +52,7 @@ def load_folder(
     class_folders  labels are the numbers of the sorted first-level folders; else there are none
     cache_dir      where the decoded array is kept (`cache_root`)
     num_workers    decoding threads (all processors); Pillow decodes and resizes outside the GIL
-    max_pixels     larger images are refused as decompression bombs
+    max_pixels     larger images are refused as decompression bombs (Pillow: over 178,956,970)
     progress       called with (images decoded, N); by default a tqdm bar
 
     Files ending in .png, .jpg, .jpeg, .webp or .bmp are taken from all subfolders, in the order of
@@ -178,8 +178,9 @@ def _decoded(
     num_workers = num_workers or os.cpu_count() or 1
     blocks = iter([paths[i : i + BLOCK] for i in range(0, len(paths), BLOCK)])
     with ThreadPoolExecutor(num_workers, "decode-images") as pool, warnings.catch_warnings():
-        # Set once for all threads, as Python's filters are global: Pillow warns of a bomb.
-        warnings.filterwarnings("error", message=".*decompression bomb")
+        # Pillow warns from its own limit on; decode_image raises from `max_pixels` on. Set here, as
+        # Python's filters are shared by all threads.
+        warnings.filterwarnings("ignore", message=".*decompression bomb")
         waiting = deque()  # a window, as results of millions of files do not fit in memory
         try:
             for block in blocks:

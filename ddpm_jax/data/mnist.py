@@ -6,10 +6,8 @@ big-endian int32, then the bytes.
 
 from __future__ import annotations
 
-import gzip
 import os
 import struct
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +17,7 @@ from ddpm_jax.data import tfds_reader
 from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset, make_dataset
 from ddpm_jax.data.download import Progress, download_file
+from ddpm_jax.data.gzipped import DAMAGE, open_plain_or_gzip
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -104,14 +103,12 @@ def read_idx(file: Path, shape: tuple[int, ...]) -> np.ndarray:
 
     Raises ValueError naming the file when it is damaged, truncated, too long, or of another shape.
     """
-    with open(file, "rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
     header = struct.pack(f">BBBB{len(shape)}i", 0, 0, 8, len(shape), *shape)
     length = len(header) + int(np.prod(shape))
     try:
-        with gzip.open(file, "rb") if zipped else open(file, "rb") as stream:
+        with open_plain_or_gzip(file) as stream:
             data = stream.read(length + 1)  # one too many, so as to notice it, and never a bomb
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGE as error:
         raise ValueError(f"{file} is damaged or truncated ({error}). Get it again.") from error
     if data[: len(header)] != header or len(data) != length:
         raise ValueError(

@@ -1,0 +1,150 @@
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddpm_jax.nn import count_parameters
+from ddpm_jax.runs.build import build_model, build_schedule
+from ddpm_jax.runs.config import (
+    DataConfig,
+    DiffusionConfig,
+    TrainConfig,
+    differences,
+    from_json,
+    to_json,
+)
+from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+import train_celebahq  # noqa: E402
+import train_cifar  # noqa: E402
+import train_digits  # noqa: E402
+import train_lsun  # noqa: E402
+import train_mnist  # noqa: E402
+
+CONFIGS = {
+    module.__name__: module.CONFIG
+    for module in (train_celebahq, train_cifar, train_digits, train_lsun, train_mnist)
+}
+SHAPES = {
+    "train_celebahq": ((256, 256, 3), 113_673_219),
+    "train_lsun": ((256, 256, 3), 113_673_219),
+    "train_cifar": ((32, 32, 3), 35_746_307),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_survives_json(name):
+    text = json.dumps(to_json(CONFIGS[name]))
+    assert from_json(TrainConfig, json.loads(text)) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_papers_configurations_have_the_papers_sizes(name):
+    import jax
+
+    shape, parameters = SHAPES[name]
+    model = build_model(CONFIGS[name], shape)
+    state = jax.eval_shape(model.init)
+    assert count_parameters(state.params) == parameters
+
+
+def test_the_cifar_configuration_is_the_papers():
+    """Ho et al. 2020, App. B."""
+    c = train_cifar.CONFIG
+    assert (c.batch_size, c.num_steps, c.data.flip) == (128, 800_000, True)
+    assert (c.optimizer.learning_rate, c.optimizer.warmup_steps) == (2e-4, 5000)
+    assert (c.optimizer.clip_norm, c.optimizer.ema_decay, c.network.dropout) == (1.0, 0.9999, 0.1)
+    d = c.diffusion
+    assert (d.num_timesteps, d.beta_start, d.beta_end) == (1000, 1e-4, 0.02)
+    assert (d.schedule, d.target, d.variance) == ("linear", "epsilon", "fixed_large")
+
+
+def test_what_may_change_and_what_may_not():
+    config = train_cifar.CONFIG
+    free = dataclasses.replace(
+        config,
+        run_dir=Path("elsewhere"),
+        num_steps=10,
+        devices=dataclasses.replace(config.devices, count=1, backend="pmap"),
+        data=dataclasses.replace(config.data, path=Path("here")),
+    )
+    assert differences(config, free) == []
+    changed = dataclasses.replace(config, seed=1, batch_size=64)
+    assert differences(config, changed) == ["--batch-size: 128 → 64", "--seed: 0 → 1"]
+    # A cosine decay knows its end, so there the number of steps is part of the numbers.
+    digits = train_digits.CONFIG
+    assert differences(digits, dataclasses.replace(digits, num_steps=9)) != []
+
+
+def test_unknown_and_missing_fields_are_named():
+    values = to_json(train_digits.CONFIG)
+    with pytest.raises(ValueError, match="unknown fields \\['colour'\\]"):
+        from_json(TrainConfig, {**values, "colour": 1})
+    del values["run_dir"]
+    with pytest.raises(ValueError, match="missing fields \\['run_dir'\\]"):
+        from_json(TrainConfig, values)
+
+
+def test_epsilon_with_a_vanishing_signal_is_refused():
+    with pytest.raises(ValueError, match="target v or x_0"):
+        build_schedule(DiffusionConfig(schedule="jsd"))
+    assert build_schedule(DiffusionConfig(schedule="jsd", target="v")).num_timesteps == 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "quadratic", "constant", "warmup10", "warmup50", "cosine", "sigmoid"]
+)
+def test_every_schedule_can_be_named(name):
+    assert build_schedule(DiffusionConfig(schedule=name)).num_timesteps == 1000
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    first.acquire()
+    with pytest.raises(RunDirectoryError, match="in use by process"):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_another_config_or_other_data_are_refused_and_nothing_changed(tmp_path):
+    run = RunDirectory(tmp_path)
+    config = dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path)
+    run.adopt(config, {"data": {"fingerprint": "a"}})
+    before = run.config.read_bytes()
+    with pytest.raises(RunDirectoryError, match="--seed: 0 → 5"):
+        run.adopt(dataclasses.replace(config, seed=5), {"data": {"fingerprint": "a"}})
+    with pytest.raises(RunDirectoryError, match="fingerprint"):
+        run.adopt(config, {"data": {"fingerprint": "b"}})
+    assert run.config.read_bytes() == before
+    assert run.read() == (config, {"data": {"fingerprint": "a"}})
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"config": 3}', '{"config": {"seed": 1}}'])
+def test_a_damaged_config_is_refused(tmp_path, content):
+    run = RunDirectory(tmp_path)
+    run.config.write_text(content)
+    with pytest.raises(RunDirectoryError, match="config.json"):
+        run.read()
+    assert run.config.read_text() == content
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
+        RunDirectory(tmp_path / "nothing").read()
+
+
+def test_checkpoints_without_config_are_not_overwritten(tmp_path):
+    run = RunDirectory(tmp_path)
+    (run.checkpoints / "100").mkdir(parents=True)
+    with pytest.raises(RunDirectoryError, match="config.json"):
+        run.adopt(train_digits.CONFIG, {})
+    assert not run.config.exists()
+
+
+def test_data_config_has_a_default_that_needs_no_network():
+    assert DataConfig().name == "digits"

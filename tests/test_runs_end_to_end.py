@@ -1,0 +1,262 @@
+"""Whole programs in subprocesses: interrupted runs equal uninterrupted ones, bad input loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 24
+TINY = [
+    f"--num-steps={STEPS}",
+    "--batch-size=8",
+    "--network.channels=8",
+    "--network.num-groups=4",
+    "--network.dropout=0.1",
+    "--data.flip",
+    "--diffusion.num-timesteps=20",
+    "--diffusion.beta-start=0.005",
+    "--diffusion.beta-end=0.5",
+    "--optimizer.warmup-steps=5",
+    "--report.log-every=1",
+    "--report.heldout-every=8",
+    "--report.heldout-draws=64",
+    "--report.sample-every=12",
+    "--report.sample-count=4",
+    "--report.sample-steps=5",
+    "--report.checkpoint-every=8",
+    "--report.final-count=9",
+]
+pytestmark = pytest.mark.slow
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
+
+
+def run(script, *arguments, check=True, **env):
+    result = subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, env={**os.environ, **env}
+    )
+    if check:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def arrays(folder, step=STEPS):
+    """Every array of a checkpoint, read by Orbax alone."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.restore((folder / "checkpoints" / str(step)).absolute())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def losses(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [(r["kind"], r["step"], r["loss"]) for r in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = run("train_digits.py", f"--run-dir={folder}", *TINY)
+    return folder, result
+
+
+def test_a_run_leaves_what_it_says(whole):
+    folder, result = whole
+    for name in ("samples.png", "denoising.gif", "loss.png", f"checkpoints/{STEPS}"):
+        assert str(folder / name) in result.stdout and (folder / name).exists()
+    for words in ("parameters", "FLOP a step", "held-out digits", "fitted Gaussian", "L_simple"):
+        assert words in result.stdout
+    assert sorted(p.name for p in (folder / "samples").iterdir()) == [
+        "step_0000012.png",
+        "step_0000024.png",
+    ]
+    assert Image.open(folder / "samples.png").size[0] > 100
+    assert getattr(Image.open(folder / "denoising.gif"), "n_frames", 1) > 5
+    records = losses(folder)
+    assert [s for kind, s, _ in records if kind == "train"] == list(range(1, STEPS + 1))
+    assert [s for kind, s, _ in records if kind == "heldout"] == [8, 16, 24]
+    report = json.loads((folder / "report.json").read_text())
+    floor = report["rows"]["held-out digits"]
+    assert floor["share_confident"] > 0.9
+    assert floor["frechet_pixels"] < report["rows"]["fitted Gaussian"]["frechet_pixels"]
+
+
+def wait_for_step(folder, step, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        log = folder / "log.jsonl"
+        if log.exists() and log.read_text().count('"train"') >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the run did not reach step {step}: exit {process.poll()}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, how):
+    folder = tmp_path / "run"
+    arguments = command("train_digits.py", f"--run-dir={folder}", *TINY)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        wait_for_step(folder, 11, process)
+        process.send_signal(how)
+        output = process.communicate(timeout=60)[0].decode()
+    if how is signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 0, output
+        assert how.name in output and "same command" in output
+    result = run("train_digits.py", f"--run-dir={folder}", *TINY)
+    if process.returncode == 0 or (folder / "checkpoints" / "8").exists():
+        assert "resuming" in result.stdout or "done already" in result.stdout
+    for a, b in zip(arrays(folder), arrays(whole[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert losses(folder) == losses(whole[0])
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    arguments = command("train_digits.py", f"--run-dir={folder}", *TINY, "--num-steps=100000")
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        wait_for_step(folder, 1, first)
+        second = run("train_digits.py", f"--run-dir={folder}", *TINY, check=False)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 0
+    assert second.returncode == 2
+    assert f"in use by process {first.pid}" in second.stderr and "Traceback" not in second.stderr
+
+
+def test_a_changed_config_is_refused(whole):
+    folder, _ = whole
+    before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.name != ".lock")
+    result = run("train_digits.py", f"--run-dir={folder}", *TINY, "--seed=7", check=False)
+    assert result.returncode == 2
+    assert "--seed: 0 → 7" in result.stderr and "Traceback" not in result.stderr
+    after = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.name != ".lock")
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--batch-size=0"], "batch_size"),
+        (["--num-steps=0"], "--num-steps"),
+        (["--devices.count=99"], "number of devices"),
+        (["--network.channels=12"], "num_groups"),
+        (["--network.attention-resolutions=16"], "attention_resolutions"),
+        (["--diffusion.beta-start=0.7"], "beta_start"),
+        (["--optimizer.learning-rate=-1"], "peak"),
+        (["--data.name=folder"], "--data.path"),
+        (["--report.final-count=0"], "--report.final-count"),
+    ],
+)
+def test_wrong_values_get_one_clear_error(tmp_path, arguments, words):
+    result = run("train_digits.py", f"--run-dir={tmp_path / 'run'}", *TINY, *arguments, check=False)
+    assert result.returncode == 2
+    assert words in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_diverging_run_ends_with_a_dump(tmp_path):
+    result = run(
+        "train_digits.py",
+        f"--run-dir={tmp_path}",
+        *TINY,
+        "--optimizer.learning-rate=1e30",
+        "--optimizer.clip-norm=1e30",
+        "--max-bad-steps=4",
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "not finite at step" in result.stderr and "Traceback" not in result.stderr
+    (dump,) = tmp_path.glob("nonfinite_step_*.json")
+    values = json.loads(dump.read_text())
+    assert values["metric"] in ("loss", "grad_norm") and len(values["examples"]) == 8
+
+
+@pytest.mark.parametrize("backend,count", [("pmap", 4), ("shard_map", 2)])
+def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, backend, count):
+    folder = tmp_path / "run"
+    arguments = command("train_digits.py", f"--run-dir={folder}", *TINY)
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for_step(folder, 11, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    run(
+        "train_digits.py",
+        f"--run-dir={folder}",
+        *TINY,
+        f"--devices.backend={backend}",
+        f"--devices.count={count}",
+        JAX_NUM_CPU_DEVICES=str(count),
+    )
+    for (kind, step, loss), (_, _, expected) in zip(losses(folder), losses(whole[0]), strict=True):
+        np.testing.assert_allclose(loss, expected, rtol=1e-3, err_msg=f"{kind} {step}")
+
+
+def test_streamed_data_give_the_same_run(whole, tmp_path):
+    run("train_digits.py", f"--run-dir={tmp_path}", *TINY, "--devices.resident-gib=0")
+    for a, b in zip(arrays(tmp_path), arrays(whole[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert [x[:2] for x in losses(tmp_path)] == [x[:2] for x in losses(whole[0])]
+
+
+def generated(folder):
+    return np.load(folder / "samples.npz", allow_pickle=False)["images"]
+
+
+def test_sampling_needs_only_the_folder_and_does_not_depend_on_batches(whole, tmp_path):
+    folder, _ = whole
+    one, other = tmp_path / "one", tmp_path / "other"
+    common = [f"--run-dir={folder}", "--count=10", "--seed=5", "--sampler=ddim", "--num-steps=7"]
+    result = run("sample.py", *common, f"--out={one}", "--batch-size=10")
+    run("sample.py", *common, f"--out={other}", "--batch-size=4", JAX_NUM_CPU_DEVICES="4")
+    a, b = generated(one).astype(int), generated(other).astype(int)
+    assert a.shape == (10, 8, 8, 1) and np.abs(a - b).max() <= 1
+    assert (one / "grid.png").exists() and (one / "denoising.gif").exists()
+    assert str(one / "grid.png") in result.stdout
+    assert json.loads((one / "sampling.json").read_text())["checkpoint_step"] == STEPS
+
+
+def test_sampling_writes_single_files_on_request(whole, tmp_path):
+    run(
+        "sample.py",
+        f"--run-dir={whole[0]}",
+        f"--out={tmp_path}",
+        "--count=3",
+        "--format=both",
+        "--no-gif",
+    )
+    images = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "images").iterdir())]
+    np.testing.assert_array_equal(np.stack(images)[..., None], generated(tmp_path))
+    assert not (tmp_path / "denoising.gif").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--run-dir=/nonexistent"], "not a run directory"),
+        (["--checkpoint=7"], "no checkpoint of step 7"),
+        (["--num-steps=21"], "num_steps"),
+        (["--count=0"], "--count"),
+        (["--sampler=ddim", "--eta=2"], "eta"),
+        (["--num-devices=99"], "number of devices"),
+    ],
+)
+def test_sampling_refuses_what_it_cannot_do(whole, tmp_path, arguments, words):
+    result = run(
+        "sample.py", f"--run-dir={whole[0]}", f"--out={tmp_path}", *arguments, check=False
+    )
+    assert result.returncode == 2
+    assert words in result.stderr and "Traceback" not in result.stderr
