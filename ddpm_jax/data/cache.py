@@ -172,7 +172,9 @@ class EntryWriter:
             (self._partial / "entry.json").write_text(json.dumps(about, indent=1))
             # Mapped before the rename: whatever happens to the entry afterwards, these bytes stay.
             images = np.load(self._partial / "images.npy", mmap_mode="r", allow_pickle=False)
+            written = os.stat(self._partial / "images.npy")
             _publish(self._partial, self._root / self._key)
+            images = _reopened(self._root / self._key / "images.npy", written, images)
         assert images is not None
         return make_dataset(
             images, None if labels is None else stored, num_classes, name, fingerprint=fingerprint
@@ -226,6 +228,16 @@ def _publish(partial: Path, entry: Path) -> None:
         # Another process was faster with the same data. Both are complete, so either may stay.
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _reopened(file: Path, written: os.stat_result, images: np.ndarray) -> np.ndarray:
+    """Maps the published images under their lasting name, unless another process replaced them."""
+    try:
+        if os.path.samestat(file.stat(), written):
+            return np.load(file, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        pass
+    return images
 
 
 def _remove_stale(root: Path, key: str) -> None:

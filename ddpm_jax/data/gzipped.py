@@ -1,4 +1,4 @@
-"""Reading files that may be gzipped, with one name for all the ways in which they can be damaged."""
+"""Reading files that may be gzipped, with one name for all the ways they can be damaged."""
 
 from __future__ import annotations
 
