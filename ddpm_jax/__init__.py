@@ -14,7 +14,7 @@ from ddpm_jax.gaussian import (
     q_sample,
 )
 from ddpm_jax.keys import example_keys, normal_per_example
-from ddpm_jax.losses import simple_loss
+from ddpm_jax.losses import simple_loss, stratified_timesteps, uniform_timesteps
 from ddpm_jax.nn import MLP, UNet
 from ddpm_jax.pixels import from_pixels, to_pixels
 from ddpm_jax.prediction import (
@@ -101,7 +101,9 @@ __all__ = [
     "sigmoid_schedule",
     "simple_loss",
     "spaced_timesteps",
+    "stratified_timesteps",
     "to_pixels",
     "training_target",
+    "uniform_timesteps",
     "warmup_schedule",
 ]

@@ -8,12 +8,13 @@ with weight 1-ᾱ_t (Vincent 2011): the score is -ε̂/√(1-ᾱ_t).
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from ddpm_jax.gaussian import q_sample
 from ddpm_jax.prediction import Target, training_target
 from ddpm_jax.schedules import NoiseSchedule
-from ddpm_jax.types import ApplyFn, Array, ArrayLike, mean_per_example
+from ddpm_jax.types import ApplyFn, Array, ArrayLike, Key, mean_per_example
 
 
 def simple_loss(
@@ -48,3 +49,24 @@ def simple_loss(
     wanted = training_target(schedule, x_0, t, noise, target=target)
     # float32 before the difference: a bfloat16 output would round the error it is meant to measure.
     return mean_per_example(jnp.square(output.astype(x_t.dtype) - wanted))
+
+
+def uniform_timesteps(keys: Key, num_timesteps: int) -> Array:
+    """Steps t ~ U{0, …, T-1}, int32 [B], each from its example's key (Ho et al. 2020, Alg. 1)."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(keys)
+
+
+def stratified_timesteps(
+    keys: Key, index: ArrayLike, batch_size: int, num_timesteps: int
+) -> Array:
+    """Steps t = ⌊T (i + u_i)/B⌋, int32 [b], u_i ~ U[0, 1): one in each B-th part of the process.
+
+    `index` [b] are the examples' places i in the global batch of B. Over a step the t's cover
+    0..T-1 evenly, which leaves the expectation of the mean loss as it is and takes out most of the
+    variance that the choice of t brings in (as the low-discrepancy sampler of Kingma et al. 2021,
+    App. I.1, with one draw a stratum).
+    """
+    u = jax.vmap(jax.random.uniform)(keys)
+    # i + u may round up to i + 1, and at the last place out of the process: hence the clip.
+    t = jnp.floor((jnp.asarray(index, jnp.float32) + u) * (num_timesteps / batch_size))
+    return jnp.clip(t.astype(jnp.int32), 0, num_timesteps - 1)

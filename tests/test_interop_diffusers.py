@@ -149,7 +149,7 @@ def test_old_attention_names(small_params, small_state):
 
 
 def test_a_copy_is_made(small_state):
-    """JAX takes NumPy memory over without a copy where it happens to be aligned to 64 bytes."""
+    """`jax.device_put` takes over NumPy memory aligned to 64 bytes and would follow its changes."""
     memory = np.zeros(16 + 16, np.float32)
     start = -(memory.ctypes.data // 4) % 16
     small_state["conv_norm_out.weight"] = memory[start : start + 16]

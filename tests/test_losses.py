@@ -105,3 +105,47 @@ def test_a_doubled_output_is_refused():
     x_0, noise = draw()
     with pytest.raises(ValueError, match="variances"):
         dj.simple_loss(SCHEDULE, lambda x, t: jnp.concatenate([x, x], -1), x_0, T, noise)
+
+
+def test_uniform_timesteps_are_uniform():
+    """A χ² test over 10 steps and 20,000 draws; 27.9 is its 99.9 % point with 9 degrees of
+    freedom."""
+    keys = dj.example_keys(jax.random.key(0), jnp.arange(20_000))
+    counts = np.bincount(dj.uniform_timesteps(keys, 10), minlength=10)
+    assert len(counts) == 10 and ((counts - 2000) ** 2 / 2000).sum() < 27.9
+
+
+@pytest.mark.parametrize("B,steps", [(32, 1000), (128, 100), (7, 7), (1, 50)])
+def test_stratified_timesteps_lie_in_their_strata_and_fill_them(B, steps):
+    draws = np.stack(
+        [
+            dj.stratified_timesteps(
+                dj.example_keys(jax.random.key(seed), jnp.arange(B)), jnp.arange(B), B, steps
+            )
+            for seed in range(100)
+        ]
+    )
+    low = np.floor(np.arange(B) * steps / B)
+    high = np.ceil((np.arange(B) + 1) * steps / B) - 1
+    assert (draws >= low).all() and (draws <= high).all()
+    # Every step has the same expected count, 100 B/T; the mean of all draws has standard error
+    # T/(√12 √(100 B) B).
+    expected, error = (steps - 1) / 2, steps / np.sqrt(12 * 100 * B) / B
+    np.testing.assert_allclose(draws.mean(), expected, atol=5 * error + 0.5 * (steps % B > 0))
+
+
+def test_stratifying_estimates_the_same_loss_with_less_variance():
+    """For a loss that is a function f(t) alone: the mean of f over a batch, many times."""
+    f = np.asarray(SCHEDULE.noise_scale)
+    estimates = {"uniform": [], "stratified": []}
+    for seed in range(300):
+        keys = dj.example_keys(jax.random.key(seed), jnp.arange(16))
+        estimates["uniform"].append(f[dj.uniform_timesteps(keys, 200)].mean())
+        keys = dj.example_keys(jax.random.key(1000 + seed), jnp.arange(16))
+        stratified = dj.stratified_timesteps(keys, jnp.arange(16), 16, 200)
+        estimates["stratified"].append(f[stratified].mean())
+    spread = {name: np.std(values) for name, values in estimates.items()}
+    np.testing.assert_allclose(
+        np.mean(estimates["stratified"]), f.mean(), atol=4 * spread["stratified"] / np.sqrt(300)
+    )
+    assert spread["stratified"] < spread["uniform"] / 5

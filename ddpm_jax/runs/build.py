@@ -12,7 +12,7 @@ import optax
 
 from ddpm_jax.data import ImageDataset, prepare_images
 from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
-from ddpm_jax.losses import simple_loss
+from ddpm_jax.losses import simple_loss, stratified_timesteps, uniform_timesteps
 from ddpm_jax.nn import UNet
 from ddpm_jax.prediction import make_denoiser
 from ddpm_jax.runs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
@@ -148,7 +148,10 @@ class Model:
         key_t, key_noise, key_flip, key_dropout = split_each(keys, 4)
         x_0 = prepare_images(batch["image"], key_flip, flip=self.config.data.flip)
         T = self.schedule.num_timesteps
-        t = jax.vmap(lambda key: jax.random.randint(key, (), 0, T))(key_t)
+        if self.config.diffusion.timesteps == "stratified":
+            t = stratified_timesteps(key_t, batch["index"], self.config.batch_size, T)
+        else:
+            t = uniform_timesteps(key_t, T)
         noise = normal_per_example(key_noise, x_0.shape[1:])
 
         def apply_fn(x_t, timesteps):

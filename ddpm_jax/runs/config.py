@@ -69,6 +69,8 @@ class DiffusionConfig:
     """What the network predicts."""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """Variance of p_θ(x_{t-1} | x_t): β_t or β̃_t."""
+    timesteps: Literal["uniform", "stratified"] = "uniform"
+    """How training draws t: independently as in the paper, or spread evenly over each batch."""
     clip: bool = True
     """Clip x̂_0 to [-1, 1] while sampling."""
 
