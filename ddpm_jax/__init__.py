@@ -1,8 +1,10 @@
 """Denoising diffusion probabilistic models as pure functions in JAX.
 
-Everything exported here is traceable: it takes arrays and returns arrays, and may be jitted, vmapped,
-differentiated and mapped over devices by whoever calls it. Training, data, evaluation and drawing live in the
-subpackages `training`, `data`, `evaluation`, `generation` and `visualize`, imported where they are used.
+Everything exported here is traceable: it takes arrays and returns arrays, and may be jitted,
+    vmapped,
+differentiated and mapped over devices by whoever calls it. Training, data, evaluation and drawing
+live in the subpackages `training`, `data`, `evaluation`, `generation` and `visualize`, imported
+where they are used.
 """
 
 from ddpm_jax.gaussian import (

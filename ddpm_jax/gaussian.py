@@ -1,12 +1,14 @@
-"""The forward process q in closed form: diffusing x_0 to any step, and stepping back when x_0 is known.
+"""The forward process q in closed form: diffusing x_0 to any step, and stepping back when x_0 is
+known.
 
-    q(x_t | x_0)            = N(√ᾱ_t x_0, (1-ᾱ_t) I)                                    (Ho et al. 2020, Eq. 4)
-    q(x_{t-1} | x_t, x_0)   = N(μ̃_t(x_0, x_t), β̃_t I)                                   (Eq. 6)
+    q(x_t | x_0)            = N(√ᾱ_t x_0, (1-ᾱ_t) I)                                    (Ho et al.
+    2020, Eq. 4) q(x_{t-1} | x_t, x_0)   = N(μ̃_t(x_0, x_t), β̃_t I)
+    (Eq. 6)
     μ̃_t  = √ᾱ_{t-1} β_t/(1-ᾱ_t) x_0 + √(1-β_t) (1-ᾱ_{t-1})/(1-ᾱ_t) x_t                  (Eq. 7)
     β̃_t  = (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
 
-Every function takes events of any shape, x [B, ...] with t [B], or t [] shared by all. No keys here: noise is
-passed in.
+Every function takes events of any shape, x [B, ...] with t [B], or t [] shared by all. No keys
+here: noise is passed in.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ def q_sample(schedule: NoiseSchedule, x_0: Array, t: ArrayLike, noise: Array) ->
             f"q_sample needs noise of x_0's shape {jnp.shape(x_0)}, got {jnp.shape(noise)}."
         )
     ndim = jnp.ndim(x_0)
-    return at_step(schedule.signal_scale, t, ndim) * x_0 + at_step(schedule.noise_scale, t, ndim) * noise
+    return (
+        at_step(schedule.signal_scale, t, ndim) * x_0
+        + at_step(schedule.noise_scale, t, ndim) * noise
+    )
 
 
 def q_mean_variance(schedule: NoiseSchedule, x_0: Array, t: ArrayLike) -> Gaussian:
@@ -54,10 +59,9 @@ def q_mean_variance(schedule: NoiseSchedule, x_0: Array, t: ArrayLike) -> Gaussi
     )
 
 
-def posterior_coefficients(
-    schedule: NoiseSchedule, t: ArrayLike, ndim: int
-) -> tuple[Array, Array]:
-    """The weights of x_0 and of x_t in μ̃_t: √ᾱ_{t-1} β_t/(1-ᾱ_t) and √(1-β_t) (1-ᾱ_{t-1})/(1-ᾱ_t)."""
+def posterior_coefficients(schedule: NoiseSchedule, t: ArrayLike, ndim: int) -> tuple[Array, Array]:
+    """The weights of x_0 and of x_t in μ̃_t: √ᾱ_{t-1} β_t/(1-ᾱ_t) and √(1-β_t)
+    (1-ᾱ_{t-1})/(1-ᾱ_t)."""
     beta = at_step(schedule.beta, t, ndim)
     one_minus_alpha_bar = at_step(schedule.noise_scale, t, ndim) ** 2
     # β̃_t/β_t is (1-ᾱ_{t-1})/(1-ᾱ_t), free of the cancellation in 1-ᾱ_{t-1}.
@@ -67,20 +71,23 @@ def posterior_coefficients(
 
 
 def posterior_mean(schedule: NoiseSchedule, x_0: Array, x_t: Array, t: ArrayLike) -> Array:
-    """μ̃_t(x_0, x_t), the mean of q(x_{t-1} | x_t, x_0), for x_0, x_t [B, ...]  (Ho et al. 2020, Eq. 7)."""
+    """μ̃_t(x_0, x_t), the mean of q(x_{t-1} | x_t, x_0), for x_0, x_t [B, ...]  (Ho et al. 2020,
+    Eq. 7)."""
     weight_x_0, weight_x_t = posterior_coefficients(schedule, t, jnp.ndim(x_t))
     return weight_x_0 * x_0 + weight_x_t * x_t
 
 
 def posterior_variance(schedule: NoiseSchedule, t: ArrayLike) -> Array:
-    """β̃_t, the variance of q(x_{t-1} | x_t, x_0), of t's shape; 0 at t = 0  (Ho et al. 2020, Eq. 7)."""
+    """β̃_t, the variance of q(x_{t-1} | x_t, x_0), of t's shape; 0 at t = 0  (Ho et al. 2020, Eq.
+    7)."""
     return lookup(schedule.posterior_variance, t)
 
 
 def q_posterior(schedule: NoiseSchedule, x_0: Array, x_t: Array, t: ArrayLike) -> Gaussian:
     """q(x_{t-1} | x_t, x_0) for x_0, x_t [B, ...], t [B]  (Ho et al. 2020, Eqs. 6 and 7).
 
-    At t = 0 the variance is 0 and its logarithm is that of β̃_1, so that it can be exponentiated and divided by.
+    At t = 0 the variance is 0 and its logarithm is that of β̃_1, so that it can be exponentiated
+    and divided by.
     """
     mean = posterior_mean(schedule, x_0, x_t, t)
     variance = at_step(schedule.posterior_variance, t, mean.ndim)

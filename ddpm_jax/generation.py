@@ -1,6 +1,7 @@
 """Running a sampler over many images: in batches, on all devices, with progress, one key per image.
 
-Image i of seed s is the same image whatever the batch size, the number of devices, or how many are asked for.
+Image i of seed s is the same image whatever the batch size, the number of devices, or how many are
+asked for.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ddpm_jax.keys import example_keys
 from ddpm_jax.pixels import to_pixels
 from ddpm_jax.samplers import Sampler, advance, grid_steps, initial_noise
-from ddpm_jax.types import Array, Denoiser, PyTree
+from ddpm_jax.types import Array, Denoiser, Device, PyTree
 
 DenoiserOf = Callable[[PyTree, Any], Denoiser]
-"""`denoiser_of(params, labels) -> denoise`: binds parameters and labels [B] (None without classes)."""
+"""`denoiser_of(params, labels) -> denoise`: binds parameters and labels [B] (None without
+classes)."""
 
 
 AXIS = "data"
@@ -50,7 +52,8 @@ class Generator:
         denoiser_of: see DenoiserOf.
         shape: of one image, [H, W, C].
         devices: what to run on; the default device when None.
-        target_chunks: how many chunks the grid is cut into at least: frames, and reports of progress.
+        target_chunks: how many chunks the grid is cut into at least: frames, and reports of
+            progress.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Generator:
         denoiser_of: DenoiserOf,
         shape: tuple[int, ...],
         *,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         target_chunks: int = 40,
     ):
         self.shape = shape
@@ -85,7 +88,8 @@ class Generator:
         split, whole = self._split.spec, self._whole.spec
 
         def mapped(fn, in_specs):
-            # Unchecked: a sampler's state may hold constants, which are the same on every device anyway.
+            # Unchecked: a sampler's state may hold constants, which are the same on every device
+            # anyway.
             return jax.jit(
                 jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
             )
@@ -136,7 +140,8 @@ class Generator:
         params = jax.device_put(params, self._whole)
         images, frames = [], []
         for first in range(0, count, size):
-            # The last batch is filled up with images nobody asked for, so that one program serves all.
+            # The last batch is filled up with images nobody asked for, so that one program serves
+            # all.
             real = min(size, count - first)
             index = jnp.arange(first, first + size, dtype=jnp.uint32)
             keys = jax.device_put(example_keys(jax.random.key(seed), index), self._split)

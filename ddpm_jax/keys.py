@@ -1,7 +1,8 @@
 """Random numbers by example: every example draws from a key of its own.
 
-Example i of a batch uses `fold_in(key, i)`, i counting over the global batch. What it draws therefore depends
-neither on the size of the batch it happens to be computed in nor on how many devices share the work.
+Example i of a batch uses `fold_in(key, i)`, i counting over the global batch. What it draws
+therefore depends neither on the size of the batch it happens to be computed in nor on how many
+devices share the work.
 """
 
 from __future__ import annotations

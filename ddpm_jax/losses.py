@@ -2,8 +2,8 @@
 
     L_simple = mean_d ‖ε - ε̂(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖²,  t uniform        (Ho et al. 2020, Eq. 14)
 
-It is the variational bound with its weight β_t²/(2σ_t² (1-β_t)(1-ᾱ_t)) dropped, and denoising score matching
-with weight 1-ᾱ_t (Vincent 2011): the score is -ε̂/√(1-ᾱ_t).
+It is the variational bound with its weight β_t²/(2σ_t² (1-β_t)(1-ᾱ_t)) dropped, and denoising score
+matching with weight 1-ᾱ_t (Vincent 2011): the score is -ε̂/√(1-ᾱ_t).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def simple_loss(
     if jnp.shape(output) != jnp.shape(x_0):
         raise ValueError(
             f"simple_loss: the network returned shape {jnp.shape(output)} for inputs of shape "
-            f"{jnp.shape(x_0)}. L_simple trains the prediction alone; split off learned variances first."
+            f"{jnp.shape(x_0)}. L_simple trains the prediction alone; split off learned variances "
+            f"first."
         )
     wanted = training_target(schedule, x_0, t, noise, target=target)
     # float32 before the difference: a bfloat16 output would round the error it is meant to measure.
@@ -56,9 +57,7 @@ def uniform_timesteps(keys: Key, num_timesteps: int) -> Array:
     return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(keys)
 
 
-def stratified_timesteps(
-    keys: Key, index: ArrayLike, batch_size: int, num_timesteps: int
-) -> Array:
+def stratified_timesteps(keys: Key, index: ArrayLike, batch_size: int, num_timesteps: int) -> Array:
     """Steps t = ⌊T (i + u_i)/B⌋, int32 [b], u_i ~ U[0, 1): one in each B-th part of the process.
 
     `index` [b] are the examples' places i in the global batch of B. Over a step the t's cover

@@ -4,12 +4,15 @@ With x_t = √ᾱ x_0 + √(1-ᾱ) ε, each target is one linear view of the sam
 
     epsilon         ε                                                    (Ho et al. 2020, Eq. 12)
     x_0             x_0
-    v               √ᾱ ε - √(1-ᾱ) x_0                                     (Salimans, Ho 2022, 2202.00512)
+    v               √ᾱ ε - √(1-ᾱ) x_0                                     (Salimans, Ho 2022,
+    2202.00512)
     previous_mean   μ̃_t(x_0, x_t)                                         (Ho et al. 2020, Eq. 8)
-    score           ∇ log q(x_t | x_0) = -ε/√(1-ᾱ)                        (Song, Ermon 2019, 1907.05600)
+    score           ∇ log q(x_t | x_0) = -ε/√(1-ᾱ)                        (Song, Ermon 2019,
+    1907.05600)
 
-Given x_t, any of them fixes the others. x_0 and ε are each solved for directly, never one through the other
-where a formula without a division by √ᾱ exists, so v and x_0 stay exact where ᾱ reaches 0.
+Given x_t, any of them fixes the others. x_0 and ε are each solved for directly, never one through
+the other where a formula without a division by √ᾱ exists, so v and x_0 stay exact where ᾱ reaches
+0.
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ def predict_x_0(
     """x̂_0 [B, ...] from a network output of any target at x_t [B, ...], t [B].
 
     epsilon: (x_t - √(1-ᾱ) ε̂)/√ᾱ;  v: √ᾱ x_t - √(1-ᾱ) v̂;  score: (x_t + (1-ᾱ) ŝ)/√ᾱ;
-    previous_mean: μ̃_t solved for x_0. Where ᾱ_t is 0, ε and the score leave x_0 undetermined (inf or NaN).
+    previous_mean: μ̃_t solved for x_0. Where ᾱ_t is 0, ε and the score leave x_0 undetermined (inf
+        or NaN).
     """
     check_target("predict_x_0", target)
     signal = at_step(schedule.signal_scale, t, jnp.ndim(x_t))
@@ -82,7 +86,8 @@ def predict_epsilon(
 ) -> Array:
     """ε̂ [B, ...] from a network output of any target at x_t [B, ...], t [B].
 
-    x_0: (x_t - √ᾱ x̂_0)/√(1-ᾱ);  v: √(1-ᾱ) x_t + √ᾱ v̂;  score: -√(1-ᾱ) ŝ;  previous_mean: through x̂_0.
+    x_0: (x_t - √ᾱ x̂_0)/√(1-ᾱ);  v: √(1-ᾱ) x_t + √ᾱ v̂;  score: -√(1-ᾱ) ŝ;  previous_mean: through
+        x̂_0.
     """
     check_target("predict_epsilon", target)
     signal = at_step(schedule.signal_scale, t, jnp.ndim(x_t))
@@ -106,7 +111,8 @@ def convert_prediction(
     source: Target,
     target: Target,
 ) -> Array:
-    """Rewrites a network output [B, ...] of the kind `source` as the kind `target`, at the same x_t and t."""
+    """Rewrites a network output [B, ...] of the kind `source` as the kind `target`, at the same x_t
+    and t."""
     check_target("convert_prediction (source)", source)
     check_target("convert_prediction (target)", target)
     if source == target:
@@ -128,7 +134,8 @@ def convert_prediction(
 def training_target(
     schedule: NoiseSchedule, x_0: Array, t: ArrayLike, noise: Array, *, target: Target
 ) -> Array:
-    """What a network of this target should have said about x_t = √ᾱ_t x_0 + √(1-ᾱ_t) noise: [B, ...]."""
+    """What a network of this target should have said about x_t = √ᾱ_t x_0 + √(1-ᾱ_t) noise: [B,
+    ...]."""
     check_target("training_target", target)
     if target == "epsilon":
         return noise
@@ -144,7 +151,8 @@ def training_target(
 
 
 def split_output(output: Array, x_t: Array, variance: Variance) -> tuple[Array, Array | None]:
-    """Splits a network output into (prediction, variance output); the second is None for a fixed variance.
+    """Splits a network output into (prediction, variance output); the second is None for a fixed
+    variance.
 
     A learned variance doubles the last axis: [..., 2C] against x_t's [..., C].
     """
@@ -152,12 +160,16 @@ def split_output(output: Array, x_t: Array, variance: Variance) -> tuple[Array, 
     expected = jnp.shape(x_t)
     if is_learned(variance):
         if not expected:
-            raise ValueError(f"variance={variance!r} needs events with a channel axis, got a scalar.")
+            raise ValueError(
+                f"variance={variance!r} needs events with a channel axis, got a scalar."
+            )
         expected = (*expected[:-1], 2 * expected[-1])
     if jnp.shape(output) != expected:
         raise ValueError(
-            f"with variance={variance!r} and x_t of shape {jnp.shape(x_t)} the network's output must "
-            f"have shape {expected}, got {jnp.shape(output)}. A learned variance doubles the output "
+            f"with variance={variance!r} and x_t of shape {jnp.shape(x_t)} the network's output "
+            f"must "
+            f"have shape {expected}, got {jnp.shape(output)}. A learned variance doubles the "
+            f"output "
             "channels (out_channels = 2C); a fixed one does not."
         )
     if not is_learned(variance):
@@ -176,8 +188,10 @@ def reverse_variance(
 ) -> tuple[Array, Array]:
     """The variance and log-variance of p_θ(x_{t-1} | x_t), broadcast to `shape` [B, ...].
 
-    fixed_large    β_t, the first entry replaced by β̃_1 for the decoder's sake   (Ho et al. 2020, §3.2)
-    fixed_small    β̃_t; 0 at t = 0, its logarithm there that of β̃_1              (Ho et al. 2020, §3.2)
+    fixed_large    β_t, the first entry replaced by β̃_1 for the decoder's sake   (Ho et al. 2020,
+    §3.2)
+    fixed_small    β̃_t; 0 at t = 0, its logarithm there that of β̃_1              (Ho et al. 2020,
+    §3.2)
     learned        exp(variance_output)
     learned_range  exp(f log β_t + (1-f) log β̃_t), f = (variance_output + 1)/2    (iDDPM Eq. 15)
     """
@@ -186,7 +200,8 @@ def reverse_variance(
     if is_learned(variance):
         if variance_output is None:
             raise ValueError(
-                f"reverse_variance with variance={variance!r} needs variance_output, the half of the "
+                f"reverse_variance with variance={variance!r} needs variance_output, the half of "
+                f"the "
                 "network's output that speaks of the variance; got None."
             )
         log_variance = variance_output
@@ -199,9 +214,7 @@ def reverse_variance(
     if variance == "fixed_large":
         first = bcast_right(jnp.asarray(t) == 0, ndim)
         beta_log = jnp.log(at_step(schedule.beta, t, ndim))
-        log_variance = jnp.where(
-            first, at_step(schedule.posterior_log_variance, t, ndim), beta_log
-        )
+        log_variance = jnp.where(first, at_step(schedule.posterior_log_variance, t, ndim), beta_log)
         value = jnp.where(first, jnp.exp(log_variance), at_step(schedule.beta, t, ndim))
     else:
         value = at_step(schedule.posterior_variance, t, ndim)
@@ -219,11 +232,12 @@ def p_mean_variance(
     variance: Variance = "fixed_large",
     clip: bool = True,
 ) -> ReverseStep:
-    """p_θ(x_{t-1} | x_t) from a network's output at x_t [B, ...], t [B]  (Ho et al. 2020, Eqs. 7, 11).
+    """p_θ(x_{t-1} | x_t) from a network's output at x_t [B, ...], t [B]  (Ho et al. 2020, Eqs. 7,
+    11).
 
-    The mean is μ̃_t(x̂_0, x_t), with x̂_0 clipped to [-1, 1] when `clip` (the authors' code does; the paper does
-    not say). For a learned variance the last axis of `output` holds prediction and variance, [..., 2C].
-    Raises ValueError for unknown kinds and for an output of the wrong shape.
+    The mean is μ̃_t(x̂_0, x_t), with x̂_0 clipped to [-1, 1] when `clip` (the authors' code does;
+    the paper does not say). For a learned variance the last axis of `output` holds prediction and
+    variance, [..., 2C]. Raises ValueError for unknown kinds and for an output of the wrong shape.
     """
     prediction, variance_output = split_output(output, x_t, variance)
     x_0_hat = predict_x_0(schedule, prediction, x_t, t, target=target)
@@ -250,8 +264,9 @@ def make_denoiser(
 ) -> Denoiser:
     """Turns a network into a denoiser: `(x_t, t) -> x̂_0`, t counting steps of this `schedule`.
 
-    `schedule` is the full process the network was trained on; samplers walk subsets of it and still call
-    with its step numbers. With a learned variance the denoiser returns `(x̂_0, variance_output)`.
+    `schedule` is the full process the network was trained on; samplers walk subsets of it and still
+    call with its step numbers. With a learned variance the denoiser returns `(x̂_0,
+    variance_output)`.
     """
     check_target("make_denoiser", target)
     check_variance("make_denoiser", variance)

@@ -5,8 +5,8 @@
     signal_scale √ᾱ_t          noise_scale √(1-ᾱ_t)          log_snr  log ᾱ_t - log(1-ᾱ_t)
     β̃_t          posterior variance (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
 
-Every table is computed in float64 on the host and then cast. The bare name "alpha" is used nowhere: it
-means 1-β in one half of the literature and √ᾱ in the other.
+Every table is computed in float64 on the host and then cast. The bare name "alpha" is used nowhere:
+it means 1-β in one half of the literature and √ᾱ in the other.
 
 Ho, Jain, Abbeel 2020 (arXiv 2006.11239); cosine and respacing: Nichol, Dhariwal 2021 (2102.09672).
 """
@@ -38,7 +38,8 @@ class NoiseSchedule:
         signal_scale: √ᾱ_t.
         noise_scale: √(1-ᾱ_t).
         posterior_variance: β̃_t; its first entry is 0.
-        posterior_log_variance: log β̃_t, the first entry replaced by that of β̃_1 (by log β_0 when T = 1).
+        posterior_log_variance: log β̃_t, the first entry replaced by that of β̃_1 (by log β_0 when
+            T = 1).
         log_snr: log ᾱ_t - log(1-ᾱ_t); -inf where ᾱ_t is 0.
         timesteps: int32, what the network is fed at each step; arange(T) unless respaced.
     """
@@ -62,14 +63,18 @@ class NoiseSchedule:
 def lookup(table: ArrayLike, t: ArrayLike) -> Array:
     """Reads table[t] for a step t, [] or [B], inside 0..T-1.
 
-    An index outside the table gives NaN (for a host integer: an IndexError), where plain indexing would
-    silently wrap -1 round to the last step and clamp T to it.
+    An index outside the table gives NaN (for a host integer: an IndexError), where plain indexing
+    would silently wrap -1 round to the last step and clamp T to it.
     """
     table = jnp.asarray(table)
     size = table.shape[0]
-    if not isinstance(t, jax.core.Tracer) and not isinstance(t, jax.Array):
+    if not isinstance(t, jax.Array):  # tracers are jax.Arrays too: their values are not to be had
         host_t = np.asarray(t)
-        if host_t.dtype.kind in "iu" and host_t.size and not 0 <= host_t.min() <= host_t.max() < size:
+        if (
+            host_t.dtype.kind in "iu"
+            and host_t.size
+            and not 0 <= host_t.min() <= host_t.max() < size
+        ):
             raise IndexError(
                 f"step t must be in 0..{size - 1}, got {host_t.min()}..{host_t.max()}. Steps are "
                 "0-based: the papers' step 1 is t = 0."
@@ -107,7 +112,8 @@ def _tables(
     """Builds every table in float64 from β and log ᾱ, then casts to `dtype`."""
     log_alpha_bar_prev = np.concatenate([[0.0], log_alpha_bar[:-1]])
     alpha_bar, alpha_bar_prev = np.exp(log_alpha_bar), np.exp(log_alpha_bar_prev)
-    # 1-ᾱ by expm1: at t=0 it is about 1e-4, and subtracting from 1 in float32 would put it off by 1.7e-4 relative.
+    # 1-ᾱ by expm1: at t=0 it is about 1e-4, and subtracting from 1 in float32 would put it off by
+    # 1.7e-4 relative.
     one_minus, one_minus_prev = 0.0 - np.expm1(log_alpha_bar), 0.0 - np.expm1(log_alpha_bar_prev)
     posterior_variance = one_minus_prev / one_minus * beta
     with np.errstate(divide="ignore"):
@@ -131,7 +137,8 @@ def _tables(
 
 
 def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
-    """Builds a schedule from any table of β_t [T], each in (0, 1); the last may be 1 (no signal left).
+    """Builds a schedule from any table of β_t [T], each in (0, 1); the last may be 1 (no signal
+    left).
 
     Raises ValueError for a table that is empty, not one-dimensional, or outside that range.
     """
@@ -152,9 +159,11 @@ def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
 
 
 def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
-    """Builds a schedule from any strictly falling table of ᾱ_t [T] inside (0, 1); the last may be 0.
+    """Builds a schedule from any strictly falling table of ᾱ_t [T] inside (0, 1); the last may be
+    0.
 
-    β_t = 1 - ᾱ_t/ᾱ_{t-1}, with ᾱ before the first step equal to 1. Raises ValueError for any other table.
+    β_t = 1 - ᾱ_t/ᾱ_{t-1}, with ᾱ before the first step equal to 1. Raises ValueError for any other
+    table.
     """
     alpha_bar = np.asarray(alpha_bar, dtype=np.float64)
     if alpha_bar.ndim != 1 or alpha_bar.size == 0:
@@ -186,7 +195,8 @@ def linear_schedule(
 ) -> NoiseSchedule:
     """β_t rising linearly from beta_start to beta_end: the paper's schedule (Ho et al. 2020, §4).
 
-    The defaults belong to T = 1000. With fewer steps scale both by 1000/T, or x_T keeps part of x_0.
+    The defaults belong to T = 1000. With fewer steps scale both by 1000/T, or x_T keeps part of
+    x_0.
     """
     _check_range("linear_schedule", num_timesteps, beta_start, beta_end)
     return schedule_from_beta(np.linspace(beta_start, beta_end, num_timesteps), dtype=dtype)
@@ -228,7 +238,8 @@ def warmup_schedule(
     _check_range("warmup_schedule", num_timesteps, beta_start, beta_end)
     if not 0 <= warmup_fraction <= 1:
         raise ValueError(
-            f"warmup_schedule needs 0 <= warmup_fraction <= 1, got {warmup_fraction}. It is a share of "
+            f"warmup_schedule needs 0 <= warmup_fraction <= 1, got {warmup_fraction}. It is a "
+            f"share of "
             "the steps: 0.1 for warmup10, 0.5 for warmup50."
         )
     beta = np.full(num_timesteps, beta_end)
@@ -238,9 +249,11 @@ def warmup_schedule(
 
 
 def jsd_schedule(num_timesteps: int = 1000, *, dtype=jnp.float32) -> NoiseSchedule:
-    """β_t = 1/T, 1/(T-1), …, 1/2, 1, so that ᾱ_t falls linearly to 0 (Sohl-Dickstein et al. 2015, §2.4.1).
+    """β_t = 1/T, 1/(T-1), …, 1/2, 1, so that ᾱ_t falls linearly to 0 (Sohl-Dickstein et al. 2015,
+    §2.4.1).
 
-    ᾱ ends at exactly 0: nothing of x_0 is left in x_T, so ε and the score no longer determine x_0 there.
+    ᾱ ends at exactly 0: nothing of x_0 is left in x_T, so ε and the score no longer determine x_0
+        there.
     Train with the target x_0 or v.
     """
     _check_num_timesteps("jsd_schedule", num_timesteps)
@@ -272,7 +285,8 @@ def sigmoid_schedule(
     *,
     dtype=jnp.float32,
 ) -> NoiseSchedule:
-    """β_t = beta_start + (beta_end - beta_start) sigmoid(z), z from -6 to 6 (as in DDIM's released code)."""
+    """β_t = beta_start + (beta_end - beta_start) sigmoid(z), z from -6 to 6 (as in DDIM's released
+    code)."""
     _check_range("sigmoid_schedule", num_timesteps, beta_start, beta_end)
     rise = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_timesteps)))
     return schedule_from_beta(beta_start + (beta_end - beta_start) * rise, dtype=dtype)
@@ -281,8 +295,10 @@ def sigmoid_schedule(
 def respace(schedule: NoiseSchedule, timesteps: ArrayLike) -> NoiseSchedule:
     """The process that visits only the steps τ = `timesteps`, rising, of `schedule`.
 
-    β'_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}}, while ᾱ and what the network is fed stay those of τ_i (iDDPM §4).
-    A host function: the schedule must be concrete. Raises ValueError for steps that repeat, fall, or lie
+    β'_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}}, while ᾱ and what the network is fed stay those of τ_i (iDDPM
+    §4).
+    A host function: the schedule must be concrete. Raises ValueError for steps that repeat, fall,
+        or lie
     outside the schedule.
     """
     steps = np.asarray(timesteps)
@@ -298,8 +314,9 @@ def respace(schedule: NoiseSchedule, timesteps: ArrayLike) -> NoiseSchedule:
             f"{', not strictly rising' if (np.diff(steps) <= 0).any() else ''}. Samplers walk the "
             "grid downwards by themselves."
         )
-    # log(1-β_t) from β where β is small, for there the ratio of float32 ᾱs cancels (β' off by 6e-4 relative at
-    # β = 1e-4); from that ratio where β is near 1 and 1-β cancels instead (cosine's last step, off by 1.3e-5).
+    # log(1-β_t) from β where β is small, for there the ratio of float32 ᾱs cancels (β' off by 6e-4
+    # relative at β = 1e-4); from that ratio where β is near 1 and 1-β cancels instead (cosine's
+    # last step, off by 1.3e-5).
     beta, alpha_bar, alpha_bar_prev = (
         np.asarray(table, dtype=np.float64)
         for table in (schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev)
@@ -319,13 +336,14 @@ def spaced_timesteps(
 
     fractional  0 … T-1 by a fractional stride, rounded; both ends included (iDDPM §4)
     uniform     0, c, 2c, … for a whole stride c that gives exactly num_steps (DDIM §D.2, "linear")
-    quadratic   (i √(0.8 T)/(S-1))² rounded down, dense near the data (DDIM §D.2, its CIFAR-10 choice)
+    quadratic   (i √(0.8 T)/(S-1))² rounded down, dense near the data (DDIM §D.2, its CIFAR-10
+    choice)
     leading     0, c, 2c, … with c = ⌊T/S⌋; may stop short of T (Lin et al. 2023, §3.3)
     trailing    T-1 downwards by T/S, rounded; always includes the last step (Lin et al. 2023, §3.3)
 
-    Where the quadratic rule names a step twice, later ones move up by one: S steps are always returned.
-    Raises ValueError when S is not in 1..T, for an unknown spacing, and for "uniform" when no whole stride
-    gives exactly S steps.
+    Where the quadratic rule names a step twice, later ones move up by one: S steps are always
+    returned. Raises ValueError when S is not in 1..T, for an unknown spacing, and for "uniform"
+    when no whole stride gives exactly S steps.
     """
     _check_num_timesteps("spaced_timesteps", num_timesteps)
     if isinstance(num_steps, bool) or int(num_steps) != num_steps:
@@ -338,14 +356,16 @@ def spaced_timesteps(
     T, S = int(num_timesteps), int(num_steps)
     if spacing == "fractional":
         stride = (T - 1) / (S - 1) if S > 1 else 0.0
-        # Added up rather than multiplied out: the sums that fall on .5 then round as in the authors' code.
+        # Added up rather than multiplied out: the sums that fall on .5 then round as in the
+        # authors' code.
         steps = np.round(np.cumsum(np.concatenate([[0.0], np.full(S - 1, stride)])))
     elif spacing == "uniform":
         strides = [c for c in range(1, T + 1) if -(-T // c) == S]
         if not strides:
             near = sorted({-(-T // c) for c in range(1, T + 1)}, key=lambda n: (abs(n - S), n))[:2]
             raise ValueError(
-                f"spaced_timesteps: no whole stride picks exactly {S} of {T} steps. Use {near[0]} or "
+                f"spaced_timesteps: no whole stride picks exactly {S} of {T} steps. Use {near[0]} "
+                f"or "
                 f"{near[1]} steps, or the spacing 'fractional', 'leading' or 'trailing'."
             )
         steps = np.arange(0, T, strides[0])

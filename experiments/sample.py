@@ -1,6 +1,6 @@
 """Samples from a trained run: a sheet, a GIF of the way from noise, and the images themselves.
 
-    python experiments/sample.py --run-dir runs/digits --sampler ddim --num-steps 20 --count 100
+python experiments/sample.py --run-dir runs/digits --sampler ddim --num-steps 20 --count 100
 """
 
 from ddpm_jax.runs.console import run_program

@@ -1,4 +1,5 @@
-"""A DDPM on scikit-learn's 1,797 handwritten digits of 8×8: the whole program in minutes on a laptop.
+"""A DDPM on scikit-learn's 1,797 handwritten digits of 8×8: the whole program in minutes on a
+laptop.
 
 Paper: Ho, Jain, Abbeel 2020 (arXiv 2006.11239), with a smaller U-Net and 200 steps instead of 1000.
 """

@@ -1,9 +1,11 @@
-"""DDPM on LSUN at 256×256 in the paper's configuration (Ho, Jain, Abbeel 2020, arXiv 2006.11239, App. B).
+"""DDPM on LSUN at 256×256 in the paper's configuration (Ho, Jain, Abbeel 2020, arXiv 2006.11239,
+App. B).
 
     python experiments/train_lsun.py --data.path FOLDER_OF_IMAGES --run-dir runs/lsun_bedroom
 
-The images of the folder are resized and centre-cropped to 256×256 once. 113.7 M parameters, six levels, attention at
-16×16, no dropout, batch 64, Adam at 2e-5; the paper: FID 6.36 on bedroom, 7.89 on church. Not yet run.
+The images of the folder are resized and centre-cropped to 256×256 once. 113.7 M parameters, six
+levels, attention at 16×16, no dropout, batch 64, Adam at 2e-5; the paper: FID 6.36 on bedroom, 7.89
+on church. Not yet run.
 """
 
 from pathlib import Path

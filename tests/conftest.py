@@ -1,4 +1,5 @@
-"""Flags that make sloppy code fail: eight devices, no implicit rank promotion, no key used twice."""
+"""Flags that make sloppy code fail: eight devices, no implicit rank promotion, no key used
+twice."""
 
 import jax
 

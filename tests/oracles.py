@@ -1,6 +1,8 @@
-"""Truth to test against: the closed forms for Gaussian data, and the papers' tables in float64 NumPy.
+"""Truth to test against: the closed forms for Gaussian data, and the papers' tables in float64
+NumPy.
 
-Data x_0 ~ N(m, c² I) has x_t ~ N(√ᾱ m, (ᾱc² + 1-ᾱ) I), and everything one may ask of a denoiser exactly.
+Data x_0 ~ N(m, c² I) has x_t ~ N(√ᾱ m, (ᾱc² + 1-ᾱ) I), and everything one may ask of a denoiser
+exactly.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class GaussianData:
         return np.sqrt(a) * self.mean, np.sqrt(a * self.std**2 + 1 - a)
 
     def ode_solution(self, x_T, t_from: int):
-        """x_0 at the end of the probability-flow ODE from x_T at step t_from: the map of quantiles."""
+        """x_0 at the end of the probability-flow ODE from x_T at step t_from: the map of
+        quantiles."""
         mean, std = self.marginal(t_from)
         return self.mean + self.std * (x_T - mean) / std
 
@@ -47,9 +50,7 @@ class Tables:
             products.append(products[-1] * (1.0 - value))
         self.alpha_bar = np.array(products[1:])
         self.alpha_bar_prev = np.array(products[:-1])
-        self.posterior_variance = (
-            self.beta * (1.0 - self.alpha_bar_prev) / (1.0 - self.alpha_bar)
-        )
+        self.posterior_variance = self.beta * (1.0 - self.alpha_bar_prev) / (1.0 - self.alpha_bar)
         first = self.posterior_variance[1] if len(self.beta) > 1 else self.beta[0]
         self.log_variance = np.log(np.append(first, self.posterior_variance[1:]))
         self.coef_x_0 = self.beta * np.sqrt(self.alpha_bar_prev) / (1.0 - self.alpha_bar)

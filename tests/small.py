@@ -1,4 +1,5 @@
-"""A tiny but complete problem for the tests of training: a U-Net of 8×8 images with dropout and flips."""
+"""A tiny but complete problem for the tests of training: a U-Net of 8×8 images with dropout and
+flips."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ BATCH = 16
 
 def init_params():
     params = NETWORK.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32))
-    # The last convolutions start at zero, which would hide most of the network from a gradient test.
+    # The last convolutions start at zero, which would hide most of the network from a gradient
+    # test.
     leaves, tree = jax.tree.flatten(params["params"])
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]

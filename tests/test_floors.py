@@ -1,4 +1,5 @@
-"""The floors of the house: a module imports only from floors below its own, or from its own room."""
+"""The floors of the house: a module imports only from floors below its own, or from its own
+room."""
 
 import ast
 import pathlib
@@ -9,7 +10,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "ddpm_jax"
 
-# Predictions and losses stand on the forward process, so the second and third floors have a mezzanine each.
+# Predictions and losses stand on the forward process, so the second and third floors have a
+# mezzanine each.
 FLOORS = {
     "types": 0.0,
     "pixels": 0.5,
@@ -73,14 +75,27 @@ def test_jit_and_printing_stay_upstairs(path):
     if room(path) != "__init__" and FLOORS[room(path)] < 4:
         for node in ast.walk(ast.parse(source)):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            assert called not in {"jax.jit", "jax.pmap", "jax.shard_map", "print"}, f"{path}: {called}"
+            assert called not in {"jax.jit", "jax.pmap", "jax.shard_map", "print"}, (
+                f"{path}: {called}"
+            )
 
 
 def test_importing_the_core_loads_no_heavy_library():
-    heavy = ["orbax", "optax", "matplotlib", "PIL", "sklearn", "scipy.stats", "tqdm", "tensorboardX"]
+    heavy = [
+        "orbax",
+        "optax",
+        "matplotlib",
+        "PIL",
+        "sklearn",
+        "scipy.stats",
+        "tqdm",
+        "tensorboardX",
+    ]
     code = (
         "import jax, flax, sys; before = set(sys.modules); import ddpm_jax; "
         f"print(sorted({set(heavy)!r} & (set(sys.modules) - before)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

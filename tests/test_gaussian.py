@@ -59,7 +59,8 @@ def test_q_posterior_equals_equation_7(shape):
 
 
 def test_posterior_is_bayes_rule():
-    """q(x_{t-1}|x_t,x_0) ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0): precisions add, and so do weighted means."""
+    """q(x_{t-1}|x_t,x_0) ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0): precisions add, and so do weighted
+    means."""
     x_0, x_t = 0.3, -1.1
     for t in [1, 40, 999]:
         beta, a_prev = TRUTH.beta[t], TRUTH.alpha_bar_prev[t]
@@ -72,11 +73,14 @@ def test_posterior_is_bayes_rule():
 
 def test_the_first_step_returns_x_0():
     x_0, x_t = draw((3,))
-    np.testing.assert_allclose(dj.posterior_mean(SCHEDULE, x_0, x_t, np.zeros(6, int)), x_0, rtol=1e-6)
+    np.testing.assert_allclose(
+        dj.posterior_mean(SCHEDULE, x_0, x_t, np.zeros(6, int)), x_0, rtol=1e-6
+    )
 
 
 def test_one_step_of_q_composes_to_the_marginal():
-    """Diffusing to t-1, then one step by β_t, has the mean and variance of diffusing to t at once."""
+    """Diffusing to t-1, then one step by β_t, has the mean and variance of diffusing to t at
+    once."""
     a, beta = TRUTH.alpha_bar, TRUTH.beta
     t = np.arange(1, 1000)
     np.testing.assert_allclose(np.sqrt(1 - beta[t]) * np.sqrt(a[t - 1]), np.sqrt(a[t]), rtol=1e-12)

@@ -31,8 +31,8 @@ VIEWS = {
 }
 f32 = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
 
-# Unit rounding of the inputs, times how much the conversion magnifies it: ε determines x_0 with weight
-# √(1-ᾱ)/√ᾱ = 157 at the last step, x_0 determines ε with 1/√(1-ᾱ) = 100 at the first.
+# Unit rounding of the inputs, times how much the conversion magnifies it: ε determines x_0 with
+# weight √(1-ᾱ)/√ᾱ = 157 at the last step, x_0 determines ε with 1/√(1-ᾱ) = 100 at the first.
 TOLERANCE = dict(rtol=1e-5, atol=2e-4)
 
 
@@ -45,7 +45,8 @@ def test_every_conversion_equals_float64(source, target):
     scale = np.abs(VIEWS[target]).max()
     steps = slice(None)
     if source == "previous_mean" and target != "previous_mean":
-        # The mean holds x_0 with weight β_t√ᾱ_{t-1}/(1-ᾱ_t), 1e-4 at the last step: its digits are gone there.
+        # The mean holds x_0 with weight β_t√ᾱ_{t-1}/(1-ᾱ_t), 1e-4 at the last step: its digits are
+        # gone there.
         steps = slice(0, 3)
     np.testing.assert_allclose(
         np.asarray(got)[steps] / scale, VIEWS[target][steps] / scale, **TOLERANCE
@@ -89,7 +90,8 @@ def expected_log_variance(kind, output):
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small", "learned", "learned_range"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_p_mean_variance_equals_float64(target, variance, clip):
-    # A network that is wrong by a little, so that clipping matters, and a variance output in [-1, 1].
+    # A network that is wrong by a little, so that clipping matters, and a variance output in [-1,
+    # 1].
     x_0_hat = X_0 + 0.2 * np.sin(np.arange(X_0.size)).reshape(X_0.shape)
     noise_hat = (X_T - SIGNAL * x_0_hat) / SIGMA
     views = {

@@ -1,4 +1,5 @@
-"""Whole programs in subprocesses: interrupted runs equal uninterrupted ones, bad input loses nothing."""
+"""Whole programs in subprocesses: interrupted runs equal uninterrupted ones, bad input loses
+nothing."""
 
 import json
 import os
@@ -189,7 +190,9 @@ def test_a_diverging_run_ends_with_a_dump(tmp_path):
 def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, backend, count):
     folder = tmp_path / "run"
     arguments = command("train_digits.py", f"--run-dir={folder}", *TINY)
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         wait_for_step(folder, 11, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -255,8 +258,6 @@ def test_sampling_writes_single_files_on_request(whole, tmp_path):
     ],
 )
 def test_sampling_refuses_what_it_cannot_do(whole, tmp_path, arguments, words):
-    result = run(
-        "sample.py", f"--run-dir={whole[0]}", f"--out={tmp_path}", *arguments, check=False
-    )
+    result = run("sample.py", f"--run-dir={whole[0]}", f"--out={tmp_path}", *arguments, check=False)
     assert result.returncode == 2
     assert words in result.stderr and "Traceback" not in result.stderr

@@ -83,7 +83,8 @@ def test_learned_variance_of_the_extremes_equals_the_fixed_ones():
 
 
 def test_ddim_converges_to_the_ode_at_first_order():
-    """For Gaussian data E[x_0|x_t] is exact, so only the solver errs: halving the steps doubles the error."""
+    """For Gaussian data E[x_0|x_t] is exact, so only the solver errs: halving the steps doubles the
+    error."""
     x_T = jnp.linspace(-2, 2, 9)[:, None]
     exact = DATA.ode_solution(np.asarray(x_T, np.float64), 999)
 

@@ -55,7 +55,9 @@ def test_every_table_equals_float64_textbook_formulas(name):
     # The running product of 1000 rounded factors is itself good to some 1e-13 only.
     np.testing.assert_allclose(schedule.alpha_bar, truth.alpha_bar, rtol=3e-7, atol=1e-18)
     np.testing.assert_allclose(schedule.alpha_bar_prev, truth.alpha_bar_prev, **close)
-    np.testing.assert_allclose(schedule.signal_scale, np.sqrt(truth.alpha_bar), rtol=3e-7, atol=1e-9)
+    np.testing.assert_allclose(
+        schedule.signal_scale, np.sqrt(truth.alpha_bar), rtol=3e-7, atol=1e-9
+    )
     np.testing.assert_allclose(schedule.noise_scale, np.sqrt(1 - truth.alpha_bar), **close)
     np.testing.assert_allclose(schedule.posterior_variance, truth.posterior_variance, **close)
     np.testing.assert_allclose(schedule.posterior_log_variance, truth.log_variance, **close)
@@ -153,22 +155,23 @@ def iddpm_spacing(T, S):
     return steps
 
 
-@pytest.mark.parametrize("T,S", [(1000, 10), (1000, 23), (1000, 250), (4000, 100), (17, 17), (9, 1)])
+@pytest.mark.parametrize(
+    "T,S", [(1000, 10), (1000, 23), (1000, 250), (4000, 100), (17, 17), (9, 1)]
+)
 def test_fractional_spacing(T, S):
     np.testing.assert_array_equal(dj.spaced_timesteps(T, S, "fractional"), iddpm_spacing(T, S))
 
 
 def test_spacings_of_the_literature():
-    np.testing.assert_array_equal(
-        dj.spaced_timesteps(1000, 10, "uniform"), np.arange(0, 1000, 100)
-    )
+    np.testing.assert_array_equal(dj.spaced_timesteps(1000, 10, "uniform"), np.arange(0, 1000, 100))
     np.testing.assert_array_equal(
         dj.spaced_timesteps(1000, 10, "quadratic"),
         [int(x) for x in np.linspace(0, np.sqrt(800), 10) ** 2],
     )
     # Lin et al. 2023, Table 2, less one because their steps count from 1.
     np.testing.assert_array_equal(
-        dj.spaced_timesteps(1000, 10, "leading") + 1, [1, 101, 201, 301, 401, 501, 601, 701, 801, 901]
+        dj.spaced_timesteps(1000, 10, "leading") + 1,
+        [1, 101, 201, 301, 401, 501, 601, 701, 801, 901],
     )
     np.testing.assert_array_equal(
         dj.spaced_timesteps(1000, 10, "trailing") + 1, np.arange(100, 1001, 100)

@@ -20,7 +20,9 @@ DEVICES = tuple(jax.devices())
 
 
 def make_state(step=0, width=3):
-    params = {"dense": {"w": jnp.arange(12.0).reshape(4, 3)[:, :width] + step, "b": jnp.ones(width)}}
+    params = {
+        "dense": {"w": jnp.arange(12.0).reshape(4, 3)[:, :width] + step, "b": jnp.ones(width)}
+    }
     state = init_state(params, optax.adam(1e-3), jax.random.key(step))
     return state.replace(step=jnp.int32(step))
 
@@ -88,7 +90,8 @@ def flip_a_bit(path, at=None):
 
 
 def test_every_flipped_bit_is_noticed(saved):
-    """In whichever file of the newest checkpoint: the one before it is restored, the bad one kept aside."""
+    """In whichever file of the newest checkpoint: the one before it is restored, the bad one kept
+    aside."""
     names = [p.relative_to(saved / "3") for p in sorted((saved / "3").rglob("*")) if p.is_file()]
     assert len(names) > 5
     shutil.copytree(saved / "3", saved.parent / "intact")
@@ -129,7 +132,10 @@ def test_nothing_intact_is_refused_and_nothing_changed(saved):
     for step in (1, 2, 3):
         flip_a_bit(array_file(saved / str(step)))
     before = sorted(os.listdir(saved))
-    with Checkpoints(saved) as checkpoints, pytest.raises(DamagedCheckpointError, match="no intact"):
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.raises(DamagedCheckpointError, match="no intact"),
+    ):
         checkpoints.restore(make_state())
     assert sorted(os.listdir(saved)) == before
 

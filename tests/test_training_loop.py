@@ -36,7 +36,10 @@ def test_chunks_end_at_hooks_and_at_the_last_step():
         counting_chunk(calls),
         num_steps=25,
         max_chunk=8,
-        hooks=[Hook(10, lambda s, step: seen.append((step, int(s.step)))), Hook(0, lambda *_: 1 / 0)],
+        hooks=[
+            Hook(10, lambda s, step: seen.append((step, int(s.step)))),
+            Hook(0, lambda *_: 1 / 0),
+        ],
     )
     assert int(state.step) == 25
     assert calls == [(3, 7), (10, 8), (18, 2), (20, 5)]
@@ -82,7 +85,11 @@ def test_a_stop_is_honoured_after_the_chunk():
 def test_k_bad_steps_in_a_row_end_the_run():
     with pytest.raises(NonFiniteError, match="loss was not finite at step 8, the 3th") as caught:
         train_loop(
-            start(), counting_chunk([], bad={1, 2, 5, 6, 7}), num_steps=20, max_chunk=4, max_bad_steps=3
+            start(),
+            counting_chunk([], bad={1, 2, 5, 6, 7}),
+            num_steps=20,
+            max_chunk=4,
+            max_bad_steps=3,
         )
     assert caught.value.step == 8 and caught.value.metric == "loss"
     assert caught.value.recent[-1]["step"] == 8

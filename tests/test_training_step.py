@@ -58,7 +58,8 @@ def test_pmap_equals_shard_map_bitwise(runs):
 
 @pytest.mark.parametrize("many", ["pmap", "shard_map"])
 def test_eight_devices_equal_one(runs, many):
-    """Losses, gradient norms and, under SGD, parameters: a gradient eight times too large would show."""
+    """Losses, gradient norms and, under SGD, parameters: a gradient eight times too large would
+    show."""
     (a, one), (b, eight) = runs["one"], runs[many]
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(eight[name], one[name], rtol=1e-5)
@@ -82,7 +83,9 @@ def test_where_chunks_end_leaves_no_trace():
         state = parallel.replicate(init_state(small.init_params(), SGD, jax.random.key(5)))
         first = 0
         for count in lengths:
-            part = {k: np.resize(v[first : first + count], (5, *v.shape[1:])) for k, v in every.items()}
+            part = {
+                k: np.resize(v[first : first + count], (5, *v.shape[1:])) for k, v in every.items()
+            }
             state, metrics = step(state, dataset, parallel.place_batches(part), np.int32(count))
             assert np.isnan(metrics["loss"][count:]).all()
             first += count
@@ -146,9 +149,7 @@ def test_non_finite_losses_change_nothing_but_the_step(bad):
     train_step = jax.jit(make_train_step(loss, optimizer))
     state = init_state({"w": jnp.float32(2.0)}, optimizer, jax.random.key(0))
     state, _ = train_step(state, {"x": jnp.ones(2), "index": jnp.arange(2)})
-    poisoned, metrics = train_step(
-        state, {"x": jnp.array([1.0, bad]), "index": jnp.arange(2)}
-    )
+    poisoned, metrics = train_step(state, {"x": jnp.array([1.0, bad]), "index": jnp.arange(2)})
     assert metrics["finite"] == 0 and poisoned.step == 2
     before, after = state.replace(step=0, key=0), poisoned.replace(step=0, key=0)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
@@ -180,17 +181,22 @@ def test_ema_warmup_reaches_the_decay():
 
 def test_learning_rates():
     rate = learning_rate_schedule(2e-4, warmup_steps=5000, num_steps=800_000)
-    np.testing.assert_allclose([rate(0), rate(2500), rate(5000), rate(10**6)], [0, 1e-4, 2e-4, 2e-4])
+    np.testing.assert_allclose(
+        [rate(0), rate(2500), rate(5000), rate(10**6)], [0, 1e-4, 2e-4, 2e-4]
+    )
     rate = learning_rate_schedule(1.0, warmup_steps=10, num_steps=110, decay="cosine")
     np.testing.assert_allclose([rate(10), rate(60), rate(110)], [1.0, 0.5, 0.0], atol=1e-6)
     assert learning_rate_schedule(0.3, warmup_steps=0, num_steps=5)(0) == np.float32(0.3)
 
 
 def test_adam_of_the_paper_on_a_known_gradient():
-    """Adam's first step is the learning rate times the gradient's sign; a clipped gradient has norm 1."""
+    """Adam's first step is the learning rate times the gradient's sign; a clipped gradient has norm
+    1."""
     optimizer = make_optimizer(2e-4)
     params = {"w": jnp.array([3.0, -4.0])}
-    updates, state = optimizer.update({"w": jnp.array([30.0, -40.0])}, optimizer.init(params), params)
+    updates, state = optimizer.update(
+        {"w": jnp.array([30.0, -40.0])}, optimizer.init(params), params
+    )
     np.testing.assert_allclose(updates["w"], [-2e-4, 2e-4], rtol=1e-4)
     np.testing.assert_allclose(optax.tree.get(state, "mu")["w"], [0.1 * 0.6, -0.1 * 0.8], rtol=1e-5)
 

@@ -1,9 +1,10 @@
-"""From a configuration to the objects it names. Strings are turned into functions here and nowhere else."""
+"""From a configuration to the objects it names. Strings are turned into functions here and nowhere
+else."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ from ddpm_jax.schedules import (
     warmup_schedule,
 )
 from ddpm_jax.training import TrainState, init_state, learning_rate_schedule, make_optimizer
-from ddpm_jax.types import Array, Denoiser, Key, PyTree
+from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree
 
 
 def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
@@ -78,28 +79,30 @@ def build_sampler(
     raise ValueError(f"--sampler knows 'ancestral' and 'ddim', got {name!r}.")
 
 
-def load_data(config: DataConfig, split: str) -> ImageDataset:
-    """The "train" or "heldout" split of the data a configuration names."""
+def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDataset:
+    """The "train" or "heldout" split of the data a configuration names.
+
+    The held-out split of CIFAR-10 and MNIST is their test set, that of a folder every tenth image.
+    """
     from ddpm_jax import data
 
-    where = {"path": config.path, "cache_dir": config.cache_dir}
+    official = "test" if split == "heldout" else "train"
+    path, cache_dir, download = config.path, config.cache_dir, config.download
     if config.name == "digits":
         return data.load_digits(split)
     if config.name == "cifar10":
-        split = "test" if split == "heldout" else split
-        return data.load_cifar10(split, download=config.download, **where)
+        return data.load_cifar10(official, path=path, cache_dir=cache_dir, download=download)
     if config.name == "mnist":
-        split = "test" if split == "heldout" else split
-        return data.load_mnist(split, download=config.download, pad_to=32, **where)
+        return data.load_mnist(
+            official, path=path, cache_dir=cache_dir, download=download, pad_to=32
+        )
     if config.name == "folder":
-        if config.path is None or config.resolution is None:
+        if path is None or config.resolution is None:
             raise ValueError(
                 "a folder of images needs --data.path FOLDER and --data.resolution PIXELS, got "
-                f"path {config.path} and resolution {config.resolution}."
+                f"path {path} and resolution {config.resolution}."
             )
-        return data.load_folder(
-            config.path, config.resolution, split=split, cache_dir=config.cache_dir
-        )
+        return data.load_folder(path, config.resolution, split=split, cache_dir=cache_dir)
     raise ValueError(f"--data.name knows digits, cifar10, mnist and folder, got {config.name!r}.")
 
 
@@ -154,41 +157,40 @@ class Model:
             t = uniform_timesteps(key_t, T)
         noise = normal_per_example(key_noise, x_0.shape[1:])
 
-        def apply_fn(x_t, timesteps):
-            return self.network.apply(
-                {"params": params}, x_t, timesteps, dropout_keys=key_dropout
-            )
-
-        return simple_loss(
-            self.schedule, apply_fn, x_0, t, noise, target=self.config.diffusion.target
-        )
+        apply_fn = self._bound(params, dropout_keys=key_dropout)
+        target = self.config.diffusion.target
+        return simple_loss(self.schedule, apply_fn, x_0, t, noise, target=target)
 
     def heldout_losses(self, params: PyTree, images: Array, t: Array, keys: Key) -> Array:
         """L_simple per example [b] at the given steps, without flip and dropout."""
         x_0 = prepare_images(images, None, flip=False)
         noise = normal_per_example(fold_in_each(keys, 0), x_0.shape[1:])
 
-        def apply_fn(x_t, timesteps):
-            return self.network.apply({"params": params}, x_t, timesteps)
-
-        return simple_loss(
-            self.schedule, apply_fn, x_0, t, noise, target=self.config.diffusion.target
-        )
+        target = self.config.diffusion.target
+        return simple_loss(self.schedule, self._bound(params), x_0, t, noise, target=target)
 
     def denoiser_of(self, params: PyTree, labels: Array | None) -> Denoiser:
         """The denoiser with these parameters, as `generation.Generator` wants it."""
-
-        def apply_fn(x_t, timesteps):
-            return self.network.apply({"params": params}, x_t, timesteps, labels)
-
         diffusion = self.config.diffusion
         return make_denoiser(
-            self.schedule, apply_fn, target=diffusion.target, clip=diffusion.clip
+            self.schedule,
+            self._bound(params, label=labels),
+            target=diffusion.target,
+            clip=diffusion.clip,
         )
+
+    def _bound(self, params: PyTree, **options: Any) -> ApplyFn:
+        """The network with its parameters and options bound: `(x_t, timesteps) -> output`."""
+
+        def apply_fn(x_t: Array, timesteps: Array) -> Any:
+            return self.network.apply({"params": params}, x_t, timesteps, **options)
+
+        return apply_fn
 
 
 def build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
-    """Everything but the data and the devices; checks the network on the image shape without computing.
+    """Everything but the data and the devices; checks the network on the image shape without
+    computing.
 
     Raises ValueError for a configuration no run could use, before anything is compiled.
     """
@@ -219,6 +221,7 @@ def fetch(dataset: Any, batch: Any) -> Any:
 
 
 def heldout_plan(draws: int, num_images: int, num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which (image, t) pairs the held-out loss averages over: [draws] each, t spread evenly over 0..T-1."""
+    """Which (image, t) pairs the held-out loss averages over: [draws] each, t spread evenly over
+    0..T-1."""
     index = np.arange(draws)
     return (index % num_images).astype(np.int32), (index * num_timesteps // draws).astype(np.int32)

@@ -1,4 +1,5 @@
-"""The configuration of a run, as frozen dataclasses: every field is a command-line option and a line of JSON."""
+"""The configuration of a run, as frozen dataclasses: every field is a command-line option and a
+line of JSON."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ class OptimizerConfig:
     ema_decay: float = 0.9999
     """Decay of the moving average that samples come from."""
     ema_warmup: bool = False
-    """Let the decay grow as (1+step)/(10+step) at first, so that short runs forget the initialisation."""
+    """Let the decay grow as (1+step)/(10+step) at first, so that short runs forget the
+    initialisation."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class DevicesConfig:
     steps_per_dispatch: int | None = None
     """Training steps in one compiled call; None for 1 on CPUs and 10 elsewhere."""
     resident_gib: float = 2.0
-    """Data sets up to this size are kept in device memory; larger ones are streamed from the host."""
+    """Data sets up to this size are kept in device memory; larger ones are streamed from the
+    host."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ FREE_FIELDS = (
     "devices.",
     "report.",
 )
-"""What may change when a run is resumed: none of it enters the numbers (data are known by fingerprint)."""
+"""What may change when a run is resumed: none of it enters the numbers (data are known by
+fingerprint)."""
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def to_json(config: Any) -> dict[str, Any]:
             return str(value)
         return list(value) if isinstance(value, tuple) else value
 
-    return plain(config)
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def from_json(kind: type, values: dict[str, Any], where: str = "config.json") -> Any:
@@ -198,7 +202,8 @@ def from_json(kind: type, values: dict[str, Any], where: str = "config.json") ->
     )
     if unknown or missing:
         raise ValueError(
-            f"{where} does not describe a {kind.__name__} of this version: unknown fields {unknown}, "
+            f"{where} does not describe a {kind.__name__} of this version: unknown fields "
+            f"{unknown}, "
             f"missing fields {missing}. Use the version of ddpm_jax that wrote it."
         )
     return kind(**{name: _typed(hints[name], v, f"{where}: {name}") for name, v in values.items()})
@@ -207,7 +212,11 @@ def from_json(kind: type, values: dict[str, Any], where: str = "config.json") ->
 def _typed(hint, value, where: str):
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value, where)
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    options = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
     if value is not None and Path in options:
         return Path(value)
     if isinstance(value, list):
@@ -232,7 +241,8 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     changed = []
     for name in sorted({*before, *after}):
         free = any(name == f or (f.endswith(".") and name.startswith(f)) for f in FREE_FIELDS)
-        # A constant learning rate does not know how long the run will be, so it may be made longer or shorter.
+        # A constant learning rate does not know how long the run will be, so it may be made longer
+        # or shorter.
         free |= name == "num_steps" and new.optimizer.decay == "constant"
         if before.get(name) != after.get(name) and not free:
             changed.append(f"--{name.replace('_', '-')}: {before.get(name)} → {after.get(name)}")

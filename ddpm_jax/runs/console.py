@@ -1,4 +1,5 @@
-"""What a person sees: messages beside a progress bar, sizes and times in words, errors in one paragraph."""
+"""What a person sees: messages beside a progress bar, sizes and times in words, errors in one
+paragraph."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def say(message: str) -> None:
 
 
 def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: bool = True) -> Any:
-    """A progress bar on standard error; where that is no terminal, a line every ten seconds at most."""
+    """A progress bar on standard error; where that is no terminal, a line every ten seconds at
+    most."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -57,10 +59,12 @@ def duration(seconds: float) -> str:
 
 
 def run_program(program: Callable[[C], Any], default: C, description: str | None) -> None:
-    """Reads the command line over `default`, runs `program`, and turns expected errors into one message.
+    """Reads the command line over `default`, runs `program`, and turns expected errors into one
+    message.
 
-    Errors of the user's making (wrong values, files, folders) print without a traceback and exit with 2; a
-    training run that diverged exits with 1; anything else is a bug and keeps its traceback.
+    Errors of the user's making (wrong values, files, folders) print without a traceback and exit
+    with 2; a training run that diverged exits with 1; anything else is a bug and keeps its
+    traceback.
     """
     import tyro
 
@@ -85,7 +89,8 @@ def run_program(program: Callable[[C], Any], default: C, description: str | None
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether the error was raised by a `raise` in this package, rather than deep inside a library."""
+    """Whether the error was raised by a `raise` in this package, rather than deep inside a
+    library."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,8 +1,9 @@
 """How good the digits are: a table of held-out loss, Fréchet distances and a classifier's opinion.
 
-Each figure stands beside its floor and its naive rival, so that it can be read without knowing the scale: real
-held-out digits in the place of samples, and draws from a Gaussian with the training set's mean and covariance.
-All three sets have as many images, since the Fréchet distance grows as they get fewer.
+Each figure stands beside its floor and its naive rival, so that it can be read without knowing the
+scale: real held-out digits in the place of samples, and draws from a Gaussian with the training
+    set's mean and
+covariance. All three sets have as many images, since the Fréchet distance grows as they get fewer.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ def report_digits(run: Run, state: TrainState) -> None:
     """Prints the table and writes it to report.json."""
     train, heldout = run.train_data, run.heldout_data
     count = len(heldout.images)
-    sampler = build_sampler(
-        run.model.schedule, "ancestral", variance=run.config.diffusion.variance
-    )
+    sampler = build_sampler(run.model.schedule, "ancestral", variance=run.config.diffusion.variance)
     generator = Generator(
         sampler, run.model.denoiser_of, run.model.image_shape, devices=run.parallel.devices
     )

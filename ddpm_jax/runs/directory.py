@@ -18,9 +18,9 @@ class RunDirectoryError(RuntimeError):
 class RunDirectory:
     """Paths of one run.
 
-        config.json   the resolved configuration, and the fingerprint of the data
-        checkpoints/  see `training.checkpoints`
-        log.jsonl, tensorboard/, samples/, samples.png, denoising.gif, loss.png, report.json
+    config.json   the resolved configuration, and the fingerprint of the data
+    checkpoints/  see `training.checkpoints`
+    log.jsonl, tensorboard/, samples/, samples.png, denoising.gif, loss.png, report.json
     """
 
     def __init__(self, root: str | Path):
@@ -40,7 +40,8 @@ class RunDirectory:
             lock = (self.root / ".lock").open("a+")
         except OSError as error:
             raise RunDirectoryError(
-                f"the run directory {self.root} cannot be written ({error.strerror}). Choose another "
+                f"the run directory {self.root} cannot be written ({error.strerror}). Choose "
+                f"another "
                 "with --run-dir."
             ) from error
         try:
@@ -50,7 +51,8 @@ class RunDirectory:
             holder = lock.read().strip() or "unknown"
             lock.close()
             raise RunDirectoryError(
-                f"the run directory {self.root} is in use by process {holder}. Wait for it, stop it "
+                f"the run directory {self.root} is in use by process {holder}. Wait for it, stop "
+                f"it "
                 "(it saves on SIGTERM), or choose another with --run-dir."
             ) from error
         lock.seek(0)
@@ -68,8 +70,9 @@ class RunDirectory:
     def adopt(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Makes this the folder of `config`, or checks that it already is.
 
-        `facts` are what the configuration does not hold but the numbers depend on, such as the data's
-        fingerprint. Raises RunDirectoryError for a folder of another configuration or other data.
+        `facts` are what the configuration does not hold but the numbers depend on, such as the
+        data's fingerprint. Raises RunDirectoryError for a folder of another configuration or other
+        data.
         """
         if self.config.exists():
             old, old_facts = self.read()
@@ -83,8 +86,8 @@ class RunDirectory:
                 raise RunDirectoryError(
                     f"{self.root} holds a run of another configuration:\n  "
                     + "\n  ".join(changed)
-                    + "\nUse the old values to resume it, or another folder with --run-dir. Nothing "
-                    "was changed."
+                    + "\nUse the old values to resume it, or another folder with --run-dir. "
+                    "Nothing was changed."
                 )
         elif self.checkpoints.exists() and any(self.checkpoints.iterdir()):
             raise RunDirectoryError(
@@ -103,7 +106,8 @@ class RunDirectory:
             config = from_json(TrainConfig, values.pop("config"), str(self.config))
         except FileNotFoundError as error:
             raise RunDirectoryError(
-                f"{self.root} is not a run directory: it has no config.json. Name the folder that a "
+                f"{self.root} is not a run directory: it has no config.json. Name the folder that "
+                f"a "
                 "training script was given as --run-dir."
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -47,7 +47,8 @@ class SampleConfig:
     ema: bool = True
     """Use the averaged parameters, as the paper does, or the last ones."""
     format: Literal["npz", "png", "both", "none"] = "npz"
-    """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or both."""
+    """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or
+    both."""
     gif: bool = True
     """Also draw the way from noise to images, of the first 64."""
     num_devices: int | None = None
@@ -57,11 +58,13 @@ class SampleConfig:
 def sample(config: SampleConfig) -> None:
     """Samples and writes grid.png, denoising.gif, samples.npz or images/*.png, and sampling.json.
 
-    Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as asked.
+    Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as
+    asked.
     """
     if config.count < 1 or config.batch_size < 1:
         raise ValueError(
-            f"--count and --batch-size must be at least 1, got {config.count} and {config.batch_size}."
+            f"--count and --batch-size must be at least 1, got {config.count} and "
+            f"{config.batch_size}."
         )
     directory = RunDirectory(config.run_dir)
     train_config, facts = directory.read()
@@ -79,12 +82,15 @@ def sample(config: SampleConfig) -> None:
         state = checkpoints.restore(model.init(), config.checkpoint)
     if state is None:
         raise RunDirectoryError(
-            f"{config.run_dir} has no checkpoint yet. Train for at least one checkpoint interval first."
+            f"{config.run_dir} has no checkpoint yet. Train for at least one checkpoint interval "
+            f"first."
         )
     step = int(state.step)
     steps = sampler.num_steps
     out = config.out or config.run_dir / "generated" / f"{config.sampler}-{steps}-seed{config.seed}"
-    say(f"{config.run_dir} at step {step:,}: {config.count} images, {config.sampler}, {steps} steps")
+    say(
+        f"{config.run_dir} at step {step:,}: {config.count} images, {config.sampler}, {steps} steps"
+    )
     generator = Generator(sampler, model.denoiser_of, model.image_shape, devices=devices)
     made = pictures.draw_images(
         generator,

@@ -1,7 +1,7 @@
 """The training program: from a configuration to a trained model, pictures, and a report.
 
-The same command starts a run and resumes it. What a run computes is a function of its configuration and data
-alone; where it was interrupted leaves no trace.
+The same command starts a run and resumes it. What a run computes is a function of its configuration
+and data alone; where it was interrupted leaves no trace.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Run:
         kept = float(self.model.schedule.signal_scale[-1])
         if kept > 0.05:
             warnings.warn(
-                f"x_T keeps {kept:.0%} of x_0 (√ᾱ_T = {kept:.3f}), and sampling starts from pure noise. "
+                f"x_T keeps {kept:.0%} of x_0 (√ᾱ_T = {kept:.3f}), and sampling starts from pure "
+                f"noise. "
                 "β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
                 stacklevel=2,
             )
@@ -84,7 +85,9 @@ class Run:
 
     def indices(self) -> ShuffledIndices:
         """The order of the training data."""
-        return ShuffledIndices(len(self.train_data.images), self.config.batch_size, self.config.seed)
+        return ShuffledIndices(
+            len(self.train_data.images), self.config.batch_size, self.config.seed
+        )
 
     def describe(self, state: TrainState, flops: float | None) -> str:
         """What is about to run, in two lines."""
@@ -92,7 +95,8 @@ class Run:
         cost = f"{quantity(flops, 'FLOP')} a step" if flops else "FLOPs unknown"
         return (
             f"{self.train_data.name}: {len(self.train_data.images):,} images of "
-            f"{'×'.join(map(str, self.model.image_shape))}, {len(self.heldout_data.images):,} held out\n"
+            f"{'×'.join(map(str, self.model.image_shape))}, {len(self.heldout_data.images):,} "
+            f"held out\n"
             f"{count_parameters(state.params):,} parameters, batch {c.batch_size}, {cost}, "
             f"{c.num_steps:,} steps on {len(devices)} × {devices[0].device_kind} "
             f"({self.parallel.backend})"
@@ -169,7 +173,8 @@ class Run:
             should_stop=should_stop,
         )
         pictures.visualize.save_grid(root / "samples.png", made.images)
-        pictures.visualize.save_gif(root / "denoising.gif", made.frames)
+        if made.frames is not None:
+            pictures.visualize.save_gif(root / "denoising.gif", made.frames)
         pictures.save_loss_curve(
             root / "log.jsonl", root / "loss.png", f"{self.train_data.name}: L_simple"
         )
@@ -188,7 +193,9 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
     for name, value in vars(config.report).items():
         if isinstance(value, int) and value < 0:
-            raise ValueError(f"--report.{name.replace('_', '-')} must not be negative, got {value}.")
+            raise ValueError(
+                f"--report.{name.replace('_', '-')} must not be negative, got {value}."
+            )
     for name in ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep"):
         if getattr(config.report, name) < 1:
             raise ValueError(f"--report.{name.replace('_', '-')} must be at least 1, got 0.")
@@ -197,8 +204,9 @@ def check_config(config: TrainConfig) -> None:
 def train(config: TrainConfig, finish: Finish | None = None) -> None:
     """Trains, or goes on training, and ends with pictures; see the module's docstring.
 
-    Raises ValueError, OSError, RunDirectoryError, DamagedCheckpointError or MismatchedCheckpointError before
-    training starts when something cannot be right, and NonFiniteError when training diverges.
+    Raises ValueError, OSError, RunDirectoryError, DamagedCheckpointError or
+    MismatchedCheckpointError before training starts when something cannot be right, and
+    NonFiniteError when training diverges.
     """
     run = Run(config)
     run.directory.acquire()
@@ -220,7 +228,9 @@ def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
             with RunLog(directory.root, start) as log:
                 state = _steps(run, state, stop, checkpoints, log)
         else:
-            say(f"{directory.root}: all {start:,} steps are done already; making the pictures again")
+            say(
+                f"{directory.root}: all {start:,} steps are done already; making the pictures again"
+            )
     step = int(state.step)
     if stop():
         say(
@@ -272,7 +282,9 @@ def _steps(
             return compiled(state, feed.dataset, feed.next(first, count), np.int32(count))
 
         def on_metrics(first, metrics):
-            for i, (loss, norm) in enumerate(zip(metrics["loss"], metrics["grad_norm"], strict=True)):
+            for i, (loss, norm) in enumerate(
+                zip(metrics["loss"], metrics["grad_norm"], strict=True)
+            ):
                 step = first + i + 1
                 # The step's own values: a mean would remember where the run was interrupted.
                 if report.log_every and (step % report.log_every == 0 or step == config.num_steps):
@@ -333,12 +345,17 @@ def _save(checkpoints: Checkpoints, state: TrainState, step: int) -> None:
     try:
         checkpoints.save(step, state)
     except OSError as error:
-        # Training is worth more than one save: the next one may find room, and the last one stops the run.
-        say(f"warning: a checkpoint before step {step} could not be written ({error}); training goes on")
+        # Training is worth more than one save: the next one may find room, and the last one stops
+        # the run.
+        say(
+            f"warning: a checkpoint before step {step} could not be written ({error}); training "
+            f"goes on"
+        )
 
 
 def _compile(function: Any, arguments: tuple, stop: StopRequest) -> tuple[Any, float | None, float]:
-    """Compiles in the background, so that a stop asked for meanwhile is honoured at once: (fn, FLOPs, s)."""
+    """Compiles in the background, so that a stop asked for meanwhile is honoured at once: (fn,
+    FLOPs, s)."""
     result: list[Any] = []
 
     def work():
@@ -356,7 +373,8 @@ def _compile(function: Any, arguments: tuple, stop: StopRequest) -> tuple[Any, f
             say("stopped while compiling; nothing was lost, the same command goes on")
             sys.stdout.flush()
             sys.stderr.flush()
-            # The compiler cannot be interrupted, and a thread inside it may not outlive the interpreter.
+            # The compiler cannot be interrupted, and a thread inside it may not outlive the
+            # interpreter.
             os._exit(0)
     if isinstance(result[0], BaseException):
         raise result[0]
@@ -401,7 +419,8 @@ class Meter:
 
 
 class Feed:
-    """Batches for the compiled step: indices into a data set on the device, or images streamed to it."""
+    """Batches for the compiled step: indices into a data set on the device, or images streamed to
+    it."""
 
     def __init__(self, run: Run, start: int, periods: list[int]):
         self.run, self.indices = run, run.indices()
@@ -432,7 +451,8 @@ class Feed:
             self.stream.__exit__(*exc_info)
 
     def next(self, step: int, count: int, *, peek: bool = False) -> dict[str, Any]:
-        """The batches of `count` steps from `step` on, filled up to the chunk's length and on the devices."""
+        """The batches of `count` steps from `step` on, filled up to the chunk's length and on the
+        devices."""
         if self.stream is None:
             batch = {"example": self._filled(self.indices.chunk(step, count))}
         elif peek:
@@ -442,7 +462,8 @@ class Feed:
             chunk = next(self.stream)
             if (chunk.step, len(chunk.images)) != (step, count):
                 raise RuntimeError(
-                    f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where training is "
+                    f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where "
+                    f"training is "
                     f"at {step} (+{count})."
                 )
             batch = {"image": self._filled(chunk.images)}

@@ -1,4 +1,5 @@
-"""Ancestral sampling: x_{t-1} ~ p_θ(x_{t-1} | x_t), the paper's sampler (Ho et al. 2020, Algorithm 2)."""
+"""Ancestral sampling: x_{t-1} ~ p_θ(x_{t-1} | x_t), the paper's sampler (Ho et al. 2020, Algorithm
+2)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from ddpm_jax.types import bcast_right
 
 
 def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") -> Sampler:
-    """x_{t-1} = μ̃_t(x̂_0, x_t) + σ_t z, with no noise at the last step (Ho et al. 2020, Algorithm 2).
+    """x_{t-1} = μ̃_t(x̂_0, x_t) + σ_t z, with no noise at the last step (Ho et al. 2020, Algorithm
+    2).
 
     σ_t² is β_t (fixed_large), β̃_t (fixed_small), or learned: then the denoiser must return the pair
     `(x̂_0, variance_output)`, and the range is that of this schedule, respaced or not (iDDPM §4).

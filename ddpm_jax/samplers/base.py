@@ -1,10 +1,11 @@
 """The one sampling loop, and what a sampler is: a step kernel over a grid of steps.
 
-A sampler owns its (respaced) schedule of S steps and moves x from grid step t to t-1, t = S-1 … 0, where "t-1 = -1"
-is the data. The denoiser belongs to the full process, so a sampler calls it with `schedule.timesteps[t]`: a
-denoiser can never be paired with the wrong grid.
+A sampler owns its (respaced) schedule of S steps and moves x from grid step t to t-1, t = S-1 … 0,
+where "t-1 = -1" is the data. The denoiser belongs to the full process, so a sampler calls it with
+`schedule.timesteps[t]`: a denoiser can never be paired with the wrong grid.
 
-Noise is keyed by example: example i draws from its own key, so neither the batch nor the number of devices it
+Noise is keyed by example: example i draws from its own key, so neither the batch nor the number of
+    devices it
 is computed on changes a sample.
 """
 
@@ -21,7 +22,8 @@ from ddpm_jax.types import Array, Denoiser, Key, PyTree
 
 
 class StepResult(NamedTuple):
-    """What one step returns: x at the next (less noisy) grid step, the x̂_0 it used, and the sampler's state."""
+    """What one step returns: x at the next (less noisy) grid step, the x̂_0 it used, and the
+    sampler's state."""
 
     x: Array
     x_0_hat: Array
@@ -33,8 +35,8 @@ class Sampler(NamedTuple):
 
     Attributes:
         init: `init(x_T) -> state`, the memory of a multistep method; () for most.
-        step: `step(denoise, x_t, t, noise, state) -> StepResult`, t int32 [B] on the sampler's grid, noise of
-            x_t's shape, or None when the sampler is not stochastic.
+        step: `step(denoise, x_t, t, noise, state) -> StepResult`, t int32 [B] on the sampler's
+            grid, noise of x_t's shape, or None when the sampler is not stochastic.
         num_steps: how many steps the grid has.
         stochastic: whether a step needs fresh noise.
     """
@@ -86,12 +88,14 @@ def advance(
 ) -> tuple[Array, PyTree, Any]:
     """Runs the grid steps listed in `steps` [N], falling, by one scan: (x, state, kept).
 
-    This is `sample` in parts, for callers who show progress or keep frames. `noise` [N, B, ...] replays given
-    noise; else it is drawn from `keys` [B]. With keep, `kept` is (x after each step, x̂_0 of each step).
+    This is `sample` in parts, for callers who show progress or keep frames. `noise` [N, B, ...]
+    replays given noise; else it is drawn from `keys` [B]. With keep, `kept` is (x after each step,
+    x̂_0 of each step).
     """
     if sampler.stochastic and (keys is None) == (noise is None):
         raise ValueError(
-            "this sampler draws noise: pass either keys [B] (one per example, see `example_keys`) or "
+            "this sampler draws noise: pass either keys [B] (one per example, see `example_keys`) "
+            "or "
             f"noise [num_steps, B, ...] to replay; got {'both' if keys is not None else 'neither'}."
         )
     if noise is not None and jnp.shape(noise) != (*jnp.shape(steps), *x.shape):
@@ -103,7 +107,7 @@ def advance(
     def body(carry, inputs):
         x, state = carry
         t, drawn = inputs
-        if sampler.stochastic and drawn is None:
+        if sampler.stochastic and drawn is None and keys is not None:
             drawn = step_noise(keys, t, x)
         result = sampler.step(denoise, x, jnp.full(x.shape[:1], t), drawn, state)
         # A float64 table or a bfloat16 network must not change the type of what is carried.
@@ -135,7 +139,8 @@ def sample(
         denoise: `(x_t, t) -> x̂_0`, as `make_denoiser` builds it.
         x_T: the start, usually `initial_noise(keys, shape)`.
         keys: one typed key per example [B], for stochastic samplers.
-        noise: [S, B, ...] instead of keys, first entry for the first (noisiest) step, to replay a run.
+        noise: [S, B, ...] instead of keys, first entry for the first (noisiest) step, to replay a
+            run.
     """
     x, _, _ = advance(
         sampler, denoise, x_T, sampler.init(x_T), grid_steps(sampler), keys=keys, noise=noise
@@ -153,6 +158,13 @@ def sample_trajectory(
 ) -> tuple[Array, Trajectory]:
     """As `sample`, and also every x_t and x̂_0 on the way: (x_0, Trajectory)."""
     x, _, (xs, x_0_hats) = advance(
-        sampler, denoise, x_T, sampler.init(x_T), grid_steps(sampler), keys=keys, noise=noise, keep=True
+        sampler,
+        denoise,
+        x_T,
+        sampler.init(x_T),
+        grid_steps(sampler),
+        keys=keys,
+        noise=noise,
+        keep=True,
     )
     return x, Trajectory(jnp.concatenate([x_T[None], xs]), x_0_hats)

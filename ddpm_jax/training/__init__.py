@@ -1,4 +1,5 @@
-"""Training: the state, the step, devices, checkpoints and the loop. Optax and Orbax do what they do best."""
+"""Training: the state, the step, devices, checkpoints and the loop. Optax and Orbax do what they do
+best."""
 
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.ema import ema_decay_at, update_ema

@@ -2,11 +2,12 @@
 
     <folder>/<step>/            a complete, verified-on-read checkpoint
     <folder>/incoming-<step>/   one being written, removed at the next start
-    <folder>/<step>.damaged/    one whose files no longer match its manifest, kept for whoever wants to look
+    <folder>/<step>.damaged/    one whose files no longer match its manifest, kept for whoever wants
+    to look
 
-A step gets its final name by one rename, after Orbax has finished and the manifest is on the disk, so a process
-killed at any instant leaves only whole steps under final names. (Orbax's own CheckpointManager renames before a
-manifest could be written, which is why it is not used here.)
+A step gets its final name by one rename, after Orbax has finished and the manifest is on the disk,
+so a process killed at any instant leaves only whole steps under final names. (Orbax's own
+CheckpointManager renames before a manifest could be written, which is why it is not used here.)
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, *, keep: int = 3, writable: bool = True):
         if keep < 1:
-            raise ValueError(f"Checkpoints needs keep >= 1, got {keep}: a run resumes from the newest.")
+            raise ValueError(
+                f"Checkpoints needs keep >= 1, got {keep}: a run resumes from the newest."
+            )
         self.folder = Path(folder).absolute()
         self.keep = keep
         self.writable = writable
@@ -91,8 +94,8 @@ class Checkpoints:
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving `state`; returns once it may be changed, and writes on in the background.
 
-        Waits for the save before it, whose failure (a full disk) surfaces here as OSError or what Orbax
-        raised. A step that is already saved is left as it is.
+        Waits for the save before it, whose failure (a full disk) surfaces here as OSError or what
+        Orbax raised. A step that is already saved is left as it is.
         """
         self.wait()
         if (self.folder / str(step)).exists():
@@ -113,7 +116,8 @@ class Checkpoints:
             shutil.rmtree(incoming, ignore_errors=True)
             raise
         for old in self.steps()[: -self.keep]:
-            # Renamed first: a kill inside the removal must not leave half a step under a final name.
+            # Renamed first: a kill inside the removal must not leave half a step under a final
+            # name.
             doomed = self.folder / f"{INCOMING}{old}-old"
             (self.folder / str(old)).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -129,14 +133,16 @@ class Checkpoints:
         return self._pending is not None and not self._pending.done()
 
     def restore(self, like: T, step: int | None = None) -> T | None:
-        """Restores the newest intact checkpoint (or that of `step`) into the shape and placement of `like`.
+        """Restores the newest intact checkpoint (or that of `step`) into the shape and placement of
+        `like`.
 
-        `like` is a state or its ShapeDtypeStructs; leaves with a sharding are put there, on however many
-        devices that is. Returns None when there is no checkpoint. A damaged checkpoint is passed over with a
-        warning (and, when writable, renamed to `<step>.damaged`) for the newest intact one.
+        `like` is a state or its ShapeDtypeStructs; leaves with a sharding are put there, on however
+        many devices that is. Returns None when there is no checkpoint. A damaged checkpoint is
+        passed over with a warning (and, when writable, renamed to `<step>.damaged`) for the newest
+        intact one.
 
-        Raises DamagedCheckpointError when every checkpoint is damaged, MismatchedCheckpointError for one of
-        another model, FileNotFoundError when `step` has none.
+        Raises DamagedCheckpointError when every checkpoint is damaged, MismatchedCheckpointError
+        for one of another model, FileNotFoundError when `step` has none.
         """
         self.wait()
         available = self.steps()
@@ -161,8 +167,11 @@ class Checkpoints:
             return restored
         if damaged:
             raise DamagedCheckpointError(
-                "no intact checkpoint is left:\n  " + "\n  ".join(damaged) + "\nNothing was changed. Put "
-                f"the files back, or start again in another run directory ({self.folder.parent} is kept)."
+                "no intact checkpoint is left:\n  "
+                + "\n  ".join(damaged)
+                + "\nNothing was changed. Put "
+                f"the files back, or start again in another run directory ({self.folder.parent} "
+                f"is kept)."
             )
         return None
 

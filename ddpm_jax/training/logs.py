@@ -11,7 +11,8 @@ from tensorboardX import SummaryWriter
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, [] when there is none; a last line cut short by a kill is left out."""
+    """The records of a JSON-lines file, [] when there is none; a last line cut short by a kill is
+    left out."""
     path = Path(path)
     if not path.exists():
         return []
@@ -28,10 +29,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Appends records to `<folder>/log.jsonl` and scalars to `<folder>/tensorboard/`; a context manager.
+    """Appends records to `<folder>/log.jsonl` and scalars to `<folder>/tensorboard/`; a context
+    manager.
 
-    Opened at the step a run resumes from, it drops what an earlier, killed process wrote beyond that step, so that
-    the log of an interrupted run reads as that of an uninterrupted one.
+    Opened at the step a run resumes from, it drops what an earlier, killed process wrote beyond
+    that step, so that the log of an interrupted run reads as that of an uninterrupted one.
     """
 
     def __init__(self, folder: str | Path, resume_step: int = 0):

@@ -1,7 +1,7 @@
 """The training loop: chunks of steps, hooks between them, and a way out that loses nothing.
 
-The loop knows no files and draws nothing; what happens every so many steps is a hook. Chunks end wherever a hook
-is due, so a hook always sees the state of exactly its step.
+The loop knows no files and draws nothing; what happens every so many steps is a hook. Chunks end
+wherever a hook is due, so a hook always sees the state of exactly its step.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ class NonFiniteError(RuntimeError):
 
     def __init__(self, step: int, metric: str, count: int, recent: list[dict[str, float]]):
         super().__init__(
-            f"{metric} was not finite at step {step}, the {count}th step in a row. None of these steps "
-            "changed the parameters; the last checkpoint is good. Lower the learning rate, look at the "
+            f"{metric} was not finite at step {step}, the {count}th step in a row. None of these "
+            f"steps "
+            "changed the parameters; the last checkpoint is good. Lower the learning rate, look "
+            "at the "
             "data, or compute in float32 (--network.dtype float32)."
         )
         self.step, self.metric, self.recent = step, metric, recent
@@ -45,10 +47,11 @@ class Hook(NamedTuple):
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; a second one interrupts at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; a second one interrupts at
+    once.
 
-    A context manager; it restores the handlers it found. Only the main thread can catch signals: elsewhere it
-    is a plain flag.
+    A context manager; it restores the handlers it found. Only the main thread can catch signals:
+    elsewhere it is a plain flag.
     """
 
     def __init__(self):
@@ -76,7 +79,8 @@ class StopRequest:
 
 
 def next_boundary(step: int, num_steps: int, max_chunk: int, periods: Sequence[int]) -> int:
-    """The step at which the chunk that starts at `step` ends: at most max_chunk on, and no hook skipped."""
+    """The step at which the chunk that starts at `step` ends: at most max_chunk on, and no hook
+    skipped."""
     ends = [num_steps, step + max_chunk, *((step // p + 1) * p for p in periods if p > 0)]
     return min(ends)
 
@@ -96,11 +100,13 @@ def train_loop(
 
     Args:
         state: where to start; placed on its devices.
-        run_chunk: `(state, first_step, count) -> (state, metrics [>= count])`, dispatching asynchronously.
+        run_chunk: `(state, first_step, count) -> (state, metrics [>= count])`, dispatching
+            asynchronously.
         num_steps: the step to reach.
         max_chunk: the most steps in one dispatch.
         hooks: run after the steps they are due at, in order.
-        on_metrics: `(first_step, metrics [count])` on the host, one chunk late so that the device never waits.
+        on_metrics: `(first_step, metrics [count])` on the host, one chunk late so that the device
+            never waits.
         should_stop: asked after each chunk.
         max_bad_steps: this many non-finite steps in a row raise NonFiniteError.
     """

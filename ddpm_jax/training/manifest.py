@@ -1,7 +1,9 @@
-"""A list of what a checkpoint holds, so that damage to it is seen: every file's size and sha256, every leaf's shape.
+"""A list of what a checkpoint holds, so that damage to it is seen: every file's size and sha256,
+every leaf's shape.
 
-Orbax commits a step atomically, but does not notice a flipped bit in an array's bytes; the manifest does. It is
-written before the step gets its final name, so a step under its final name always has one.
+Orbax commits a step atomically, but does not notice a flipped bit in an array's bytes; the manifest
+does. It is written before the step gets its final name, so a step under its final name always has
+one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class DamagedCheckpointError(RuntimeError):
 
 
 class MismatchedCheckpointError(ValueError):
-    """A checkpoint is intact, but of another model or optimiser than the one it is restored into."""
+    """A checkpoint is intact, but of another model or optimiser than the one it is restored
+    into."""
 
 
 def describe_tree(tree: PyTree) -> dict[str, list[Any]]:
@@ -58,7 +61,8 @@ def write_manifest(folder: Path, tree: dict[str, list[Any]], step: int) -> None:
 def verify_manifest(folder: Path) -> dict[str, list[Any]]:
     """Checks every file against the manifest and returns the tree's description.
 
-    Raises DamagedCheckpointError naming the first file that is missing, of another size, or of other content.
+    Raises DamagedCheckpointError naming the first file that is missing, of another size, or of
+    other content.
     """
     path = folder / NAME
     try:
@@ -97,5 +101,6 @@ def check_tree(folder: Path, stored: dict[str, list[Any]], wanted: PyTree) -> No
         )
         raise MismatchedCheckpointError(
             f"the checkpoint {folder} does not fit this model and optimiser:\n  {shown}\n"
-            "Use the configuration it was trained with, or another run directory. Nothing was changed."
+            "Use the configuration it was trained with, or another run directory. Nothing was "
+            "changed."
         )

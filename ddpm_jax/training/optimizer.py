@@ -18,7 +18,8 @@ def learning_rate_schedule(
     """
     if not (peak > 0 and warmup_steps >= 0):
         raise ValueError(
-            f"learning_rate_schedule needs peak > 0 and warmup_steps >= 0, got {peak=}, {warmup_steps=}. "
+            f"learning_rate_schedule needs peak > 0 and warmup_steps >= 0, got {peak=}, "
+            f"{warmup_steps=}. "
             "Ho et al. (2020) use 2e-4 and 5000 on CIFAR-10."
         )
     if decay == "constant":
@@ -43,7 +44,8 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adam behind a clip of the global gradient norm; `clip_norm=None` leaves gradients as they are."""
+    """Adam behind a clip of the global gradient norm; `clip_norm=None` leaves gradients as they
+    are."""
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"make_optimizer needs clip_norm > 0 or None, got {clip_norm}.")
     adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)

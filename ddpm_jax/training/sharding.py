@@ -1,10 +1,12 @@
 """One training step on any number of devices: plain jit, pmap, or shard_map over a mesh.
 
-Parameters are replicated and the global batch is split along its first axis. The step itself does not change:
-it gets an axis name and averages over it (`training.step`).
+Parameters are replicated and the global batch is split along its first axis. The step itself does
+not change: it gets an axis name and averages over it (`training.step`).
 
-Steps run in chunks of up to K a dispatch, by a loop whose length is an argument rather than a constant: one
-compiled program serves every length, so where a run is cut into chunks leaves no trace in its numbers.
+Steps run in chunks of up to K a dispatch, by a loop whose length is an argument rather than a
+constant: one compiled program serves every length, so where a run is cut into chunks leaves no
+    trace in its
+numbers.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
-from ddpm_jax.types import Array, PyTree
+from ddpm_jax.types import Array, Device, PyTree
 
 Backend = Literal["jit", "pmap", "shard_map"]
 AXIS = "data"
 
-Fetch = Callable[[PyTree, Batch], Batch]
-"""`fetch(dataset, batch) -> batch`: looks up, inside the compiled step, what a batch only points to."""
+Fetch = Callable[[Any, Batch], Batch]
+"""`fetch(dataset, batch) -> batch`: looks up, inside the compiled step, what a batch only points
+to."""
 
 RunChunk = Callable[..., tuple[TrainState, dict[str, Array]]]
 """`run(state, dataset, batches, count) -> (state, metrics [K])`; entries past `count` are NaN."""
 
 
 def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
-    """Builds `chunk(state, dataset, batches, count, axis_name=None)`: up to K steps, one after another.
+    """Builds `chunk(state, dataset, batches, count, axis_name=None)`: up to K steps, one after
+    another.
 
-    Every leaf of `batches` is [K, b, ...]; the first `count` of the K are used. Traceable; no jit inside.
+    Every leaf of `batches` is [K, b, ...]; the first `count` of the K are used. Traceable; no jit
+    inside.
     """
 
     def chunk(state, dataset, batches, count, axis_name=None):
@@ -47,7 +52,8 @@ def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
             return train_step(state, fetch(dataset, batch), axis_name)
 
         if length == 1:
-            # No loop round a single step: XLA's CPU backend leaves its fast convolutions inside one.
+            # No loop round a single step: XLA's CPU backend leaves its fast convolutions inside
+            # one.
             state, metrics = one(state, 0)
             return state, jax.tree.map(lambda m: m[None], metrics)
 
@@ -76,16 +82,18 @@ class DataParallel:
     """
 
     backend: Backend
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
 
     def __post_init__(self):
         if self.backend not in ("jit", "pmap", "shard_map"):
             raise ValueError(
-                f"DataParallel knows the backends 'jit', 'pmap' and 'shard_map', got {self.backend!r}."
+                f"DataParallel knows the backends 'jit', 'pmap' and 'shard_map', got "
+                f"{self.backend!r}."
             )
         if not self.devices or (self.backend == "jit" and len(self.devices) != 1):
             raise ValueError(
-                f"DataParallel with backend {self.backend!r} got {len(self.devices)} devices. 'jit' runs "
+                f"DataParallel with backend {self.backend!r} got {len(self.devices)} devices. "
+                f"'jit' runs "
                 "on one; 'pmap' and 'shard_map' on one or more."
             )
 
@@ -100,7 +108,8 @@ class DataParallel:
         """Raises ValueError unless the global batch splits evenly over the devices."""
         if batch_size < 1 or batch_size % len(self.devices):
             raise ValueError(
-                f"batch_size {batch_size} does not split evenly over {len(self.devices)} devices. Use a "
+                f"batch_size {batch_size} does not split evenly over {len(self.devices)} devices. "
+                f"Use a "
                 f"multiple of {len(self.devices)}, or fewer devices (--devices.count)."
             )
 
@@ -121,8 +130,8 @@ class DataParallel:
     def wrap(self, chunk: RunChunk, *, donate: bool | None = None) -> Any:
         """Maps `chunk` over the devices; the result takes the same arguments and has `.lower`.
 
-        The old state's memory is given up to the new one (`donate`) except on CPUs, where saving in the
-        background may still be reading it.
+        The old state's memory is given up to the new one (`donate`) except on CPUs, where saving in
+        the background may still be reading it.
         """
         if donate is None:
             donate = self.devices[0].platform != "cpu"
@@ -154,16 +163,18 @@ class DataParallel:
 def choose_devices(
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto",
     count: int | None = None,
-    available: Sequence[jax.Device] | None = None,
+    available: Sequence[Device] | None = None,
 ) -> DataParallel:
-    """Picks devices and backend: by default every local device, jit for one and shard_map for several.
+    """Picks devices and backend: by default every local device, jit for one and shard_map for
+    several.
 
     Raises ValueError when more devices are asked for than there are.
     """
     available = jax.local_devices() if available is None else available
     if count is not None and not 1 <= count <= len(available):
         raise ValueError(
-            f"the number of devices must be in 1..{len(available)}, the {available[0].platform} devices here; "
+            f"the number of devices must be in 1..{len(available)}, the {available[0].platform} "
+            f"devices here; "
             f"got {count}. JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
         )
     devices = tuple(available[:count])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -23,7 +24,9 @@ class TrainStep(Protocol):
 
     def __call__(
         self, state: TrainState, batch: Batch, axis_name: str | None = None
-    ) -> tuple[TrainState, dict[str, Array]]: ...
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Takes one step."""
+        ...
 
 
 def make_train_step(
@@ -40,25 +43,29 @@ def make_train_step(
         optimizer: any Optax transformation.
         ema_decay, ema_warmup: see `ema_decay_at`.
 
-    `batch` holds this device's examples, and under "index" [b] their places in the global batch: example i of
-    step s draws from `fold_in(fold_in(state.key, s), i)` on whichever device it lands. With `axis_name` the
-    step runs unchanged under `pmap` and `shard_map`, averaging over that axis.
+    `batch` holds this device's examples, and under "index" [b] their places in the global batch:
+    example i of step s draws from `fold_in(fold_in(state.key, s), i)` on whichever device it lands.
+    With `axis_name` the step runs unchanged under `pmap` and `shard_map`, averaging over that axis.
 
-    Metrics are float32 scalars: loss, grad_norm (before clipping), and finite. Where the loss or any gradient
-    is not finite the step changes nothing but the step count: parameters, average and optimiser stay as
-    they were (optax.apply_if_finite gives up and applies the NaN after a while; this never does).
+    Metrics are float32 scalars: loss, grad_norm (before clipping), and finite. Where the loss or
+        any gradient
+    is not finite the step changes nothing but the step count: parameters, average and optimiser
+    stay as they were (optax.apply_if_finite gives up and applies the NaN after a while; this never
+    does).
     """
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(
-            f"make_train_step needs 0 <= ema_decay < 1, got {ema_decay}. At 1 the average would never move."
+            f"make_train_step needs 0 <= ema_decay < 1, got {ema_decay}. At 1 the average would "
+            f"never move."
         )
 
     def train_step(state: TrainState, batch: Batch, axis_name: str | None = None):
         keys = example_keys(jax.random.fold_in(state.key, state.step), batch["index"])
         params = state.params
         if axis_name is not None:
-            # Without this, shard_map sums the gradients of replicated parameters over the axis by itself, and
-            # the pmean below would leave them N times too large, a fault that Adam hides.
+            # Without this, shard_map sums the gradients of replicated parameters over the axis by
+            # itself, and the pmean below would leave them N times too large, a fault that Adam
+            # hides.
             params = jax.lax.pcast(params, axis_name, to="varying")
 
         def mean_loss(params):
@@ -78,8 +85,12 @@ def make_train_step(
         new_params, ema_params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), updated, kept
         )
-        state = state.replace(
-            step=state.step + 1, params=new_params, ema_params=ema_params, opt_state=opt_state
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=new_params,
+            ema_params=ema_params,
+            opt_state=opt_state,
         )
         return state, {"loss": loss, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
 
