@@ -20,25 +20,24 @@ from ddpm_jax.runs.train import train
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/digits"),
-    num_steps=2500,
+    num_steps=4000,
     batch_size=32,
     data=DataConfig(name="digits"),
     # More channels than groups: a group of one channel would normalise the time embedding away.
     network=NetworkConfig(
-        channels=16,
+        channels=32,
         channel_multipliers=(1, 2),
         num_res_blocks=1,
         attention_resolutions=(4,),
         dropout=0.0,
         num_groups=8,
     ),
-    # The paper's β for 1000 steps, times 1000/200.
-    diffusion=DiffusionConfig(num_timesteps=200, beta_start=5e-4, beta_end=0.1),
+    diffusion=DiffusionConfig(schedule="cosine", num_timesteps=200, timesteps="stratified"),
     optimizer=OptimizerConfig(
         learning_rate=3e-3, warmup_steps=100, decay="cosine", ema_decay=0.995, ema_warmup=True
     ),
     report=ReportConfig(
-        log_every=10, heldout_every=250, sample_every=500, checkpoint_every=250, sample_steps=25
+        log_every=10, heldout_every=250, sample_every=1000, checkpoint_every=500, sample_steps=25
     ),
 )
 

@@ -19,6 +19,8 @@ TINY = [
     f"--num-steps={STEPS}",
     "--batch-size=8",
     "--network.channels=8",
+    "--network.channel-multipliers=1",
+    "--network.attention-resolutions=8",
     "--network.num-groups=4",
     "--network.dropout=0.1",
     "--data.flip",
@@ -36,6 +38,20 @@ TINY = [
     "--report.final-count=9",
 ]
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The programs compile the same functions over and over: let them share what they compiled."""
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield
 
 
 def command(script, *arguments):
@@ -67,7 +83,7 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(compilation_cache, tmp_path_factory):
     """A run that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     result = run("train_digits.py", f"--run-dir={folder}", *TINY)
@@ -119,7 +135,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, how):
         assert process.returncode == 0, output
         assert how.name in output and "same command" in output
     result = run("train_digits.py", f"--run-dir={folder}", *TINY)
-    if process.returncode == 0 or (folder / "checkpoints" / "8").exists():
+    # After SIGKILL the checkpoint of step 8 may have been on its way: then all is done again.
+    if process.returncode == 0:
         assert "resuming" in result.stdout or "done already" in result.stdout
     for a, b in zip(arrays(folder), arrays(whole[0]), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -154,7 +171,7 @@ def test_a_changed_config_is_refused(whole):
         (["--batch-size=0"], "batch_size"),
         (["--num-steps=0"], "--num-steps"),
         (["--devices.count=99"], "number of devices"),
-        (["--network.channels=12"], "num_groups"),
+        (["--network.channels=10"], "num_groups"),
         (["--network.attention-resolutions=16"], "attention_resolutions"),
         (["--diffusion.beta-start=0.7"], "beta_start"),
         (["--optimizer.learning-rate=-1"], "peak"),

@@ -69,6 +69,15 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["3", "4"]
 
 
+def test_shapes_are_enough_to_restore_into(saved):
+    parallel = DataParallel("shard_map", DEVICES[:2])
+    like = parallel.placeholder(jax.eval_shape(make_state))
+    with Checkpoints(saved) as checkpoints:
+        restored = checkpoints.restore(like)
+    assert_same(restored, make_state(3))
+    assert len(restored.params["dense"]["w"].sharding.device_set) == 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_restores_onto_any_number_of_devices(saved, count):
     parallel = DataParallel("shard_map", DEVICES[:count])

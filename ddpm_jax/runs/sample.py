@@ -17,7 +17,7 @@ from ddpm_jax.runs.build import build_model, build_sampler
 from ddpm_jax.runs.console import say
 from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
 from ddpm_jax.schedules import Spacing
-from ddpm_jax.training import Checkpoints, choose_devices
+from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ def sample(config: SampleConfig) -> None:
         variance=train_config.diffusion.variance,
     )
     devices = choose_devices(count=config.num_devices).devices
+    like = DataParallel("jit", devices[:1]).placeholder(jax.eval_shape(model.init))
     with Checkpoints(directory.checkpoints, writable=False) as checkpoints:
-        state = checkpoints.restore(model.init(), config.checkpoint)
+        state = checkpoints.restore(like, config.checkpoint)
     if state is None:
         raise RunDirectoryError(
             f"{config.run_dir} has no checkpoint yet. Train for at least one checkpoint interval "

@@ -169,7 +169,7 @@ class Run:
             seed=self.config.seed,
             count=report.final_count,
             batch_size=report.final_count,
-            frames_of=min(report.final_count, 64),
+            frames_of=min(report.final_count, 36),
             should_stop=should_stop,
         )
         pictures.visualize.save_grid(root / "samples.png", made.images)
@@ -221,8 +221,10 @@ def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
     config, directory = run.config, run.directory
     directory.adopt(config, run.facts)
     with Checkpoints(directory.checkpoints, keep=config.report.checkpoint_keep) as checkpoints:
-        state = run.parallel.replicate(run.model.init())
-        state = checkpoints.restore(state) or state
+        # Shapes are enough to restore into; initialising takes seconds of compilation.
+        state = checkpoints.restore(run.parallel.placeholder(jax.eval_shape(run.model.init)))
+        if state is None:
+            state = run.parallel.replicate(run.model.init())
         start = int(state.step)
         if start < config.num_steps:
             with RunLog(directory.root, start) as log:

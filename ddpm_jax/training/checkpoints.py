@@ -184,7 +184,7 @@ class Checkpoints:
         restored = type(like)(**tree)
         return jax.tree.map(
             lambda leaf, wanted: (
-                jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(wanted))
+                jax.random.wrap_key_data(leaf, impl=_key_impl(wanted))
                 if _is_key(wanted)
                 else leaf
             ),
@@ -223,4 +223,9 @@ def _raw_like(like: PyTree) -> PyTree:
 
 
 def _data_sharding(key):
-    return jax.random.key_data(key).sharding if isinstance(key, jax.Array) else None
+    return jax.random.key_data(key).sharding if isinstance(key, jax.Array) else key.sharding
+
+
+def _key_impl(key):
+    # A ShapeDtypeStruct does not say which generator its keys are of: JAX's default then.
+    return jax.random.key_impl(key) if isinstance(key, jax.Array) else None

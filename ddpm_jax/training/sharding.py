@@ -119,6 +119,13 @@ class DataParallel:
         # A copy always: put alone may alias the caller's buffers, which donation would then delete.
         return jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), sharding), tree)
 
+    def placeholder(self, tree: PyTree) -> PyTree:
+        """The shapes of a tree, as `jax.eval_shape` returns them, placed as `replicate` would."""
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
+
     def place_batches(self, batches: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Sends host batches [K, B, ...] to the devices, each its share of the B."""
         count = len(self.devices)
