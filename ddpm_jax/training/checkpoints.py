@@ -184,9 +184,7 @@ class Checkpoints:
         restored = type(like)(**tree)
         return jax.tree.map(
             lambda leaf, wanted: (
-                jax.random.wrap_key_data(leaf, impl=_key_impl(wanted))
-                if _is_key(wanted)
-                else leaf
+                jax.random.wrap_key_data(leaf, impl=_key_impl(wanted)) if _is_key(wanted) else leaf
             ),
             restored,
             like,
