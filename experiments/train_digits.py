@@ -20,7 +20,7 @@ from ddpm_jax.runs.train import train
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/digits"),
-    num_steps=4000,
+    num_steps=3600,
     batch_size=32,
     data=DataConfig(name="digits"),
     # More channels than groups: a group of one channel would normalise the time embedding away.
@@ -37,7 +37,7 @@ CONFIG = TrainConfig(
         learning_rate=3e-3, warmup_steps=100, decay="cosine", ema_decay=0.995, ema_warmup=True
     ),
     report=ReportConfig(
-        log_every=10, heldout_every=250, sample_every=1000, checkpoint_every=500, sample_steps=25
+        log_every=10, heldout_every=400, sample_every=1200, checkpoint_every=400, sample_steps=25
     ),
 )
 

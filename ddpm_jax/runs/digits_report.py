@@ -11,12 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from ddpm_jax import evaluation
-from ddpm_jax.generation import Generator
 from ddpm_jax.runs import pictures
-from ddpm_jax.runs.build import build_sampler
 from ddpm_jax.runs.console import say
 from ddpm_jax.runs.directory import write_json
-from ddpm_jax.runs.train import Run
+from ddpm_jax.runs.run import Run
 from ddpm_jax.training import TrainState
 
 
@@ -24,17 +22,14 @@ def report_digits(run: Run, state: TrainState) -> None:
     """Prints the table and writes it to report.json."""
     train, heldout = run.train_data, run.heldout_data
     count = len(heldout.images)
-    sampler = build_sampler(run.model.schedule, "ancestral", variance=run.config.diffusion.variance)
-    generator = Generator(
-        sampler, run.model.denoiser_of, run.model.image_shape, devices=run.parallel.devices
-    )
     samples = pictures.draw_images(
-        generator,
+        run.generator,
         state.ema_params,
         "sampling for the table",
         seed=run.config.seed + 1,
         count=count,
-        batch_size=count,
+        # The batch of the last pictures: its program is compiled already.
+        batch_size=run.config.report.final_count,
     ).images
     gaussian = evaluation.fitted_gaussian_images(train.images, count, seed=run.config.seed)
     rows = {"samples": samples, "held-out digits": heldout.images, "fitted Gaussian": gaussian}

@@ -1,0 +1,68 @@
+"""What each step is fed: indices into a data set on the device, or images streamed to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data import PrefetchedBatches
+from ddpm_jax.runs.run import Run
+from ddpm_jax.training.loop import next_boundary
+
+
+class Feed:
+    """Batches for the compiled step: indices into a data set on the device, or images streamed to
+    it."""
+
+    def __init__(self, run: Run, start: int, periods: list[int]):
+        self.run, self.indices = run, run.indices()
+        config = run.config
+        self.length = run.max_chunk
+        self.place = np.tile(np.arange(config.batch_size, dtype=np.int32), (self.length, 1))
+        self.dataset: Any = {}
+        self.stream: PrefetchedBatches | None = None
+        if run.resident:
+            self.dataset = run.parallel.replicate({"image": jnp.asarray(run.train_data.images)})
+        else:
+            self.stream = PrefetchedBatches(
+                run.train_data,
+                self.indices,
+                start_step=start,
+                chunk_length=lambda step: (
+                    next_boundary(step, config.num_steps, run.max_chunk, periods) - step
+                ),
+            )
+
+    def __enter__(self) -> Feed:
+        if self.stream is not None:
+            self.stream.__enter__()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        if self.stream is not None:
+            self.stream.__exit__(*exc_info)
+
+    def next(self, step: int, count: int, *, peek: bool = False) -> dict[str, Any]:
+        """The batches of `count` steps from `step` on, filled up to the chunk's length and on the
+        devices."""
+        if self.stream is None:
+            batch = {"example": self._filled(self.indices.chunk(step, count))}
+        elif peek:
+            shape = (self.length, self.run.config.batch_size, *self.run.model.image_shape)
+            batch = {"image": np.zeros(shape, np.uint8)}
+        else:
+            chunk = next(self.stream)
+            if (chunk.step, len(chunk.images)) != (step, count):
+                raise RuntimeError(
+                    f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where "
+                    f"training is "
+                    f"at {step} (+{count})."
+                )
+            batch = {"image": self._filled(chunk.images)}
+        return self.run.parallel.place_batches({**batch, "index": self.place})
+
+    def _filled(self, array: np.ndarray) -> np.ndarray:
+        missing = self.length - len(array)
+        return array if not missing else np.concatenate([array, np.repeat(array[-1:], missing, 0)])

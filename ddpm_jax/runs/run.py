@@ -1,0 +1,184 @@
+"""One training run: its model, data, devices and folder, and what can be asked of it."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data import ImageDataset, ShuffledIndices, fits_on_device
+from ddpm_jax.generation import Generator, Stopped
+from ddpm_jax.keys import example_keys
+from ddpm_jax.nn import count_parameters
+from ddpm_jax.runs import pictures
+from ddpm_jax.runs.build import Model, build_model, build_sampler, heldout_plan, load_data
+from ddpm_jax.runs.config import TrainConfig
+from ddpm_jax.runs.console import quantity
+from ddpm_jax.runs.directory import RunDirectory
+from ddpm_jax.training import TrainState, choose_devices
+from ddpm_jax.training.sharding import DataParallel
+
+
+class Run:
+    """One training run being carried out: its model, data, devices and folder."""
+
+    def __init__(self, config: TrainConfig):
+        check_config(config)
+        self.config = config
+        self.parallel: DataParallel = choose_devices(config.devices.backend, config.devices.count)
+        self.parallel.check_batch_size(config.batch_size)
+        self.train_data: ImageDataset = load_data(config.data, "train")
+        self.heldout_data: ImageDataset = load_data(config.data, "heldout")
+        self.model: Model = build_model(config, self.train_data.images.shape[1:])
+        self.directory = RunDirectory(config.run_dir)
+        platform = self.parallel.devices[0].platform
+        self.max_chunk = config.devices.steps_per_dispatch or (1 if platform == "cpu" else 10)
+        self.resident = fits_on_device(self.train_data, int(config.devices.resident_gib * 2**30))
+        kept = float(self.model.schedule.signal_scale[-1])
+        if kept > 0.05:
+            warnings.warn(
+                f"x_T keeps {kept:.0%} of x_0 (√ᾱ_T = {kept:.3f}), and sampling starts from pure "
+                f"noise. "
+                "β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
+                stacklevel=2,
+            )
+        self._heldout_fn = jax.jit(self.model.heldout_losses)
+        self._sheet: Generator | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the numbers depend on beside the configuration."""
+        return {
+            "data": {
+                "name": self.train_data.name,
+                "fingerprint": self.train_data.fingerprint,
+                "image_shape": list(self.model.image_shape),
+            }
+        }
+
+    def indices(self) -> ShuffledIndices:
+        """The order of the training data."""
+        return ShuffledIndices(
+            len(self.train_data.images), self.config.batch_size, self.config.seed
+        )
+
+    def describe(self, state: TrainState, flops: float | None) -> str:
+        """What is about to run, in two lines."""
+        c, devices = self.config, self.parallel.devices
+        cost = f"{quantity(flops, 'FLOP')} a step" if flops else "FLOPs unknown"
+        return (
+            f"{self.train_data.name}: {len(self.train_data.images):,} images of "
+            f"{'×'.join(map(str, self.model.image_shape))}, {len(self.heldout_data.images):,} "
+            f"held out\n"
+            f"{count_parameters(state.params):,} parameters, batch {c.batch_size}, {cost}, "
+            f"{c.num_steps:,} steps on {len(devices)} × {devices[0].device_kind} "
+            f"({self.parallel.backend})"
+        )
+
+    def heldout_loss(self, params: Any, images: np.ndarray, draws: int) -> float:
+        """The mean L_simple over a fixed plan of images, steps and noise."""
+        which, t = heldout_plan(draws, len(images), self.model.schedule.num_timesteps)
+        keys = example_keys(jax.random.key(0), jnp.arange(draws, dtype=jnp.uint32))
+        size = min(256, draws)
+        total = 0.0
+        for first in range(0, draws, size):
+            # The last batch is moved back to stay full, and only its new part counted.
+            begin = min(first, draws - size)
+            part = slice(begin, begin + size)
+            losses = self._heldout_fn(params, images[which[part]], t[part], keys[part])
+            total += float(np.sum(np.asarray(losses, np.float64)[first - begin :]))
+        return total / draws
+
+    def sheet(self, state: TrainState, step: int, should_stop: Callable[[], bool]) -> None:
+        """Draws samples of the averaged parameters as they are now, by DDIM."""
+        report = self.config.report
+        if self._sheet is None:
+            sampler = build_sampler(
+                self.model.schedule,
+                "ddim",
+                num_steps=min(report.sample_steps, self.model.schedule.num_timesteps),
+                spacing=report.spacing,
+            )
+            self._sheet = Generator(
+                sampler,
+                self.model.denoiser_of,
+                self.model.image_shape,
+                devices=self.parallel.devices,
+                target_chunks=10,
+            )
+        try:
+            made = pictures.draw_images(
+                self._sheet,
+                state.ema_params,
+                f"samples at step {step}",
+                seed=self.config.seed,
+                count=report.sample_count,
+                batch_size=report.sample_count,
+                leave=False,
+                should_stop=should_stop,
+            )
+        except Stopped:
+            return
+        path = self.directory.sheets / f"step_{step:07d}.png"
+        pictures.visualize.save_grid(path, made.images)
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        """The sampler of the last pictures: ancestral, as in the paper."""
+        report = self.config.report
+        sampler = build_sampler(
+            self.model.schedule,
+            "ancestral",
+            num_steps=report.final_steps,
+            spacing=report.spacing,
+            variance=self.config.diffusion.variance,
+        )
+        return Generator(
+            sampler, self.model.denoiser_of, self.model.image_shape, devices=self.parallel.devices
+        )
+
+    def final_pictures(self, state: TrainState, should_stop: Callable[[], bool]) -> None:
+        """The last sheet and the GIF, and the loss curve."""
+        report, root = self.config.report, self.directory.root
+        made = pictures.draw_images(
+            self.generator,
+            state.ema_params,
+            "sampling",
+            seed=self.config.seed,
+            count=report.final_count,
+            batch_size=report.final_count,
+            frames_of=min(report.final_count, 36),
+            should_stop=should_stop,
+        )
+        pictures.visualize.save_grid(root / "samples.png", made.images)
+        if made.frames is not None:
+            pictures.visualize.save_gif(root / "denoising.gif", made.frames)
+        pictures.save_loss_curve(
+            root / "log.jsonl", root / "loss.png", f"{self.train_data.name}: L_simple"
+        )
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raises ValueError for values that no run could use, before anything is loaded."""
+    if config.num_steps < 1:
+        raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
+    if config.max_bad_steps < 1:
+        raise ValueError(f"--max-bad-steps must be at least 1, got {config.max_bad_steps}.")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
+    steps = config.devices.steps_per_dispatch
+    if steps is not None and steps < 1:
+        raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
+    for name, value in vars(config.report).items():
+        if isinstance(value, int) and value < 0:
+            raise ValueError(
+                f"--report.{name.replace('_', '-')} must not be negative, got {value}."
+            )
+    for name in ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep"):
+        if getattr(config.report, name) < 1:
+            raise ValueError(f"--report.{name.replace('_', '-')} must be at least 1, got 0.")
