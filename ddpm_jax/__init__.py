@@ -1,10 +1,9 @@
 """Denoising diffusion probabilistic models as pure functions in JAX.
 
-Everything exported here is traceable: it takes arrays and returns arrays, and may be jitted,
-    vmapped,
-differentiated and mapped over devices by whoever calls it. Training, data, evaluation and drawing
-live in the subpackages `training`, `data`, `evaluation`, `generation` and `visualize`, imported
-where they are used.
+Schedules, respacing and spacings are tables made on the host, in float64. Everything else exported
+here is traceable: arrays in, arrays out, to be jitted, vmapped, differentiated and mapped over
+devices by whoever calls it. Training, data, evaluation and drawing live in the subpackages
+`training`, `data`, `evaluation`, `generation` and `visualize`, imported where they are used.
 """
 
 from ddpm_jax.gaussian import (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.keys import example_keys
 from ddpm_jax.pixels import to_pixels
@@ -69,9 +69,7 @@ class Generator:
         self.devices = tuple(devices) if devices else tuple(jax.local_devices()[:1])
         self._steps = np.asarray(grid_steps(sampler))
         self._chunk = chunk_length(len(self._steps), target_chunks)
-        mesh = jax.make_mesh(
-            (len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices
-        )
+        mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
         self._whole = NamedSharding(mesh, PartitionSpec())
 

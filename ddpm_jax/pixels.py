@@ -12,7 +12,7 @@ def from_pixels(pixels: ArrayLike) -> Array:
     """Maps uint8 pixels [...] to float32 in [-1, 1]: x = pixel / 127.5 - 1.
 
     Raises TypeError for anything but uint8: floats have no agreed range, so mapping them would
-        guess.
+    guess.
     """
     pixels = jnp.asarray(pixels)
     if pixels.dtype != jnp.uint8:

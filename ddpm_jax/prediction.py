@@ -2,13 +2,11 @@
 
 With x_t = √ᾱ x_0 + √(1-ᾱ) ε, each target is one linear view of the same pair (x_0, ε):
 
-    epsilon         ε                                                    (Ho et al. 2020, Eq. 12)
+    epsilon         ε                            (Ho et al. 2020, Eq. 12)
     x_0             x_0
-    v               √ᾱ ε - √(1-ᾱ) x_0                                     (Salimans, Ho 2022,
-    2202.00512)
-    previous_mean   μ̃_t(x_0, x_t)                                         (Ho et al. 2020, Eq. 8)
-    score           ∇ log q(x_t | x_0) = -ε/√(1-ᾱ)                        (Song, Ermon 2019,
-    1907.05600)
+    v               √ᾱ ε - √(1-ᾱ) x_0            (Salimans, Ho 2022, 2202.00512)
+    previous_mean   μ̃_t(x_0, x_t)                (Ho et al. 2020, Eq. 8)
+    score           ∇ log q(x_t | x_0) = -ε/√(1-ᾱ)   (Song, Ermon 2019, 1907.05600)
 
 Given x_t, any of them fixes the others. x_0 and ε are each solved for directly, never one through
 the other where a formula without a division by √ᾱ exists, so v and x_0 stay exact where ᾱ reaches
@@ -262,19 +260,23 @@ def make_denoiser(
     variance: Variance = "fixed_large",
     clip: bool = True,
 ) -> Denoiser:
-    """Turns a network into a denoiser: `(x_t, t) -> x̂_0`, t counting steps of this `schedule`.
+    """Turns a network into a denoiser: `(x_t, t) -> x̂_0`, t being what the network is fed.
 
-    `schedule` is the full process the network was trained on; samplers walk subsets of it and still
-    call with its step numbers. With a learned variance the denoiser returns `(x̂_0,
-    variance_output)`.
+    `t` [B] are numbers of `schedule.timesteps`, for a full process its steps 0..T-1. Samplers on a
+    subset of the steps call with those numbers, so the full schedule serves every grid. A number
+    that the schedule does not have gives NaN. With a learned variance the denoiser returns
+    `(x̂_0, variance_output)`.
     """
     check_target("make_denoiser", target)
     check_variance("make_denoiser", variance)
 
     def denoise(x_t: Array, t: Array):
-        output = apply_fn(x_t, jnp.asarray(schedule.timesteps)[t])
+        fed = jnp.asarray(schedule.timesteps)
+        near = jnp.minimum(jnp.searchsorted(fed, t), fed.size - 1)
+        row = jnp.where(fed[near] == t, near, fed.size)
+        output = apply_fn(x_t, jnp.asarray(t))
         prediction, variance_output = split_output(output, x_t, variance)
-        x_0_hat = predict_x_0(schedule, prediction, x_t, t, target=target)
+        x_0_hat = predict_x_0(schedule, prediction, x_t, row, target=target)
         if clip:
             x_0_hat = jnp.clip(x_0_hat, -1.0, 1.0)
         return x_0_hat if variance_output is None else (x_0_hat, variance_output)

@@ -6,9 +6,8 @@ Shape legend, used by every docstring:
     H, W, C     height, width, channels (images are NHWC)
     T           number of steps of the diffusion process
     [B, ...]    a batch of events of any shape: images, vectors, or plain scalars [B]
-    t           int32 step, [B] for one step per example or [] for one step shared by all; 0-based,
-    so
-                the code's t is the papers' t+1
+    t           int32 step, [B] for one step per example or [] for one step shared by all;
+                0-based, so the code's t is the papers' t+1
 """
 
 from __future__ import annotations

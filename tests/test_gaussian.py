@@ -58,6 +58,21 @@ def test_q_posterior_equals_equation_7(shape):
     )
 
 
+@pytest.mark.parametrize("num_steps", [1000, 100, 20])
+def test_posterior_of_a_respaced_cosine_keeps_its_digits(num_steps):
+    """β near 1, where √(1-β) of a float32 table would be off by 1e-3."""
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    steps = dj.spaced_timesteps(1000, num_steps)
+    alpha_bar = np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))[steps]
+    truth = Tables(1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]]))
+    schedule, t = dj.respace(dj.cosine_schedule(), steps), np.arange(num_steps)
+    zero, one = np.zeros(num_steps, np.float32), np.ones(num_steps, np.float32)
+    np.testing.assert_allclose(dj.posterior_mean(schedule, one, zero, t), truth.coef_x_0, rtol=1e-5)
+    np.testing.assert_allclose(
+        dj.posterior_mean(schedule, zero, one, t), truth.coef_x_t, rtol=1e-5, atol=1e-12
+    )
+
+
 def test_posterior_is_bayes_rule():
     """q(x_{t-1}|x_t,x_0) ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0): precisions add, and so do weighted
     means."""

@@ -141,8 +141,12 @@ def test_denoiser_feeds_the_networks_own_timesteps():
         return jnp.zeros_like(x_t)
 
     grid = dj.respace(SCHEDULE, [3, 77, 500])
-    dj.make_denoiser(grid, apply_fn)(jnp.ones((2, 4)), jnp.array([0, 2]))
-    np.testing.assert_array_equal(seen[0], [3, 500])
+    got = dj.make_denoiser(grid, apply_fn)(jnp.full((3, 4), 0.01), jnp.array([3, 500, 77]))
+    np.testing.assert_array_equal(seen[0], [3, 500, 77])
+    full = dj.make_denoiser(SCHEDULE, apply_fn)(jnp.full((3, 4), 0.01), jnp.array([3, 500, 77]))
+    np.testing.assert_allclose(got, full, rtol=1e-5)
+    strange = dj.make_denoiser(grid, apply_fn)(jnp.full((2, 4), 0.01), jnp.array([4, 501]))
+    assert np.isnan(strange).all()
 
 
 def test_denoiser_clips_and_passes_the_variance_on():

@@ -111,20 +111,48 @@ def test_a_folder_in_use_is_refused(tmp_path):
     second.release()
 
 
+FACTS = {"data": {"fingerprint": "a", "image_shape": [8, 8, 1]}}
+
+
 def test_another_config_or_other_data_are_refused_and_nothing_changed(tmp_path):
     run = RunDirectory(tmp_path)
     config = dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path)
-    run.adopt(config, {"data": {"fingerprint": "a"}})
+    run.check(config, FACTS)
+    run.write(config, FACTS)
+    (run.checkpoints / "100").mkdir(parents=True)
     before = run.config.read_bytes()
     with pytest.raises(RunDirectoryError, match="--seed: 0 → 5"):
-        run.adopt(dataclasses.replace(config, seed=5), {"data": {"fingerprint": "a"}})
+        run.check(dataclasses.replace(config, seed=5), FACTS)
     with pytest.raises(RunDirectoryError, match="fingerprint"):
-        run.adopt(config, {"data": {"fingerprint": "b"}})
+        run.check(config, {"data": {**FACTS["data"], "fingerprint": "b"}})
     assert run.config.read_bytes() == before
-    assert run.read() == (config, {"data": {"fingerprint": "a"}})
+    run.check(config, FACTS)
+    assert run.read() == (config, FACTS)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"config": 3}', '{"config": {"seed": 1}}'])
+def test_a_config_that_trained_nothing_binds_nobody(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write(train_digits.CONFIG, FACTS)
+    run.check(dataclasses.replace(train_digits.CONFIG, seed=5), FACTS)
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [("channels", "8"), ("dropout", None), ("channel_multipliers", 3), ("dtype", "f4")],
+)
+def test_a_value_of_another_type_is_named(tmp_path, field, value):
+    values = to_json(train_digits.CONFIG)
+    values["network"][field] = value
+    with pytest.raises(ValueError, match=f"network: {field} "):
+        from_json(TrainConfig, values)
+
+
+VALID_BUT_NO_DATA = json.dumps({"config": to_json(train_digits.CONFIG)})
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"config": 3}', '{"config": {"seed": 1}}', VALID_BUT_NO_DATA]
+)
 def test_a_damaged_config_is_refused(tmp_path, content):
     run = RunDirectory(tmp_path)
     run.config.write_text(content)
@@ -142,7 +170,7 @@ def test_checkpoints_without_config_are_not_overwritten(tmp_path):
     run = RunDirectory(tmp_path)
     (run.checkpoints / "100").mkdir(parents=True)
     with pytest.raises(RunDirectoryError, match="config.json"):
-        run.adopt(train_digits.CONFIG, {})
+        run.check(train_digits.CONFIG, {})
     assert not run.config.exists()
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax.runs.directory import RunDirectory
+
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 24
 TINY = [
@@ -119,7 +121,7 @@ def wait_for_step(folder, step, process, seconds=120):
     raise AssertionError(f"the run did not reach step {step}: exit {process.poll()}")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, how):
     folder = tmp_path / "run"
     arguments = command("train_digits.py", f"--run-dir={folder}", *TINY)
@@ -142,15 +144,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, how):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    folder = tmp_path / "run"
-    arguments = command("train_digits.py", f"--run-dir={folder}", *TINY, "--num-steps=100000")
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        wait_for_step(folder, 1, first)
-        second = run("train_digits.py", f"--run-dir={folder}", *TINY, check=False)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 0
+    first = RunDirectory(tmp_path)
+    first.acquire()
+    second = run("train_digits.py", f"--run-dir={tmp_path}", *TINY, check=False)
+    first.release()
     assert second.returncode == 2
-    assert f"in use by process {first.pid}" in second.stderr and "Traceback" not in second.stderr
+    assert f"in use by process {os.getpid()}" in second.stderr
+    assert "Traceback" not in second.stderr and os.listdir(tmp_path) == [".lock"]
 
 
 def test_a_changed_config_is_refused(whole):
@@ -175,6 +175,11 @@ def test_a_changed_config_is_refused(whole):
         (["--optimizer.learning-rate=-1"], "peak"),
         (["--data.name=folder"], "--data.path"),
         (["--report.final-count=0"], "--report.final-count"),
+        (["--report.final-steps=21"], "num_steps"),
+        (["--report.sample-steps=8", "--report.spacing=uniform"], "whole stride"),
+        (["--optimizer.ema-decay=1"], "--optimizer.ema-decay"),
+        (["--devices.resident-gib=nan"], "--devices.resident-gib"),
+        (["--network.num-groups=8"], "--network.num-groups"),
     ],
 )
 def test_wrong_values_get_one_clear_error(tmp_path, arguments, words):
@@ -198,7 +203,7 @@ def test_a_diverging_run_ends_with_a_dump(tmp_path):
     assert "not finite at step" in result.stderr and "Traceback" not in result.stderr
     (dump,) = tmp_path.glob("nonfinite_step_*.json")
     values = json.loads(dump.read_text())
-    assert values["metric"] in ("loss", "grad_norm") and len(values["examples"]) == 8
+    assert values["metric"] in ("loss", "grad_norm", "update") and len(values["examples"]) == 8
 
 
 def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path):
@@ -264,6 +269,8 @@ def test_sampling_writes_single_files_on_request(whole, tmp_path):
         (["--num-steps=21"], "num_steps"),
         (["--count=0"], "--count"),
         (["--sampler=ddim", "--eta=2"], "eta"),
+        (["--eta=0.5"], "--sampler ddim"),
+        (["--seed=4294967296"], "--seed"),
         (["--num-devices=99"], "number of devices"),
     ],
 )

@@ -189,6 +189,36 @@ def test_a_failed_save_says_so_and_the_next_succeeds(saved, monkeypatch):
     assert not list(saved.glob("incoming*"))
 
 
+def test_one_failed_save_does_not_cost_the_next(saved, monkeypatch):
+    """A full disk reaches us from TensorStore as a ValueError, in the background."""
+    from ddpm_jax.training import checkpoints as module
+
+    with Checkpoints(saved) as checkpoints:
+        with monkeypatch.context() as patch:
+
+            def full(*args, **kwargs):
+                raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+            patch.setattr(module, "write_manifest", full)
+            checkpoints.save(4, make_state(4))
+            checkpoints._pending.exception()
+        with pytest.warns(UserWarning, match="step 4 could not be written.*No space"):
+            checkpoints.save(5, make_state(5))
+        checkpoints.wait()
+        assert checkpoints.steps()[-1] == 5
+        assert_same(checkpoints.restore(make_state()), make_state(5))
+    assert not list(saved.glob("incoming*"))
+
+
+@pytest.mark.parametrize("part", ["step", "float32", "sha256", "bytes"])
+def test_the_manifest_protects_itself(saved, part):
+    path = saved / "3" / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace(part, part[:-1] + chr(ord(part[-1]) ^ 1), 1))
+    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="manifest"):
+        assert_same(checkpoints.restore(make_state()), make_state(2))
+
+
 def test_saving_the_same_step_again_changes_nothing(saved):
     before = (saved / "3" / "manifest.json").read_bytes()
     with Checkpoints(saved) as checkpoints:

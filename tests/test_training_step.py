@@ -126,8 +126,9 @@ def test_the_step_is_gradient_descent_on_the_mean_loss():
     batch = {k: v[0] for k, v in small.batches(1).items()}
     batch["image"] = small.IMAGES[batch["example"]]
     keys = example_keys(jax.random.fold_in(jax.random.key(5), 0), batch["index"])
-    grads = jax.grad(lambda p: small.loss_fn(p, batch, keys).mean())(state.params)
-    new, metrics = make_train_step(small.loss_fn, optimizer, ema_decay=0.9)(state, batch)
+    grads = jax.jit(jax.grad(lambda p: small.loss_fn(p, batch, keys).mean()))(state.params)
+    step = jax.jit(make_train_step(small.loss_fn, optimizer, ema_decay=0.9))
+    new, metrics = step(state, batch)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
     for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)

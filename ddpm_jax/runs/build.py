@@ -107,7 +107,16 @@ def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDa
 
 
 def build_network(config: NetworkConfig, image_channels: int) -> UNet:
-    """The U-Net of a configuration, for images of so many channels."""
+    """The U-Net of a configuration, for images of so many channels.
+
+    Raises ValueError for as many groups as channels: normalising each channel by itself takes out
+    the time embedding, and such a network does not know which step it is at.
+    """
+    if config.num_groups >= config.channels:
+        raise ValueError(
+            f"--network.num-groups {config.num_groups} must be less than --network.channels "
+            f"{config.channels}: groups of one channel normalise the time embedding away."
+        )
     return UNet(
         channels=config.channels,
         channel_multipliers=tuple(config.channel_multipliers),

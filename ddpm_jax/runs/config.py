@@ -169,8 +169,8 @@ FREE_FIELDS = (
     "devices.",
     "report.",
 )
-"""What may change when a run is resumed: none of it enters the numbers (data are known by
-fingerprint)."""
+"""What may change when a run is resumed: data are known by their fingerprint, and devices change
+nothing but rounding."""
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -209,18 +209,32 @@ def from_json(kind: type, values: dict[str, Any], where: str = "config.json") ->
     return kind(**{name: _typed(hints[name], v, f"{where}: {name}") for name, v in values.items()})
 
 
-def _typed(hint, value, where: str):
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """The value as its type hint wants it; ValueError when it is of another type."""
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object of fields, got {value!r}")
         return from_json(typing.cast(type, hint), value, where)
-    options = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
-    if value is not None and Path in options:
-        return Path(value)
-    if isinstance(value, list):
-        return tuple(value)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (hint,) = (option for option in arguments if option is not type(None))
+        return _typed(hint, value, where)
+    if origin is Literal:
+        fits = value in arguments
+    elif origin is tuple:
+        fits = isinstance(value, list) and all(isinstance(v, arguments[0]) for v in value)
+        value = tuple(value) if fits else value
+    elif hint is Path:
+        fits = isinstance(value, str)
+        value = Path(value) if fits else value
+    elif hint is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"{where} does not fit its type {hint}: got {value!r}")
     return value
 
 

@@ -12,31 +12,45 @@ import numpy as np
 
 from ddpm_jax import evaluation
 from ddpm_jax.runs import pictures
+from ddpm_jax.runs.config import TrainConfig
 from ddpm_jax.runs.console import say
 from ddpm_jax.runs.directory import write_json
 from ddpm_jax.runs.run import Run
-from ddpm_jax.training import TrainState
+from ddpm_jax.runs.train import train
+from ddpm_jax.training import StopRequest, TrainState
 
 
-def report_digits(run: Run, state: TrainState) -> None:
+def train_digits(config: TrainConfig) -> None:
+    """Trains on the digits and reports; ValueError for other data, whose labels the table needs."""
+    if config.data.name != "digits":
+        raise ValueError(
+            f"the table of this study is about digits, got --data.name {config.data.name}. Train "
+            f"other data "
+            "with their own script: train_mnist.py, train_cifar.py, …"
+        )
+    train(config, finish=report_digits)
+
+
+def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
     """Prints the table and writes it to report.json."""
-    train, heldout = run.train_data, run.heldout_data
+    real, heldout = run.train_data, run.heldout_data
     count = len(heldout.images)
     samples = pictures.draw_images(
         run.generator,
         state.ema_params,
         "sampling for the table",
-        seed=run.config.seed + 1,
+        seed=(run.config.seed + 1) % 2**32,
         count=count,
         # The batch of the last pictures: its program is compiled already.
         batch_size=run.config.report.final_count,
+        should_stop=stop,
     ).images
-    gaussian = evaluation.fitted_gaussian_images(train.images, count, seed=run.config.seed)
+    gaussian = evaluation.fitted_gaussian_images(real.images, count, seed=run.config.seed)
     rows = {"samples": samples, "held-out digits": heldout.images, "fitted Gaussian": gaussian}
-    classify = evaluation.fit_classifier(train.images, train.labels)
-    truth = evaluation.moments(evaluation.pixel_features(train.images))
+    classify = evaluation.fit_classifier(real.images, real.labels)
+    truth = evaluation.moments(evaluation.pixel_features(real.images))
     neighbours = {
-        name: evaluation.nearest_neighbours(images, train.images).distances[:, 0]
+        name: evaluation.nearest_neighbours(images, real.images).distances[:, 0]
         for name, images in rows.items()
     }
     table = {}
@@ -51,8 +65,8 @@ def report_digits(run: Run, state: TrainState) -> None:
         }
     draws = run.config.report.heldout_draws
     losses = {
-        "heldout": run.heldout_loss(state.ema_params, heldout.images, draws),
-        "train": run.heldout_loss(state.ema_params, train.images, draws),
+        "heldout": run.heldout_loss(state.ema_params, heldout.images, draws, stop),
+        "train": run.heldout_loss(state.ema_params, real.images, draws, stop),
     }
     write_json(
         run.directory.root / "report.json",

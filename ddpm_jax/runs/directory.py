@@ -67,33 +67,38 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def adopt(self, config: TrainConfig, facts: dict[str, Any]) -> None:
-        """Makes this the folder of `config`, or checks that it already is.
+    def check(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Checks that this folder is free, or holds this very run.
 
         `facts` are what the configuration does not hold but the numbers depend on, such as the
         data's fingerprint. Raises RunDirectoryError for a folder of another configuration or other
-        data.
+        data. A folder without any checkpoint holds nothing yet that a change could spoil.
         """
-        if self.config.exists():
-            old, old_facts = self.read()
-            changed = differences(old, config)
-            changed += [
-                f"{name}: {old_facts.get(name)} → {facts[name]}"
-                for name in facts
-                if old_facts.get(name) != facts[name]
-            ]
-            if changed:
-                raise RunDirectoryError(
-                    f"{self.root} holds a run of another configuration:\n  "
-                    + "\n  ".join(changed)
-                    + "\nUse the old values to resume it, or another folder with --run-dir. "
-                    "Nothing was changed."
-                )
-        elif self.checkpoints.exists() and any(self.checkpoints.iterdir()):
+        trained = self.checkpoints.exists() and any(self.checkpoints.iterdir())
+        if not trained:
+            return
+        if not self.config.exists():
             raise RunDirectoryError(
                 f"{self.root} has checkpoints but no config.json, so what they are is unknown. Put "
                 "config.json back, or choose another folder with --run-dir. Nothing was changed."
             )
+        old, old_facts = self.read()
+        changed = differences(old, config)
+        changed += [
+            f"{name}: {old_facts.get(name)} → {facts[name]}"
+            for name in facts
+            if old_facts.get(name) != facts[name]
+        ]
+        if changed:
+            raise RunDirectoryError(
+                f"{self.root} holds a run of another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nUse the old values to resume it, or another folder with --run-dir. "
+                "Nothing was changed."
+            )
+
+    def write(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Writes config.json."""
         write_json(self.config, {"config": to_json(config), **facts})
 
     def read(self) -> tuple[TrainConfig, dict[str, Any]]:
@@ -104,6 +109,9 @@ class RunDirectory:
         try:
             values = json.loads(self.config.read_text())
             config = from_json(TrainConfig, values.pop("config"), str(self.config))
+            shape = values["data"]["image_shape"]
+            if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+                raise ValueError(f"data.image_shape is {shape}, not [H, W, C]")
         except FileNotFoundError as error:
             raise RunDirectoryError(
                 f"{self.root} is not a run directory: it has no config.json. Name the folder that "

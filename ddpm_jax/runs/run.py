@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,7 +49,8 @@ class Run:
                 stacklevel=2,
             )
         self._heldout_fn = jax.jit(self.model.heldout_losses)
-        self._sheet: Generator | None = None
+        # Built now, so that steps they cannot take are refused before training and not after it.
+        _ = self.generator, self.sheet_generator
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -80,16 +82,25 @@ class Run:
             f"({self.parallel.backend})"
         )
 
-    def heldout_loss(self, params: Any, images: np.ndarray, draws: int) -> float:
-        """The mean L_simple over a fixed plan of images, steps and noise."""
+    def heldout_loss(
+        self,
+        params: Any,
+        images: np.ndarray,
+        draws: int,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> float:
+        """The mean loss over a fixed plan of images, steps and noise; Stopped when asked to."""
         which, t = heldout_plan(draws, len(images), self.model.schedule.num_timesteps)
         keys = example_keys(jax.random.key(0), jnp.arange(draws, dtype=jnp.uint32))
-        size = min(256, draws)
+        # No more images at once than a training step has on each device.
+        size = min(256, draws, max(1, self.config.batch_size // len(self.parallel.devices)))
         total = 0.0
         for first in range(0, draws, size):
             # The last batch is moved back to stay full, and only its new part counted.
             begin = min(first, draws - size)
             part = slice(begin, begin + size)
+            if should_stop():
+                raise Stopped
             losses = self._heldout_fn(params, images[which[part]], t[part], keys[part])
             total += float(np.sum(np.asarray(losses, np.float64)[first - begin :]))
         return total / draws
@@ -97,23 +108,9 @@ class Run:
     def sheet(self, state: TrainState, step: int, should_stop: Callable[[], bool]) -> None:
         """Draws samples of the averaged parameters as they are now, by DDIM."""
         report = self.config.report
-        if self._sheet is None:
-            sampler = build_sampler(
-                self.model.schedule,
-                "ddim",
-                num_steps=min(report.sample_steps, self.model.schedule.num_timesteps),
-                spacing=report.spacing,
-            )
-            self._sheet = Generator(
-                sampler,
-                self.model.denoiser_of,
-                self.model.image_shape,
-                devices=self.parallel.devices,
-                target_chunks=10,
-            )
         try:
             made = pictures.draw_images(
-                self._sheet,
+                self.sheet_generator,
                 state.ema_params,
                 f"samples at step {step}",
                 seed=self.config.seed,
@@ -124,8 +121,29 @@ class Run:
             )
         except Stopped:
             return
-        path = self.directory.sheets / f"step_{step:07d}.png"
-        pictures.visualize.save_grid(path, made.images)
+        pictures.visualize.save_grid(self.sheet_path(step), made.images)
+
+    def sheet_path(self, step: int) -> Path:
+        """Where the sheet of a step lies."""
+        return self.directory.sheets / f"step_{step:07d}.png"
+
+    @functools.cached_property
+    def sheet_generator(self) -> Generator:
+        """The sampler of the sheets made on the way: DDIM, in few steps."""
+        report = self.config.report
+        sampler = build_sampler(
+            self.model.schedule,
+            "ddim",
+            num_steps=min(report.sample_steps, self.model.schedule.num_timesteps),
+            spacing=report.spacing,
+        )
+        return Generator(
+            sampler,
+            self.model.denoiser_of,
+            self.model.image_shape,
+            devices=self.parallel.devices,
+            target_chunks=10,
+        )
 
     @functools.cached_property
     def generator(self) -> Generator:
@@ -174,6 +192,17 @@ def check_config(config: TrainConfig) -> None:
     steps = config.devices.steps_per_dispatch
     if steps is not None and steps < 1:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
+    if not 0 <= config.devices.resident_gib < 2**20:
+        raise ValueError(
+            f"--devices.resident-gib must be a number of GiB from 0, got "
+            f"{config.devices.resident_gib}."
+        )
+    if not 0 <= config.optimizer.ema_decay < 1:
+        raise ValueError(
+            f"--optimizer.ema-decay must be in [0, 1), got {config.optimizer.ema_decay}. At 1 the "
+            f"average "
+            "would never move."
+        )
     for name, value in vars(config.report).items():
         if isinstance(value, int) and value < 0:
             raise ValueError(

@@ -27,7 +27,7 @@ class SampleConfig:
     run_dir: Path = Path("runs/digits")
     """The folder a training script was given as --run-dir."""
     out: Path | None = None
-    """Where to write; None for RUN_DIR/generated/SAMPLER-STEPS-seedSEED."""
+    """Where to write; None for a folder below RUN_DIR/generated named after the options."""
     count: int = 64
     """How many images."""
     batch_size: int = 64
@@ -66,6 +66,12 @@ def sample(config: SampleConfig) -> None:
             f"--count and --batch-size must be at least 1, got {config.count} and "
             f"{config.batch_size}."
         )
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
+    if config.sampler == "ancestral" and config.eta:
+        raise ValueError(
+            f"--eta {config.eta} belongs to --sampler ddim; ancestral sampling has no such choice."
+        )
     directory = RunDirectory(config.run_dir)
     train_config, facts = directory.read()
     model = build_model(train_config, tuple(facts["data"]["image_shape"]))
@@ -88,7 +94,8 @@ def sample(config: SampleConfig) -> None:
         )
     step = int(state.step)
     steps = sampler.num_steps
-    out = config.out or config.run_dir / "generated" / f"{config.sampler}-{steps}-seed{config.seed}"
+    out = config.out or config.run_dir / "generated" / _name(config, steps, step)
+    _prepare(out)
     say(
         f"{config.run_dir} at step {step:,}: {config.count} images, {config.sampler}, {steps} steps"
     )
@@ -111,7 +118,10 @@ def sample(config: SampleConfig) -> None:
         np.savez_compressed(out / "samples.npz", images=made.images)
         written.append(out / "samples.npz")
     if config.format in ("png", "both"):
-        (out / "images").mkdir(parents=True, exist_ok=True)
+        (out / "images").mkdir(exist_ok=True)
+        # Left from an earlier call with more images, they would be counted among these.
+        for old in (out / "images").glob("[0-9]" * 6 + ".png"):
+            old.unlink()
         for i, image in enumerate(made.images):
             Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
                 out / "images" / f"{i:06d}.png"
@@ -135,3 +145,30 @@ def sample(config: SampleConfig) -> None:
     )
     for path in written:
         say(f"  {path}")
+
+
+def _name(config: SampleConfig, num_steps: int, step: int) -> str:
+    """A folder name that tells apart whatever changes the images."""
+    parts = [config.sampler, f"{num_steps}-steps", f"seed{config.seed}"]
+    if config.num_steps is not None:
+        parts.append(config.spacing)
+    if config.eta:
+        parts.append(f"eta{config.eta:g}")
+    if not config.ema:
+        parts.append("no-ema")
+    if config.checkpoint is not None:
+        parts.append(f"at{step}")
+    return "-".join(parts)
+
+
+def _prepare(out: Path) -> None:
+    """Makes the output folder before anything is computed; RunDirectoryError if it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
+            f"--out."
+        ) from error

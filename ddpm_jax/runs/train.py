@@ -26,6 +26,7 @@ from ddpm_jax.runs.meter import Meter
 from ddpm_jax.runs.run import Run
 from ddpm_jax.training import (
     Checkpoints,
+    CheckpointWriteError,
     Hook,
     NonFiniteError,
     StopRequest,
@@ -36,7 +37,7 @@ from ddpm_jax.training import (
 )
 from ddpm_jax.training.logs import RunLog
 
-Finish = Callable[[Run, TrainState], None]
+Finish = Callable[[Run, TrainState, StopRequest], None]
 """Called with the finished run, after the pictures: a study's own report."""
 
 
@@ -58,12 +59,13 @@ def train(config: TrainConfig, finish: Finish | None = None) -> None:
 
 def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
     config, directory = run.config, run.directory
-    directory.adopt(config, run.facts)
+    directory.check(config, run.facts)
     with Checkpoints(directory.checkpoints, keep=config.report.checkpoint_keep) as checkpoints:
         # Shapes are enough to restore into; initialising takes seconds of compilation.
         state = checkpoints.restore(run.parallel.placeholder(jax.eval_shape(run.model.init)))
         if state is None:
             state = run.parallel.replicate(run.model.init())
+        directory.write(config, run.facts)
         start = int(state.step)
         if start < config.num_steps:
             with RunLog(directory.root, start) as log:
@@ -82,7 +84,7 @@ def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
     try:
         run.final_pictures(state, stop)
         if finish is not None:
-            finish(run, state)
+            finish(run, state, stop)
     except Stopped:
         say("stopped while drawing; the same command draws again, training is done and saved")
         return
@@ -112,7 +114,9 @@ def _steps(
         arguments = (feed.dataset, feed.next(start, 1, peek=True), np.int32(1))
         if start:
             say(f"resuming {run.directory.root} from step {start:,}")
-        compiled, flops, seconds = _compile(chunk_fn, (state, *arguments), stop)
+        compiled, flops, seconds = _compile(
+            chunk_fn, (state, *arguments), stop, len(run.parallel.devices)
+        )
         if compiled is None:
             return state
         say(run.describe(state, flops))
@@ -133,9 +137,12 @@ def _steps(
             meter.update(len(metrics["loss"]), float(metrics["loss"][-1]))
 
         def measure(state, step):
-            value = run.heldout_loss(
-                state.ema_params, run.heldout_data.images, report.heldout_draws
-            )
+            try:
+                value = run.heldout_loss(
+                    state.ema_params, run.heldout_data.images, report.heldout_draws, stop
+                )
+            except Stopped:
+                return
             log.write("heldout", step, loss=value)
             meter.pause()
 
@@ -152,6 +159,13 @@ def _steps(
             Hook(report.sample_every, draw),
             Hook(report.checkpoint_every, save),
         ]
+        # What a stop cut short at the very step it saved is made up for.
+        due = report.heldout_every and start and start % report.heldout_every == 0
+        if due and not log.has("heldout", start):
+            measure(state, start)
+        due = report.sample_every and start and start % report.sample_every == 0
+        if due and not run.sheet_path(start).exists():
+            draw(state, start)
         try:
             state = train_loop(
                 state,
@@ -185,16 +199,14 @@ def _steps(
 def _save(checkpoints: Checkpoints, state: TrainState, step: int) -> None:
     try:
         checkpoints.save(step, state)
-    except OSError as error:
-        # Training is worth more than one save: the next one may find room, and the last one stops
-        # the run.
-        say(
-            f"warning: a checkpoint before step {step} could not be written ({error}); training "
-            f"goes on"
-        )
+    except CheckpointWriteError as error:
+        # Training is worth more than one save: the next one may find room.
+        say(f"warning: {error} Training goes on.")
 
 
-def _compile(function: Any, arguments: tuple, stop: StopRequest) -> tuple[Any, float | None, float]:
+def _compile(
+    function: Any, arguments: tuple, stop: StopRequest, devices: int
+) -> tuple[Any, float | None, float]:
     """Compiles in the background, so that a stop asked for meanwhile is honoured at once: (fn,
     FLOPs, s)."""
     result: list[Any] = []
@@ -221,4 +233,6 @@ def _compile(function: Any, arguments: tuple, stop: StopRequest) -> tuple[Any, f
         raise result[0]
     analysis = result[0].cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return result[0], analysis.get("flops"), time.perf_counter() - began
+    flops = analysis.get("flops")
+    # XLA counts one device's share.
+    return result[0], flops and flops * devices, time.perf_counter() - began

@@ -31,7 +31,9 @@ def ddim(schedule: NoiseSchedule, *, eta: float = 0.0) -> Sampler:
         variance = at_step(schedule.posterior_variance, t, ndim)
         # 1-ᾱ_{t-1} as β̃_t (1-ᾱ_t)/β_t: no subtraction from 1.
         previous_noise_variance = variance * noise_scale**2 / at_step(schedule.beta, t, ndim)
-        direction = jnp.sqrt(jnp.maximum(previous_noise_variance - eta**2 * variance, 0.0))
+        left = previous_noise_variance - eta**2 * variance
+        # Zero at the last step, where the square root has no gradient: keep it away from 0.
+        direction = jnp.where(left > 0, jnp.sqrt(jnp.where(left > 0, left, 1.0)), 0.0)
         x_s = (
             jnp.sqrt(at_step(schedule.alpha_bar_prev, t, ndim)) * x_0_hat + direction * epsilon_hat
         )

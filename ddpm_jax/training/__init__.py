@@ -1,7 +1,7 @@
 """Training: the state, the step, devices, checkpoints and the loop. Optax and Orbax do what they do
 best."""
 
-from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.checkpoints import Checkpoints, CheckpointWriteError
 from ddpm_jax.training.ema import ema_decay_at, update_ema
 from ddpm_jax.training.loop import Hook, NonFiniteError, StopRequest, train_loop
 from ddpm_jax.training.manifest import DamagedCheckpointError, MismatchedCheckpointError
@@ -11,6 +11,7 @@ from ddpm_jax.training.state import TrainState, init_state
 from ddpm_jax.training.step import make_train_step
 
 __all__ = [
+    "CheckpointWriteError",
     "Checkpoints",
     "DamagedCheckpointError",
     "DataParallel",

@@ -32,6 +32,11 @@ from ddpm_jax.training.manifest import (
 )
 from ddpm_jax.types import PyTree
 
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; those before it are untouched."""
+
+
 T = TypeVar("T")
 INCOMING = "incoming-"
 
@@ -94,17 +99,26 @@ class Checkpoints:
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving `state`; returns once it may be changed, and writes on in the background.
 
-        Waits for the save before it, whose failure (a full disk) surfaces here as OSError or what
-        Orbax raised. A step that is already saved is left as it is.
+        Waits for the save before it; had that one failed, a warning says so and this one is tried
+        all the same. A step that is already saved is left as it is.
+
+        Raises CheckpointWriteError when it fails at once; what fails later, `wait` raises.
         """
-        self.wait()
+        try:
+            self.wait()
+        except CheckpointWriteError as error:
+            warnings.warn(f"{error} Trying again at step {step}.", stacklevel=2)
         if (self.folder / str(step)).exists():
             return
         tree = _as_tree(_raw(state))
         incoming = self.folder / f"{INCOMING}{step}"
-        shutil.rmtree(incoming, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._orbax.save(incoming, args=ocp.args.StandardSave(tree))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep(step)
+            self._orbax.save(incoming, args=ocp.args.StandardSave(tree))
+        except Exception as error:
+            self._sweep(step)
+            raise CheckpointWriteError(_failure(self.folder, step, error)) from error
         self._pending = self._thread.submit(self._finish, incoming, step, describe_tree(tree))
 
     def _finish(self, incoming: Path, step: int, tree: dict) -> None:
@@ -112,9 +126,10 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             write_manifest(incoming, tree, step)
             incoming.rename(self.folder / str(step))
-        except BaseException:
-            shutil.rmtree(incoming, ignore_errors=True)
-            raise
+        # A full disk reaches us as whatever TensorStore makes of it, a ValueError as a rule.
+        except Exception as error:
+            self._sweep(step)
+            raise CheckpointWriteError(_failure(self.folder, step, error)) from error
         for old in self.steps()[: -self.keep]:
             # Renamed first: a kill inside the removal must not leave half a step under a final
             # name.
@@ -122,8 +137,13 @@ class Checkpoints:
             (self.folder / str(old)).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
+    def _sweep(self, step: int) -> None:
+        """Removes what a failed or killed save of this step left: Orbax's own folders too."""
+        for leftover in (f"{INCOMING}{step}", *self.folder.glob(f"{INCOMING}{step}.*")):
+            shutil.rmtree(self.folder / leftover, ignore_errors=True)
+
     def wait(self) -> None:
-        """Waits until the save under way is complete; raises what it failed with."""
+        """Waits until the save under way is complete; CheckpointWriteError if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -227,3 +247,11 @@ def _data_sharding(key):
 def _key_impl(key):
     # A ShapeDtypeStruct does not say which generator its keys are of: JAX's default then.
     return jax.random.key_impl(key) if isinstance(key, jax.Array) else None
+
+
+def _failure(folder: Path, step: int, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return (
+        f"the checkpoint of step {step} could not be written to {folder} "
+        f"({type(error).__name__}: {first}); the ones before it are untouched."
+    )

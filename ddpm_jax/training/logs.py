@@ -45,7 +45,7 @@ class RunLog:
         self._file = self.path.open("a", buffering=1)
         self._board = SummaryWriter(
             str(Path(folder) / "tensorboard"),
-            purge_step=resume_step + 1 if resume_step else None,  # type: ignore[arg-type]
+            purge_step=resume_step + 1,
         )
 
     def __enter__(self) -> RunLog:
@@ -54,6 +54,10 @@ class RunLog:
     def __exit__(self, *exc_info) -> None:
         self._file.close()
         self._board.close()
+
+    def has(self, kind: str, step: int) -> bool:
+        """Whether there is a record of this kind at this step."""
+        return any(r["kind"] == kind and r["step"] == step for r in read_jsonl(self.path))
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes one record of this kind ("train", "heldout", …) at this step."""

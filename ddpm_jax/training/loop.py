@@ -24,7 +24,7 @@ class NonFiniteError(RuntimeError):
 
     Attributes:
         step: the last of those steps.
-        metric: "loss" or "grad_norm", whichever was not finite there.
+        metric: "loss", "grad_norm" or "update", the first that was not finite there.
         recent: the metrics of the steps in the last chunks, for a dump.
     """
 
@@ -127,7 +127,8 @@ def train_loop(
             recent = [*recent[-99:], row]
             bad_steps = 0 if row["finite"] else bad_steps + 1
             if bad_steps >= max_bad_steps:
-                metric = "grad_norm" if np.isfinite(row["loss"]) else "loss"
+                bad = [name for name in ("loss", "grad_norm") if not np.isfinite(row[name])]
+                metric = bad[0] if bad else "update"
                 raise NonFiniteError(first + i + 1, metric, bad_steps, recent)
 
     while step < num_steps and not should_stop():

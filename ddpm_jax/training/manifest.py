@@ -45,6 +45,10 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
+def _digest_of(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
 def write_manifest(folder: Path, tree: dict[str, list[Any]], step: int) -> None:
     """Writes the manifest of a finished folder and flushes it to the disk."""
     files = {
@@ -53,7 +57,8 @@ def write_manifest(folder: Path, tree: dict[str, list[Any]], step: int) -> None:
         if path.is_file()
     }
     with (folder / NAME).open("w") as file:
-        json.dump({"step": step, "tree": tree, "files": files}, file, indent=1)
+        body = {"step": step, "tree": tree, "files": files}
+        json.dump({"sha256": _digest_of(body), **body}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
@@ -68,8 +73,11 @@ def verify_manifest(folder: Path) -> dict[str, list[Any]]:
     try:
         manifest = json.loads(path.read_text())
         tree, files = dict(manifest["tree"]), dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        intact = manifest.pop("sha256") == _digest_of(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read ({error!r}).") from error
+    if not intact:
+        raise DamagedCheckpointError(f"{path} does not have the content that was written.")
     for name, wanted in files.items():
         file = folder / name
         try:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
@@ -98,11 +98,10 @@ class DataParallel:
             )
 
     @functools.cached_property
-    def mesh(self) -> jax.sharding.Mesh:
+    def mesh(self) -> Mesh:
         """The devices in a row, as a mesh with the axis "data"."""
-        return jax.make_mesh(
-            (len(self.devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=self.devices
-        )
+        # Not jax.make_mesh: on TPU boards it reorders the devices, and pmap would not follow.
+        return Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raises ValueError unless the global batch splits evenly over the devices."""
@@ -177,7 +176,14 @@ def choose_devices(
 
     Raises ValueError when more devices are asked for than there are.
     """
-    available = jax.local_devices() if available is None else available
+    if available is None:
+        try:
+            available = jax.local_devices()
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"JAX found no device to run on ({error}). Install the extra for yours ([cuda13], "
+                "[cuda12], [tpu]), or unset JAX_PLATFORMS to use the CPU."
+            ) from error
     if count is not None and not 1 <= count <= len(available):
         raise ValueError(
             f"the number of devices must be in 1..{len(available)}, the {available[0].platform} "
