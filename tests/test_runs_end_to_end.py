@@ -173,7 +173,7 @@ def test_a_changed_config_is_refused(whole):
         (["--network.attention-resolutions=16"], "attention_resolutions"),
         (["--diffusion.schedule=linear", "--diffusion.beta-start=0.7"], "beta_start"),
         (["--optimizer.learning-rate=-1"], "peak"),
-        (["--data.name=folder"], "--data.path"),
+        (["--data.name=folder"], "--data.name folder"),
         (["--report.final-count=0"], "--report.final-count"),
         (["--report.final-steps=21"], "num_steps"),
         (["--report.sample-steps=8", "--report.spacing=uniform"], "whole stride"),
