@@ -23,7 +23,7 @@ from ddpm_jax.runs.digits_report import train_digits
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/digits"),
-    num_steps=3600,
+    num_steps=4000,
     batch_size=32,
     data=DataConfig(name="digits"),
     # More channels than groups: a group of one channel would normalise the time embedding away.
