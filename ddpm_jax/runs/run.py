@@ -44,8 +44,7 @@ class Run:
         if kept > 0.05:
             warnings.warn(
                 f"x_T keeps {kept:.0%} of x_0 (√ᾱ_T = {kept:.3f}), and sampling starts from pure "
-                f"noise. "
-                "β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
+                "noise. β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
                 stacklevel=2,
             )
         self._heldout_fn = jax.jit(self.model.heldout_losses)
