@@ -45,7 +45,7 @@ def simple_loss(
         raise ValueError(
             f"simple_loss: the network returned shape {jnp.shape(output)} for inputs of shape "
             f"{jnp.shape(x_0)}. L_simple trains the prediction alone; split off learned variances "
-            f"first."
+            "first."
         )
     wanted = training_target(schedule, x_0, t, noise, target=target)
     # float32 before the difference: a bfloat16 output would round the error it is meant to measure.

@@ -165,10 +165,8 @@ def split_output(output: Array, x_t: Array, variance: Variance) -> tuple[Array, 
     if jnp.shape(output) != expected:
         raise ValueError(
             f"with variance={variance!r} and x_t of shape {jnp.shape(x_t)} the network's output "
-            f"must "
-            f"have shape {expected}, got {jnp.shape(output)}. A learned variance doubles the "
-            f"output "
-            "channels (out_channels = 2C); a fixed one does not."
+            f"must have shape {expected}, got {jnp.shape(output)}. A learned variance doubles the "
+            "output channels (out_channels = 2C); a fixed one does not."
         )
     if not is_learned(variance):
         return output, None
@@ -199,8 +197,7 @@ def reverse_variance(
         if variance_output is None:
             raise ValueError(
                 f"reverse_variance with variance={variance!r} needs variance_output, the half of "
-                f"the "
-                "network's output that speaks of the variance; got None."
+                "the network's output that speaks of the variance; got None."
             )
         log_variance = variance_output
         if variance == "learned_range":

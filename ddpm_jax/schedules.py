@@ -150,7 +150,7 @@ def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
     if not inside.all():
         worst = int(np.argmin(inside))
         raise ValueError(
-            f"schedule_from_beta needs every β in (0, 1), of which only the last may be 1; got "
+            "schedule_from_beta needs every β in (0, 1), of which only the last may be 1; got "
             f"β[{worst}] = {beta[worst]}. A step that adds no noise can be left out of the table."
         )
     with np.errstate(divide="ignore"):
@@ -239,8 +239,7 @@ def warmup_schedule(
     if not 0 <= warmup_fraction <= 1:
         raise ValueError(
             f"warmup_schedule needs 0 <= warmup_fraction <= 1, got {warmup_fraction}. It is a "
-            f"share of "
-            "the steps: 0.1 for warmup10, 0.5 for warmup50."
+            "share of the steps: 0.1 for warmup10, 0.5 for warmup50."
         )
     beta = np.full(num_timesteps, beta_end)
     rise = int(num_timesteps * warmup_fraction)
@@ -365,8 +364,7 @@ def spaced_timesteps(
             near = sorted({-(-T // c) for c in range(1, T + 1)}, key=lambda n: (abs(n - S), n))[:2]
             raise ValueError(
                 f"spaced_timesteps: no whole stride picks exactly {S} of {T} steps. Use {near[0]} "
-                f"or "
-                f"{near[1]} steps, or the spacing 'fractional', 'leading' or 'trailing'."
+                f"or {near[1]} steps, or the spacing 'fractional', 'leading' or 'trailing'."
             )
         steps = np.arange(0, T, strides[0])
     elif spacing == "quadratic":

@@ -57,8 +57,7 @@ def bcast_right(x: ArrayLike, ndim: int) -> Array:
     if x.ndim > ndim:
         raise ValueError(
             f"bcast_right cannot fit shape {x.shape} into {ndim} axes: it appends axes and drops "
-            f"none. "
-            "Per-example values have shape [B] (or []), and events [B, ...]."
+            "none. Per-example values have shape [B] (or []), and events [B, ...]."
         )
     return jnp.reshape(x, x.shape + (1,) * (ndim - x.ndim))
 

@@ -148,7 +148,7 @@ def _class_labels(folder: Path, files: list[ImageFile]) -> tuple[np.ndarray, int
     for file in files:
         if "/" not in file.name:
             raise ValueError(
-                f"load_folder(class_folders=True) needs every image in a folder of its class, but "
+                "load_folder(class_folders=True) needs every image in a folder of its class, but "
                 f"{folder / file.name} is in none."
             )
     names = [file.name.split("/", 1)[0] for file in files]

@@ -43,7 +43,7 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool) -> Array:
         )
     if keys.shape != x.shape[:1]:
         raise ValueError(
-            f"prepare_images needs one key an example, keys [B] for images [B, H, W, C], got keys "
+            "prepare_images needs one key an example, keys [B] for images [B, H, W, C], got keys "
             f"{keys.shape} for images {x.shape}."
         )
     mirrored = jax.vmap(jax.random.bernoulli)(keys)

@@ -203,8 +203,7 @@ def from_json(kind: type, values: dict[str, Any], where: str = "config.json") ->
     if unknown or missing:
         raise ValueError(
             f"{where} does not describe a {kind.__name__} of this version: unknown fields "
-            f"{unknown}, "
-            f"missing fields {missing}. Use the version of ddpm_jax that wrote it."
+            f"{unknown}, missing fields {missing}. Use the version of ddpm_jax that wrote it."
         )
     return kind(**{name: _typed(hints[name], v, f"{where}: {name}") for name, v in values.items()})
 

@@ -25,8 +25,7 @@ def train_digits(config: TrainConfig) -> None:
     if config.data.name != "digits":
         raise ValueError(
             f"the table of this study is about digits, got --data.name {config.data.name}. Train "
-            f"other data "
-            "with their own script: train_mnist.py, train_cifar.py, …"
+            "other data with their own script: train_mnist.py, train_cifar.py, …"
         )
     train(config, finish=report_digits)
 

@@ -41,8 +41,7 @@ class RunDirectory:
         except OSError as error:
             raise RunDirectoryError(
                 f"the run directory {self.root} cannot be written ({error.strerror}). Choose "
-                f"another "
-                "with --run-dir."
+                "another with --run-dir."
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,8 +51,7 @@ class RunDirectory:
             lock.close()
             raise RunDirectoryError(
                 f"the run directory {self.root} is in use by process {holder}. Wait for it, stop "
-                f"it "
-                "(it saves on SIGTERM), or choose another with --run-dir."
+                "it (it saves on SIGTERM), or choose another with --run-dir."
             ) from error
         lock.seek(0)
         lock.truncate()
@@ -115,8 +113,7 @@ class RunDirectory:
         except FileNotFoundError as error:
             raise RunDirectoryError(
                 f"{self.root} is not a run directory: it has no config.json. Name the folder that "
-                f"a "
-                "training script was given as --run-dir."
+                "a training script was given as --run-dir."
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunDirectoryError(

@@ -57,8 +57,7 @@ class Feed:
             if (chunk.step, len(chunk.images)) != (step, count):
                 raise RuntimeError(
                     f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where "
-                    f"training is "
-                    f"at {step} (+{count})."
+                    f"training is at {step} (+{count})."
                 )
             batch = {"image": self._filled(chunk.images)}
         return self.run.parallel.place_batches({**batch, "index": self.place})

@@ -75,7 +75,7 @@ class Run:
         return (
             f"{self.train_data.name}: {len(self.train_data.images):,} images of "
             f"{'×'.join(map(str, self.model.image_shape))}, {len(self.heldout_data.images):,} "
-            f"held out\n"
+            "held out\n"
             f"{count_parameters(state.params):,} parameters, batch {c.batch_size}, {cost}, "
             f"{c.num_steps:,} steps on {len(devices)} × {devices[0].device_kind} "
             f"({self.parallel.backend})"
@@ -193,14 +193,13 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
     if not 0 <= config.devices.resident_gib < 2**20:
         raise ValueError(
-            f"--devices.resident-gib must be a number of GiB from 0, got "
+            "--devices.resident-gib must be a number of GiB from 0, got "
             f"{config.devices.resident_gib}."
         )
     if not 0 <= config.optimizer.ema_decay < 1:
         raise ValueError(
             f"--optimizer.ema-decay must be in [0, 1), got {config.optimizer.ema_decay}. At 1 the "
-            f"average "
-            "would never move."
+            "average would never move."
         )
     for name, value in vars(config.report).items():
         if isinstance(value, int) and value < 0:

@@ -90,7 +90,7 @@ def sample(config: SampleConfig) -> None:
     if state is None:
         raise RunDirectoryError(
             f"{config.run_dir} has no checkpoint yet. Train for at least one checkpoint interval "
-            f"first."
+            "first."
         )
     step = int(state.step)
     steps = sampler.num_steps
@@ -170,5 +170,5 @@ def _prepare(out: Path) -> None:
     except OSError as error:
         raise RunDirectoryError(
             f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
-            f"--out."
+            "--out."
         ) from error

@@ -20,7 +20,7 @@ def ddim(schedule: NoiseSchedule, *, eta: float = 0.0) -> Sampler:
     if not 0.0 <= eta <= 1.0:
         raise ValueError(
             f"ddim needs 0 <= eta <= 1, got {eta}. 0 is deterministic; 1 has DDPM's posterior "
-            f"variance."
+            "variance."
         )
 
     def step(denoise, x_t, t, noise, state):

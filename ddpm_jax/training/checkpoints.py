@@ -191,7 +191,7 @@ class Checkpoints:
                 + "\n  ".join(damaged)
                 + "\nNothing was changed. Put "
                 f"the files back, or start again in another run directory ({self.folder.parent} "
-                f"is kept)."
+                "is kept)."
             )
         return None
 

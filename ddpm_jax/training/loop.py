@@ -31,10 +31,8 @@ class NonFiniteError(RuntimeError):
     def __init__(self, step: int, metric: str, count: int, recent: list[dict[str, float]]):
         super().__init__(
             f"{metric} was not finite at step {step}, the {count}th step in a row. None of these "
-            f"steps "
-            "changed the parameters; the last checkpoint is good. Lower the learning rate, look "
-            "at the "
-            "data, or compute in float32 (--network.dtype float32)."
+            "steps changed the parameters; the last checkpoint is good. Lower the learning rate, "
+            "look at the data, or compute in float32 (--network.dtype float32)."
         )
         self.step, self.metric, self.recent = step, metric, recent
 

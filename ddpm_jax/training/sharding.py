@@ -87,14 +87,13 @@ class DataParallel:
     def __post_init__(self):
         if self.backend not in ("jit", "pmap", "shard_map"):
             raise ValueError(
-                f"DataParallel knows the backends 'jit', 'pmap' and 'shard_map', got "
+                "DataParallel knows the backends 'jit', 'pmap' and 'shard_map', got "
                 f"{self.backend!r}."
             )
         if not self.devices or (self.backend == "jit" and len(self.devices) != 1):
             raise ValueError(
                 f"DataParallel with backend {self.backend!r} got {len(self.devices)} devices. "
-                f"'jit' runs "
-                "on one; 'pmap' and 'shard_map' on one or more."
+                "'jit' runs on one; 'pmap' and 'shard_map' on one or more."
             )
 
     @functools.cached_property
@@ -108,8 +107,7 @@ class DataParallel:
         if batch_size < 1 or batch_size % len(self.devices):
             raise ValueError(
                 f"batch_size {batch_size} does not split evenly over {len(self.devices)} devices. "
-                f"Use a "
-                f"multiple of {len(self.devices)}, or fewer devices (--devices.count)."
+                f"Use a multiple of {len(self.devices)}, or fewer devices (--devices.count)."
             )
 
     def replicate(self, tree: PyTree) -> PyTree:
@@ -187,7 +185,7 @@ def choose_devices(
     if count is not None and not 1 <= count <= len(available):
         raise ValueError(
             f"the number of devices must be in 1..{len(available)}, the {available[0].platform} "
-            f"devices here; "
+            "devices here; "
             f"got {count}. JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
         )
     devices = tuple(available[:count])

@@ -56,7 +56,7 @@ def make_train_step(
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(
             f"make_train_step needs 0 <= ema_decay < 1, got {ema_decay}. At 1 the average would "
-            f"never move."
+            "never move."
         )
 
     def train_step(state: TrainState, batch: Batch, axis_name: str | None = None):
