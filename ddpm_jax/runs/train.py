@@ -117,8 +117,6 @@ def _steps(
         compiled, flops, seconds = _compile(
             chunk_fn, (state, *arguments), stop, len(run.parallel.devices)
         )
-        if compiled is None:
-            return state
         say(run.describe(state, flops))
         say(f"compiled in {duration(seconds)}")
         meter = Meter(config, progress, flops)

@@ -148,10 +148,6 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def busy(self) -> bool:
-        """Whether a save is still being written."""
-        return self._pending is not None and not self._pending.done()
-
     def restore(self, like: T, step: int | None = None) -> T | None:
         """Restores the newest intact checkpoint (or that of `step`) into the shape and placement of
         `like`.
