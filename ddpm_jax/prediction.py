@@ -15,6 +15,7 @@ the other where a formula without a division by √ᾱ exists, so v and x_0 stay
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -24,9 +25,14 @@ from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, Denoiser, bcast_right
 
 Target = Literal["epsilon", "x_0", "v", "previous_mean", "score"]
-Variance = Literal["fixed_large", "fixed_small", "learned", "learned_range"]
+VarianceKind = Literal["fixed_large", "fixed_small", "learned", "learned_range"]
+Variance = VarianceKind | Array
+"""A kind by its name, or a table of log σ_t² [T] (a log-variance for each step of the schedule)."""
+Threshold = Callable[[Array], Array]
+Clip = bool | Threshold
+"""What is done to x̂_0 [B, ...]: True clips to [-1, 1], False nothing, a function anything else."""
 TARGETS: tuple[Target, ...] = ("epsilon", "x_0", "v", "previous_mean", "score")
-VARIANCES: tuple[Variance, ...] = ("fixed_large", "fixed_small", "learned", "learned_range")
+VARIANCES: tuple[VarianceKind, ...] = ("fixed_large", "fixed_small", "learned", "learned_range")
 
 
 class ReverseStep(NamedTuple):
@@ -44,15 +50,51 @@ def check_target(name: str, target: str) -> None:
         raise ValueError(f"{name} knows the targets {TARGETS}, got {target!r}.")
 
 
-def check_variance(name: str, variance: str) -> None:
-    """Raises ValueError, in the name of the call, unless `variance` is one of VARIANCES."""
-    if variance not in VARIANCES:
-        raise ValueError(f"{name} knows the variances {VARIANCES}, got {variance!r}.")
+def check_variance(name: str, variance: Variance) -> None:
+    """Raises ValueError, in the name of the call, unless `variance` is a kind or a table."""
+    if not isinstance(variance, str):
+        if jnp.ndim(variance) != 1:
+            raise ValueError(
+                f"{name} needs a table of log-variances of shape [T], got shape "
+                f"{jnp.shape(variance)}. `optimal_log_variance` makes one."
+            )
+    elif variance not in VARIANCES:
+        raise ValueError(
+            f"{name} knows the variances {VARIANCES}, or a table of log σ_t² [T]; got {variance!r}."
+        )
 
 
-def is_learned(variance: str) -> bool:
+def is_learned(variance: Variance) -> bool:
     """Whether this kind of variance takes half of the network's output channels."""
-    return variance in ("learned", "learned_range")
+    return isinstance(variance, str) and variance in ("learned", "learned_range")
+
+
+def threshold_x_0(x_0_hat: Array, clip: Clip) -> Array:
+    """x̂_0 [B, ...] clipped to [-1, 1], left as it is, or passed through a function."""
+    if callable(clip):
+        return clip(x_0_hat)
+    return jnp.clip(x_0_hat, -1.0, 1.0) if clip else x_0_hat
+
+
+def dynamic_threshold(percentile: float = 99.5) -> Threshold:
+    """x̂_0 → clip(x̂_0, -s, s)/s, s the larger of 1 and the percentile of |x̂_0| in each example.
+
+    Strong guidance pushes x̂_0 out of [-1, 1]; this pulls it back without saturating whole regions
+    (Saharia et al. 2022, 2205.11487, §2.3). Raises ValueError unless 0 < percentile <= 100.
+    """
+    if not 0.0 < percentile <= 100.0:
+        raise ValueError(
+            f"dynamic_threshold needs 0 < percentile <= 100, got {percentile}. Imagen uses 99.5."
+        )
+
+    def threshold(x_0_hat: Array) -> Array:
+        size = jnp.abs(x_0_hat).reshape(x_0_hat.shape[0], -1)
+        limit = bcast_right(
+            jnp.maximum(jnp.percentile(size, percentile, axis=1), 1.0), x_0_hat.ndim
+        )
+        return jnp.clip(x_0_hat, -limit, limit) / limit
+
+    return threshold
 
 
 def predict_x_0(
@@ -190,9 +232,18 @@ def reverse_variance(
     §3.2)
     learned        exp(variance_output)
     learned_range  exp(f log β_t + (1-f) log β̃_t), f = (variance_output + 1)/2    (iDDPM Eq. 15)
+    a table [T]    exp(table[t]): log-variances, one for each step of this schedule
     """
     check_variance("reverse_variance", variance)
     ndim = len(shape)
+    if not isinstance(variance, str):
+        if jnp.shape(variance) != (schedule.num_timesteps,):
+            raise ValueError(
+                f"reverse_variance got a table of log-variances for {jnp.shape(variance)[0]} steps "
+                f"with a schedule of {schedule.num_timesteps}. Make the table for this schedule."
+            )
+        log_variance = jnp.broadcast_to(at_step(variance, t, ndim), shape)
+        return jnp.exp(log_variance), log_variance
     if is_learned(variance):
         if variance_output is None:
             raise ValueError(
@@ -225,28 +276,33 @@ def p_mean_variance(
     *,
     target: Target = "epsilon",
     variance: Variance = "fixed_large",
-    clip: bool = True,
+    clip: Clip = True,
 ) -> ReverseStep:
     """p_θ(x_{t-1} | x_t) from a network's output at x_t [B, ...], t [B]  (Ho et al. 2020, Eqs. 7,
     11).
 
-    The mean is μ̃_t(x̂_0, x_t), with x̂_0 clipped to [-1, 1] when `clip` (the authors' code does;
-    the paper does not say). For a learned variance the last axis of `output` holds prediction and
+    The mean is μ̃_t(x̂_0, x_t), with x̂_0 clipped to [-1, 1] when `clip` is True (the authors' code
+    does; the paper does not say), or passed through `clip` when that is a function. For a learned variance the last axis of `output` holds prediction and
     variance, [..., 2C]. Raises ValueError for unknown kinds and for an output of the wrong shape.
     """
     prediction, variance_output = split_output(output, x_t, variance)
     x_0_hat = predict_x_0(schedule, prediction, x_t, t, target=target)
-    if clip:
-        x_0_hat = jnp.clip(x_0_hat, -1.0, 1.0)
-        mean = posterior_mean(schedule, x_0_hat, x_t, t)
-    elif target == "previous_mean":
+    if target == "previous_mean" and clip is False:
         mean = prediction
     else:
+        x_0_hat = threshold_x_0(x_0_hat, clip)
         mean = posterior_mean(schedule, x_0_hat, x_t, t)
     value, log_variance = reverse_variance(
         schedule, t, mean.shape, variance=variance, variance_output=variance_output
     )
     return ReverseStep(mean, value, log_variance, x_0_hat)
+
+
+def schedule_rows(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
+    """Which steps of the schedule feed the network these numbers; T, past the end, where none does."""
+    fed = jnp.asarray(schedule.timesteps)
+    near = jnp.minimum(jnp.searchsorted(fed, timesteps), fed.size - 1)
+    return jnp.where(fed[near] == timesteps, near, fed.size)
 
 
 def make_denoiser(
@@ -255,7 +311,7 @@ def make_denoiser(
     *,
     target: Target = "epsilon",
     variance: Variance = "fixed_large",
-    clip: bool = True,
+    clip: Clip = True,
 ) -> Denoiser:
     """Turns a network into a denoiser: `(x_t, t) -> x̂_0`, t being what the network is fed.
 
@@ -268,14 +324,11 @@ def make_denoiser(
     check_variance("make_denoiser", variance)
 
     def denoise(x_t: Array, t: Array):
-        fed = jnp.asarray(schedule.timesteps)
-        near = jnp.minimum(jnp.searchsorted(fed, t), fed.size - 1)
-        row = jnp.where(fed[near] == t, near, fed.size)
+        row = schedule_rows(schedule, t)
         output = apply_fn(x_t, jnp.asarray(t))
         prediction, variance_output = split_output(output, x_t, variance)
         x_0_hat = predict_x_0(schedule, prediction, x_t, row, target=target)
-        if clip:
-            x_0_hat = jnp.clip(x_0_hat, -1.0, 1.0)
+        x_0_hat = threshold_x_0(x_0_hat, clip)
         return x_0_hat if variance_output is None else (x_0_hat, variance_output)
 
     return denoise

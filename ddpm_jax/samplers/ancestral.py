@@ -16,10 +16,16 @@ def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") ->
     """x_{t-1} = μ̃_t(x̂_0, x_t) + σ_t z, with no noise at the last step (Ho et al. 2020, Algorithm
     2).
 
-    σ_t² is β_t (fixed_large), β̃_t (fixed_small), or learned: then the denoiser must return the pair
+    σ_t² is β_t (fixed_large), β̃_t (fixed_small), from a table of log-variances for this schedule
+    (`optimal_log_variance`), or learned: then the denoiser must return the pair
     `(x̂_0, variance_output)`, and the range is that of this schedule, respaced or not (iDDPM §4).
     """
     check_variance("ancestral", variance)
+    if not isinstance(variance, str) and jnp.shape(variance)[0] != schedule.num_timesteps:
+        raise ValueError(
+            f"ancestral got log-variances for {jnp.shape(variance)[0]} steps with a schedule of "
+            f"{schedule.num_timesteps}. Make the table for the schedule that is sampled on."
+        )
 
     def step(denoise, x_t, t, noise, state):
         denoised = denoise(x_t, schedule.timesteps[t])

@@ -1,0 +1,38 @@
+"""Zero terminal SNR: a schedule stretched until nothing of x_0 is left in x_T (Lin et al. 2023)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ddpm_jax.schedules.table import NoiseSchedule, build_tables
+
+
+def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Shifts and scales √ᾱ: its last value becomes 0, its first stays (Lin et al. 2023, Alg. 1).
+
+        √ᾱ'_t = (√ᾱ_t - √ᾱ_{T-1}) √ᾱ_0 / (√ᾱ_0 - √ᾱ_{T-1})
+
+    Training and sampling then agree about x_T, which is pure noise in both. ε and the score say
+    nothing about x_0 at the last step: train with the target v or x_0, and sample on a grid that
+    includes the last step (spacing "trailing" or "fractional"). A host function; timesteps stay.
+
+    Raises ValueError for a process of one step, which has nothing to stretch.
+    """
+    if schedule.num_timesteps < 2:
+        raise ValueError(
+            "rescale_zero_terminal_snr needs a schedule of 2 steps or more, got one of "
+            f"{schedule.num_timesteps}: its first √ᾱ stays and its last becomes 0."
+        )
+    signal = np.asarray(schedule.signal_scale, dtype=np.float64)
+    noise = np.asarray(schedule.noise_scale, dtype=np.float64)
+    # Both tables are known to relative precision: log ᾱ from 1-ᾱ where that is the small one.
+    with np.errstate(divide="ignore"):
+        log_alpha_bar = np.where(noise < signal, np.log1p(-(noise**2)), 2.0 * np.log(signal))
+    signal = np.exp(0.5 * log_alpha_bar)
+    first, last = signal[0], signal[-1]
+    # log(√ᾱ'_t/√ᾱ_t), exactly 0 at t = 0: 1-ᾱ_0 keeps its digits.
+    drop = last * (signal[:-1] - first) / (signal[:-1] * (first - last))
+    log_stretch = np.append(np.log1p(drop), -np.inf)
+    log_alpha_bar = log_alpha_bar + 2.0 * log_stretch
+    beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
+    return build_tables(beta, log_alpha_bar, np.asarray(schedule.timesteps), schedule.beta.dtype)
