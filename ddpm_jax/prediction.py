@@ -282,8 +282,9 @@ def p_mean_variance(
     11).
 
     The mean is μ̃_t(x̂_0, x_t), with x̂_0 clipped to [-1, 1] when `clip` is True (the authors' code
-    does; the paper does not say), or passed through `clip` when that is a function. For a learned variance the last axis of `output` holds prediction and
-    variance, [..., 2C]. Raises ValueError for unknown kinds and for an output of the wrong shape.
+    does; the paper does not say), or passed through `clip` when that is a function. For a learned
+    variance the last axis of `output` holds prediction and variance, [..., 2C]. Raises ValueError
+    for unknown kinds and for an output of the wrong shape.
     """
     prediction, variance_output = split_output(output, x_t, variance)
     x_0_hat = predict_x_0(schedule, prediction, x_t, t, target=target)
@@ -299,7 +300,7 @@ def p_mean_variance(
 
 
 def schedule_rows(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
-    """Which steps of the schedule feed the network these numbers; T, past the end, where none does."""
+    """The steps of the schedule that feed the network these numbers; T where none does."""
     fed = jnp.asarray(schedule.timesteps)
     near = jnp.minimum(jnp.searchsorted(fed, timesteps), fed.size - 1)
     return jnp.where(fed[near] == timesteps, near, fed.size)
