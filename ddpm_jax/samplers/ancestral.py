@@ -46,4 +46,4 @@ def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") ->
         sigma = jnp.where(bcast_right(t == 0, mean.ndim), 0.0, jnp.exp(0.5 * log_variance))
         return StepResult(mean + sigma * noise, x_0_hat, state)
 
-    return Sampler(no_state, step, schedule.num_timesteps, stochastic=True)
+    return Sampler(no_state, step, schedule.num_timesteps, draws=1)

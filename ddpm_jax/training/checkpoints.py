@@ -51,8 +51,12 @@ def _raw(tree: PyTree) -> PyTree:
 
 
 def _as_tree(tree: PyTree) -> PyTree:
-    """The same leaves in dictionaries by field name, which every version of Orbax stores alike."""
-    return {name: getattr(tree, name) for name in tree.__dataclass_fields__}
+    """The same leaves in dictionaries by field name, which every version of Orbax stores alike.
+
+    Fields that hold nothing are left out: a state may gain one and still be restored.
+    """
+    fields = {name: getattr(tree, name) for name in tree.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 class Checkpoints:
@@ -197,7 +201,8 @@ class Checkpoints:
             tree = self._orbax.restore(folder, args=ocp.args.StandardRestore(_as_tree(target)))
         except Exception as error:
             raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
-        restored = type(like)(**tree)
+        empty = {n: getattr(like, n) for n in like.__dataclass_fields__ if n not in tree}  # type: ignore[attr-defined]
+        restored = type(like)(**tree, **empty)
         return jax.tree.map(
             lambda leaf, wanted: (
                 jax.random.wrap_key_data(leaf, impl=_key_impl(wanted)) if _is_key(wanted) else leaf

@@ -20,6 +20,7 @@ class TrainState:
         ema_params: their exponential moving average, which sampling and evaluation use.
         opt_state: Optax's state.
         key: the run's key; step s draws from `fold_in(key, s)`.
+        loss_state: what the loss remembers from step to step, such as a `LossHistory`; () for most.
     """
 
     step: Array
@@ -27,9 +28,12 @@ class TrainState:
     ema_params: PyTree
     opt_state: PyTree
     key: Key
+    loss_state: PyTree = ()
 
 
-def init_state(params: PyTree, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
+def init_state(
+    params: PyTree, optimizer: optax.GradientTransformation, key: Key, loss_state: PyTree = ()
+) -> TrainState:
     """The state before the first step; the average starts at the parameters themselves."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -38,4 +42,5 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, key: Key
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         key=key,
+        loss_state=loss_state,
     )
