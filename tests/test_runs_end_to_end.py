@@ -180,6 +180,12 @@ def test_a_changed_config_is_refused(whole):
         (["--optimizer.ema-decay=1"], "--optimizer.ema-decay"),
         (["--devices.resident-gib=nan"], "--devices.resident-gib"),
         (["--network.num-groups=8"], "--network.num-groups"),
+        (["--diffusion.variance=learned"], "--diffusion.loss"),
+        (["--diffusion.loss=hybrid"], "learned_range"),
+        (["--diffusion.loss=bound", "--diffusion.weighting=p2"], "--diffusion.weighting"),
+        (["--diffusion.zero-terminal-snr"], "zero-terminal-snr"),
+        (["--report.guidance=2"], "class-conditional"),
+        (["--diffusion.label-dropout=1"], "--diffusion.label-dropout"),
     ],
 )
 def test_wrong_values_get_one_clear_error(tmp_path, arguments, words):
@@ -270,6 +276,10 @@ def test_sampling_writes_single_files_on_request(whole, tmp_path):
         (["--count=0"], "--count"),
         (["--sampler=ddim", "--eta=2"], "eta"),
         (["--eta=0.5"], "--sampler ddim"),
+        (["--sampler=ddim", "--churn=5"], "--sampler heun"),
+        (["--sampler=ddim", "--variance=fixed_small"], "--sampler ancestral"),
+        (["--guidance=2"], "class-conditional"),
+        (["--label=3"], "--label 3"),
         (["--seed=4294967296"], "--seed"),
         (["--num-devices=99"], "number of devices"),
     ],

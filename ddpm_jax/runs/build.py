@@ -3,36 +3,48 @@ else."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from ddpm_jax.data import ImageDataset, prepare_images
-from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
-from ddpm_jax.losses import simple_loss, stratified_timesteps, uniform_timesteps
+from ddpm_jax.data import ImageDataset
 from ddpm_jax.nn import UNet
-from ddpm_jax.prediction import make_denoiser
-from ddpm_jax.runs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
-from ddpm_jax.samplers import Sampler, ancestral, ddim
+from ddpm_jax.optimal_variance import optimal_log_variance
+from ddpm_jax.prediction import Variance, is_learned
+from ddpm_jax.runs.config import (
+    DataConfig,
+    DiffusionConfig,
+    NetworkConfig,
+    SamplerOptions,
+    TrainConfig,
+)
+from ddpm_jax.runs.model import Model, check_diffusion
+from ddpm_jax.samplers import (
+    Sampler,
+    ancestral,
+    ddim,
+    dpm_solver_pp,
+    heun,
+    karras_timesteps,
+    predictor_corrector,
+)
 from ddpm_jax.schedules import (
     NoiseSchedule,
-    Spacing,
     constant_schedule,
     cosine_schedule,
     jsd_schedule,
     linear_schedule,
     quadratic_schedule,
+    rescale_zero_terminal_snr,
     respace,
     sigmoid_schedule,
     spaced_timesteps,
     warmup_schedule,
 )
-from ddpm_jax.training import TrainState, init_state, learning_rate_schedule, make_optimizer
-from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree
+from ddpm_jax.training import learning_rate_schedule, make_optimizer
 
 
 def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
@@ -51,9 +63,12 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
     if config.schedule not in makers:
         raise ValueError(f"--diffusion.schedule knows {sorted(makers)}, got {config.schedule!r}.")
     schedule = makers[config.schedule]()
+    if config.zero_terminal_snr:
+        schedule = rescale_zero_terminal_snr(schedule)
+    stretched = " with --diffusion.zero-terminal-snr" if config.zero_terminal_snr else ""
     if float(schedule.signal_scale[-1]) == 0.0 and config.target in ("epsilon", "score"):
         raise ValueError(
-            f"--diffusion.schedule {config.schedule} ends with nothing left of x_0, where "
+            f"--diffusion.schedule {config.schedule}{stretched} ends with nothing of x_0, where "
             f"--diffusion.target {config.target} says nothing about it. Use the target v or x_0."
         )
     return schedule
@@ -61,22 +76,57 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
 
 def build_sampler(
     schedule: NoiseSchedule,
-    name: str,
+    options: SamplerOptions,
     *,
-    num_steps: int | None = None,
-    spacing: Spacing = "fractional",
-    eta: float = 0.0,
-    variance: Any = "fixed_large",
+    variance: Variance = "fixed_large",
+    x_0_mse: np.ndarray | None = None,
 ) -> Sampler:
-    """The sampler of this name over `num_steps` of the schedule's steps, all of them when None."""
-    grid = schedule
-    if num_steps is not None:
-        grid = respace(schedule, spaced_timesteps(schedule.num_timesteps, num_steps, spacing))
-    if name == "ancestral":
-        return ancestral(grid, variance=variance)
-    if name == "ddim":
-        return ddim(grid, eta=eta)
-    raise ValueError(f"--sampler knows 'ancestral' and 'ddim', got {name!r}.")
+    """The sampler that the options name, over `num_steps` of the schedule's steps, all when None.
+
+    `variance` is the one the network was trained for, and `x_0_mse` [T] what the analytic one is
+    made from. Raises ValueError for options that do not go together.
+    """
+    grid = build_grid(schedule, options)
+    name = options.sampler
+    if options.eta and name != "ddim":
+        raise ValueError(f"--eta {options.eta:g} belongs to --sampler ddim, got {name}.")
+    if options.churn and name != "heun":
+        raise ValueError(f"--churn {options.churn:g} belongs to --sampler heun, got {name}.")
+    if options.variance is not None and name not in ("ancestral", "predictor_corrector"):
+        raise ValueError(
+            f"--variance {options.variance} belongs to --sampler ancestral, got {name}, whose "
+            "noise is its own."
+        )
+    if options.variance == "analytic":
+        if x_0_mse is None:
+            raise ValueError("the analytic variance needs the denoiser's measured errors.")
+        variance = optimal_log_variance(grid, x_0_mse)
+    elif options.variance is not None:
+        variance = options.variance
+    makers: dict[str, Callable[[], Sampler]] = {
+        "ancestral": lambda: ancestral(grid, variance=variance),
+        "ddim": lambda: ddim(grid, eta=options.eta),
+        "dpm_solver_pp": lambda: dpm_solver_pp(grid),
+        "dpm_solver_pp_sde": lambda: dpm_solver_pp(grid, sde=True),
+        "heun": lambda: heun(grid, churn=options.churn, process=schedule),
+        "predictor_corrector": lambda: predictor_corrector(
+            ancestral(grid, variance=variance), grid
+        ),
+    }
+    if name not in makers:
+        raise ValueError(f"--sampler knows {sorted(makers)}, got {name!r}.")
+    return makers[name]()
+
+
+def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedule:
+    """The steps of the schedule that a sampler with these options walks on."""
+    if options.num_steps is None:
+        return schedule
+    if options.spacing == "karras":
+        steps = karras_timesteps(schedule, options.num_steps)
+    else:
+        steps = spaced_timesteps(schedule.num_timesteps, options.num_steps, options.spacing)
+    return respace(schedule, steps)
 
 
 def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDataset:
@@ -106,8 +156,8 @@ def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDa
     raise ValueError(f"--data.name knows digits, cifar10, mnist and folder, got {config.name!r}.")
 
 
-def build_network(config: NetworkConfig, image_channels: int) -> UNet:
-    """The U-Net of a configuration, for images of so many channels.
+def build_network(config: NetworkConfig, *, out_channels: int, num_classes: int | None) -> UNet:
+    """The U-Net of a configuration, with so many output channels and classes.
 
     Raises ValueError for as many groups as channels: normalising each channel by itself takes out
     the time embedding, and such a network does not know which step it is at.
@@ -123,88 +173,35 @@ def build_network(config: NetworkConfig, image_channels: int) -> UNet:
         num_res_blocks=config.num_res_blocks,
         attention_resolutions=tuple(config.attention_resolutions),
         dropout=config.dropout,
-        out_channels=image_channels,
+        out_channels=out_channels,
         num_groups=config.num_groups,
+        num_classes=num_classes,
         dtype=jnp.dtype(config.dtype),
     )
 
 
-@dataclass(frozen=True)
-class Model:
-    """A network together with its process: what is trained, sampled and measured.
-
-    Attributes:
-        config: the run's configuration.
-        image_shape: [H, W, C].
-        schedule: the full process.
-        network: the Flax module.
-        optimizer: the Optax transformation.
-    """
-
-    config: TrainConfig
-    image_shape: tuple[int, int, int]
-    schedule: NoiseSchedule
-    network: UNet
-    optimizer: optax.GradientTransformation
-
-    def init(self) -> TrainState:
-        """The state before the first step, a function of the seed."""
-        root = jax.random.key(self.config.seed)
-        key_init, key_train = jax.random.split(root)
-        x = jnp.zeros((1, *self.image_shape))
-        params = jax.jit(self.network.init)(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
-        return init_state(params, self.optimizer, key_train)
-
-    def training_losses(self, params: PyTree, batch: Any, keys: Key) -> Array:
-        """L_simple per example [b], with t, ε, flip and dropout drawn from each example's key."""
-        key_t, key_noise, key_flip, key_dropout = split_each(keys, 4)
-        x_0 = prepare_images(batch["image"], key_flip, flip=self.config.data.flip)
-        T = self.schedule.num_timesteps
-        if self.config.diffusion.timesteps == "stratified":
-            t = stratified_timesteps(key_t, batch["index"], self.config.batch_size, T)
-        else:
-            t = uniform_timesteps(key_t, T)
-        noise = normal_per_example(key_noise, x_0.shape[1:])
-
-        apply_fn = self._bound(params, dropout_keys=key_dropout)
-        target = self.config.diffusion.target
-        return simple_loss(self.schedule, apply_fn, x_0, t, noise, target=target)
-
-    def heldout_losses(self, params: PyTree, images: Array, t: Array, keys: Key) -> Array:
-        """L_simple per example [b] at the given steps, without flip and dropout."""
-        x_0 = prepare_images(images, None, flip=False)
-        noise = normal_per_example(fold_in_each(keys, 0), x_0.shape[1:])
-
-        target = self.config.diffusion.target
-        return simple_loss(self.schedule, self._bound(params), x_0, t, noise, target=target)
-
-    def denoiser_of(self, params: PyTree, labels: Array | None) -> Denoiser:
-        """The denoiser with these parameters, as `generation.Generator` wants it."""
-        diffusion = self.config.diffusion
-        return make_denoiser(
-            self.schedule,
-            self._bound(params, label=labels),
-            target=diffusion.target,
-            clip=diffusion.clip,
-        )
-
-    def _bound(self, params: PyTree, **options: Any) -> ApplyFn:
-        """The network with its parameters and options bound: `(x_t, timesteps) -> output`."""
-
-        def apply_fn(x_t: Array, timesteps: Array) -> Any:
-            return self.network.apply({"params": params}, x_t, timesteps, **options)
-
-        return apply_fn
-
-
-def build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
+def build_model(
+    config: TrainConfig, image_shape: tuple[int, ...], num_classes: int | None
+) -> Model:
     """Everything but the data and the devices; checks the network on the image shape without
     computing.
 
     Raises ValueError for a configuration no run could use, before anything is compiled.
     """
     height, width, channels = image_shape
-    network = build_network(config.network, channels)
+    check_diffusion(config.diffusion)
+    if not config.network.class_conditional:
+        num_classes = None
+    elif num_classes is None:
+        raise ValueError(
+            "--network.class-conditional needs data with labels, and these have none. Use digits, "
+            "mnist or cifar10, or train without labels."
+        )
+    network = build_network(
+        config.network,
+        out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
+        num_classes=num_classes,
+    )
     jax.eval_shape(
         network.init, jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
     )
@@ -218,7 +215,12 @@ def build_model(config: TrainConfig, image_shape: tuple[int, ...]) -> Model:
         clip_norm=config.optimizer.clip_norm,
     )
     return Model(
-        config, (height, width, channels), build_schedule(config.diffusion), network, optimizer
+        config=config,
+        image_shape=(height, width, channels),
+        num_classes=num_classes,
+        schedule=build_schedule(config.diffusion),
+        network=network,
+        optimizer=optimizer,
     )
 
 
@@ -226,7 +228,7 @@ def fetch(dataset: Any, batch: Any) -> Any:
     """Looks up the images of a batch that holds only their places in a data set on the device."""
     if "image" in batch:
         return batch
-    return {**batch, "image": dataset["image"][batch["example"]]}
+    return {**batch, **{name: values[batch["example"]] for name, values in dataset.items()}}
 
 
 def heldout_plan(draws: int, num_images: int, num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:

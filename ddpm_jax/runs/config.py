@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ddpm_jax.prediction import Target
+from ddpm_jax.prediction import Target, VarianceKind
 from ddpm_jax.schedules import Spacing
 
 
@@ -48,6 +48,8 @@ class NetworkConfig:
     """Share of activations dropped in each residual block while training."""
     num_groups: int = 32
     """Groups of every GroupNorm; must divide all channel counts, and be fewer."""
+    class_conditional: bool = False
+    """Embed the label beside the step; some labels are dropped while training, for guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, statistics, softmax and loss stay float32."""
 
@@ -68,10 +70,25 @@ class DiffusionConfig:
     """Last β; likewise."""
     target: Target = "epsilon"
     """What the network predicts."""
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
-    """Variance of p_θ(x_{t-1} | x_t): β_t or β̃_t."""
-    timesteps: Literal["uniform", "stratified"] = "uniform"
-    """How training draws t: independently as in the paper, or spread evenly over each batch."""
+    variance: VarianceKind = "fixed_large"
+    """Variance of p_θ(x_{t-1} | x_t): β_t, β̃_t, or learned by as many more output channels."""
+    loss: Literal["simple", "hybrid", "bound"] = "simple"
+    """L_simple; L_hybrid, for a learned variance; or the variational bound itself."""
+    weighting: Literal["none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2", "bound"] = (
+        "none"
+    )
+    """Weight of L_simple over the steps; said of x_0, so it means the same for every target."""
+    min_snr_gamma: float = 5.0
+    """γ of the weighting min_snr, min(SNR, γ)."""
+    p2_gamma: float = 1.0
+    """γ of the weighting p2, SNR/(1 + SNR)^γ."""
+    timesteps: Literal["uniform", "stratified", "importance"] = "uniform"
+    """How training draws t: independently as in the paper, spread evenly over each batch, or where
+    the loss has been large."""
+    zero_terminal_snr: bool = False
+    """Stretch the schedule until nothing of x_0 is left in x_T; needs the target v or x_0."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by "none" when training a class-conditional network."""
     clip: bool = True
     """Clip x̂_0 to [-1, 1] while sampling."""
 
@@ -136,6 +153,8 @@ class ReportConfig:
     """Ancestral steps for the last sheet; None for all T."""
     spacing: Spacing = "fractional"
     """How fewer steps than T are spread."""
+    guidance: float = 1.0
+    """Classifier-free guidance of the pictures of a class-conditional network; 1 for none."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +177,36 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """Which sampler, and on which steps."""
+
+    sampler: Literal[
+        "ancestral",
+        "ddim",
+        "dpm_solver_pp",
+        "dpm_solver_pp_sde",
+        "heun",
+        "predictor_corrector",
+    ] = "ancestral"
+    """ancestral: the paper's Algorithm 2; ddim: Song, Meng, Ermon 2020; dpm_solver_pp: DPM-Solver++
+    2M (Lu et al. 2022), and its SDE form; heun: Karras et al. 2022, two evaluations a step;
+    predictor_corrector: Song et al. 2021, ancestral with one Langevin step each."""
+    num_steps: int | None = None
+    """Steps of the sampler; None for all T."""
+    spacing: Literal["fractional", "uniform", "quadratic", "leading", "trailing", "karras"] = (
+        "fractional"
+    )
+    """How fewer steps than T are spread over them."""
+    eta: float = 0.0
+    """DDIM's share of noise, 0 (none) to 1 (as much as ancestral)."""
+    churn: float = 0.0
+    """Heun's S_churn: how much noise is put back in before each step."""
+    variance: Literal["fixed_large", "fixed_small", "analytic"] | None = None
+    """Variance of ancestral steps; None for the run's own. analytic: the best fixed one, measured
+    on training data the first time it is asked for."""
 
 
 FREE_FIELDS = (

@@ -15,6 +15,7 @@ from ddpm_jax.runs import pictures
 from ddpm_jax.runs.config import TrainConfig
 from ddpm_jax.runs.console import say
 from ddpm_jax.runs.directory import write_json
+from ddpm_jax.runs.model import loss_name
 from ddpm_jax.runs.run import Run
 from ddpm_jax.runs.train import train
 from ddpm_jax.training import StopRequest, TrainState
@@ -42,6 +43,7 @@ def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
         count=count,
         # The batch of the last pictures: its program is compiled already.
         batch_size=run.config.report.final_count,
+        labels=run.model.cycled_labels(count),
         should_stop=stop,
     ).images
     gaussian = evaluation.fitted_gaussian_images(real.images, count, seed=run.config.seed)
@@ -64,14 +66,23 @@ def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
         }
     draws = run.config.report.heldout_draws
     losses = {
-        "heldout": run.heldout_loss(state.ema_params, heldout.images, draws, stop),
-        "train": run.heldout_loss(state.ema_params, real.images, draws, stop),
+        "held out": run.heldout_loss(state.ema_params, heldout, draws, stop),
+        "on training images": run.heldout_loss(state.ema_params, real, draws, stop),
     }
+    name = loss_name(run.config.diffusion)
     write_json(
         run.directory.root / "report.json",
-        {"step": int(state.step), "images_per_row": count, "l_simple": losses, "rows": table},
+        {
+            "step": int(state.step),
+            "images_per_row": count,
+            "loss": {"name": name, **{k: v.loss for k, v in losses.items()}},
+            "bits_per_dim_estimate": {k: v.bits_per_dim for k, v in losses.items()},
+            "rows": table,
+        },
     )
-    say(f"\nL_simple: {losses['heldout']:.4f} held out, {losses['train']:.4f} on training images")
+    say("")
+    for title, field in ((name, "loss"), ("bits/dim ≤", "bits_per_dim")):
+        say(f"{title}: " + ", ".join(f"{getattr(v, field):.4f} {k}" for k, v in losses.items()))
     say(f"{'':17}  Fréchet distance  classifier > 90 % sure  distance to nearest")
     say(f"{f'{count} images of':17}  to training set   (share)                 training image")
     for name, row in table.items():

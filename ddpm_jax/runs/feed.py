@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data import PrefetchedBatches
@@ -24,7 +23,9 @@ class Feed:
         self.dataset: Any = {}
         self.stream: PrefetchedBatches | None = None
         if run.resident:
-            self.dataset = run.parallel.replicate({"image": jnp.asarray(run.train_data.images)})
+            self.dataset = run.parallel.replicate(
+                self._with_labels(run.train_data.images, run.train_data.labels)
+            )
         else:
             self.stream = PrefetchedBatches(
                 run.train_data,
@@ -51,7 +52,7 @@ class Feed:
             batch = {"example": self._filled(self.indices.chunk(step, count))}
         elif peek:
             shape = (self.length, self.run.config.batch_size, *self.run.model.image_shape)
-            batch = {"image": np.zeros(shape, np.uint8)}
+            batch = self._with_labels(np.zeros(shape, np.uint8), np.zeros(shape[:2], np.int32))
         else:
             chunk = next(self.stream)
             if (chunk.step, len(chunk.images)) != (step, count):
@@ -59,8 +60,14 @@ class Feed:
                     f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where "
                     f"training is at {step} (+{count})."
                 )
-            batch = {"image": self._filled(chunk.images)}
+            batch = self._with_labels(self._filled(chunk.images), self._filled(chunk.labels))
         return self.run.parallel.place_batches({**batch, "index": self.place})
+
+    def _with_labels(self, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """The labels only where the network wants them."""
+        if self.run.model.num_classes is None:
+            return {"image": images}
+        return {"image": images, "label": labels}
 
     def _filled(self, array: np.ndarray) -> np.ndarray:
         missing = self.length - len(array)

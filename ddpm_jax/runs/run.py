@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,20 @@ from ddpm_jax.generation import Generator, Stopped
 from ddpm_jax.keys import example_keys
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.runs import pictures
-from ddpm_jax.runs.build import Model, build_model, build_sampler, heldout_plan, load_data
-from ddpm_jax.runs.config import TrainConfig
+from ddpm_jax.runs.build import build_model, build_sampler, heldout_plan, load_data
+from ddpm_jax.runs.config import SamplerOptions, TrainConfig
 from ddpm_jax.runs.console import quantity
 from ddpm_jax.runs.directory import RunDirectory
+from ddpm_jax.runs.model import Model, loss_name
 from ddpm_jax.training import TrainState, choose_devices
 from ddpm_jax.training.sharding import DataParallel
+
+
+class HeldOut(NamedTuple):
+    """What held-out data cost: the training loss, and an estimate of the bound in bits/dim."""
+
+    loss: float
+    bits_per_dim: float
 
 
 class Run:
@@ -35,7 +43,8 @@ class Run:
         self.parallel.check_batch_size(config.batch_size)
         self.train_data: ImageDataset = load_data(config.data, "train")
         self.heldout_data: ImageDataset = load_data(config.data, "heldout")
-        self.model: Model = build_model(config, self.train_data.images.shape[1:])
+        data = self.train_data
+        self.model: Model = build_model(config, data.images.shape[1:], data.num_classes)
         self.directory = RunDirectory(config.run_dir)
         platform = self.parallel.devices[0].platform
         self.max_chunk = config.devices.steps_per_dispatch or (1 if platform == "cpu" else 10)
@@ -59,6 +68,7 @@ class Run:
                 "name": self.train_data.name,
                 "fingerprint": self.train_data.fingerprint,
                 "image_shape": list(self.model.image_shape),
+                "num_classes": self.train_data.num_classes,
             }
         }
 
@@ -84,25 +94,32 @@ class Run:
     def heldout_loss(
         self,
         params: Any,
-        images: np.ndarray,
+        data: ImageDataset,
         draws: int,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> float:
+    ) -> HeldOut:
         """The mean loss over a fixed plan of images, steps and noise; Stopped when asked to."""
-        which, t = heldout_plan(draws, len(images), self.model.schedule.num_timesteps)
+        which, t = heldout_plan(draws, len(data.images), self.model.schedule.num_timesteps)
         keys = example_keys(jax.random.key(0), jnp.arange(draws, dtype=jnp.uint32))
         # No more images at once than a training step has on each device.
         size = min(256, draws, max(1, self.config.batch_size // len(self.parallel.devices)))
-        total = 0.0
+        total = np.zeros(2)
+        labels = None if self.model.num_classes is None else data.labels[which]
         for first in range(0, draws, size):
             # The last batch is moved back to stay full, and only its new part counted.
             begin = min(first, draws - size)
             part = slice(begin, begin + size)
             if should_stop():
                 raise Stopped
-            losses = self._heldout_fn(params, images[which[part]], t[part], keys[part])
-            total += float(np.sum(np.asarray(losses, np.float64)[first - begin :]))
-        return total / draws
+            losses = self._heldout_fn(
+                params,
+                data.images[which[part]],
+                None if labels is None else labels[part],
+                t[part],
+                keys[part],
+            )
+            total += np.asarray(losses, np.float64)[first - begin :].sum(axis=0)
+        return HeldOut(*(total / draws).tolist())
 
     def sheet(self, state: TrainState, step: int, should_stop: Callable[[], bool]) -> None:
         """Draws samples of the averaged parameters as they are now, by DDIM."""
@@ -115,6 +132,7 @@ class Run:
                 seed=self.config.seed,
                 count=report.sample_count,
                 batch_size=report.sample_count,
+                labels=self.model.cycled_labels(report.sample_count),
                 leave=False,
                 should_stop=should_stop,
             )
@@ -130,15 +148,12 @@ class Run:
     def sheet_generator(self) -> Generator:
         """The sampler of the sheets made on the way: DDIM, in few steps."""
         report = self.config.report
-        sampler = build_sampler(
-            self.model.schedule,
-            "ddim",
-            num_steps=min(report.sample_steps, self.model.schedule.num_timesteps),
-            spacing=report.spacing,
-        )
+        num_steps = min(report.sample_steps, self.model.schedule.num_timesteps)
+        options = SamplerOptions("ddim", num_steps=num_steps, spacing=report.spacing)
+        sampler = build_sampler(self.model.schedule, options)
         return Generator(
             sampler,
-            self.model.denoiser_of,
+            self.model.guided(report.guidance),
             self.model.image_shape,
             devices=self.parallel.devices,
             target_chunks=10,
@@ -148,15 +163,15 @@ class Run:
     def generator(self) -> Generator:
         """The sampler of the last pictures: ancestral, as in the paper."""
         report = self.config.report
+        options = SamplerOptions(num_steps=report.final_steps, spacing=report.spacing)
         sampler = build_sampler(
-            self.model.schedule,
-            "ancestral",
-            num_steps=report.final_steps,
-            spacing=report.spacing,
-            variance=self.config.diffusion.variance,
+            self.model.schedule, options, variance=self.config.diffusion.variance
         )
         return Generator(
-            sampler, self.model.denoiser_of, self.model.image_shape, devices=self.parallel.devices
+            sampler,
+            self.model.guided(report.guidance),
+            self.model.image_shape,
+            devices=self.parallel.devices,
         )
 
     def final_pictures(self, state: TrainState, should_stop: Callable[[], bool]) -> None:
@@ -169,6 +184,7 @@ class Run:
             seed=self.config.seed,
             count=report.final_count,
             batch_size=report.final_count,
+            labels=self.model.cycled_labels(report.final_count),
             frames_of=min(report.final_count, 36),
             should_stop=should_stop,
         )
@@ -176,7 +192,9 @@ class Run:
         if made.frames is not None:
             pictures.visualize.save_gif(root / "denoising.gif", made.frames)
         pictures.save_loss_curve(
-            root / "log.jsonl", root / "loss.png", f"{self.train_data.name}: L_simple"
+            root / "log.jsonl",
+            root / "loss.png",
+            f"{self.train_data.name}: {loss_name(self.config.diffusion)}",
         )
 
 

@@ -3,56 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 from PIL import Image
 
 from ddpm_jax import visualize
-from ddpm_jax.generation import Generator
+from ddpm_jax.prediction import Clip, dynamic_threshold
 from ddpm_jax.runs import pictures
-from ddpm_jax.runs.build import build_model, build_sampler
+from ddpm_jax.runs.config import SamplerOptions
 from ddpm_jax.runs.console import say
-from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
-from ddpm_jax.schedules import Spacing
-from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
+from ddpm_jax.runs.directory import write_json
+from ddpm_jax.runs.trained import RunOptions, TrainedRun
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(SamplerOptions, RunOptions):
     """Samples from a trained run."""
 
-    run_dir: Path = Path("runs/digits")
-    """The folder a training script was given as --run-dir."""
-    out: Path | None = None
-    """Where to write; None for a folder below RUN_DIR/generated named after the options."""
     count: int = 64
     """How many images."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
-    sampler: Literal["ancestral", "ddim"] = "ancestral"
-    """ancestral: the paper's Algorithm 2; ddim: Song, Meng, Ermon 2020."""
-    num_steps: int | None = None
-    """Steps of the sampler; None for all T."""
-    spacing: Spacing = "fractional"
-    """How fewer steps than T are spread over them."""
-    eta: float = 0.0
-    """DDIM's share of noise, 0 (none) to 1 (as much as ancestral)."""
-    seed: int = 0
-    """Image i depends on this and on i alone."""
-    checkpoint: int | None = None
-    """Training step to sample at; None for the newest."""
-    ema: bool = True
-    """Use the averaged parameters, as the paper does, or the last ones."""
+    threshold: Literal["clip", "dynamic", "none"] | None = None
+    """What is done to x̂_0 outside [-1, 1]; None for what the run says. dynamic: scaled back by its
+    99.5th percentile, for strong guidance."""
+    label: int | None = None
+    """The class to draw, of a class-conditional run; None for all in turn."""
+    guidance: float = 1.0
+    """Classifier-free guidance: 1 for none, more for typical images, 0 for unlabelled ones."""
     format: Literal["npz", "png", "both", "none"] = "npz"
     """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or
     both."""
     gif: bool = True
     """Also draw the way from noise to images, of the first 64."""
-    num_devices: int | None = None
-    """Devices to split each batch over; None for all. Changes speed, not the images."""
 
 
 def sample(config: SampleConfig) -> None:
@@ -66,47 +50,26 @@ def sample(config: SampleConfig) -> None:
             f"--count and --batch-size must be at least 1, got {config.count} and "
             f"{config.batch_size}."
         )
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
-    if config.sampler == "ancestral" and config.eta:
-        raise ValueError(
-            f"--eta {config.eta} belongs to --sampler ddim; ancestral sampling has no such choice."
-        )
-    directory = RunDirectory(config.run_dir)
-    train_config, facts = directory.read()
-    model = build_model(train_config, tuple(facts["data"]["image_shape"]))
-    sampler = build_sampler(
-        model.schedule,
-        config.sampler,
-        num_steps=config.num_steps,
-        spacing=config.spacing,
-        eta=config.eta,
-        variance=train_config.diffusion.variance,
-    )
-    devices = choose_devices(count=config.num_devices).devices
-    like = DataParallel("jit", devices[:1]).placeholder(jax.eval_shape(model.init))
-    with Checkpoints(directory.checkpoints, writable=False) as checkpoints:
-        state = checkpoints.restore(like, config.checkpoint)
-    if state is None:
-        raise RunDirectoryError(
-            f"{config.run_dir} has no checkpoint yet. Train for at least one checkpoint interval "
-            "first."
-        )
-    step = int(state.step)
+    run = TrainedRun(config)
+    labels = _labels(config, run)
+    sampler = run.sampler(config)
+    clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
+    clip = None if config.threshold is None else clips[config.threshold]
+    generator = run.generator(sampler, guidance=config.guidance, clip=clip)
     steps = sampler.num_steps
-    out = config.out or config.run_dir / "generated" / _name(config, steps, step)
-    _prepare(out)
+    out = run.folder(f"generated/{_name(config, steps, run.step)}")
     say(
-        f"{config.run_dir} at step {step:,}: {config.count} images, {config.sampler}, {steps} steps"
+        f"{config.run_dir} at step {run.step:,}: {config.count} images, {config.sampler}, "
+        f"{steps} steps"
     )
-    generator = Generator(sampler, model.denoiser_of, model.image_shape, devices=devices)
     made = pictures.draw_images(
         generator,
-        state.ema_params if config.ema else state.params,
+        run.params,
         "sampling",
         seed=config.seed,
         count=config.count,
         batch_size=config.batch_size,
+        labels=labels,
         frames_of=min(64, config.count) if config.gif else 0,
     )
     visualize.save_grid(out / "grid.png", made.images[:400])
@@ -127,24 +90,28 @@ def sample(config: SampleConfig) -> None:
                 out / "images" / f"{i:06d}.png"
             )
         written.append(out / "images")
+    options = ("sampler", "spacing", "eta", "churn", "variance", "threshold", "label", "guidance")
     write_json(
         out / "sampling.json",
         {
-            "run": str(config.run_dir),
-            "checkpoint_step": step,
-            "ema": config.ema,
-            "sampler": config.sampler,
+            **run.provenance(),
+            **{name: getattr(config, name) for name in options},
             "num_steps": steps,
-            "spacing": config.spacing,
-            "eta": config.eta,
-            "seed": config.seed,
             "count": config.count,
-            "device": devices[0].device_kind,
-            "jax": jax.__version__,
         },
     )
     for path in written:
         say(f"  {path}")
+
+
+def _labels(config: SampleConfig, run: TrainedRun) -> np.ndarray | None:
+    classes = run.model.num_classes
+    if config.label is None:
+        return run.model.cycled_labels(config.count)
+    if classes is None or not 0 <= config.label < classes:
+        known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
+        raise ValueError(f"--label {config.label} is not a class of this run: {known}.")
+    return np.full(config.count, config.label)
 
 
 def _name(config: SampleConfig, num_steps: int, step: int) -> str:
@@ -152,23 +119,16 @@ def _name(config: SampleConfig, num_steps: int, step: int) -> str:
     parts = [config.sampler, f"{num_steps}-steps", f"seed{config.seed}"]
     if config.num_steps is not None:
         parts.append(config.spacing)
-    if config.eta:
-        parts.append(f"eta{config.eta:g}")
+    for name in ("eta", "churn"):
+        if getattr(config, name):
+            parts.append(f"{name}{getattr(config, name):g}")
+    parts += [str(part) for part in (config.variance, config.threshold) if part is not None]
+    if config.label is not None:
+        parts.append(f"label{config.label}")
+    if config.guidance != 1.0:
+        parts.append(f"guidance{config.guidance:g}")
     if not config.ema:
         parts.append("no-ema")
     if config.checkpoint is not None:
         parts.append(f"at{step}")
     return "-".join(parts)
-
-
-def _prepare(out: Path) -> None:
-    """Makes the output folder before anything is computed; RunDirectoryError if it cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise RunDirectoryError(
-            f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
-            "--out."
-        ) from error

@@ -106,6 +106,7 @@ def _steps(
         run.model.optimizer,
         ema_decay=config.optimizer.ema_decay,
         ema_warmup=config.optimizer.ema_warmup,
+        update_loss_state=run.model.update_loss_state,
     )
     chunk_fn = run.parallel.wrap(make_chunk(train_step, fetch))
     periods = [report.heldout_every, report.sample_every, report.checkpoint_every]
@@ -137,11 +138,11 @@ def _steps(
         def measure(state, step):
             try:
                 value = run.heldout_loss(
-                    state.ema_params, run.heldout_data.images, report.heldout_draws, stop
+                    state.ema_params, run.heldout_data, report.heldout_draws, stop
                 )
             except Stopped:
                 return
-            log.write("heldout", step, loss=value)
+            log.write("heldout", step, **value._asdict())
             meter.pause()
 
         def draw(state, step):

@@ -1,0 +1,200 @@
+"""A run that has been trained, opened for sampling and studying; its folder is all it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.gaussian import q_sample
+from ddpm_jax.generation import Generator
+from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
+from ddpm_jax.prediction import Clip
+from ddpm_jax.runs.build import build_model, build_sampler, load_data
+from ddpm_jax.runs.config import SamplerOptions, TrainConfig
+from ddpm_jax.runs.console import bar
+from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
+from ddpm_jax.runs.model import Model
+from ddpm_jax.samplers import Sampler
+from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
+from ddpm_jax.types import Array, Denoiser, PyTree
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run, at which step, and where its data and devices are."""
+
+    run_dir: Path = Path("runs/digits")
+    """The folder a training script was given as --run-dir."""
+    out: Path | None = None
+    """Where to write; None for a folder below RUN_DIR named after the options."""
+    seed: int = 0
+    """Of all noise; image i depends on this and on i alone."""
+    checkpoint: int | None = None
+    """Training step to look at; None for the newest."""
+    ema: bool = True
+    """Use the averaged parameters, as the paper does, or the last ones."""
+    data_path: Path | None = None
+    """Where the data of the run lie, when that is not where they were in training."""
+    num_devices: int | None = None
+    """Devices to split each batch over; None for all. Changes speed, not the results."""
+
+
+class TrainedRun:
+    """A trained run: its model, its parameters at one step, and its data.
+
+    Raises ValueError, RunDirectoryError, DamagedCheckpointError or MismatchedCheckpointError when
+    the folder holds no run that could be used as asked.
+    """
+
+    def __init__(self, options: RunOptions):
+        if not 0 <= options.seed < 2**32:
+            raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
+        self.options = options
+        self.directory = RunDirectory(options.run_dir)
+        self.config: TrainConfig
+        self.config, self.facts = self.directory.read()
+        data = self.facts["data"]
+        self.model: Model = build_model(
+            self.config, tuple(data["image_shape"]), data.get("num_classes")
+        )
+        self.devices = choose_devices(count=options.num_devices).devices
+        like = DataParallel("jit", self.devices[:1]).placeholder(jax.eval_shape(self.model.init))
+        with Checkpoints(self.directory.checkpoints, writable=False) as checkpoints:
+            state = checkpoints.restore(like, options.checkpoint)
+        if state is None:
+            raise RunDirectoryError(
+                f"{options.run_dir} has no checkpoint yet. Train for at least one checkpoint "
+                "interval first."
+            )
+        self.step = int(state.step)
+        self.params: PyTree = state.ema_params if options.ema else state.params
+
+    def folder(self, name: str) -> Path:
+        """The output folder of a program, made now: RunDirectoryError where it cannot be."""
+        out = self.options.out or self.directory.root / name
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / ".writable").touch()
+            (out / ".writable").unlink()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the output folder {out} cannot be written ({error.strerror}). Choose another "
+                "with --out."
+            ) from error
+        return out
+
+    def provenance(self) -> dict[str, Any]:
+        """What every result of this run is to be read with."""
+        return {
+            "run": str(self.options.run_dir),
+            "data": self.facts["data"],
+            "checkpoint_step": self.step,
+            "ema": self.options.ema,
+            "seed": self.options.seed,
+            "device": self.devices[0].device_kind,
+            "jax": jax.__version__,
+        }
+
+    @functools.cached_property
+    def train_data(self) -> ImageDataset:
+        """The data the run was trained on; RunDirectoryError when they have changed since."""
+        data = self._load("train")
+        trained_on = self.facts["data"]["fingerprint"]
+        if data.fingerprint != trained_on:
+            raise RunDirectoryError(
+                f"{data.name} is not what {self.options.run_dir} was trained on (fingerprint "
+                f"{data.fingerprint}, then {trained_on}). Name the right data with --data-path."
+            )
+        return data
+
+    @functools.cached_property
+    def heldout_data(self) -> ImageDataset:
+        """The data that were held out."""
+        return self._load("heldout")
+
+    def _load(self, split: Any) -> ImageDataset:
+        config = self.config.data
+        if self.options.data_path is not None:
+            config = dataclasses.replace(config, path=self.options.data_path)
+        return load_data(config, split)
+
+    def denoiser(
+        self, labels: Array | None = None, *, guidance: float = 1.0, clip: Clip | None = None
+    ) -> Denoiser:
+        """The denoiser of this run."""
+        return self.model.guided(guidance, clip)(self.params, labels)
+
+    def sampler(self, options: SamplerOptions) -> Sampler:
+        """The sampler that the options name, with this run's variance unless they name another."""
+        mse = self.x_0_mse if options.variance == "analytic" else None
+        return build_sampler(
+            self.model.schedule,
+            options,
+            variance=self.config.diffusion.variance,
+            x_0_mse=mse,
+        )
+
+    def generator(
+        self,
+        sampler: Sampler,
+        *,
+        guidance: float = 1.0,
+        clip: Clip | None = None,
+        target_chunks: int = 40,
+    ) -> Generator:
+        """A generator of this run's images on its devices; give it `params` of this run."""
+        return Generator(
+            sampler,
+            self.model.guided(guidance, clip),
+            self.model.image_shape,
+            devices=self.devices,
+            target_chunks=target_chunks,
+        )
+
+    @functools.cached_property
+    def x_0_mse(self) -> np.ndarray:
+        """E‖x_0 - x̂_0(x_t)‖²/d for every step [T], on training images; kept beside the run.
+
+        What the analytic variance is made from (`optimal_log_variance`).
+        """
+        kind = "ema" if self.options.ema else "last"
+        path = self.directory.root / f"x_0_mse-{kind}-{self.step}.json"
+        T = self.model.schedule.num_timesteps
+        if path.exists():
+            values = np.asarray(json.loads(path.read_text())["x_0_mse"], dtype=np.float64)
+            if values.shape == (T,):
+                return values
+        data = self.train_data
+        count = min(len(data.images), 256)
+        # Spread over the data set, which may be sorted.
+        chosen = np.linspace(0, len(data.images) - 1, count).astype(int)
+        labels = None if self.model.num_classes is None else data.labels[chosen]
+        errors_of = jax.jit(functools.partial(_x_0_errors, self.model))
+        keys = example_keys(jax.random.key(self.options.seed), jnp.arange(count, dtype=jnp.uint32))
+        mse = np.zeros(T)
+        with bar(T, "measuring the denoiser's errors", leave=False) as progress:
+            for t in range(T):
+                errors = errors_of(self.params, data.images[chosen], labels, np.int32(t), keys)
+                mse[t] = np.asarray(errors, np.float64).mean()
+                progress.update()
+        write_json(path, {**self.provenance(), "images": count, "x_0_mse": mse.tolist()})
+        return mse
+
+
+def _x_0_errors(model: Model, params, images, labels, t, keys) -> Array:
+    """‖x_0 - x̂_0‖²/d [b] at step t [], for one draw of noise an example."""
+    x_0 = prepare_images(images, None, flip=False)
+    noise = normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
+    steps = jnp.broadcast_to(t, x_0.shape[:1])
+    denoised = model.denoiser_of(params, labels)(q_sample(model.schedule, x_0, t, noise), steps)
+    x_0_hat = denoised[0] if isinstance(denoised, tuple) else denoised
+    return jnp.mean(jnp.square(x_0 - x_0_hat), axis=(1, 2, 3))
