@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -58,9 +58,16 @@ def duration(seconds: float) -> str:
     return f"{hours / 24:.1f} days"
 
 
-def run_program(program: Callable[[C], Any], default: C, description: str | None) -> None:
+def run_program(
+    program: Callable[[C], Any],
+    default: C | Mapping[str, tuple[str, C]],
+    description: str | None,
+) -> None:
     """Reads the command line over `default`, runs `program`, and turns expected errors into one
     message.
+
+    Of several defaults, {name: (what it is, default)}, the first word of the command line picks
+    one.
 
     Errors of the user's making (wrong values, files, folders) print without a traceback and exit
     with 2; a training run that diverged exits with 1; anything else is a bug and keeps its
@@ -71,7 +78,10 @@ def run_program(program: Callable[[C], Any], default: C, description: str | None
     from ddpm_jax.runs.directory import RunDirectoryError
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
-    config = tyro.cli(type(default), default=default, description=description)
+    if isinstance(default, Mapping):
+        config = tyro.extras.overridable_config_cli(dict(default), description=description)
+    else:
+        config = tyro.cli(type(default), default=default, description=description)
     warnings.showwarning = _show_warning
     try:
         program(config)

@@ -1,0 +1,26 @@
+"""Class-conditional CIFAR-10 with label dropout, for classifier-free guidance (arXiv 2207.12598).
+
+    python experiments/train_cifar_conditional.py --data.download
+    python experiments/sample.py --run-dir runs/cifar10_conditional --guidance 1.5 --label 3
+
+The configuration of `train_cifar.py` with the label embedded beside the step, and one label in ten
+dropped. Not yet run.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from train_cifar import CONFIG as CIFAR
+
+from ddpm_jax.runs.console import run_program
+from ddpm_jax.runs.train import train
+
+CONFIG = dataclasses.replace(
+    CIFAR,
+    run_dir=Path("runs/cifar10_conditional"),
+    network=dataclasses.replace(CIFAR.network, class_conditional=True),
+    diffusion=dataclasses.replace(CIFAR.diffusion, label_dropout=0.1),
+)
+
+if __name__ == "__main__":
+    run_program(train, CONFIG, __doc__)

@@ -1,0 +1,26 @@
+"""The digits with their labels: a class-conditional DDPM, for classifier-free guidance.
+
+    python experiments/train_digits_conditional.py
+    python experiments/sample.py --run-dir runs/digits_conditional --guidance 2 --label 3
+
+Paper: Ho, Salimans 2022 (arXiv 2207.12598): one network with and without the label, which one image
+in ten is trained without. Everything else is `train_digits.py`. Classes take turns on the sheet.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from train_digits import CONFIG as DIGITS
+
+from ddpm_jax.runs.console import run_program
+from ddpm_jax.runs.digits_report import train_digits
+
+CONFIG = dataclasses.replace(
+    DIGITS,
+    run_dir=Path("runs/digits_conditional"),
+    network=dataclasses.replace(DIGITS.network, class_conditional=True),
+    diffusion=dataclasses.replace(DIGITS.diffusion, label_dropout=0.1),
+)
+
+if __name__ == "__main__":
+    run_program(train_digits, CONFIG, __doc__)

@@ -1,0 +1,37 @@
+"""The code in the documentation runs, and is as short as it says."""
+
+import ast
+import pathlib
+import re
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def code_of(name: str) -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.S | re.M)
+    return "\n".join(blocks)
+
+
+SMALLER = {"dj.UNet()": "dj.UNet(channels=16, num_groups=8, channel_multipliers=(1, 2))"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/research.md"])
+def test_the_code_of_a_page_runs(name):
+    code = code_of(name)
+    for full, small in SMALLER.items():
+        code = code.replace(full, small)
+    # As a reader would run it, without the flags this suite turns on.
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        exec(compile(code, name, "exec"), {"__name__": "page"})
+
+
+def test_the_examples_are_short():
+    lengths = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.walk(ast.parse(code_of("docs/research.md")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert lengths["sigmoid_weighting"] < 20 and lengths["adams_bashforth"] < 20
