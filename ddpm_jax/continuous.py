@@ -20,8 +20,11 @@ The previous mean μ̃_t belongs to a pair of grid steps and means nothing betwe
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,6 +51,15 @@ class SigmaDenoiser(Protocol):
 
 def _log_sigma(schedule: NoiseSchedule) -> Array:
     return -0.5 * jnp.asarray(schedule.log_snr)
+
+
+def check_sigmas(call: str, sigma_min: float, sigma_max: float) -> None:
+    """Raises ValueError, in the name of the call, unless 0 < sigma_min < sigma_max < ∞."""
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(
+            f"{call} needs 0 < sigma_min < sigma_max < inf, got {sigma_min=}, {sigma_max=}. "
+            "sigma_range(schedule) gives those of a discrete process."
+        )
 
 
 def sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
@@ -141,6 +153,29 @@ def sigma_denoiser(
         return jnp.clip(x_0_hat, -1.0, 1.0) if clip else x_0_hat
 
     return denoise
+
+
+def denoise_one(
+    call: str,
+    denoise: SigmaDenoiser | Callable[..., Array],
+    y: Array,
+    sigma: Array,
+    conditions: tuple[Any, ...] = (),
+) -> Array:
+    """D(y; σ) of one example, y [...] and σ [], by a batch of one; to be mapped over a batch.
+
+    `conditions` are pytrees of that example's values, passed on after y and σ. Raises ValueError,
+    in the name of the call, for an output of another shape than the batch of one has.
+    """
+    rows = jax.tree.map(lambda value: value[None], conditions)
+    x_0_hat = denoise(y[None], sigma[None], *rows)
+    if jnp.shape(x_0_hat) != (1, *y.shape):
+        raise ValueError(
+            f"{call}: the denoiser returned shape {jnp.shape(x_0_hat)} for one example of shape "
+            f"{(1, *y.shape)}. It is called one example at a time: labels and the like are passed "
+            "as conditions=(labels,), not closed over."
+        )
+    return x_0_hat[0].astype(y.dtype)
 
 
 def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -> Denoiser:
