@@ -39,9 +39,14 @@ def bound_term(
     t = jnp.broadcast_to(jnp.asarray(t), jnp.shape(x_0)[:1])
     first = bcast_right(t == 0, jnp.ndim(x_0))
     posterior = q_posterior(schedule, x_0, x_t, t)
-    kl = normal_kl(posterior.mean, posterior.log_variance, reverse.mean, reverse.log_variance)
-    # Elsewhere than at t = 0 the decoder is not asked for, and must not spoil gradients by
-    # overflowing: it gets a variance it can do with.
+    # Each branch is asked for at its own steps only, and must not spoil gradients by overflowing at
+    # the others: there it gets a distribution it can do with.
+    kl = normal_kl(
+        posterior.mean,
+        posterior.log_variance,
+        jnp.where(first, posterior.mean, reverse.mean),
+        jnp.where(first, posterior.log_variance, reverse.log_variance),
+    )
     decoder = discretized_log_likelihood(
         x_0,
         jnp.where(first, reverse.mean, 0.0),

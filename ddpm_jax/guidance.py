@@ -78,7 +78,8 @@ def classifier_guided(
     """x̂_0 + s (1-ᾱ_t)/√ᾱ_t ∇ log p(y | x_t): a denoiser of the score plus the classifier's.
 
     The same as ε̂ - s √(1-ᾱ_t) ∇ log p(y | x_t) (Dhariwal, Nichol 2021, 2105.05233, Alg. 2), for
-    any target; with an exact classifier and s = 1 it is E[x_0 | x_t, y]. Clipping comes last.
+    any target; with an exact classifier and s = 1 it is E[x_0 | x_t, y]. Clipping comes last. Where
+    ᾱ_t is 0 a classifier of x_t knows nothing, and x̂_0 stays as it is.
 
     Args:
         schedule: the full process the network was trained on.
@@ -97,7 +98,10 @@ def classifier_guided(
         gradient = jax.grad(lambda x: jnp.sum(log_probability(x, t)))(x_t)
         signal = at_step(schedule.signal_scale, row, x_t.ndim)
         noise = at_step(schedule.noise_scale, row, x_t.ndim)
-        x_0_hat = threshold_x_0(x_0_hat + scale * noise**2 / signal * gradient, clip)
+        # At ᾱ = 0 the classifier's gradient is 0, and of 0/0 nothing can be learnt: no guidance.
+        gone = signal == 0
+        step = jnp.where(gone, 0.0, noise**2 / jnp.where(gone, 1.0, signal))
+        x_0_hat = threshold_x_0(x_0_hat + scale * step * gradient, clip)
         return x_0_hat if spread is None else (x_0_hat, spread)
 
     return denoise

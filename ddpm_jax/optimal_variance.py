@@ -64,7 +64,8 @@ def x_0_mse_from_epsilon(schedule: NoiseSchedule, second_moment: ArrayLike) -> A
     """m_t = (1-ᾱ_t)/ᾱ_t (1 - Γ_t) from Γ_t = E‖ε̂(x_t, t)‖²/d [T], for an exact denoiser.
 
     Γ needs no clean data, only samples of x_t: the estimator of Bao et al. 2022 (Eq. 8). Where the
-    estimate of Γ exceeds 1 it is taken for 1. Raises ValueError unless Γ has one entry a step.
+    estimate of Γ exceeds 1 it is taken for 1. Raises ValueError unless Γ has one entry a step, and
+    where ᾱ reaches 0, for there ε̂ says nothing about x_0.
     """
     gamma = np.asarray(second_moment, dtype=np.float64)
     if gamma.shape != (schedule.num_timesteps,):
@@ -73,4 +74,10 @@ def x_0_mse_from_epsilon(schedule: NoiseSchedule, second_moment: ArrayLike) -> A
             f"steps, got shape {gamma.shape}."
         )
     ratio = np.exp(-np.asarray(schedule.log_snr, dtype=np.float64))
+    if not np.isfinite(ratio).all():
+        raise ValueError(
+            f"x_0_mse_from_epsilon needs ᾱ > 0 at every step, got ᾱ = 0 at step "
+            f"{int(np.argmin(np.isfinite(ratio)))}. Measure ‖x_0 - x̂_0‖² on data instead "
+            "(`variational_bound`)."
+        )
     return jnp.asarray(ratio * np.maximum(1.0 - gamma, 0.0), schedule.beta.dtype)

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ddpm_jax.schedules.table import NoiseSchedule, build_tables
+
+
+def log_alpha_bar_of(schedule: NoiseSchedule) -> np.ndarray:
+    """log ᾱ_t [T] in float64 from tables of less: its differences are as good as β is.
+
+    From the table of ᾱ itself they would not be: β of 1e-3 between two float32 ᾱs is off by 1e-4
+    relative. Where β is near 1, it is 1-β that cancels, and the ratio of ᾱs that is good.
+    """
+    beta, alpha_bar, alpha_bar_prev = (
+        np.asarray(table, dtype=np.float64)
+        for table in (schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev)
+    )
+    with np.errstate(divide="ignore"):
+        log_kept = np.where(beta < 0.5, np.log1p(-beta), np.log(alpha_bar / alpha_bar_prev))
+    return np.cumsum(log_kept)
 
 
 def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
@@ -23,11 +40,7 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
             "rescale_zero_terminal_snr needs a schedule of 2 steps or more, got one of "
             f"{schedule.num_timesteps}: its first √ᾱ stays and its last becomes 0."
         )
-    signal = np.asarray(schedule.signal_scale, dtype=np.float64)
-    noise = np.asarray(schedule.noise_scale, dtype=np.float64)
-    # Both tables are known to relative precision: log ᾱ from 1-ᾱ where that is the small one.
-    with np.errstate(divide="ignore"):
-        log_alpha_bar = np.where(noise < signal, np.log1p(-(noise**2)), 2.0 * np.log(signal))
+    log_alpha_bar = log_alpha_bar_of(schedule)
     signal = np.exp(0.5 * log_alpha_bar)
     first, last = signal[0], signal[-1]
     # log(√ᾱ'_t/√ᾱ_t), exactly 0 at t = 0: 1-ᾱ_0 keeps its digits.
@@ -35,4 +48,10 @@ def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     log_stretch = np.append(np.log1p(drop), -np.inf)
     log_alpha_bar = log_alpha_bar + 2.0 * log_stretch
     beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
-    return build_tables(beta, log_alpha_bar, np.asarray(schedule.timesteps), schedule.beta.dtype)
+    built = build_tables(beta, log_alpha_bar, np.asarray(schedule.timesteps), schedule.beta.dtype)
+    # The first entries to the bit, where a second rounding could have moved them by an ulp.
+    kept = {
+        name: getattr(built, name).at[0].set(getattr(schedule, name)[0])
+        for name in ("beta", "alpha_bar", "signal_scale", "noise_scale", "log_snr")
+    }
+    return dataclasses.replace(built, **kept)
