@@ -123,7 +123,8 @@ def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedul
     if options.num_steps is None:
         return schedule
     if options.spacing == "karras":
-        steps = karras_timesteps(schedule, options.num_steps)
+        # EDM's σ_max; the cosine schedule ends at thousands, where a step of Heun's is lost.
+        steps = karras_timesteps(schedule, options.num_steps, sigma_max=80.0)
     else:
         steps = spaced_timesteps(schedule.num_timesteps, options.num_steps, options.spacing)
     return respace(schedule, steps)
