@@ -71,7 +71,11 @@ def importance_probabilities(history: LossHistory, *, uniform_mix: float = 1e-3)
     keeps every p_t, and so every weight 1/(T p_t), within bounds.
     """
     T, length = history.losses.shape
-    size = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
+    # Only ratios count: of the largest loss, so that no square overflows and turns every later p_t
+    # into NaN.
+    largest = jnp.max(jnp.abs(history.losses))
+    losses = history.losses / jnp.where(largest > 0, largest, 1.0)
+    size = jnp.sqrt(jnp.mean(jnp.square(losses), axis=1))
     total = jnp.sum(size)
     ready = jnp.all(history.count >= length) & (total > 0)
     share = jnp.where(ready, size / jnp.where(total > 0, total, 1.0), 1.0 / T)

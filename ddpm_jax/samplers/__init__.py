@@ -11,7 +11,12 @@ from ddpm_jax.samplers.base import (
     sample,
     sample_trajectory,
 )
-from ddpm_jax.samplers.ddim import ddim
+from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_encode_trajectory
+from ddpm_jax.samplers.dpm_solver import dpm_solver_pp
+from ddpm_jax.samplers.heun import heun, karras_timesteps
+from ddpm_jax.samplers.inpaint import inpaint
+from ddpm_jax.samplers.interpolation import lerp, slerp
+from ddpm_jax.samplers.predictor_corrector import predictor_corrector
 
 __all__ = [
     "Sampler",
@@ -20,8 +25,17 @@ __all__ = [
     "advance",
     "ancestral",
     "ddim",
+    "ddim_encode",
+    "ddim_encode_trajectory",
+    "dpm_solver_pp",
     "grid_steps",
+    "heun",
     "initial_noise",
+    "inpaint",
+    "karras_timesteps",
+    "lerp",
+    "predictor_corrector",
     "sample",
     "sample_trajectory",
+    "slerp",
 ]

@@ -13,6 +13,7 @@ CheckpointManager renames before a manifest could be written, which is why it is
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import shutil
 import warnings
 from pathlib import Path
@@ -53,10 +54,14 @@ def _raw(tree: PyTree) -> PyTree:
 def _as_tree(tree: PyTree) -> PyTree:
     """The same leaves in dictionaries by field name, which every version of Orbax stores alike.
 
-    Fields that hold nothing are left out: a state may gain one and still be restored.
+    Optional fields that hold nothing are left out: a state may gain one and still be restored. The
+    others are written even so, as the state of an optimiser without memory always was.
     """
-    fields = {name: getattr(tree, name) for name in tree.__dataclass_fields__}
-    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+    return {
+        field.name: getattr(tree, field.name)
+        for field in dataclasses.fields(tree)
+        if field.default is dataclasses.MISSING or jax.tree.leaves(getattr(tree, field.name))
+    }
 
 
 class Checkpoints:
