@@ -6,6 +6,16 @@ devices by whoever calls it. Training, data, evaluation and drawing live in the 
 `training`, `data`, `evaluation`, `generation` and `visualize`, imported where they are used.
 """
 
+from ddpm_jax.bound import (
+    bound_term,
+    prior_term,
+)
+from ddpm_jax.continuous import (
+    SigmaDenoiser,
+    denoiser_from_sigma,
+    sigma_denoiser,
+    sigma_range,
+)
 from ddpm_jax.gaussian import (
     Gaussian,
     posterior_mean,
@@ -14,18 +24,75 @@ from ddpm_jax.gaussian import (
     q_posterior,
     q_sample,
 )
-from ddpm_jax.keys import example_keys, normal_per_example
-from ddpm_jax.losses import simple_loss, stratified_timesteps, uniform_timesteps
-from ddpm_jax.nn import MLP, UNet
-from ddpm_jax.pixels import from_pixels, to_pixels
+from ddpm_jax.guidance import (
+    classifier_free,
+    classifier_guided,
+)
+from ddpm_jax.keys import (
+    example_keys,
+    normal_per_example,
+)
+from ddpm_jax.likelihood import (
+    RateDistortion,
+    VariationalBound,
+    estimate_bound,
+    mean_and_standard_error,
+    rate_distortion,
+    variational_bound,
+)
+from ddpm_jax.losses import (
+    LossHistory,
+    bound_loss,
+    bound_weight,
+    hybrid_loss,
+    importance_timesteps,
+    init_loss_history,
+    loss_weight,
+    min_snr_weighting,
+    p2_weighting,
+    simple_loss,
+    snr_plus_one_weighting,
+    snr_weighting,
+    stratified_timesteps,
+    truncated_snr_weighting,
+    uniform_timesteps,
+    update_loss_history,
+)
+from ddpm_jax.nn import (
+    MLP,
+    UNet,
+)
+from ddpm_jax.normal import (
+    discretized_log_likelihood,
+    normal_kl,
+    normal_log_density,
+)
+from ddpm_jax.optimal_variance import (
+    optimal_log_variance,
+    x_0_mse_from_epsilon,
+)
+from ddpm_jax.pixels import (
+    from_pixels,
+    to_pixels,
+)
 from ddpm_jax.prediction import (
     ReverseStep,
     convert_prediction,
+    dynamic_threshold,
     make_denoiser,
     p_mean_variance,
     predict_epsilon,
     predict_x_0,
     training_target,
+)
+from ddpm_jax.probability_flow import (
+    FlowLikelihood,
+    FlowSolution,
+    bits_per_dim,
+    dequantize,
+    probability_flow_encode,
+    probability_flow_log_likelihood,
+    probability_flow_sample,
 )
 from ddpm_jax.samplers import (
     Sampler,
@@ -34,10 +101,18 @@ from ddpm_jax.samplers import (
     advance,
     ancestral,
     ddim,
+    ddim_encode,
+    dpm_solver_pp,
     grid_steps,
+    heun,
     initial_noise,
+    inpaint,
+    karras_timesteps,
+    lerp,
+    predictor_corrector,
     sample,
     sample_trajectory,
+    slerp,
 )
 from ddpm_jax.schedules import (
     NoiseSchedule,
@@ -46,6 +121,7 @@ from ddpm_jax.schedules import (
     jsd_schedule,
     linear_schedule,
     quadratic_schedule,
+    rescale_zero_terminal_snr,
     respace,
     schedule_from_alpha_bar,
     schedule_from_beta,
@@ -53,58 +129,113 @@ from ddpm_jax.schedules import (
     spaced_timesteps,
     warmup_schedule,
 )
-from ddpm_jax.types import Array, Denoiser, Key, bcast_right, mean_per_example
+from ddpm_jax.types import (
+    Array,
+    Denoiser,
+    Key,
+    bcast_right,
+    mean_per_example,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "MLP",
     "Array",
     "Denoiser",
+    "FlowLikelihood",
+    "FlowSolution",
     "Gaussian",
     "Key",
+    "LossHistory",
+    "MLP",
     "NoiseSchedule",
+    "RateDistortion",
     "ReverseStep",
     "Sampler",
+    "SigmaDenoiser",
     "StepResult",
     "Trajectory",
     "UNet",
+    "VariationalBound",
     "advance",
     "ancestral",
     "bcast_right",
+    "bits_per_dim",
+    "bound_loss",
+    "bound_term",
+    "bound_weight",
+    "classifier_free",
+    "classifier_guided",
     "constant_schedule",
     "convert_prediction",
     "cosine_schedule",
     "ddim",
+    "ddim_encode",
+    "denoiser_from_sigma",
+    "dequantize",
+    "discretized_log_likelihood",
+    "dpm_solver_pp",
+    "dynamic_threshold",
+    "estimate_bound",
     "example_keys",
     "from_pixels",
     "grid_steps",
+    "heun",
+    "hybrid_loss",
+    "importance_timesteps",
+    "init_loss_history",
     "initial_noise",
+    "inpaint",
     "jsd_schedule",
+    "karras_timesteps",
+    "lerp",
     "linear_schedule",
+    "loss_weight",
     "make_denoiser",
+    "mean_and_standard_error",
     "mean_per_example",
+    "min_snr_weighting",
+    "normal_kl",
+    "normal_log_density",
     "normal_per_example",
+    "optimal_log_variance",
+    "p2_weighting",
     "p_mean_variance",
     "posterior_mean",
     "posterior_variance",
     "predict_epsilon",
     "predict_x_0",
+    "predictor_corrector",
+    "prior_term",
+    "probability_flow_encode",
+    "probability_flow_log_likelihood",
+    "probability_flow_sample",
     "q_mean_variance",
     "q_posterior",
     "q_sample",
     "quadratic_schedule",
+    "rate_distortion",
+    "rescale_zero_terminal_snr",
     "respace",
     "sample",
     "sample_trajectory",
     "schedule_from_alpha_bar",
     "schedule_from_beta",
+    "sigma_denoiser",
+    "sigma_range",
     "sigmoid_schedule",
     "simple_loss",
+    "slerp",
+    "snr_plus_one_weighting",
+    "snr_weighting",
     "spaced_timesteps",
     "stratified_timesteps",
     "to_pixels",
     "training_target",
+    "truncated_snr_weighting",
     "uniform_timesteps",
+    "update_loss_history",
+    "variational_bound",
     "warmup_schedule",
+    "x_0_mse_from_epsilon",
 ]

@@ -97,6 +97,18 @@ def timesteps_at_sigma(schedule: NoiseSchedule, sigma: ArrayLike) -> Array:
     return jnp.where(inside, t, jnp.nan)
 
 
+def sigma_at_timesteps(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
+    """σ at steps of `schedule.timesteps`, whole or in fractions: `timesteps_at_sigma` backwards.
+
+    Linear in log σ between the table's entries; NaN outside of the schedule's range.
+    """
+    log_sigma = _log_sigma(schedule)
+    fed = jnp.asarray(schedule.timesteps).astype(log_sigma.dtype)
+    t = jnp.asarray(timesteps).astype(log_sigma.dtype)
+    inside = (t >= fed[0]) & (t <= fed[-1])
+    return jnp.where(inside, jnp.exp(jnp.interp(t, fed, log_sigma)), jnp.nan)
+
+
 def sigma_denoiser(
     schedule: NoiseSchedule,
     apply_fn: ApplyFn,

@@ -25,6 +25,7 @@ FLOORS = {
     "optimal_variance": 2.7,
     "continuous": 2.7,
     "bound": 2.7,
+    "bridge": 2.7,
     "losses": 3.0,
     "likelihood": 3.0,
     "probability_flow": 3.0,

@@ -3,6 +3,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ddpm_jax.nn import count_parameters
@@ -16,18 +17,38 @@ from ddpm_jax.runs.config import (
     to_json,
 )
 from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError
+from ddpm_jax.runs.run import check_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+import ablation_cifar  # noqa: E402
+import ablation_digits  # noqa: E402
 import train_celebahq  # noqa: E402
 import train_cifar  # noqa: E402
+import train_cifar_conditional  # noqa: E402
 import train_digits  # noqa: E402
+import train_digits_conditional  # noqa: E402
 import train_lsun  # noqa: E402
 import train_mnist  # noqa: E402
+import train_ncsn  # noqa: E402
 
 CONFIGS = {
     module.__name__: module.CONFIG
-    for module in (train_celebahq, train_cifar, train_digits, train_lsun, train_mnist)
+    for module in (
+        train_celebahq,
+        train_cifar,
+        train_cifar_conditional,
+        train_digits,
+        train_digits_conditional,
+        train_lsun,
+        train_mnist,
+    )
 }
+PRESETS = {
+    f"{module.__name__} {name}": config
+    for module in (ablation_cifar, ablation_digits, train_ncsn)
+    for name, (_, config) in module.ROWS.items()
+}
+CONFIGS |= PRESETS
 SHAPES = {
     "train_celebahq": ((256, 256, 3), 113_673_219),
     "train_lsun": ((256, 256, 3), 113_673_219),
@@ -46,7 +67,7 @@ def test_the_papers_configurations_have_the_papers_sizes(name):
     import jax
 
     shape, parameters = SHAPES[name]
-    model = build_model(CONFIGS[name], shape)
+    model = build_model(CONFIGS[name], shape, None)
     state = jax.eval_shape(model.init)
     assert count_parameters(state.params) == parameters
 
@@ -176,3 +197,36 @@ def test_checkpoints_without_config_are_not_overwritten(tmp_path):
 
 def test_data_config_has_a_default_that_needs_no_network():
     assert DataConfig().name == "digits"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_run_of_its_own_that_can_be_built(name):
+    config = PRESETS[name]
+    folders = [other.run_dir for other in CONFIGS.values()]
+    assert folders.count(config.run_dir) == 1
+    check_config(config)
+    model = build_model(config, (32, 32, 3) if config.data.name == "cifar10" else (8, 8, 1), 10)
+    assert model.network.out_channels == model.image_shape[-1] * (1 + ("learned" in name))
+
+
+def test_the_ablation_is_the_papers_table():
+    """Ho et al. 2020, Table 2: prediction by objective, L_simple among them."""
+    rows = {name: config.diffusion for name, (_, config) in ablation_cifar.ROWS.items()}
+    cells = {(d.target, d.loss, d.variance) for d in rows.values()}
+    objectives = [("bound", "learned"), ("bound", "fixed_large"), ("simple", "fixed_large")]
+    targets = ("previous_mean", "epsilon", "x_0", "v")
+    assert cells == {(t, *o) for t in targets for o in objectives} and len(rows) == 12
+    paper = rows["epsilon-mse"]
+    assert paper == train_cifar.CONFIG.diffusion
+
+
+def test_ncsns_levels_are_the_papers():
+    """Twice those of [0, 1]: from 1 to 0.01 in 10 levels (NCSN), from 50 in 232 (NCSNv2)."""
+    for name, (top, count, rate) in {
+        "cifar10": (1.0, 10, 2e-5 / 0.01**2),
+        "cifar10-v2": (50.0, 232, 6.2e-6 / 0.01**2),
+    }.items():
+        config = train_ncsn.ROWS[name][1]
+        sigma = np.exp(-0.5 * np.asarray(build_schedule(config.diffusion).log_snr))
+        np.testing.assert_allclose(sigma, 2 * np.geomspace(0.01, top, count), rtol=1e-4)
+        np.testing.assert_allclose(config.report.langevin_rate, rate, rtol=1e-6)

@@ -25,6 +25,7 @@ from ddpm_jax.runs.model import Model, check_diffusion
 from ddpm_jax.samplers import (
     Sampler,
     ancestral,
+    annealed_langevin,
     ddim,
     dpm_solver_pp,
     heun,
@@ -40,6 +41,7 @@ from ddpm_jax.schedules import (
     quadratic_schedule,
     rescale_zero_terminal_snr,
     respace,
+    schedule_from_noise_levels,
     sigmoid_schedule,
     spaced_timesteps,
     warmup_schedule,
@@ -59,6 +61,9 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
         "warmup50": lambda: warmup_schedule(T, start, end, 0.5),
         "cosine": lambda: cosine_schedule(T),
         "jsd": lambda: jsd_schedule(T),
+        "geometric": lambda: schedule_from_noise_levels(
+            np.geomspace(config.sigma_max, config.sigma_min, T)
+        ),
     }
     if config.schedule not in makers:
         raise ValueError(f"--diffusion.schedule knows {sorted(makers)}, got {config.schedule!r}.")
@@ -109,6 +114,9 @@ def build_sampler(
         "dpm_solver_pp": lambda: dpm_solver_pp(grid),
         "dpm_solver_pp_sde": lambda: dpm_solver_pp(grid, sde=True),
         "heun": lambda: heun(grid, churn=options.churn, process=schedule),
+        "annealed_langevin": lambda: annealed_langevin(
+            grid, steps_per_level=options.langevin_steps, rate=options.langevin_rate
+        ),
         "predictor_corrector": lambda: predictor_corrector(
             ancestral(grid, variance=variance), grid
         ),

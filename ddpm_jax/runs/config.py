@@ -59,15 +59,30 @@ class DiffusionConfig:
     """The process, and what the network predicts of it."""
 
     schedule: Literal[
-        "linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid"
+        "linear",
+        "quadratic",
+        "constant",
+        "warmup10",
+        "warmup50",
+        "jsd",
+        "cosine",
+        "sigmoid",
+        "geometric",
     ] = "linear"
-    """Noise schedule; the paper's is linear."""
+    """Noise schedule; the paper's is linear. geometric: NCSN's ladder of noise levels."""
     num_timesteps: int = 1000
     """T, the number of steps."""
     beta_start: float = 1e-4
     """First β of the schedules that have one; belongs to T = 1000, scale it by 1000/T."""
     beta_end: float = 0.02
     """Last β; likewise."""
+    sigma_max: float = 2.0
+    """Largest σ of the schedule geometric, for data in [-1, 1]: twice what [0, 1] would have."""
+    sigma_min: float = 0.02
+    """Its smallest σ; likewise."""
+    exploding: bool = False
+    """Feed the network x_0 + σ ε, as NCSN does, instead of √ᾱ x_0 + √(1-ᾱ) ε: the same but for
+    the scale."""
     target: Target = "epsilon"
     """What the network predicts."""
     variance: VarianceKind = "fixed_large"
@@ -151,6 +166,12 @@ class ReportConfig:
     """Images on the last sheet."""
     final_steps: int | None = None
     """Ancestral steps for the last sheet; None for all T."""
+    final_sampler: Literal["ancestral", "annealed_langevin"] = "ancestral"
+    """What draws the last sheet and the report: DDPM's way, or NCSN's."""
+    langevin_steps: int = 100
+    """Langevin steps a level."""
+    langevin_rate: float = 0.2
+    """Their size ε/σ², at every level."""
     spacing: Spacing = "fractional"
     """How fewer steps than T are spread."""
     guidance: float = 1.0
@@ -190,10 +211,12 @@ class SamplerOptions:
         "dpm_solver_pp_sde",
         "heun",
         "predictor_corrector",
+        "annealed_langevin",
     ] = "ancestral"
     """ancestral: the paper's Algorithm 2; ddim: Song, Meng, Ermon 2020; dpm_solver_pp: DPM-Solver++
     2M (Lu et al. 2022), and its SDE form; heun: Karras et al. 2022, two evaluations a step;
-    predictor_corrector: Song et al. 2021, ancestral with one Langevin step each."""
+    predictor_corrector: Song et al. 2021, ancestral with one Langevin step each;
+    annealed_langevin: Song, Ermon 2019."""
     num_steps: int | None = None
     """Steps of the sampler; None for all T."""
     spacing: Literal["fractional", "uniform", "quadratic", "leading", "trailing", "karras"] = (
@@ -204,6 +227,10 @@ class SamplerOptions:
     """DDIM's share of noise, 0 (none) to 1 (as much as ancestral)."""
     churn: float = 0.0
     """Heun's S_churn: how much noise is put back in before each step."""
+    langevin_steps: int = 100
+    """Steps a level of annealed Langevin dynamics."""
+    langevin_rate: float = 0.2
+    """Their size ε/σ², at every level."""
     variance: Literal["fixed_large", "fixed_small", "analytic"] | None = None
     """Variance of ancestral steps; None for the run's own. analytic: the best fixed one, measured
     on training data the first time it is asked for."""

@@ -62,12 +62,14 @@ def run_program(
     program: Callable[[C], Any],
     default: C | Mapping[str, tuple[str, C]],
     description: str | None,
+    *,
+    first: str | None = None,
 ) -> None:
     """Reads the command line over `default`, runs `program`, and turns expected errors into one
     message.
 
     Of several defaults, {name: (what it is, default)}, the first word of the command line picks
-    one.
+    one; `first` is taken where there is no such word.
 
     Errors of the user's making (wrong values, files, folders) print without a traceback and exit
     with 2; a training run that diverged exits with 1; anything else is a bug and keeps its
@@ -79,7 +81,12 @@ def run_program(
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
     if isinstance(default, Mapping):
-        config = tyro.extras.overridable_config_cli(dict(default), description=description)
+        words = sys.argv[1:]
+        if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:
+            words = [first, *words]
+        config = tyro.extras.overridable_config_cli(
+            dict(default), description=description, args=words
+        )
     else:
         config = tyro.cli(type(default), default=default, description=description)
     warnings.showwarning = _show_warning

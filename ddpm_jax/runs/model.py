@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from ddpm_jax.bound import bound_term, prior_term
+from ddpm_jax.continuous import sigma_at_timesteps
 from ddpm_jax.data import prepare_images
 from ddpm_jax.gaussian import q_sample
 from ddpm_jax.generation import DenoiserOf
@@ -40,7 +41,7 @@ from ddpm_jax.prediction import Clip, is_learned, make_denoiser, p_mean_variance
 from ddpm_jax.runs.config import DiffusionConfig, TrainConfig
 from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.training import TrainState, init_state
-from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree
+from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,11 @@ class Model:
         """The network with its parameters and options bound: `(x_t, timesteps) -> output`."""
 
         def apply_fn(x_t: Array, timesteps: Array) -> Any:
-            return self.network.apply({"params": params}, x_t, timesteps, **options)
+            x = x_t
+            if self.config.diffusion.exploding:
+                sigma = sigma_at_timesteps(self.schedule, timesteps)
+                x = x_t * bcast_right(jnp.hypot(1.0, sigma), x_t.ndim)
+            return self.network.apply({"params": params}, x, timesteps, **options)
 
         return apply_fn
 
@@ -229,6 +234,8 @@ def loss_name(config: DiffusionConfig) -> str:
     }
     if config.loss in names:
         return names[config.loss]
+    if config.exploding and config.target == "epsilon" and config.weighting == "none":
+        return "NCSN's loss (2/d of it)"
     name = "L_simple" if config.target == "epsilon" else f"MSE of {config.target}"
     return name if config.weighting == "none" else f"{name}, weighted by {config.weighting}"
 

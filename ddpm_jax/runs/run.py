@@ -50,7 +50,7 @@ class Run:
         self.max_chunk = config.devices.steps_per_dispatch or (1 if platform == "cpu" else 10)
         self.resident = fits_on_device(self.train_data, int(config.devices.resident_gib * 2**30))
         kept = float(self.model.schedule.signal_scale[-1])
-        if kept > 0.05:
+        if kept > 0.05 and not config.diffusion.exploding:
             warnings.warn(
                 f"x_T keeps {kept:.0%} of x_0 (√ᾱ_T = {kept:.3f}), and sampling starts from pure "
                 "noise. β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
@@ -161,9 +161,15 @@ class Run:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        """The sampler of the last pictures: ancestral, as in the paper."""
+        """The sampler of the last pictures: ancestral, as in the paper, or NCSN's."""
         report = self.config.report
-        options = SamplerOptions(num_steps=report.final_steps, spacing=report.spacing)
+        options = SamplerOptions(
+            report.final_sampler,
+            num_steps=report.final_steps,
+            spacing=report.spacing,
+            langevin_steps=report.langevin_steps,
+            langevin_rate=report.langevin_rate,
+        )
         sampler = build_sampler(
             self.model.schedule, options, variance=self.config.diffusion.variance
         )

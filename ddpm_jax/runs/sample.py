@@ -51,7 +51,7 @@ def sample(config: SampleConfig) -> None:
             f"{config.batch_size}."
         )
     run = TrainedRun(config)
-    labels = _labels(config, run)
+    labels = run.labels(config.count, config.label)
     sampler = run.sampler(config)
     clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
     clip = None if config.threshold is None else clips[config.threshold]
@@ -102,16 +102,6 @@ def sample(config: SampleConfig) -> None:
     )
     for path in written:
         say(f"  {path}")
-
-
-def _labels(config: SampleConfig, run: TrainedRun) -> np.ndarray | None:
-    classes = run.model.num_classes
-    if config.label is None:
-        return run.model.cycled_labels(config.count)
-    if classes is None or not 0 <= config.label < classes:
-        known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
-        raise ValueError(f"--label {config.label} is not a class of this run: {known}.")
-    return np.full(config.count, config.label)
 
 
 def _name(config: SampleConfig, num_steps: int, step: int) -> str:

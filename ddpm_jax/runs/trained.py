@@ -133,6 +133,19 @@ class TrainedRun:
         """The denoiser of this run."""
         return self.model.guided(guidance, clip)(self.params, labels)
 
+    def labels(self, count: int, label: int | None = None) -> np.ndarray | None:
+        """One class for so many images [count], or all in turn; None where the network takes none.
+
+        Raises ValueError for a class that the run does not have.
+        """
+        classes = self.model.num_classes
+        if label is None:
+            return self.model.cycled_labels(count)
+        if classes is None or not 0 <= label < classes:
+            known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
+            raise ValueError(f"--label {label} is not a class of this run: {known}.")
+        return np.full(count, label)
+
     def sampler(self, options: SamplerOptions) -> Sampler:
         """The sampler that the options name, with this run's variance unless they name another."""
         mse = self.x_0_mse if options.variance == "analytic" else None

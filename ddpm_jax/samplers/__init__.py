@@ -1,6 +1,7 @@
 """Samplers: step kernels, one file each, run by the one loop in `base`."""
 
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.annealed_langevin import annealed_langevin
 from ddpm_jax.samplers.base import (
     Sampler,
     StepResult,
@@ -24,6 +25,7 @@ __all__ = [
     "Trajectory",
     "advance",
     "ancestral",
+    "annealed_langevin",
     "ddim",
     "ddim_encode",
     "ddim_encode_trajectory",

@@ -15,6 +15,7 @@ from ddpm_jax.schedules.table import (
     lookup,
     schedule_from_alpha_bar,
     schedule_from_beta,
+    schedule_from_noise_levels,
 )
 from ddpm_jax.schedules.zero_terminal_snr import rescale_zero_terminal_snr
 
@@ -32,6 +33,7 @@ __all__ = [
     "respace",
     "schedule_from_alpha_bar",
     "schedule_from_beta",
+    "schedule_from_noise_levels",
     "sigmoid_schedule",
     "spaced_timesteps",
     "warmup_schedule",

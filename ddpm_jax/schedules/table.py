@@ -170,3 +170,26 @@ def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> Noise
         log_alpha_bar = np.log(alpha_bar)
     beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
     return build_tables(beta, log_alpha_bar, np.arange(alpha_bar.size), dtype)
+
+
+def schedule_from_noise_levels(sigmas: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
+    """Builds the process that visits the noise levels σ [L]: ᾱ = 1/(1+σ²), least noise first.
+
+    x_t/√ᾱ_t = x_0 + σ_t ε is NCSN's variance-exploding process; this is the same one, scaled to
+    keep its variance. The ladder may fall, as the papers write it, or rise. Raises ValueError
+    unless it does so strictly, between 0 and infinity.
+    """
+    ladder = np.asarray(sigmas, dtype=np.float64)
+    if ladder.ndim != 1 or ladder.size == 0:
+        raise ValueError(
+            f"schedule_from_noise_levels needs levels of shape [L], got shape {ladder.shape}."
+        )
+    rising = ladder if ladder[0] < ladder[-1] else ladder[::-1]
+    if not (rising > 0).all() or not np.isfinite(rising).all() or (np.diff(rising) <= 0).any():
+        raise ValueError(
+            "schedule_from_noise_levels needs finite levels above 0, strictly falling or rising; "
+            f"got {ladder.tolist()[:8]}{'…' if ladder.size > 8 else ''}."
+        )
+    log_alpha_bar = -np.log1p(rising**2)
+    beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
+    return build_tables(beta, log_alpha_bar, np.arange(ladder.size), dtype)

@@ -35,10 +35,16 @@ def save_curves(
     would silently be left out.
     """
     lines = [
-        _line("save_curves", name, curve, color=_COLOURS[i % len(_COLOURS)], linewidth=1.5)
+        _line("save_curves", name, curve, linewidth=1.5, **_stroke(i))
         for i, (name, curve) in enumerate(curves.items())
     ]
     _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title)
+
+
+def _stroke(i: int) -> dict[str, str]:
+    """Colour and line style of the i-th curve: another style for each round of the colours."""
+    style = ("-", "--", ":")[i // len(_COLOURS) % 3]
+    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": style}
 
 
 def save_loss_curve(

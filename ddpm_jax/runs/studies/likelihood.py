@@ -251,13 +251,14 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
 
 def _draw(out, curves: dict[str, Array], curve: Any, own: str) -> None:
     T = len(next(iter(curves.values())))
-    t = np.arange(T)
+    t = np.arange(1, T + 1)
     positive = {kind: np.where(values > 0, values, np.nan) for kind, values in curves.items()}
     visualize.save_curves(
         out / "terms.png",
         {kind: (t, values) for kind, values in positive.items()},
-        "step t (0: the decoder)",
+        "step t + 1 (1: the decoder)",
         "L_t in bits/dim",
+        logx=True,
         logy=True,
         title="Where the bits are: the terms of the bound",
     )

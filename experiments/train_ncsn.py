@@ -1,0 +1,94 @@
+"""NCSN: a score network for a ladder of noise levels, sampled by annealed Langevin dynamics.
+
+    python experiments/train_ncsn.py                                     # digits, in minutes
+    python experiments/train_ncsn.py cifar10 --data.download             # the paper's levels
+    python experiments/train_ncsn.py cifar10-v2 --data.path FOLDER       # NCSNv2's
+    python experiments/sample.py --run-dir runs/ncsn_digits --sampler annealed_langevin
+
+Song, Ermon 2019 (arXiv 1907.05600) and 2020 (2006.09011). The same program, network and checkpoints
+as DDPM's: the network sees x_0 + σ ε and predicts ε, that is -σ times the score, so that its mean
+squared error is the papers' ½ Σ σ² ‖s + z/σ‖² but for a constant. Data are in [-1, 1] and the
+papers' in [0, 1], hence twice their levels. The U-Net is DDPM's, not the papers' RefineNet. They
+report FID 25.32 (NCSN) and 10.87 (NCSNv2) on CIFAR-10; here not yet run.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from train_cifar import CONFIG as CIFAR
+from train_digits import CONFIG as DIGITS
+
+from ddpm_jax.runs.config import TrainConfig
+from ddpm_jax.runs.console import run_program
+from ddpm_jax.runs.digits_report import train_digits
+from ddpm_jax.runs.train import train
+
+
+def ncsn(
+    base: TrainConfig, name: str, sigmas: tuple[float, float, int], langevin: tuple[int, float]
+) -> TrainConfig:
+    """The configuration of a ladder (σ_1, σ_L, L), with (steps a level, their ε/σ²)."""
+    sigma_max, sigma_min, num_levels = sigmas
+    steps, rate = langevin
+    return dataclasses.replace(
+        base,
+        run_dir=Path("runs") / name,
+        diffusion=dataclasses.replace(
+            base.diffusion,
+            schedule="geometric",
+            sigma_max=sigma_max,
+            sigma_min=sigma_min,
+            num_timesteps=num_levels,
+            exploding=True,
+            clip=False,
+        ),
+        report=dataclasses.replace(
+            base.report,
+            final_sampler="annealed_langevin",
+            langevin_steps=steps,
+            langevin_rate=rate,
+        ),
+    )
+
+
+ROWS = {
+    "digits": (
+        "scikit-learn's digits.",
+        ncsn(DIGITS, "ncsn_digits", (8.0, 0.1, 20), (10, 0.2)),
+    ),
+    "cifar10": (
+        "CIFAR-10, 10 levels from 1 to 0.01 of [0, 1], as in the paper.",
+        ncsn(
+            dataclasses.replace(
+                CIFAR,
+                num_steps=200_000,
+                optimizer=dataclasses.replace(CIFAR.optimizer, learning_rate=1e-3, ema_decay=0.999),
+            ),
+            "ncsn_cifar10",
+            (2.0, 0.02, 10),
+            (100, 0.2),
+        ),
+    ),
+    "cifar10-v2": (
+        "CIFAR-10, 232 levels from 50 to 0.01 of [0, 1], as in NCSNv2.",
+        ncsn(
+            dataclasses.replace(
+                CIFAR,
+                num_steps=300_000,
+                optimizer=dataclasses.replace(CIFAR.optimizer, learning_rate=1e-4, ema_decay=0.999),
+            ),
+            "ncsnv2_cifar10",
+            (100.0, 0.02, 232),
+            (5, 0.062),
+        ),
+    ),
+}
+
+
+def program(config: TrainConfig) -> None:
+    """Trains; the digits end with their table."""
+    (train_digits if config.data.name == "digits" else train)(config)
+
+
+if __name__ == "__main__":
+    run_program(program, ROWS, __doc__, first="digits")
