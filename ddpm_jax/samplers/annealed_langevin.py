@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ddpm_jax.gaussian import at_step
 from ddpm_jax.samplers.base import Sampler, StepResult, no_state, x_0_of
@@ -33,23 +32,18 @@ def annealed_langevin(
     §3.5), or y itself. Needs steps_per_level draws and evaluations a step of the grid.
 
     Args:
-        schedule: the levels, noisiest last.
+        schedule: the levels, noisiest last. σ should fall by a steady factor: across a gap the
+            noise of the level before is left over. `karras_timesteps` picks such steps of a DDPM.
         steps_per_level: K; NCSN uses 100 at each of 10 levels, NCSNv2 5 at each of 232.
         rate: ε/σ_0²; NCSN's is 2e-5/0.01² = 0.2, NCSNv2's 0.062. Unstable from 4 on.
         final_denoise: return x̂_0.
 
-    Raises ValueError for values outside these, and where ᾱ_T is 0 (σ = ∞ has no Langevin dynamics).
+    Raises ValueError for values outside these.
     """
     if steps_per_level < 1 or not 0.0 < rate < 4.0:
         raise ValueError(
             f"annealed_langevin needs steps_per_level >= 1 and 0 < rate < 4, got "
             f"{steps_per_level=}, {rate=}. NCSN uses 100 and 0.2."
-        )
-    last = schedule.signal_scale[-1]
-    if not isinstance(last, jax.core.Tracer) and np.asarray(last) == 0.0:
-        raise ValueError(
-            "annealed_langevin needs ᾱ > 0 at every level, got 0 at the last: leave that step out "
-            "of the grid."
         )
 
     def step(denoise, x_t, t, noise, state):
@@ -66,7 +60,9 @@ def annealed_langevin(
         there = level_at(schedule, t - 1, ndim)
         # One more evaluation a level, so that the trajectory's x̂_0 is that of the level's end.
         x_0_hat = x_0_of(denoise(x, schedule.timesteps[t]))
-        moved = there.signal / signal * x
+        # From ᾱ = 0, where y is infinite, the noise is scaled instead: DDIM's step.
+        kept = there.signal / jnp.where(signal > 0, signal, 1.0) * x
+        moved = jnp.where(signal > 0, kept, there.signal * x_0_hat + there.noise * x)
         if final_denoise:
             moved = jnp.where(there.noise > 0, moved, x_0_hat)
         return StepResult(moved, x_0_hat, state)

@@ -28,11 +28,19 @@ SAMPLERS = {
     "heun churn": lambda s: samplers.heun(s, churn=5.0, process=FULL),
     "pc ancestral": lambda s: samplers.predictor_corrector(dj.ancestral(s), s),
     "pc ddim": lambda s: samplers.predictor_corrector(dj.ddim(s), s, num_corrections=2),
+    "annealed Langevin": lambda s: samplers.annealed_langevin(s, steps_per_level=20, rate=0.5),
     "inpaint nothing": lambda s: samplers.inpaint(
         samplers.dpm_solver_pp(s), s, jnp.zeros(()), jnp.zeros((), bool), num_resamples=2
     ),
 }
-EXTRA_EVALUATIONS = {"heun", "heun churn", "pc ancestral", "pc ddim", "inpaint nothing"}
+EXTRA_EVALUATIONS = {
+    "annealed Langevin",
+    "heun",
+    "heun churn",
+    "pc ancestral",
+    "pc ddim",
+    "inpaint nothing",
+}
 SPACINGS = ["fractional", "uniform", "quadratic", "leading", "trailing"]
 EXACT = GaussianData(0.0, 0.5, np.asarray(FULL.alpha_bar, np.float64))
 
