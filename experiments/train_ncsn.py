@@ -54,7 +54,7 @@ def ncsn(
 ROWS = {
     "digits": (
         "scikit-learn's digits.",
-        ncsn(DIGITS, "ncsn_digits", (8.0, 0.1, 20), (10, 0.2)),
+        ncsn(DIGITS, "ncsn_digits", (10.0, 0.05, 18), (20, 0.2)),
     ),
     "cifar10": (
         "CIFAR-10, 10 levels from 1 to 0.01 of [0, 1], as in the paper.",
