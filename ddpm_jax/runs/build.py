@@ -46,6 +46,7 @@ from ddpm_jax.schedules import (
     spaced_timesteps,
     warmup_schedule,
 )
+from ddpm_jax.score import geometric_noise_levels
 from ddpm_jax.training import learning_rate_schedule, make_optimizer
 
 
@@ -62,7 +63,7 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
         "cosine": lambda: cosine_schedule(T),
         "jsd": lambda: jsd_schedule(T),
         "geometric": lambda: schedule_from_noise_levels(
-            np.geomspace(config.sigma_max, config.sigma_min, T)
+            geometric_noise_levels(config.sigma_max, config.sigma_min, T)
         ),
     }
     if config.schedule not in makers:

@@ -35,7 +35,8 @@ def annealed_langevin(
         schedule: the levels, noisiest last. σ should fall by a steady factor: across a gap the
             noise of the level before is left over. `karras_timesteps` picks such steps of a DDPM.
         steps_per_level: K; NCSN uses 100 at each of 10 levels, NCSNv2 5 at each of 232.
-        rate: ε/σ_0²; NCSN's is 2e-5/0.01² = 0.2, NCSNv2's 0.062. Unstable from 4 on.
+        rate: ε/σ_0²; NCSN's is 2e-5/0.01² = 0.2, NCSNv2's 0.124 (its ε of 6.2e-6
+            is half of this ε). Unstable from 4 on.
         final_denoise: return x̂_0.
 
     Raises ValueError for values outside these.

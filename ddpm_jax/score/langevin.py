@@ -1,0 +1,311 @@
+"""Langevin dynamics: sampling a density of which only the score is known.
+
+    x ← x + ½ε s(x) + √ε z,   z ~ N(0, I),   s = ∇ log p
+
+is one step of size ε. As ε → 0 and steps are many, x has density p. At finite ε it has not quite:
+for p = N(m, c²) the chain settles at variance ε/(1 - (1 - ε/(2c²))²) = c²/(1 - ε/(4c²)), and for
+ε >= 4c² it diverges. `metropolis_adjusted_langevin` is right at every ε, but needs p up to a factor
+as well. Neither crosses between far modes in any affordable time; `annealed_langevin` does, by a
+ladder of noise levels (Song, Ermon 2019, arXiv 1907.05600, Algorithm 1).
+
+The literature also writes x + ε s + √(2ε) z (NCSNv2, arXiv 2006.09011): its ε is half of ours.
+
+Chains are the rows of x [B, ...] and know nothing of one another. Example i draws from keys[i]
+alone; its steps use the streams 1, 2, …, which leaves stream 0 for the start
+(`normal_per_example(fold_in_each(keys, 0), shape)`). Noise may be given instead, to replay a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.errors import TracerArrayConversionError
+
+from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
+from ddpm_jax.types import Array, ArrayLike, Key, bcast_right
+
+
+class Chains(NamedTuple):
+    """Where chains ended, x [B, ...], and where they had been [N, B, ...] (None unless kept)."""
+
+    x: Array
+    trajectory: Any
+
+
+class AdjustedChains(NamedTuple):
+    """As Chains, and each chain's share of accepted proposals [B]."""
+
+    x: Array
+    acceptance_rate: Array
+    trajectory: Any
+
+
+def langevin_step(score: Array, x: Array, step_size: ArrayLike, noise: Array) -> Array:
+    """x + ½ε s + √ε z for score, x, noise [B, ...] and step_size ε [] or [B], in x's dtype.
+
+    Raises ValueError when score or noise is not of x's shape.
+    """
+    x = jnp.asarray(x)
+    if not jnp.shape(score) == jnp.shape(noise) == x.shape:
+        raise ValueError(
+            f"langevin_step needs a score and noise of x's shape {x.shape}, got "
+            f"{jnp.shape(score)} and {jnp.shape(noise)}."
+        )
+    size = bcast_right(jnp.asarray(step_size, x.dtype), x.ndim)
+    return (x + 0.5 * size * score + jnp.sqrt(size) * noise).astype(x.dtype)
+
+
+def langevin(
+    score_fn: Callable[[Array], Array],
+    x: Array,
+    step_size: ArrayLike,
+    *,
+    num_steps: int,
+    keys: Key | None = None,
+    noise: Array | None = None,
+    keep: bool = False,
+) -> Chains:
+    """Runs `num_steps` unadjusted Langevin steps from x [B, ...], by one scan.
+
+    See the module's docstring for what a finite step size costs, and the size beyond which chains
+    diverge.
+
+    Args:
+        score_fn: `s(x) -> [B, ...]`.
+        x: where the chains start, floating point.
+        step_size: ε, [] or [B].
+        num_steps: N.
+        keys: one typed key per chain [B], see `example_keys`.
+        noise: [N, *x.shape] instead of keys.
+        keep: also return x after every step [N, B, ...].
+
+    Raises ValueError unless exactly one of keys and noise is given, for noise of another shape, and
+    for a number step_size <= 0.
+    """
+    x = jnp.asarray(x)
+    _check_call("langevin", x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
+
+    def body(x, inputs):
+        step, z = inputs
+        if z is None:
+            z = _draw(keys, step, x)
+        x = langevin_step(score_fn(x), x, step_size, z)
+        return x, (x if keep else None)
+
+    steps = jnp.arange(1, num_steps + 1)
+    return Chains(*jax.lax.scan(body, x, (steps, noise), length=num_steps))
+
+
+def metropolis_adjusted_langevin(
+    log_density: Callable[[Array], Array],
+    x: Array,
+    step_size: ArrayLike,
+    *,
+    num_steps: int,
+    score_fn: Callable[[Array], Array] | None = None,
+    keys: Key | None = None,
+    noise: Array | None = None,
+    uniform: Array | None = None,
+    keep: bool = False,
+) -> AdjustedChains:
+    """Langevin steps accepted or rejected so that p is invariant at any step size (MALA).
+
+    A step from x proposes x' = x + ½ε s(x) + √ε z and moves there with probability
+
+        min(1, p(x') q(x | x') / (p(x) q(x' | x))),   q(y | x) = N(y; x + ½ε s(x), ε I).
+
+    The step size decides only how fast chains mix: an acceptance of about 0.57 is best in many
+    dimensions (Roberts, Rosenthal 1998). A proposal whose density or score is NaN is rejected.
+
+    Args:
+        log_density: `log p(x) + constant`, [B]; of an energy f, `lambda x: -f(x)`.
+        x: where the chains start [B, ...], floating point; p > 0 there.
+        step_size: ε, [] or [B].
+        num_steps: N.
+        score_fn: `∇ log p`, by default the gradient of log_density. Chains stay right with any
+            other that is a function of x alone (a learned one), only slower.
+        keys: one typed key per chain [B], see `example_keys`.
+        noise: z of the proposals [N, *x.shape], together with `uniform` instead of keys.
+        uniform: draws from [0, 1) that decide acceptance [N, B].
+        keep: also return x after every step [N, B, ...].
+
+    Raises ValueError as `langevin` does, for `uniform` without `noise`, and for a log_density that
+    is not [B].
+    """
+    call = "metropolis_adjusted_langevin"
+    x = jnp.asarray(x)
+    _check_call(call, x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
+    expected = None if noise is None else (num_steps, *x.shape[:1])
+    if (None if uniform is None else jnp.shape(uniform)) != expected:
+        raise ValueError(
+            f"{call} needs uniform [num_steps, B] with noise, and none with keys: expected "
+            f"{expected}, got {None if uniform is None else jnp.shape(uniform)}."
+        )
+    size = bcast_right(jnp.asarray(step_size, x.dtype), x.ndim)
+
+    def evaluate(x):
+        if score_fn is not None:
+            return _per_chain(call, log_density(x), x), score_fn(x).astype(x.dtype)
+
+        def total(x):
+            log_p = _per_chain(call, log_density(x), x)
+            return jnp.sum(log_p), log_p
+
+        score, log_p = jax.grad(total, has_aux=True)(x)
+        return log_p, score
+
+    def body(carry, inputs):
+        x, log_p, score, accepted = carry
+        step, z, u = inputs
+        if z is None:
+            z, u = _draw_with_uniform(keys, step, x)
+        proposal = langevin_step(score, x, size, z)
+        log_p_new, score_new = evaluate(proposal)
+        # The noise that would lead back is -(z + δ), δ = ½√ε (s + s'). log q(x|x') - log q(x'|x) is
+        # then ½(‖z‖² - ‖z + δ‖²) = -½ δᵀ(2z + δ): squares of large numbers need not cancel.
+        delta = 0.5 * jnp.sqrt(size) * (score + score_new)
+        log_back = -0.5 * jnp.sum(delta * (2.0 * z + delta), axis=tuple(range(1, x.ndim)))
+        accept = jnp.log(u) < log_p_new - log_p + log_back
+
+        def select(new, old):
+            return jnp.where(bcast_right(accept, old.ndim), new, old)
+
+        moved = select(proposal, x), select(log_p_new, log_p), select(score_new, score)
+        return (*moved, accepted + accept), (moved[0] if keep else None)
+
+    start = (x, *evaluate(x), jnp.zeros(x.shape[:1], jnp.int32))
+    inputs = (jnp.arange(1, num_steps + 1), noise, uniform)
+    (x, _, _, accepted), trajectory = jax.lax.scan(body, start, inputs, length=num_steps)
+    return AdjustedChains(x, accepted / num_steps, trajectory)
+
+
+def annealed_langevin(
+    score_fn: Callable[[Array, Array], Array],
+    x: Array,
+    sigmas: ArrayLike,
+    *,
+    step_size: ArrayLike,
+    steps_per_level: int,
+    keys: Key | None = None,
+    noise: Array | None = None,
+    final_denoise: bool = True,
+    keep: bool = False,
+) -> Chains:
+    """K Langevin steps at each level σ_1 > … > σ_L, of size ε_i = ε σ_i²/σ_L²  (NCSN, Alg. 1).
+
+    The density of level i is the data's, blurred by N(0, σ_i² I); chains find the right share of
+    every mode while the blur joins them, and keep it as it lifts. Two scans, one inside the other.
+
+    Args:
+        score_fn: `(x, level) -> s` [B, ...], level int32 [B], 0 for sigmas[0].
+        x: where the chains start, usually noise as wide as σ_1 or uniform.
+        sigmas: [L], falling.
+        step_size: ε, that of the last level, [] or [B]; `langevin_step_size` picks one.
+        steps_per_level: K.
+        keys: one typed key per chain [B], see `example_keys`.
+        noise: [L, K, *x.shape] instead of keys, first entry for the first (noisiest) level.
+        final_denoise: end with x + σ_L² s(x), the mean of the clean x given the last (NCSNv2), to
+            remove the noise of σ_L that samples keep otherwise.
+        keep: also return x after every level [L, B, ...], before the last denoising.
+
+    Raises ValueError unless exactly one of keys and noise is given, for noise of another shape, for
+    a number step_size <= 0, and for sigmas that are not positive and falling.
+    """
+    call = "annealed_langevin"
+    x = jnp.asarray(x)
+    try:
+        host = np.asarray(sigmas)
+    except TracerArrayConversionError:
+        host = None  # inside of a trace only the shape is known
+    if host is not None:
+        if host.ndim != 1 or not host.size or not (host > 0).all() or (np.diff(host) >= 0).any():
+            raise ValueError(
+                f"{call} needs sigmas [L], positive and falling, got shape {host.shape}"
+                f"{f' from {host[0]} to {host[-1]}' if host.ndim == 1 and host.size else ''}. "
+                "geometric_noise_levels makes them."
+            )
+    sigmas = jnp.asarray(sigmas, x.dtype)
+    num_levels = sigmas.shape[0]
+    layout = "[num_levels, steps_per_level, *x.shape]"
+    _check_call(call, x, step_size, keys, noise, (num_levels, steps_per_level), layout)
+    step_size = jnp.asarray(step_size, x.dtype)
+
+    def at_level(level):
+        return lambda x: score_fn(x, jnp.full(x.shape[:1], level, jnp.int32))
+
+    def body(x, inputs):
+        level, z = inputs
+        x, _ = langevin(
+            at_level(level),
+            x,
+            step_size * jnp.square(sigmas[level] / sigmas[-1]),
+            num_steps=steps_per_level,
+            keys=None if keys is None else fold_in_each(keys, level + 1),
+            noise=z,
+        )
+        return x, (x if keep else None)
+
+    levels = jnp.arange(num_levels, dtype=jnp.int32)
+    x, trajectory = jax.lax.scan(body, x, (levels, noise), length=num_levels)
+    if final_denoise:
+        x = (x + jnp.square(sigmas[-1]) * at_level(levels[-1])(x)).astype(x.dtype)
+    return Chains(x, trajectory)
+
+
+def _draw(keys: Any, step: Array, x: Array) -> Array:
+    """The noise of step `step` [], row i from keys[i]."""
+    return normal_per_example(fold_in_each(keys, step), x.shape[1:], x.dtype)
+
+
+def _draw_with_uniform(keys: Any, step: Array, x: Array) -> tuple[Array, Array]:
+    """The noise of a proposal, and what decides on it, from two streams of the step's own."""
+    proposal_keys, accept_keys = split_each(fold_in_each(keys, step), 2)
+    z = normal_per_example(proposal_keys, x.shape[1:], x.dtype)
+    return z, jax.vmap(jax.random.uniform)(accept_keys)
+
+
+def _per_chain(call: str, log_p: Array, x: Array) -> Array:
+    if jnp.shape(log_p) != x.shape[:1]:
+        raise ValueError(
+            f"{call} needs a log_density [B], one number per chain: x has shape {x.shape}, "
+            f"log_density {jnp.shape(log_p)}. Sum over the event's axes, not over the batch."
+        )
+    return log_p
+
+
+def _check_call(
+    call: str,
+    x: Array,
+    step_size: ArrayLike,
+    keys: Key | None,
+    noise: Array | None,
+    steps: tuple[int, ...],
+    layout: str,
+) -> None:
+    """Raises ValueError, in the name of the call, for what none of the samplers can run on."""
+    if min(steps) < 1:
+        raise ValueError(f"{call} needs at least one step, got {steps}.")
+    if isinstance(step_size, int | float) and not step_size > 0:
+        raise ValueError(f"{call} needs step_size > 0, got {step_size}.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{call} needs x [B, ...] of floating point, got {x.dtype}. Chains move in real space."
+        )
+    expected = (*steps, *x.shape)
+    if (keys is None) == (noise is None):
+        raise ValueError(
+            f"{call} draws noise: pass either keys [B] (one per chain, see `example_keys`) or "
+            f"noise {layout} = {expected} to replay; got "
+            f"{'neither' if keys is None else 'both'}."
+        )
+    if noise is not None and jnp.shape(noise) != expected:
+        raise ValueError(f"{call} needs noise {layout} = {expected}, got shape {jnp.shape(noise)}.")
+    if keys is not None and jnp.shape(keys) != x.shape[:1]:
+        raise ValueError(
+            f"{call} needs keys [B], one per chain, for x of shape {x.shape}, got shape "
+            f"{jnp.shape(keys)}. Make them with example_keys(key, jnp.arange(B))."
+        )

@@ -1,0 +1,249 @@
+"""Score matching: fitting s(x) ≈ ∇ log p(x) without the normaliser of p, in the order of history.
+
+    exact      E[½ ‖s‖² + tr ∇s]                      Hyvärinen 2005
+    sliced     E[½ (vᵀs)² + vᵀ ∇s v]                  Song, Garg, Shi, Ermon 2019 (1905.07088)
+    denoising  E[½ ‖s(x + σz) + z/σ‖²]                Vincent 2011
+    ladder     E[½ σ^p ‖s(x + σz, level) + z/σ‖²]     Song, Ermon 2019 (1907.05600), p = 2
+
+The first two have the minimiser of ½ E‖s - ∇ log p‖², the last two that of the perturbed density
+p ∗ N(0, σ² I); they differ from it by a constant that s does not enter.
+
+A score function is any callable `score_fn(x) -> [B, ...]` on x [B, ...] that treats every row by
+itself: row i of its value depends on row i of x alone (no batch normalisation). One forward-mode
+product of the whole batch is then the product of every example with its own Jacobian.
+
+Every loss is [B], *summed* over the event's axes as in the papers (the losses of `ddpm_jax.losses`
+are means over them); the caller averages. No keys here: noise and projections are passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.keys import fold_in_each, normal_per_example
+from ddpm_jax.types import Array, ArrayLike, Key, bcast_right
+
+ScoreFn = Callable[[Array], Array]
+"""`score_fn(x) -> s`, x and s [B, ...], row by row."""
+
+LevelScoreFn = Callable[[Array, Array], Array]
+"""`score_fn(x, level) -> s`, level int32 [B] counting the noise levels, 0 for the largest."""
+
+PROJECTIONS = ("rademacher", "gaussian", "sphere")
+
+
+def score_of_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
+    """The score of p ∝ e^{-f}: s = -∇f. The normaliser does not depend on x and falls away.
+
+    `energy(x, *conditions) -> f` [B] of x [B, ...], row by row; the score takes the same arguments
+    (an energy of x and a level makes a score for `ncsn_loss`). It is an ordinary function of
+    whatever parameters `energy` closes over. Raises ValueError when the energy is not [B].
+    """
+
+    def score(x: Array, *conditions) -> Array:
+        def total(x: Array) -> Array:
+            f = energy(x, *conditions)
+            if jnp.shape(f) != x.shape[:1]:
+                raise ValueError(
+                    "score_of_energy needs an energy f [B], one number per example: x has shape "
+                    f"{x.shape}, f {jnp.shape(f)}. Sum over the event's axes, not over the batch."
+                )
+            return jnp.sum(f)
+
+        return -jax.grad(total)(x)
+
+    return score
+
+
+def exact_score_matching(score_fn: ScoreFn, x: Array) -> Array:
+    """½ ‖s(x)‖² + tr ∇s(x), [B], for x [B, ...]  (Hyvärinen 2005).
+
+    The trace is a sum of d Jacobian-vector products, d the number of an event's dimensions: a
+    cost of d evaluations of the score, and twice to thrice that for its gradient. For toy densities
+    and checks; for images use `sliced_score_matching` or `denoising_score_matching`.
+
+    Assumes that p falls off at infinity (or at its border); on data of finitely many values the
+    minimum is -∞. Raises ValueError when the score is not of x's shape.
+    """
+    x = _check_events("exact_score_matching", x)
+    d = int(np.prod(x.shape[1:], dtype=np.int64))
+
+    def direction(i: Array) -> Array:
+        basis = (jnp.arange(d) == i).astype(x.dtype).reshape((1, *x.shape[1:]))
+        return jnp.broadcast_to(basis, x.shape)
+
+    score, forms = _score_and_forms("exact_score_matching", score_fn, x, direction, d)
+    return 0.5 * _sum_per_example(jnp.square(score)) + jnp.sum(forms, axis=0)
+
+
+def sliced_score_matching(
+    score_fn: ScoreFn, x: Array, projections: Array, *, variance_reduced: bool = False
+) -> Array:
+    """½ (vᵀs)² + vᵀ ∇s v, [B], averaged over K projections v [K, B, ...]  (1905.07088, Eq. 7).
+
+    With `variance_reduced`, ½ ‖s‖² + vᵀ ∇s v (Eq. 8): (vᵀs)² replaced by its mean. For E[vvᵀ] = I,
+    as `projections` draws them, the mean of either over v is `exact_score_matching`, for 1 + K
+    evaluations of the score. For Gaussian v the variance falls by ½‖s‖⁴ + 2 sᵀ ∇s s: a gain in
+    many dimensions, though a small loss near a mode, where ‖s‖ is small and ∇s negative.
+
+    Args:
+        score_fn: see the module's docstring.
+        x: data [B, ...].
+        projections: [K, *x.shape], K >= 1.
+        variance_reduced: take ½ ‖s‖² exactly.
+
+    Raises ValueError for projections or a score of another shape.
+    """
+    x = _check_events("sliced_score_matching", x)
+    shape = jnp.shape(projections)
+    if len(shape) != x.ndim + 1 or shape[0] < 1 or shape[1:] != x.shape:
+        raise ValueError(
+            "sliced_score_matching needs projections [K, *x.shape], K >= 1 and x.shape = "
+            f"{x.shape}, got shape {shape}. Draw them with projections(keys, K, x.shape[1:])."
+        )
+    v = jnp.asarray(projections, x.dtype)
+    score, forms = _score_and_forms("sliced_score_matching", score_fn, x, lambda i: v[i], shape[0])
+    if variance_reduced:
+        squares = _sum_per_example(jnp.square(score))
+    else:
+        along = jax.vmap(lambda direction: _sum_per_example(direction * score))(v)
+        squares = jnp.mean(jnp.square(along), axis=0)
+    return 0.5 * squares + jnp.mean(forms, axis=0)
+
+
+def projections(
+    keys: Key, num: int, shape: tuple[int, ...], kind: str = "rademacher", dtype=jnp.float32
+) -> Array:
+    """`num` random directions an example, [num, B, *shape], row i from keys[i], with E[vvᵀ] = I.
+
+    "rademacher" (±1; the least variance of vᵀ ∇s v), "gaussian", or "sphere": uniform on the sphere
+    of radius √d, not 1, so that E[vvᵀ] = I holds for it too. The first k of them do not depend on
+    `num`. Raises ValueError for another kind or num < 1.
+    """
+    if kind not in PROJECTIONS or num < 1:
+        raise ValueError(
+            f"projections needs kind in {PROJECTIONS} and num >= 1, got {kind=}, {num=}."
+        )
+
+    def draw(index: Array) -> Array:
+        drawn_keys = fold_in_each(keys, index)
+        if kind == "rademacher":
+            return jax.vmap(lambda key: jax.random.rademacher(key, shape, dtype))(drawn_keys)
+        v = normal_per_example(drawn_keys, shape, dtype)
+        if kind == "gaussian":
+            return v
+        d = np.prod(shape, dtype=np.float64)
+        return v * bcast_right(jnp.sqrt(d / _sum_per_example(jnp.square(v))), v.ndim).astype(dtype)
+
+    return jax.vmap(draw)(jnp.arange(num))
+
+
+def denoising_score_matching(score_fn: ScoreFn, x: Array, noise: Array, sigma: ArrayLike) -> Array:
+    """½ ‖s(x + σz) + z/σ‖², [B], for x and noise z [B, ...], sigma [] or [B]  (Vincent 2011).
+
+    Its minimiser is the score of x + σz. The loss grows as d/(2σ²): `ncsn_loss` is scaled. Raises
+    ValueError for noise or a score of another shape than x's, and for a number sigma <= 0.
+    """
+    x = _check_events("denoising_score_matching", x)
+    if isinstance(sigma, int | float) and not sigma > 0:
+        raise ValueError(f"denoising_score_matching needs sigma > 0, got {sigma}.")
+    sigma = bcast_right(jnp.asarray(sigma, x.dtype), x.ndim)
+    residual = _scaled_residual("denoising_score_matching", score_fn, x, noise, sigma)
+    return 0.5 * _sum_per_example(jnp.square(residual / sigma))
+
+
+def ncsn_loss(
+    score_fn: LevelScoreFn,
+    x: Array,
+    level: ArrayLike,
+    noise: Array,
+    sigmas: ArrayLike,
+    *,
+    power: float = 2.0,
+) -> Array:
+    """½ σ^p ‖s(x + σz, level) + z/σ‖², [B], σ = sigmas[level]  (1907.05600, Eq. 6).
+
+    Computed as ½ σ^{p-2} ‖σ s + z‖², which for the paper's p = 2 is of one size at every level and
+    divides by nothing small.
+
+    Args:
+        score_fn: `(x, level) -> s`, level int32 [B].
+        x: data [B, ...].
+        level: int [B] or [], 0 for sigmas[0]; outside the ladder the loss is NaN.
+        noise: z, standard normal, of x's shape.
+        sigmas: [L], as `geometric_noise_levels` makes them.
+        power: p, the weight's exponent.
+
+    Raises ValueError for noise or a score of another shape than x's, TypeError for levels that are
+    not whole numbers.
+    """
+    x = _check_events("ncsn_loss", x)
+    level = jnp.asarray(level)
+    if not jnp.issubdtype(level.dtype, jnp.integer):
+        raise TypeError(
+            f"ncsn_loss needs level, whole numbers that count sigmas, got dtype {level.dtype}. "
+            "Draw them with jax.random.randint(key, (), 0, len(sigmas)) per example."
+        )
+    level = jnp.broadcast_to(level, x.shape[:1]).astype(jnp.int32)
+    table = jnp.asarray(sigmas, x.dtype)
+    # Plain indexing would clamp a level beyond the ladder and wrap -1 round to its smallest σ.
+    sigma = table.at[level].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    residual = _scaled_residual(
+        "ncsn_loss", lambda x: score_fn(x, level), x, noise, bcast_right(sigma, x.ndim)
+    )
+    return 0.5 * sigma ** (power - 2.0) * _sum_per_example(jnp.square(residual))
+
+
+def _scaled_residual(call: str, score_fn: ScoreFn, x: Array, noise: Array, sigma: Array) -> Array:
+    """σ s(x + σz) + z, which is σ times the residual of denoising score matching."""
+    if jnp.shape(noise) != x.shape:
+        raise ValueError(f"{call} needs noise of x's shape {x.shape}, got {jnp.shape(noise)}.")
+    return sigma * _check_score(call, score_fn(x + sigma * noise), x) + noise
+
+
+def _score_and_forms(
+    call: str, score_fn: ScoreFn, x: Array, direction: Callable[[Array], Array], num: int
+) -> tuple[Array, Array]:
+    """s(x) [B, ...] and vᵢᵀ ∇s(x) vᵢ [num, B] for the directions vᵢ = direction(i) [B, ...]."""
+    # The score is evaluated once, and only its linear part per direction.
+    score, push = jax.linearize(score_fn, x)
+    _check_score(call, score, x)
+
+    def form(i: Array) -> Array:
+        v = direction(i)
+        return _sum_per_example(v * push(v))
+
+    if num == 1:
+        return score, form(jnp.zeros((), jnp.int32))[None]
+    # One direction after the other: side by side they would need `num` times the memory. So would
+    # the gradient if it kept each direction's intermediates; it computes them again instead.
+    return score, jax.lax.map(jax.checkpoint(form), jnp.arange(num))
+
+
+def _check_events(call: str, x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{call} needs events x [B, ...] of floating point, got shape {x.shape} and dtype "
+            f"{x.dtype}. Scale uint8 pixels first, to [-1, 1] for instance."
+        )
+    return x
+
+
+def _check_score(call: str, score: Array, x: Array) -> Array:
+    if jnp.shape(score) != x.shape:
+        raise ValueError(
+            f"{call} needs a score of x's shape {x.shape}, got {jnp.shape(score)}: one component "
+            "per dimension of the event."
+        )
+    return score
+
+
+def _sum_per_example(x: Array) -> Array:
+    """Sums x [B, ...] over every axis but the first, in float32 or wider: [B]."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
