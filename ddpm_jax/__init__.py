@@ -3,13 +3,15 @@
 Schedules, respacing and spacings are tables made on the host, in float64. Everything else exported
 here is traceable: arrays in, arrays out, to be jitted, vmapped, differentiated and mapped over
 devices by whoever calls it. Training, data, evaluation and drawing live in the subpackages
-`training`, `data`, `evaluation`, `generation` and `visualize`, imported where they are used.
+`training`, `data`, `evaluation`, `generation` and `visualize`, imported where they are used; score
+matching and Langevin dynamics in `score`.
 """
 
 from ddpm_jax.bound import (
     bound_term,
     prior_term,
 )
+from ddpm_jax.bridge import denoiser_from_score, noise_levels, score_from_denoiser
 from ddpm_jax.continuous import (
     SigmaDenoiser,
     denoiser_from_sigma,
@@ -100,6 +102,7 @@ from ddpm_jax.samplers import (
     Trajectory,
     advance,
     ancestral,
+    annealed_langevin,
     ddim,
     ddim_encode,
     dpm_solver_pp,
@@ -125,6 +128,7 @@ from ddpm_jax.schedules import (
     respace,
     schedule_from_alpha_bar,
     schedule_from_beta,
+    schedule_from_noise_levels,
     sigmoid_schedule,
     spaced_timesteps,
     warmup_schedule,
@@ -159,6 +163,7 @@ __all__ = [
     "VariationalBound",
     "advance",
     "ancestral",
+    "annealed_langevin",
     "bcast_right",
     "bits_per_dim",
     "bound_loss",
@@ -171,6 +176,7 @@ __all__ = [
     "cosine_schedule",
     "ddim",
     "ddim_encode",
+    "denoiser_from_score",
     "denoiser_from_sigma",
     "dequantize",
     "discretized_log_likelihood",
@@ -195,6 +201,7 @@ __all__ = [
     "mean_and_standard_error",
     "mean_per_example",
     "min_snr_weighting",
+    "noise_levels",
     "normal_kl",
     "normal_log_density",
     "normal_per_example",
@@ -221,6 +228,8 @@ __all__ = [
     "sample_trajectory",
     "schedule_from_alpha_bar",
     "schedule_from_beta",
+    "schedule_from_noise_levels",
+    "score_from_denoiser",
     "sigma_denoiser",
     "sigma_range",
     "sigmoid_schedule",

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import ddpm_jax as dj
+from ddpm_jax import score
 from ddpm_jax.bridge import denoiser_from_score, noise_levels, score_from_denoiser
 from ddpm_jax.continuous import sigma_at_timesteps, timesteps_at_sigma
 from ddpm_jax.samplers import annealed_langevin
@@ -60,9 +61,9 @@ def test_a_denoiser_is_the_score_of_its_noisy_data(schedule):
     level = jnp.array([0, T // 2, T - 1])
     variance = STD**2 + (1 / alpha_bar - 1)[T - 1 - np.asarray(level)]
     y = jnp.array([[0.7], [-0.4], [0.2]])
-    score = score_from_denoiser(schedule, exact.denoise)
-    np.testing.assert_allclose(score(y, level), -(y - MEAN) / variance[:, None], rtol=2e-3)
-    back = denoiser_from_score(schedule, score)
+    score_fn = score_from_denoiser(schedule, exact.denoise)
+    np.testing.assert_allclose(score_fn(y, level), -(y - MEAN) / variance[:, None], rtol=2e-3)
+    back = denoiser_from_score(schedule, score_fn)
     x_t = jnp.asarray(np.sqrt(alpha_bar), jnp.float32)[T - 1 - level][:, None] * y
     t = T - 1 - level
     np.testing.assert_allclose(back(x_t, t), exact.denoise(x_t, t), rtol=1e-4, atol=1e-5)
@@ -113,6 +114,33 @@ def test_annealed_langevin_on_a_ddpm_has_the_law_of_its_recursion():
     assert stats.kstest(got, "norm", args=(mean, np.sqrt(variance))).pvalue > 1e-3
     # It comes near the data, a little too wide: what slow mixing leaves of the levels before.
     assert abs(mean - MEAN) < 0.01 and STD < np.sqrt(variance) < 1.15 * STD
+
+
+@pytest.mark.parametrize("final_denoise", [True, False])
+def test_the_grid_sampler_and_the_score_rooms_dynamics_are_one(final_denoise):
+    """The same noise in, the same chains out: y of one is x/√ᾱ of the other."""
+    sigmas, K = np.geomspace(3.0, 0.1, 6), 4
+    ladder, rate = schedule_from_noise_levels(sigmas), 0.3
+
+    def score_fn(y, level):
+        sigma = jnp.asarray(sigmas, jnp.float32)[level]
+        sigma = jnp.broadcast_to(sigma, y.shape[:1])[:, None]
+        return -(jnp.tanh(y) + 0.3 * y) / (1 + sigma**2)
+
+    noise = jax.random.normal(jax.random.key(0), (6, K, 5, 3))
+    x_T = jax.random.normal(jax.random.key(1), (5, 3))
+    sampler = annealed_langevin(ladder, steps_per_level=K, rate=rate, final_denoise=final_denoise)
+    on_grid = dj.sample(sampler, denoiser_from_score(ladder, score_fn), x_T, noise=noise)
+    chains = score.annealed_langevin(
+        score_fn,
+        x_T * float(np.hypot(1.0, sigmas[0])),
+        jnp.asarray(sigmas, jnp.float32),
+        step_size=rate * sigmas[-1] ** 2,
+        steps_per_level=K,
+        noise=noise,
+        final_denoise=final_denoise,
+    )
+    np.testing.assert_allclose(on_grid, chains.x, rtol=2e-4, atol=2e-5)
 
 
 def test_one_level_of_langevin_has_the_stationary_variance_of_its_step():
