@@ -288,6 +288,30 @@ def test_labels_that_do_not_match_are_refused(labels, tmp_path):
         save_rows(tmp_path / "a.png", np.zeros((2, 3, 8, 8, 1), np.uint8), **labels)
 
 
+@pytest.mark.parametrize("scale", [None, 6])
+def test_captions_stand_below_their_image(scale, tmp_path):
+    """Image (0, 1) of 2 × 3 and its caption are all the ink, one above the other."""
+    images = np.full((2, 3, 8, 8, 1), 255, np.uint8)
+    images[0, 1] = 0
+    captions = [["", "273", ""], ["", "", ""]]
+    save_rows(tmp_path / "a.png", images, captions=captions, scale=scale)
+    ink = read_png(tmp_path / "a.png").min(-1) < 128
+    columns = np.flatnonzero(ink.any(axis=0))
+    side = round((ink.shape[1] - 24 - 4 * 2) / 3)
+    assert columns.min() >= 14 + side and columns.max() < 14 + 2 * side + 2 + 14
+    rows = np.flatnonzero(ink.any(axis=1))
+    image, caption = rows[rows < 14 + side], rows[rows >= 14 + side]
+    assert image.tolist() == list(range(14, 14 + side))
+    assert 14 + side + 4 < caption.min() and caption.max() < 14 + side + 28
+    assert caption.max() < ink.shape[0] / 2
+
+
+@pytest.mark.parametrize("captions", [[["a"] * 3], [["a"] * 3, ["a"] * 2]])
+def test_captions_that_do_not_match_are_refused(captions, tmp_path):
+    with pytest.raises(ValueError, match="save_rows got 2 rows and 3 columns"):
+        save_rows(tmp_path / "a.png", np.zeros((2, 3, 8, 8, 1), np.uint8), captions=captions)
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Collects the axes of every plot instead of writing it."""

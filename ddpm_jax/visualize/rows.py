@@ -19,12 +19,14 @@ def save_rows(
     *,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
     padding: int = 2,
     scale: int | None = None,
 ) -> None:
     """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and the top.
 
-    Without `scale`, images are magnified until the column labels fit above them.
+    `captions` [R][K] stand below the single images. Without `scale`, images are magnified until
+    column labels and captions fit their width.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,6 +39,12 @@ def save_rows(
         raise ValueError(
             f"save_rows got {rows} rows and {columns} columns of images with {len(left)} row "
             f"labels and {len(top)} column labels. Give one for every row or column, or none."
+        )
+    below = [list(row) for row in captions or ()]
+    if below and (len(below) != rows or any(len(row) != columns for row in below)):
+        raise ValueError(
+            f"save_rows got {rows} rows and {columns} columns of images with captions "
+            f"{[len(row) for row in below]}. Give one for every image, or none."
         )
     figure = Figure(dpi=DPI)
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -52,7 +60,11 @@ def save_rows(
     tiles = block.reshape(-1, *block.shape[2:])
     if scale is None:
         fitting = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=960)
-        scale = max(fitting, math.ceil((width_of(top) + margin) / block.shape[3]) if top else 1)
+        texts = top + sum(below, [])
+        scale = max(fitting, math.ceil((width_of(texts) + margin) / block.shape[3]) if texts else 1)
+    # Captions stand on white pixels added to the images, so that the sheet stays one grid.
+    band = math.ceil(line / scale) if below and scale > 0 else 0
+    tiles = np.pad(tiles, ((0, 0), (0, band), (0, 0), (0, 0)), constant_values=255)
     sheet = sheet_of("save_rows", tiles, columns, padding, scale)
     # Placed by whole pixels: axes would resample the sheet, and blur or drop rows of it.
     x = margin + (width_of(left) + margin if left else 0)
@@ -60,12 +72,17 @@ def save_rows(
     width, height = x + sheet.shape[1] + margin, y + sheet.shape[0] + margin
     figure.set_size_inches(width / DPI, height / DPI)
     figure.figimage(np.broadcast_to(sheet, (*sheet.shape[:2], 3)), x, margin, origin="upper")
-    step_y, step_x = (scale * n + padding for n in block.shape[2:4])
+    step_y, step_x = (scale * n + padding for n in tiles.shape[1:3])
     style: dict[str, Any] = {"fontsize": size, "color": INK, "va": "center"}
     for i, label in enumerate(left):
-        middle = y + padding / 2 + (i + 0.5) * step_y
+        middle = y + padding / 2 + i * step_y + (step_y - band * scale) / 2
         figure.text((x - margin) / width, 1 - middle / height, label, ha="right", **style)
     for i, label in enumerate(top):
         middle = x + padding / 2 + (i + 0.5) * step_x
         figure.text(middle / width, 1 - (y - line / 2) / height, label, ha="center", **style)
+    for i, row in enumerate(below):
+        middle = y + padding / 2 + (i + 1) * step_y - band * scale + line / 2
+        for k, caption in enumerate(row):
+            place = x + padding / 2 + (k + 0.5) * step_x
+            figure.text(place / width, 1 - middle / height, caption, ha="center", **style)
     write_figure(target, figure)
