@@ -107,6 +107,7 @@ class Generator:
         seed: int,
         count: int,
         batch_size: int = 64,
+        start: int = 0,
         labels: np.ndarray | None = None,
         frames_of: int = 0,
         on_progress: Callable[[int], None] = lambda steps: None,
@@ -119,6 +120,7 @@ class Generator:
             seed: image i is a function of (seed, i) alone.
             count: how many.
             batch_size: images at a time over all devices; rounded up to a multiple of their number.
+            start: number of the first image, to go on from where an earlier call ended.
             labels: one class per image [count], for conditional networks.
             frames_of: also keep x_t on the way, of the first so many images (at most one batch).
             on_progress: told the number of images × steps done since the last call.
@@ -126,9 +128,10 @@ class Generator:
 
         Raises ValueError for counts below one and for labels that are not one per image.
         """
-        if count < 1 or batch_size < 1:
+        if count < 1 or batch_size < 1 or start < 0:
             raise ValueError(
-                f"a Generator needs count >= 1 and batch_size >= 1, got {count=}, {batch_size=}."
+                "a Generator needs count >= 1, batch_size >= 1 and start >= 0, got "
+                f"{count=}, {batch_size=}, {start=}."
             )
         if labels is not None and len(labels) != count:
             raise ValueError(
@@ -141,7 +144,7 @@ class Generator:
             # The last batch is filled up with images nobody asked for, so that one program serves
             # all.
             real = min(size, count - first)
-            index = jnp.arange(first, first + size, dtype=jnp.uint32)
+            index = jnp.arange(start + first, start + first + size, dtype=jnp.uint32)
             keys = jax.device_put(example_keys(jax.random.key(seed), index), self._split)
             batch_labels = None
             if labels is not None:

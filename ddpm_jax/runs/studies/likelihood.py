@@ -80,8 +80,15 @@ def likelihood(config: LikelihoodConfig) -> None:
     own = run.config.diffusion.variance
     curves: dict[str, Any] = {}
     for name, data in splits.items():
-        measured = _measure(run, variances, data, config, name)
-        rows = {kind: _row(measured, kind) for kind in variances}
+        measured = measure_bound(
+            run,
+            variances,
+            data,
+            count=config.count,
+            batch_size=config.batch_size,
+            name=f"the bound, {name}",
+        )
+        rows = {kind: bound_row(measured, kind) for kind in variances}
         results[name] = {"images": measured.prior.size, "bound": rows}
         if name == "held out":
             curves = {kind: terms.mean(axis=1) for kind, terms in measured.terms.items()}
@@ -110,33 +117,36 @@ def _variances(run: TrainedRun) -> dict[str, Variance]:
     return kinds
 
 
-def _measure(
+def measure_bound(
     run: TrainedRun,
     variances: dict[str, Variance],
     data: ImageDataset,
-    config: LikelihoodConfig,
+    *,
+    count: int,
+    batch_size: int,
     name: str,
 ) -> Measured:
-    """Every step's terms on the first images of a split."""
-    count = min(config.count, len(data.images))
-    size = min(config.batch_size, count)
+    """Every step's terms on the first images of a split, behind a progress bar of that name."""
+    count = min(count, len(data.images))
+    size = min(batch_size, count)
     T = run.model.schedule.num_timesteps
     step = jax.jit(functools.partial(_terms_at, run.model, variances))
     schedule = run.model.schedule
     prior_of = jax.jit(lambda x: prior_term(schedule, prepare_images(x, None, flip=False)))
-    keys = example_keys(jax.random.key(config.seed), jnp.arange(count, dtype=jnp.uint32))
     terms = {kind: np.zeros((T, count)) for kind in variances}
     errors = np.zeros((2, T, count))
     prior = np.zeros(count)
-    with bar(T * count, f"the bound, {name}", unit="img·step") as progress:
+    with bar(T * count, name, unit="img·step") as progress:
         for first in range(0, count, size):
             # The last batch is moved back to stay full, so that one program serves all.
             part = slice(min(first, count - size), min(first, count - size) + size)
             images = data.images[part]
+            index = jnp.arange(part.start, part.stop, dtype=jnp.uint32)
+            keys = example_keys(jax.random.key(run.options.seed), index)
             labels = None if run.model.num_classes is None else data.labels[part]
             prior[part] = np.asarray(prior_of(images))
             for t in range(T):
-                values, squares = step(run.params, images, labels, np.int32(t), keys[part])
+                values, squares = step(run.params, images, labels, np.int32(t), keys)
                 for kind, value in values.items():
                     terms[kind][t, part] = np.asarray(value)
                 errors[:, t, part] = np.asarray(squares)
@@ -178,7 +188,7 @@ def _as_bound(measured: Measured, kind: str) -> VariationalBound:
     return VariationalBound(prior, terms, prior + terms.sum(axis=0), *errors)
 
 
-def _row(measured: Measured, kind: str) -> dict[str, float]:
+def bound_row(measured: Measured, kind: str) -> dict[str, float]:
     """A line of the table: totals with their standard error, and the parts."""
     terms = measured.terms[kind]
     mean, error = mean_and_standard_error(measured.prior + terms.sum(axis=0))
@@ -200,7 +210,6 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
     data = run.heldout_data
     count = min(config.flow_count, len(data.images))
     sigma_min, sigma_max = sigma_range(model.schedule)
-    keys = example_keys(jax.random.key(config.seed), jnp.arange(count, dtype=jnp.uint32))
     shape = model.image_shape
 
     @jax.jit
@@ -233,8 +242,10 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
         for first in range(0, count, size):
             part = slice(min(first, count - size), min(first, count - size) + size)
             labels = None if model.num_classes is None else data.labels[part]
+            index = jnp.arange(part.start, part.stop, dtype=jnp.uint32)
+            keys = example_keys(jax.random.key(config.seed), index)
             bits[part], evaluations[part] = map(
-                np.asarray, measure(run.params, data.images[part], labels, keys[part])
+                np.asarray, measure(run.params, data.images[part], labels, keys)
             )
             progress.update(min(size, count - first))
     mean, error = mean_and_standard_error(bits)
