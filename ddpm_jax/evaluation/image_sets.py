@@ -1,0 +1,222 @@
+"""Sets of images to be measured: an array, a folder of image files, or an `.npz` of samples.
+
+All three become batches of uint8 [n, H, W, C], read as they are needed and with their pixels
+untouched, so that what is measured is what was stored. (Transparent image files are laid over
+white, and grey ones become RGB.)
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from ddpm_jax.data.dataset import Fingerprint
+from ddpm_jax.data.decode import FORMATS, decode_image
+from ddpm_jax.data.folder import list_images
+from ddpm_jax.evaluation.images import checked_images
+
+Pixels = npt.NDArray[np.uint8]
+NPZ_NAMES = ("images", "samples", "arr_0")
+"""Where an `.npz` may keep its images: the first of these that it has."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to be read in batches, as often as one likes; iterating yields batches of 256.
+
+    Attributes:
+        name: where they are from, for reports.
+        shape: (N, H, W, C), known before any image is read.
+        read: read(n) yields their batches of n, uint8, in order; the last may be shorter.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    read: Callable[[int], Iterator[Pixels]]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return self.batches()
+
+    def batches(self, batch_size: int = 256) -> Iterator[Pixels]:
+        """Yields uint8 images [batch_size, H, W, C] in order, the last batch with what is left.
+
+        Raises ValueError, naming the file, where one turns out to be damaged.
+        """
+        if batch_size < 1:
+            raise ValueError(f"ImageSet.batches needs batch_size ≥ 1, got {batch_size}.")
+        return self.read(batch_size)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of shape and pixels: that of the `ImageDataset` of them without labels."""
+        found = Fingerprint(self.shape)
+        for batch in self.batches():
+            found.update(batch)
+        return found.hexdigest(np.zeros(len(self), np.int32))
+
+
+def open_images(
+    source: npt.NDArray[np.uint8] | str | os.PathLike[str],
+    *,
+    resolution: int | None = None,
+    name: str | None = None,
+) -> ImageSet:
+    """Opens uint8 images: an array [N, H, W, C], a folder, or an `.npz`.
+
+    resolution  of a folder: crops and resizes every image to it, as `data.decode_image` does. By
+                default nothing is resized, and all must be squares of one size
+    name        of an `.npz`: the array; by default "images", "samples" or "arr_0"
+
+    Folders are listed as `data.load_folder` lists them (.png, .jpg, .jpeg, .webp, .bmp, sorted by
+    path, subfolders included). Files are never unpickled.
+
+    Raises FileNotFoundError for a path that is not there; TypeError or ValueError, naming the file
+    and the remedy, for what holds no such images.
+    """
+    if not isinstance(source, str | os.PathLike):
+        pixels = checked_images("open_images", source)
+        return ImageSet("array", _four(pixels.shape), lambda n: _slices(pixels, n))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(path, resolution)
+    if not path.exists():
+        raise FileNotFoundError(f"open_images got {path}, which does not exist.")
+    if path.suffix != ".npz":
+        raise ValueError(
+            f"open_images got {path}, which is neither a folder of images nor an .npz. "
+            "Save samples by np.savez(path, images=pixels), uint8 [N, H, W, C]."
+        )
+    return _open_npz(path, name)
+
+
+def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    count, height, width, channels = shape
+    return count, height, width, channels
+
+
+def _slices(pixels: Pixels, size: int) -> Iterator[Pixels]:
+    return (pixels[i : i + size] for i in range(0, len(pixels), size))
+
+
+def _open_folder(folder: Path, resolution: int | None) -> ImageSet:
+    files = [folder / file.name for file in list_images(folder)]
+    side = resolution if resolution is not None else _square(files[0], None)
+
+    def decode(file: Path) -> Pixels:
+        if resolution is None:
+            _square(file, side)
+        return decode_image(file, side)[0]
+
+    def read(size: int) -> Iterator[Pixels]:
+        with ThreadPoolExecutor(thread_name_prefix="decode-images") as pool:
+            for i in range(0, len(files), size):
+                yield np.stack(list(pool.map(decode, files[i : i + size])))
+
+    return ImageSet(str(folder), (len(files), side, side, 3), read)
+
+
+def _square(file: Path, side: int | None) -> int:
+    """Returns the side of a square image; raises for another shape, or another side than asked."""
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            width, height = opened.size
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
+        raise ValueError(
+            f"{file} could not be read as an image: {error}. Remove it, or convert it to PNG."
+        ) from error
+    if width != height or (side is not None and width != side):
+        raise ValueError(
+            f"{file} is {width}×{height}, and open_images needs squares of one size"
+            f"{'' if side is None else f', {side}×{side} here'}. "
+            "Pass resolution= to crop and resize all of them, and say so beside the numbers."
+        )
+    return width
+
+
+def _open_npz(path: Path, name: str | None) -> ImageSet:
+    with _array_in(path, name) as (_, shape):
+        pass
+
+    def read(size: int) -> Iterator[Pixels]:
+        with _array_in(path, name) as (stream, _):
+            left, one = shape[0], int(np.prod(shape[1:]))
+            while left:
+                count = min(size, left)
+                content = _read_exactly(path, stream, count * one)
+                yield np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
+                left -= count
+
+    return ImageSet(str(path), shape, read)
+
+
+def _read_exactly(path: Path, stream: IO[bytes], num_bytes: int) -> bytes:
+    try:
+        content = stream.read(num_bytes)
+        while len(content) < num_bytes and (more := stream.read(num_bytes - len(content))):
+            content += more
+    except Exception as error:  # a bad checksum, or a damaged stream
+        raise _unreadable(path, str(error)) from error
+    if len(content) < num_bytes:
+        raise _unreadable(path, "it ends within the images")
+    return content
+
+
+@contextmanager
+def _array_in(
+    path: Path, name: str | None
+) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
+    """Opens the images of an `.npz`: a stream at their first byte, and their shape."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise _unreadable(path, f"{error}; a truncated file, or one that is a pickle?") from error
+    with archive:
+        names = [member.removesuffix(".npy") for member in archive.namelist()]
+        wanted = [n for n in ((name,) if name is not None else NPZ_NAMES) if n in names]
+        if not wanted:
+            raise ValueError(
+                f"{path} has the arrays {names}, and none called "
+                f"{name or ', '.join(NPZ_NAMES)}. Pass name=."
+            )
+        with archive.open(f"{wanted[0]}.npy") as stream:
+            try:
+                shape, fortran, dtype = _header(stream)
+            except Exception as error:
+                raise _unreadable(path, str(error)) from error
+            if dtype != np.uint8 or fortran or len(shape) != 4 or 0 in shape:
+                raise ValueError(
+                    f"{path} has {wanted[0]} {dtype} {shape}{' in Fortran order' * fortran}, and "
+                    "open_images needs uint8 [N, H, W, C]. Map model values in [-1, 1] to pixels "
+                    "by ddpm_jax.pixels.to_pixels before they are saved."
+                )
+            yield stream, _four(shape)
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads an `.npy` header. An object array shows here by its dtype, and is read no further."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(stream)
+    raise ValueError(f"its .npy version is {version}")
+
+
+def _unreadable(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{path} could not be read as an .npz: {why}. Save samples by "
+        "np.savez(path, images=pixels), uint8 [N, H, W, C]."
+    )

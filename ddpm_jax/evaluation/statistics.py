@@ -1,0 +1,213 @@
+"""Moments of a data set's features on disk: computed once, and never mistaken for another's.
+
+An entry is `<name>.npz` with mu [D], sigma [D, D] and count, readable by other tools, and beside it
+`<name>.json`, which says what the numbers are of and holds the sha256 of the `.npz`. Both are
+written under another name and renamed, the JSON last: a killed run leaves nothing that is believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.evaluation.metrics import Moments
+
+VERSION = 1
+"""Raised when equal inputs would give other moments, so that old entries are computed anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticsKey:
+    """All that the moments depend on.
+
+    Attributes:
+        data: fingerprint of the images (`ImageDataset.fingerprint`, `ImageSet.fingerprint()`).
+        split: which of them, as in "train".
+        count: how many.
+        features: fingerprint of the feature function: network, weights, resize, precision
+            (`FeatureExtractor.fingerprint`).
+        output: which of its features, as in "pool" or "spatial".
+        version: of this module's computation.
+    """
+
+    data: str
+    split: str
+    count: int
+    features: str
+    output: str
+    version: int = VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the attributes."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save_statistics(path: str | os.PathLike[str], moments: Moments, key: StatisticsKey) -> None:
+    """Writes moments to `path`, ending in .npz, and what they are of to its .json, atomically.
+
+    Raises ValueError for another ending, or when the moments' count is not the key's.
+    """
+    file = _checked_path("save_statistics", path)
+    if moments.count != key.count:
+        raise ValueError(
+            f"save_statistics got moments of {moments.count} images and a key that says "
+            f"{key.count}. Make the key of what was measured."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = {"key": dataclasses.asdict(key), "fingerprint": key.fingerprint}
+
+    def write(opened: Any) -> None:
+        np.savez(opened, mu=moments.mean, sigma=moments.covariance, count=np.int64(moments.count))
+
+    about["sha256"] = _write_atomically(file, write)
+    text = json.dumps(about, indent=1).encode()
+    _write_atomically(file.with_suffix(".json"), lambda opened: opened.write(text))
+
+
+def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = None) -> Moments:
+    """Loads what `save_statistics` wrote; given a key, only if it is of that key.
+
+    Raises FileNotFoundError where either file is missing; ValueError, naming the file and what
+    differs, for a damaged entry or another key.
+    """
+    file = _checked_path("load_statistics", path)
+    if not file.is_file():
+        raise FileNotFoundError(f"load_statistics got {file}, which is no file.")
+    described = file.with_suffix(".json")
+    if not described.is_file():
+        raise FileNotFoundError(
+            f"load_statistics found {file} without {described.name}, so nothing says what it is "
+            "of. Read files of other tools by read_reference_statistics."
+        )
+    try:
+        about = json.loads(described.read_text())
+        found = StatisticsKey(**about["key"])
+        if about["fingerprint"] != found.fingerprint:
+            raise ValueError("its fingerprint is not that of its key")
+        with open(file, "rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != about["sha256"]:
+            raise ValueError(f"{file.name} has other bytes than when it was written")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{described} is damaged: {error}. Delete both files.") from error
+    if key is not None and found != key:
+        asked, is_of = dataclasses.asdict(key), about["key"]
+        differs = ", ".join(
+            f"{name} {is_of[name]!r} and not {asked[name]!r}"
+            for name in asked
+            if is_of[name] != asked[name]
+        )
+        raise ValueError(f"{file} is of {differs}. Delete it, or ask for what it is of.")
+    moments = _read(file, "mu", "sigma", found.count)
+    return moments
+
+
+def cached_statistics(
+    folder: str | os.PathLike[str], key: StatisticsKey, compute: Callable[[], Moments]
+) -> Moments:
+    """Loads the entry of `key` from a folder, or computes and stores it.
+
+    A damaged entry is computed anew, and a warning says so; so does one where the folder cannot be
+    written. Raises what `compute` raises.
+    """
+    path = Path(folder).expanduser() / f"{key.output}-{key.fingerprint[:24]}.npz"
+    if path.is_file():
+        try:
+            return load_statistics(path, key)
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error} The statistics are computed anew.", stacklevel=2)
+    moments = compute()
+    try:
+        save_statistics(path, moments, key)
+    except OSError as error:
+        warnings.warn(f"{path} could not be written ({error}).", stacklevel=2)
+    return moments
+
+
+def read_reference_statistics(
+    path: str | os.PathLike[str], *, count: int | None = None, spatial: bool = False
+) -> Moments:
+    """Reads a public `.npz` of mu [D] and sigma [D, D], as the FID's ports exchange them.
+
+    count    how many images it is of; such files do not say, so it must come from who published it
+    spatial  reads mu_s and sigma_s, where OpenAI's reference batches keep those of sFID
+
+    Which images, network and resize it was made with is for the caller to know: the file cannot be
+    checked against anything. Raises FileNotFoundError; ValueError, naming the file, for a damaged
+    one, or one without such arrays.
+    """
+    file = _checked_path("read_reference_statistics", path)
+    if not file.is_file():
+        raise FileNotFoundError(f"read_reference_statistics got {file}, which is no file.")
+    names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
+    return _read(file, *names, count)
+
+
+def _read(file: Path, mean_name: str, covariance_name: str, count: int | None) -> Moments:
+    try:
+        # Without allow_pickle an object array, which is a pickle and so a program, is refused.
+        with np.load(file, allow_pickle=False) as arrays:
+            names = list(arrays.files)
+            if not {mean_name, covariance_name} <= set(names):
+                raise ValueError(f"it has {names}, not {mean_name} and {covariance_name}")
+            mean = np.asarray(arrays[mean_name], np.float64)
+            covariance = np.asarray(arrays[covariance_name], np.float64)
+            stored = int(arrays["count"]) if "count" in names else None
+    except Exception as error:  # zip, header and type errors of many kinds
+        raise ValueError(
+            f"{file} could not be read as statistics: {error}. Fetch it again, or compute it from "
+            "the images."
+        ) from error
+    if mean.ndim != 1 or covariance.shape != (mean.size, mean.size) or mean.size == 0:
+        raise ValueError(
+            f"{file} has {mean_name} {mean.shape} and {covariance_name} {covariance.shape} in "
+            "place of [D] and [D, D]."
+        )
+    if not np.isfinite(mean).all() or not np.isfinite(covariance).all():
+        raise ValueError(f"{file} has NaN or infinity in it. Fetch it again.")
+    if np.abs(covariance - covariance.T).max() > 1e-6 * max(np.abs(covariance).max(), 1e-300):
+        raise ValueError(f"{file} has a {covariance_name} that is not symmetric. Fetch it again.")
+    if stored is not None and count is not None and stored != count:
+        raise ValueError(f"{file} is of {stored} images, and {count} were said.")
+    number = stored if stored is not None else count
+    if number is None:
+        raise ValueError(
+            f"{file} does not say of how many images it is. Pass count=, as its publisher gives it."
+        )
+    return Moments(mean, covariance, number)
+
+
+def _checked_path(caller: str, path: str | os.PathLike[str]) -> Path:
+    file = Path(path).expanduser()
+    if file.suffix != ".npz":
+        raise ValueError(f"{caller} needs a path that ends in .npz, got {file}.")
+    return file
+
+
+def _write_atomically(file: Path, write: Callable[[Any], Any]) -> str:
+    """Writes a file under another name, renames it, and returns the sha256 of its bytes."""
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w+b") as opened:
+            write(opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+            opened.seek(0)
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        partial.chmod(0o644)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return digest

@@ -1,0 +1,128 @@
+"""Many images, seen once: their features' moments, and of some features the features themselves.
+
+A Fréchet distance needs moments alone, which are merged as features come; the features of 50,000
+images are never in memory at once (0.4 GB for 2048 of them, and as much for sFID's 2023). KID,
+precision and recall, and the Inception Score need the features, and name those to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddpm_jax.evaluation.features import FeatureExtractor, ImageSource, batches_of
+from ddpm_jax.evaluation.metrics import Moments, update_moments
+
+FeatureFn = FeatureExtractor | Callable[[npt.NDArray[np.uint8]], Any]
+"""A FeatureExtractor, or any function of images [n, H, W, C]: to [n, D], or to several by name."""
+
+OnProgress = Callable[[int], None]
+"""`on_progress(done)`: how many images were seen so far."""
+
+# Examples merged into the moments at a time: 32 MB of 2048 features in float64. Every merge passes
+# over the covariance, which for single batches would take longer than the features do.
+_AT_ONCE = 2048
+
+
+class FeatureSummary(NamedTuple):
+    """What is left of `count` images: moments by name, and kept features [N, D] by name."""
+
+    moments: dict[str, Moments]
+    features: dict[str, npt.NDArray]
+    count: int
+
+
+def summarize_features(
+    source: ImageSource,
+    feature_fn: FeatureFn,
+    *,
+    moments: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+    batch_size: int = 64,
+    on_progress: OnProgress | None = None,
+) -> FeatureSummary:
+    """Passes over images once, and returns moments of some features and all of others.
+
+    source       uint8 images [N, H, W, C], or an iterable of such batches, as an `ImageSet` is
+    feature_fn   the features; what returns a plain array calls it "features"
+    moments      names to take moments of; by default all
+    keep         names to return whole, in the type they come in
+    batch_size   images a call, where feature_fn has no batch size of its own
+    on_progress  called after each batch with the number of images done
+
+    Raises ValueError for names that feature_fn does not have, and for features that are not finite;
+    TypeError or ValueError for images that are none.
+    """
+    blocks: dict[str, list[npt.NDArray]] = {}
+    merged: dict[str, Moments | None] = {}
+    kept: dict[str, list[npt.NDArray]] = {name: [] for name in keep}
+    count = held = 0
+    for features in _stream(source, feature_fn, batch_size):
+        unknown = (set(keep) | set(moments or ())) - set(features)
+        if unknown:
+            raise ValueError(
+                f"summarize_features has features {sorted(features)}, and was asked for "
+                f"{sorted(unknown)}. Name them among the outputs of the feature function."
+            )
+        number = len(next(iter(features.values())))
+        for name in features if moments is None else moments:
+            blocks.setdefault(name, []).append(features[name])
+        for name, pieces in kept.items():
+            pieces.append(features[name])
+        count, held = count + number, held + number
+        if held >= _AT_ONCE:
+            _merge(merged, blocks)
+            held = 0
+        if on_progress is not None:
+            on_progress(count)
+    _merge(merged, blocks)
+    return FeatureSummary(
+        {name: found for name, found in merged.items() if found is not None},
+        {name: np.concatenate(pieces) for name, pieces in kept.items()},
+        count,
+    )
+
+
+def moments_of(
+    source: ImageSource,
+    feature_fn: FeatureFn,
+    *,
+    batch_size: int = 64,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Moments]:
+    """Computes the moments of the features of many images, by name, without holding the features.
+
+    As `summarize_features`, of which it is the first part.
+    """
+    found = summarize_features(source, feature_fn, batch_size=batch_size, on_progress=on_progress)
+    return found.moments
+
+
+def _stream(
+    source: ImageSource, feature_fn: FeatureFn, batch_size: int
+) -> Iterator[Mapping[str, npt.NDArray]]:
+    if isinstance(feature_fn, FeatureExtractor):
+        yield from feature_fn.stream(source)
+        return
+    for batch in batches_of(source, batch_size):
+        found = feature_fn(batch)
+        named = found if isinstance(found, Mapping) else {"features": found}
+        arrays = {name: np.asarray(values) for name, values in named.items()}
+        for name, values in arrays.items():
+            if values.ndim != 2 or len(values) != len(batch):
+                raise ValueError(
+                    f"the feature function gave {name} {values.shape} for {len(batch)} images. "
+                    "Features are [n, D], a row an image."
+                )
+        yield arrays
+
+
+def _merge(merged: dict[str, Moments | None], blocks: dict[str, list[npt.NDArray]]) -> None:
+    """Moves the rows held in `blocks` into `merged`."""
+    for name, pieces in blocks.items():
+        if pieces:
+            merged[name] = update_moments(merged.get(name), np.concatenate(pieces))
+            pieces.clear()
