@@ -92,7 +92,7 @@ EVALUATE = ["--count=30", "--sampler=ddim", "--num-steps=3", "--bits-count=4", "
 def test_an_evaluation_is_what_its_samples_give_and_survives_lost_shards(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ddpm_jax.runs.evaluate.SHARD", 12)
+    monkeypatch.setattr("ddpm_jax.runs.shards.SHARD", 12)
     arguments = [f"--run-dir={folder}", f"--out={tmp_path}", *EVALUATE]
     program("evaluate.py", *arguments)
     first = json.loads((tmp_path / "evaluation.json").read_text())

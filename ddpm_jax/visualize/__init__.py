@@ -1,4 +1,5 @@
-"""Pictures of samples and curves of losses, as files: grids, animations, labelled rows, plots.
+"""Pictures of samples and curves of losses, as files: grids, animations, labelled rows, plots, and
+panels of arrows, points, heat maps and lines.
 
 Nothing here computes: images come as uint8 with one channel or three, as
 `ddpm_jax.pixels.to_pixels` makes them, and floats are refused, since their range would have to be
@@ -10,8 +11,22 @@ display and from several threads. Every function that takes images raises TypeEr
 uint8; all raise ValueError for other shapes, and for a path that does not end in their file type.
 """
 
+from ddpm_jax.visualize.fields import Arrows, Heatmap, Line, Panel, Points, save_panels
 from ddpm_jax.visualize.grids import image_grid, save_gif, save_grid
 from ddpm_jax.visualize.plots import save_curves, save_loss_curve
 from ddpm_jax.visualize.rows import save_rows
 
-__all__ = ["image_grid", "save_curves", "save_gif", "save_grid", "save_loss_curve", "save_rows"]
+__all__ = [
+    "Arrows",
+    "Heatmap",
+    "Line",
+    "Panel",
+    "Points",
+    "image_grid",
+    "save_curves",
+    "save_gif",
+    "save_grid",
+    "save_loss_curve",
+    "save_panels",
+    "save_rows",
+]

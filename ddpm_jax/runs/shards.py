@@ -1,0 +1,92 @@
+"""Sampled images in files of a thousand: what a killed program has drawn, the next one finds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddpm_jax.generation import Generator
+from ddpm_jax.runs.console import bar, say
+from ddpm_jax.runs.directory import RunDirectoryError, write_json
+from ddpm_jax.runs.trained import TrainedRun
+
+SHARD = 1000
+"""Images in one file."""
+CHANGING = ("device", "jax", "run")
+"""What of a plan may change without changing the images, but for rounding."""
+
+
+def remember_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Notes what the folder's shards are of; RunDirectoryError where they are of something else."""
+    path = out / "plan.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = sorted(
+            k for k in plan if k not in CHANGING and old.get(k) != json.loads(json.dumps(plan[k]))
+        )
+        if changed:
+            raise RunDirectoryError(
+                f"{out} holds samples made otherwise (other {', '.join(changed)}). Choose another "
+                "folder with --out. Nothing was changed."
+            )
+        return
+    write_json(path, plan)
+
+
+def _shard(out: Path, first: int) -> Path:
+    return out / "shards" / f"{first:06d}.npz"
+
+
+def _read_shard(path: Path, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
+    """The images of a shard; None where it is not there or not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["images"]
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    except Exception as error:  # a damaged zip raises its own kinds
+        say(f"warning: {path} cannot be read ({error}); it is sampled again")
+        return None
+    return images if images.shape == (count, *shape) and images.dtype == np.uint8 else None
+
+
+def sample_shards(
+    run: TrainedRun, generator: Generator, out: Path, *, count: int, batch_size: int
+) -> None:
+    """Draws the shards that are not there yet."""
+    (out / "shards").mkdir(exist_ok=True)
+    with bar(count * generator.num_steps, "sampling", unit="img·step") as progress:
+        for first in range(0, count, SHARD):
+            size = min(SHARD, count - first)
+            if _read_shard(_shard(out, first), size, run.model.image_shape) is not None:
+                progress.update(size * generator.num_steps)
+                continue
+            labels = run.labels(first + size)
+            made = generator(
+                run.params,
+                seed=run.options.seed,
+                count=size,
+                # One size of batch, so one program, however the shards end.
+                batch_size=min(batch_size, SHARD, count),
+                start=first,
+                labels=None if labels is None else labels[first:],
+                on_progress=progress.update,
+            )
+            path = _shard(out, first)
+            draft = path.with_suffix(".tmp")
+            with draft.open("wb") as file:
+                np.savez_compressed(file, images=made.images)
+            os.replace(draft, path)
+
+
+def read_shards(out: Path, count: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yields the images of `sample_shards`, a file at a time."""
+    for first in range(0, count, SHARD):
+        with np.load(_shard(out, first), allow_pickle=False) as file:
+            yield file["images"]

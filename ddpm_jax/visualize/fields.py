@@ -1,0 +1,279 @@
+"""Panels side by side in one PNG file: arrows, points, heat maps and lines in any combination.
+
+    Panel("Data and their score", [Heatmap(p, (-3, 3, -3, 3)), Arrows(x, score)], equal=True)
+
+A panel is a title and layers, drawn in their order. Arrows are drawn in the units of the axes, from
+their points on, so that two panels of equal limits compare; bring vectors to a fitting length
+first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
+from ddpm_jax.visualize.plots import _COLOURS as COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FAINT = "#9aa0a8"
+
+
+class Heatmap(NamedTuple):
+    """Values [H, W] as colours over extent (left, right, bottom, top), row 0 at the bottom.
+
+    `limits` (low, high) of the colours, by default those of the values; `bar` names a colour bar.
+    """
+
+    values: npt.ArrayLike
+    extent: tuple[float, float, float, float]
+    limits: tuple[float, float] | None = None
+    bar: str | None = None
+    colours: str = "Blues"
+
+
+class Arrows(NamedTuple):
+    """Arrows of vectors [N, 2] from points [N, 2], both in the units of the axes."""
+
+    points: npt.ArrayLike
+    vectors: npt.ArrayLike
+    colour: str = INK
+
+
+class Points(NamedTuple):
+    """A mark at each of points [N, 2]; colour is a colour, or a number of the series."""
+
+    points: npt.ArrayLike
+    colour: int | str = 0
+    size: float = 3.0
+    label: str | None = None
+    alpha: float = 0.5
+
+
+class Line(NamedTuple):
+    """y [N] over x [N]; `band` (low [N], high [N]) is shaded; `marker` as matplotlib names it."""
+
+    x: npt.ArrayLike
+    y: npt.ArrayLike
+    label: str | None = None
+    colour: int | str = 0
+    style: str = "-"
+    marker: str = ""
+    width: float = 1.5
+    band: tuple[npt.ArrayLike, npt.ArrayLike] | None = None
+
+
+Layer = Heatmap | Arrows | Points | Line
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: what is seen, or better, what it shows.
+        layers: drawn in this order; labels of lines and points make a legend.
+        xlabel, ylabel: of the axes.
+        logx, logy: logarithmic axes, for values above 0.
+        linear_within: y logarithmic on both sides of 0 and linear as far as this from it, for
+            values of both signs and many sizes.
+        xlim, ylim: limits of the axes; what the layers need by default.
+        equal: a map of the plane: one unit is as long in x as in y, and no frame is drawn.
+        legend: where the legend goes, as matplotlib names places.
+    """
+
+    title: str
+    layers: Sequence[Layer]
+    xlabel: str = ""
+    ylabel: str = ""
+    logx: bool = False
+    logy: bool = False
+    linear_within: float | None = None
+    xlim: tuple[float, float] | None = None
+    ylim: tuple[float, float] | None = None
+    equal: bool = False
+    legend: Any = "best"
+
+
+def save_panels(
+    path: PathLike,
+    panels: Sequence[Panel],
+    *,
+    title: str | None = None,
+    columns: int | None = None,
+    size: tuple[float, float] = (3.1, 3.1),
+) -> None:
+    """Writes panels to a PNG file, row by row.
+
+    Args:
+        path: ends in .png.
+        panels: at least one.
+        title: over all of them.
+        columns: panels a row; all of them in one by default.
+        size: (width, height) of a panel in inches, its labels included.
+
+    Raises ValueError for a path of another kind, no panels or columns, shapes that do not fit, and
+    values ≤ 0 on a logarithmic axis, which would silently be left out.
+    """
+    from matplotlib.figure import Figure
+
+    target = checked_path("save_panels", path, ".png")
+    if not panels or (columns is not None and columns < 1):
+        raise ValueError(
+            f"save_panels needs a panel and a column at least, got {len(panels)} panels, {columns=}"
+        )
+    across = min(columns or len(panels), len(panels))
+    down = math.ceil(len(panels) / across)
+    height = size[1] * down + (0.4 if title else 0.0)
+    figure = Figure(figsize=(size[0] * across, height), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.04, hspace=0.04)  # type: ignore[union-attr]
+    if title:
+        figure.suptitle(title, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    for i, panel in enumerate(panels):
+        _draw(figure.add_subplot(down, across, i + 1), panel)
+    write_figure(target, figure)
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title, color=INK, fontsize=9.5, loc="left")
+    for layer in panel.layers:
+        _DRAWERS[type(layer)](axes, panel, layer)
+    # After the layers: a heat map would set the limits and the aspect anew.
+    if panel.equal:
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color("#d5d8dc")
+    else:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_FAINT)
+        axes.tick_params(which="both", color=_FAINT, labelcolor=INK, labelsize=8)
+        axes.grid(color="#e6e8eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+    if panel.logx:
+        axes.set_xscale("log")
+    if panel.logy:
+        axes.set_yscale("log")
+    if panel.linear_within is not None:
+        axes.set_yscale("symlog", linthresh=panel.linear_within)
+    if panel.xlim:
+        axes.set_xlim(*panel.xlim)
+    if panel.ylim:
+        axes.set_ylim(*panel.ylim)
+    axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
+    axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)
+    if any(getattr(layer, "label", None) for layer in panel.layers):
+        legend = axes.legend(
+            loc=panel.legend, fontsize=8, labelcolor=INK, edgecolor="none", framealpha=0.85
+        )
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1.0)
+
+
+def _heatmap(axes: Axes, panel: Panel, layer: Heatmap) -> None:
+    values = np.asarray(layer.values, np.float64)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(
+            f"save_panels needs a heat map [H, W], got shape {values.shape} in {panel.title!r}."
+        )
+    low, high = layer.limits or (None, None)
+    image = axes.imshow(
+        values,
+        extent=layer.extent,
+        origin="lower",
+        cmap=layer.colours,
+        vmin=low,
+        vmax=high,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    if layer.bar is not None:
+        bar = axes.get_figure().colorbar(image, ax=axes, shrink=0.8, pad=0.02)  # type: ignore
+        bar.set_label(layer.bar, color=INK, fontsize=8)
+        bar.ax.tick_params(labelsize=7, labelcolor=INK, color=_FAINT)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def _arrows(axes: Axes, panel: Panel, layer: Arrows) -> None:
+    points, vectors = _pairs(panel, layer.points), _pairs(panel, layer.vectors)
+    if points.shape != vectors.shape:
+        raise ValueError(
+            f"save_panels needs one arrow a point, got points {points.shape} and vectors "
+            f"{vectors.shape} in {panel.title!r}."
+        )
+    axes.quiver(
+        *points.T,
+        *vectors.T,
+        color=layer.colour,
+        angles="xy",
+        scale_units="xy",
+        scale=1.0,
+        width=0.0045,
+        headwidth=4.0,
+        headlength=4.5,
+    )
+
+
+def _points(axes: Axes, panel: Panel, layer: Points) -> None:
+    points = _pairs(panel, layer.points)
+    _check_logarithms(panel, *points.T)
+    axes.scatter(
+        *points.T,
+        s=layer.size,
+        color=_colour(layer.colour),
+        label=layer.label,
+        alpha=layer.alpha,
+        linewidths=0,
+        rasterized=True,
+    )
+
+
+def _line(axes: Axes, panel: Panel, layer: Line) -> None:
+    x, y = (np.asarray(values, np.float64) for values in (layer.x, layer.y))
+    if x.ndim != 1 or x.shape != y.shape or not x.size:
+        raise ValueError(
+            f"save_panels needs x [N] and y [N] with N ≥ 1 for a line, got {x.shape} and {y.shape} "
+            f"in {panel.title!r}."
+        )
+    _check_logarithms(panel, x, y)
+    style: dict[str, Any] = {"color": _colour(layer.colour), "linewidth": layer.width}
+    axes.plot(
+        x, y, label=layer.label, linestyle=layer.style, marker=layer.marker, markersize=4, **style
+    )
+    if layer.band is not None:
+        low, high = (np.asarray(values, np.float64) for values in layer.band)
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+_DRAWERS: dict[type, Any] = {Heatmap: _heatmap, Arrows: _arrows, Points: _points, Line: _line}
+
+
+def _pairs(panel: Panel, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    pairs = np.asarray(values, np.float64)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(
+            f"save_panels needs points and vectors [N, 2], got shape {pairs.shape} in "
+            f"{panel.title!r}. Project data of more dimensions onto two first."
+        )
+    return pairs
+
+
+def _check_logarithms(panel: Panel, x: npt.NDArray, y: npt.NDArray) -> None:
+    for name, log, values in (("x", panel.logx, x), ("y", panel.logy, y)):
+        if log and (values[np.isfinite(values)] <= 0).any():
+            raise ValueError(
+                f"save_panels got {name} values down to {np.nanmin(values)} for a logarithmic axis "
+                f"in {panel.title!r}. Leave out what is not positive, or set log{name}=False."
+            )
+
+
+def _colour(colour: int | str) -> str:
+    return COLOURS[colour % len(COLOURS)] if isinstance(colour, int) else colour
