@@ -186,6 +186,7 @@ def build_network(config: NetworkConfig, *, out_channels: int, num_classes: int 
         out_channels=out_channels,
         num_groups=config.num_groups,
         num_classes=num_classes,
+        downsample_padding=config.downsample_padding,
         dtype=jnp.dtype(config.dtype),
     )
 

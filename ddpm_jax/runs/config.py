@@ -48,6 +48,8 @@ class NetworkConfig:
     """Share of activations dropped in each residual block while training."""
     num_groups: int = 32
     """Groups of every GroupNorm; must divide all channel counts, and be fewer."""
+    downsample_padding: Literal["same", "symmetric"] = "same"
+    """Where convolutions of stride 2 are padded: below and right, as DDPM does, or all around."""
     class_conditional: bool = False
     """Embed the label beside the step; some labels are dropped while training, for guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -25,7 +25,7 @@ from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
 from ddpm_jax.runs.model import Model
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
-from ddpm_jax.types import Array, Denoiser, PyTree
+from ddpm_jax.types import Array, PyTree
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,13 @@ class TrainedRun:
 
     @functools.cached_property
     def train_data(self) -> ImageDataset:
-        """The data the run was trained on; RunDirectoryError when they have changed since."""
+        """The data the run was trained on; RunDirectoryError when they have changed since.
+
+        Of weights made elsewhere no fingerprint is known, and any data of their shape are taken.
+        """
         data = self._load("train")
         trained_on = self.facts["data"]["fingerprint"]
-        if data.fingerprint != trained_on:
+        if trained_on is not None and data.fingerprint != trained_on:
             raise RunDirectoryError(
                 f"{data.name} is not what {self.options.run_dir} was trained on (fingerprint "
                 f"{data.fingerprint}, then {trained_on}). Name the right data with --data-path."
@@ -125,13 +128,15 @@ class TrainedRun:
         config = self.config.data
         if self.options.data_path is not None:
             config = dataclasses.replace(config, path=self.options.data_path)
-        return load_data(config, split)
-
-    def denoiser(
-        self, labels: Array | None = None, *, guidance: float = 1.0, clip: Clip | None = None
-    ) -> Denoiser:
-        """The denoiser of this run."""
-        return self.model.guided(guidance, clip)(self.params, labels)
+        data = load_data(config, split)
+        if data.images.shape[1:] != self.model.image_shape:
+            shapes = (data.images.shape[1:], self.model.image_shape)
+            have, want = ("×".join(map(str, shape)) for shape in shapes)
+            raise RunDirectoryError(
+                f"{data.name} has images of {have}, and {self.options.run_dir} makes images of "
+                f"{want}. Name its own data with --data-path."
+            )
+        return data
 
     def labels(self, count: int, label: int | None = None) -> np.ndarray | None:
         """One class for so many images [count], or all in turn; None where the network takes none.

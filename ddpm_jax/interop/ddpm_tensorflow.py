@@ -1,0 +1,140 @@
+"""U-Net weights under the variable names of the DDPM authors' TensorFlow code.
+
+The names are those of `diffusion_tf/models/unet.py` in github.com/hojonathanho/diffusion, under the
+scope "model": model/down_0/block_0/conv1/W and so on. Kernels have our axes already ([kh, kw, in,
+out] and [in, out]), so the map is one of names alone. It follows from that source; the released
+checkpoint files themselves have not been read with it. Their format needs TensorFlow, which is not
+used here: whoever has it writes the variables to an .npz or .safetensors file by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ddpm_jax.nn import UNet
+from ddpm_jax.types import PyTree
+
+# Our module -> their scope.
+SCOPES: tuple[tuple[str, str], ...] = (
+    (r"(conv_in|conv_out|norm_out)", r"\1"),
+    (r"time_dense_(\d)", r"temb/dense\1"),
+    (r"(down|up)_(\d+)_block_(\d+)", r"\1_\2/block_\3"),
+    (r"(down|up)_(\d+)_attention_(\d+)", r"\1_\2/attn_\3"),
+    (r"(down|up)_(\d+)_(down|up)sample", r"\1_\2/\3sample"),
+    (r"middle_block_0", r"mid/block_1"),
+    (r"middle_block_1", r"mid/block_2"),
+    (r"middle_attention", r"mid/attn_1"),
+)
+INNER: dict[str, str] = {
+    "embedding": "temb_proj",
+    "shortcut": "nin_shortcut",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "out": "proj_out",
+}
+TENSORS: dict[str, str] = {"kernel": "W", "bias": "b"}
+NORM_TENSORS: dict[str, str] = {"scale": "gamma", "bias": "beta"}
+AVERAGE = "/ExponentialMovingAverage"
+# What training kept beside the weights: its step and the optimiser's memory.
+TRAINING = re.compile(r"(.*/(Adam|Adam_1|RMSProp|RMSProp_1|Momentum)|global_step|beta[12]_power)")
+
+
+def tensorflow_name(path: tuple[str, ...], scope: str = "model") -> str:
+    """The variable that holds the parameter at `path` of a `UNet`'s tree.
+
+    Raises ValueError for a module that the authors' network does not have.
+    """
+    for ours, theirs in SCOPES:
+        match = re.fullmatch(ours, path[0])
+        if match:
+            inner = [INNER.get(name, name) for name in path[1:-1]]
+            normalises = path[-2].startswith("norm")
+            tensor = (NORM_TENSORS if normalises else TENSORS)[path[-1]]
+            return "/".join([scope, match.expand(theirs), *inner, tensor])
+    raise ValueError(f"tensorflow_name knows no module called {path[0]!r}; it maps a UNet's own.")
+
+
+def unet_from_tensorflow(
+    variables: Mapping[str, np.ndarray], resolution: int, *, average: bool = True
+) -> tuple[UNet, PyTree]:
+    """The network, its sizes read off the shapes, and its parameters, from variables by name.
+
+    `resolution` is the height of the images, which tells at which sizes the attention is. With
+    `average` the moving averages are taken, under NAME/ExponentialMovingAverage, where any are
+    there. Names may end in ":0". Raises ValueError naming what is missing, left over or misshapen.
+    """
+    call = "unet_from_tensorflow"
+    weights = _weights(call, variables, average)
+    unet = _unet_of(call, weights, resolution)
+    channels = np.shape(weights["model/conv_in/W"])[2]
+    image = jax.ShapeDtypeStruct((1, resolution, resolution, channels), jnp.float32)
+    shapes = jax.eval_shape(unet.init, jax.random.key(0), image, 0)["params"]
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(shapes))
+    names = {path: tensorflow_name(path) for path in flat}
+    missing = sorted(set(names.values()) - set(weights))
+    left = sorted(set(weights) - set(names.values()))
+    if missing or left:
+        raise ValueError(f"{call}: missing {missing}, left over {left}.")
+    params = {}
+    for path, leaf in flat.items():
+        tensor = np.asarray(weights[names[path]], np.float32)
+        if tensor.shape != leaf.shape:
+            raise ValueError(
+                f"{call}: {names[path]} has shape {tensor.shape}, the network of the other "
+                f"variables needs {leaf.shape}."
+            )
+        params[path] = jnp.array(tensor)
+    return unet, traverse_util.unflatten_dict(params)
+
+
+def _weights(call: str, variables: Mapping[str, Any], average: bool) -> dict[str, Any]:
+    """The variables that are weights, by their names without suffixes."""
+    plain, averaged = {}, {}
+    for name, value in variables.items():
+        name = name.removesuffix(":0")
+        if name.endswith(AVERAGE):
+            averaged[name.removesuffix(AVERAGE)] = value
+        elif not TRAINING.fullmatch(name):
+            plain[name] = value
+    weights = averaged if average and averaged else plain
+    if "model/conv_in/W" not in weights or np.ndim(weights["model/conv_in/W"]) != 4:
+        raise ValueError(
+            f"{call} needs the variables of the authors' U-Net, got {len(variables)} without a "
+            "kernel model/conv_in/W [3, 3, in, out]. Save every variable by its own name."
+        )
+    return weights
+
+
+def _unet_of(call: str, weights: Mapping[str, Any], resolution: int) -> UNet:
+    """A `UNet` of the sizes that names and shapes tell."""
+    width = np.shape(weights["model/conv_in/W"])[3]
+    levels = _indices(r"model/down_(\d+)/block_0/conv1/W", weights)
+    if levels != list(range(len(levels))) or not levels:
+        raise ValueError(f"{call} got the levels {levels} of a U-Net, not 0, 1, … in a row.")
+    blocks = _indices(r"model/down_0/block_(\d+)/conv1/W", weights)
+    widths = [np.shape(weights[f"model/down_{i}/block_0/conv1/W"])[-1] for i in levels]
+    if any(w % width for w in widths):
+        raise ValueError(f"{call} got levels of {widths} channels, no multiples of {width}.")
+    attended = _indices(r"model/down_(\d+)/attn_0/q/W", weights)
+    if "model/conv_out/W" not in weights:
+        raise ValueError(f"{call}: missing ['model/conv_out/W'].")
+    return UNet(
+        channels=width,
+        channel_multipliers=tuple(w // width for w in widths),
+        num_res_blocks=len(blocks),
+        attention_resolutions=tuple(resolution >> level for level in attended),
+        out_channels=np.shape(weights["model/conv_out/W"])[-1],
+    )
+
+
+def _indices(pattern: str, names: Iterable[str]) -> list[int]:
+    matches = (re.fullmatch(pattern, name) for name in names)
+    return sorted({int(match[1]) for match in matches if match})

@@ -1,0 +1,196 @@
+"""A folder that diffusers.DDPMPipeline loads, read and written: two JSON files and safetensors.
+
+model_index.json                               which classes the parts are of
+unet/config.json                               or, in repositories of 2022, without the folders:
+unet/diffusion_pytorch_model.safetensors       config.json, diffusion_pytorch_model.safetensors
+scheduler/scheduler_config.json                and scheduler_config.json beside model_index.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
+from ddpm_jax.interop.diffusers_scheduler import (
+    Process,
+    process_from_diffusers_config,
+    process_to_diffusers_config,
+)
+from ddpm_jax.interop.diffusers_unet import unet_from_diffusers_config, unet_to_diffusers_config
+from ddpm_jax.interop.tensors import PICKLES, read_safetensors, refuse_pickle, write_safetensors
+from ddpm_jax.nn import UNet
+from ddpm_jax.schedules import NoiseSchedule
+from ddpm_jax.types import PyTree
+
+WEIGHTS = "diffusion_pytorch_model"
+
+
+class PipelineFiles(NamedTuple):
+    """The paths of a pipeline's parts, relative to its folder; model_index.json may be absent."""
+
+    unet_config: str
+    weights: str
+    scheduler_config: str
+    model_index: str | None
+
+
+class ImportedModel(NamedTuple):
+    """A model read from another library's files.
+
+    Attributes:
+        unet: the network.
+        params: its parameters, float32.
+        image_shape: of the images it makes, [H, W, C].
+        process: its process, and what the network predicts.
+    """
+
+    unet: UNet
+    params: PyTree
+    image_shape: tuple[int, int, int]
+    process: Process
+
+
+def choose_pipeline_files(names: Iterable[str], where: str) -> PipelineFiles:
+    """Picks the files of a pipeline among `names`, paths relative to the folder or repository.
+
+    Raises ValueError, in the name of `where`, for a folder that holds no such pipeline, only
+    pickled weights, or weights in several files.
+    """
+    present = set(names)
+    index = "model_index.json" if "model_index.json" in present else None
+    for unet, scheduler in (("unet/", "scheduler/"), ("", ""), ("", "scheduler/")):
+        config, settings = f"{unet}config.json", f"{scheduler}scheduler_config.json"
+        if config not in present or settings not in present:
+            continue
+        weights = f"{unet}{WEIGHTS}.safetensors"
+        if weights in present:
+            return PipelineFiles(config, weights, settings, index)
+        pickled = sorted(n for n in present if n.startswith(unet) and n.endswith(PICKLES))
+        if pickled:
+            refuse_pickle(Path(where) / pickled[0])
+        sharded = sorted(n for n in present if n.startswith(f"{unet}{WEIGHTS}"))
+        raise ValueError(
+            f"{where} has no {weights}; it has {sharded or 'no weights'}. Save the model in one "
+            "file of float32 without a variant."
+        )
+    raise ValueError(
+        f"{where} is no folder of a DDPMPipeline: it needs unet/config.json and "
+        "scheduler/scheduler_config.json, or both files at its top, and has "
+        f"{sorted(present)[:8] or 'no files'}."
+    )
+
+
+def pipeline_files(folder: str | Path) -> PipelineFiles:
+    """The files of a pipeline in a folder; raises as `choose_pipeline_files` does."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder. Name the one that holds model_index.json.")
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    return choose_pipeline_files(names, str(folder))
+
+
+def load_diffusers(folder: str | Path) -> ImportedModel:
+    """Reads a DDPMPipeline's folder of either layout.
+
+    Raises FileNotFoundError, or ValueError naming the file and what in it is wrong or has no
+    counterpart: settings, names, shapes and dtypes of tensors, pickles, damaged files.
+    """
+    folder = Path(folder)
+    files = pipeline_files(folder)
+    if files.model_index is not None:
+        _check_index(folder / files.model_index)
+    unet, image_shape = _of(
+        folder / files.unet_config, unet_from_diffusers_config, "UNet2DModel's config"
+    )
+    process = _of(
+        folder / files.scheduler_config, process_from_diffusers_config, "scheduler's config"
+    )
+    expected = image_shape[2] * (2 if process.variance == "learned_range" else 1)
+    if unet.out_channels != expected:
+        raise ValueError(
+            f"{folder}: out_channels={unet.out_channels} with in_channels={image_shape[2]} and "
+            f"variance_type={process.variance!r}, which needs {expected}. A learned variance "
+            "doubles the channels of the output, a fixed one does not."
+        )
+    weights = folder / files.weights
+    tensors = read_safetensors(weights)
+    try:
+        params = unet_params_from_diffusers(tensors, unet)
+    except ValueError as error:
+        raise ValueError(f"{weights} does not fit {files.unet_config}: {error}") from error
+    return ImportedModel(unet, params, image_shape, process)
+
+
+def save_diffusers(
+    folder: str | Path,
+    unet: UNet,
+    params: PyTree,
+    image_shape: tuple[int, int, int],
+    process: Process,
+    schedule: NoiseSchedule,
+) -> list[Path]:
+    """Writes a folder that `diffusers.DDPMPipeline.from_pretrained` loads; returns its files.
+
+    Everything is checked before anything is written. Raises ValueError for what diffusers cannot
+    express, naming it.
+    """
+    folder = Path(folder)
+    network = unet_to_diffusers_config(unet, image_shape)
+    scheduler = process_to_diffusers_config(process, schedule)
+    tensors = unet_params_to_diffusers(params, unet)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": network["_diffusers_version"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", network["_class_name"]],
+    }
+    for part in ("unet", "scheduler"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    written = [folder / "unet" / f"{WEIGHTS}.safetensors"]
+    write_safetensors(written[0], tensors)
+    for path, values in (
+        (folder / "unet" / "config.json", network),
+        (folder / "scheduler" / "scheduler_config.json", scheduler),
+        # Last: with it the folder is a pipeline.
+        (folder / "model_index.json", index),
+    ):
+        fresh = path.with_name(path.name + ".tmp")
+        fresh.write_text(json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        os.replace(fresh, path)
+        written.append(path)
+    return written
+
+
+def _of(path: Path, read: Any, what: str) -> Any:
+    """`read` applied to a JSON file, its errors with the file's name before them."""
+    try:
+        return read(read_json_object(path, what))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_json_object(path: Path, what: str) -> Mapping[str, Any]:
+    """The object in a JSON file; ValueError for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the {what} is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the {what} must be a JSON object, got {type(values).__name__}.")
+    return values
+
+
+def _check_index(path: Path) -> None:
+    """Raises ValueError for the index of another pipeline than one of pixels without conditions."""
+    index = read_json_object(path, "index of the pipeline")
+    parts = {name: value for name, value in index.items() if not name.startswith("_")}
+    more = sorted(set(parts) - {"unet", "scheduler"})
+    if more:
+        raise ValueError(
+            f"{path}: a {index.get('_class_name')} with the parts {more} beside unet and "
+            "scheduler. Only pipelines of pixels without conditions are read, as DDPMPipeline is."
+        )

@@ -1,0 +1,96 @@
+"""Files of named tensors: safetensors read and written, NumPy archives read, pickles refused."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises ValueError for a file whose name says that it is a pickle."""
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, and reading a pickle may run any program hidden in it. Only "
+            ".safetensors is read. A revision that has one may exist; or let whoever trusts the "
+            "file load it with its own library and save it with safe_serialization=True."
+        )
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads every tensor of a .safetensors file, by name, as float32 NumPy arrays.
+
+    Raises ValueError for a pickle, for a file that is cut short or no safetensors at all, for a
+    tensor of another dtype than float32, and for one with a NaN or an infinity; FileNotFoundError
+    where there is no file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    refuse_pickle(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Name a .safetensors file.")
+    tensors = {}
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():
+                # Asked for first: NumPy has no bfloat16 to read it into.
+                dtype = file.get_slice(name).get_dtype()
+                if dtype != "F32":
+                    raise ValueError(
+                        f"{path}: {name} has dtype {dtype}, and only F32 is read: narrower "
+                        "weights are another model's. Take the float32 file of that model."
+                    )
+                tensors[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}); it has {path.stat().st_size:,} "
+            "bytes. It was cut short or is something else: fetch it again."
+        ) from error
+    return _finite(path, tensors)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes float32 arrays by name, in one move: a reader never sees half a file."""
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    fresh = path.with_name(path.name + ".tmp")
+    ordered = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
+    # Who reads it asks for this word: the axes are in PyTorch's order.
+    save_file(ordered, fresh, metadata={"format": "pt"})
+    os.replace(fresh, path)
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads every array of an .npz archive, by name; the floating ones must be float32.
+
+    Raises ValueError for a damaged archive, a pickled array, or another floating dtype.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Name an .npz file.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an .npz archive of plain arrays ({error}). It was cut "
+            "short, is something else, or holds pickled objects, which are not read."
+        ) from error
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and array.dtype != np.float32:
+            raise ValueError(f"{path}: {name} has dtype {array.dtype}, and only float32 is read.")
+    return _finite(path, arrays)
+
+
+def _finite(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    bad = sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor).all())
+    if bad:
+        raise ValueError(f"{path} has NaN or infinite values in {bad}: these weights are broken.")
+    return tensors

@@ -1,0 +1,173 @@
+"""Models exported from here run in diffusers' own pipeline, and theirs here, to the same images."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddpm_jax as dj
+from ddpm_jax.interop import Process, load_diffusers, save_diffusers
+from ddpm_jax.nn import UNet
+from ddpm_jax.runs.build import build_schedule
+from ddpm_jax.runs.config import DiffusionConfig
+from tests.reference_unet import random_params
+
+BATCH, STEPS = 3, 12
+SHAPE = (8, 8, 2)
+UNET = UNet(
+    channels=8,
+    channel_multipliers=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    num_groups=4,
+    dropout=0.0,
+    out_channels=2,
+)
+PROCESSES = {
+    "ε, fixed_large, clip": Process("linear", 40, 2e-3, 0.4, False, "epsilon", "fixed_large", True),
+    "v, learned_range": Process("cosine", 40, 2e-3, 0.4, False, "v", "learned_range", False),
+    "x_0, β as a table": Process("warmup50", 40, 2e-3, 0.4, False, "x_0", "fixed_small", True),
+}
+
+
+@pytest.fixture(scope="module")
+def libraries():
+    reason = "needs the extra [interop] to compare with diffusers"
+    torch = pytest.importorskip("torch", reason=reason)
+    diffusers = pytest.importorskip("diffusers", reason=reason)
+    return torch, diffusers
+
+
+def images_of(pipeline, torch):
+    """What the pipeline makes of seed 0, on NHWC: [B, *SHAPE] in [0, 1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    made = pipeline(BATCH, generator, num_inference_steps=STEPS, output_type="np")
+    return made.images
+
+
+def noise_of(torch):
+    """The start and the noise that seed 0 gives the pipeline, in the order it asks: NHWC.
+
+    No noise is drawn for the last step.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width, channels = SHAPE
+    draws = [torch.randn((BATCH, channels, height, width), generator=generator)]
+    draws += [torch.randn(draws[0].shape, generator=generator) for _ in range(STEPS - 1)]
+    drawn = np.stack([draw.permute(0, 2, 3, 1).numpy() for draw in draws])
+    return drawn[0], np.concatenate([drawn[1:], np.zeros_like(drawn[:1])])
+
+
+def ours(unet, process, steps, params, x_T, noise):
+    """Our ancestral sampler's x_0 over the pipeline's grid."""
+    schedule = build_schedule(DiffusionConfig(*process[:4], target=process.target))
+    grid = dj.respace(schedule, steps)
+    denoise = dj.make_denoiser(
+        schedule,
+        lambda x, t: unet.apply({"params": params}, x, t),
+        target=process.target,
+        variance=process.variance,
+        clip=process.clip,
+    )
+    sampler = dj.ancestral(grid, variance=process.variance)
+    run = jax.jit(functools.partial(dj.sample, sampler, denoise))
+    return run(jnp.asarray(x_T), noise=jnp.asarray(noise))
+
+
+def check_same_images(torch, pipeline, unet, process, params):
+    truth = images_of(pipeline, torch)
+    assert np.std(truth) > 0.1
+    steps = np.sort(pipeline.scheduler.timesteps.numpy())
+    x_0 = ours(unet, process, steps, params, *noise_of(torch))
+    np.testing.assert_allclose(np.clip(x_0 / 2 + 0.5, 0, 1), truth, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_our_models_run_in_their_pipeline(libraries, name, tmp_path):
+    torch, diffusers = libraries
+    process = PROCESSES[name]
+    unet = UNET.clone(out_channels=4) if process.variance == "learned_range" else UNET
+    params = random_params(unet, np.zeros((1, *SHAPE), np.float32), 0)
+    schedule = build_schedule(DiffusionConfig(*process[:4], target=process.target))
+    save_diffusers(tmp_path, unet, params, SHAPE, process, schedule)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert type(pipeline.scheduler).__name__ == "DDPMScheduler"
+    check_same_images(torch, pipeline, unet, process, params)
+
+
+def test_their_pipelines_run_here(libraries, tmp_path):
+    """A pipeline that they built and saved, with padding around and weights of their drawing."""
+    torch, diffusers = libraries
+    torch.manual_seed(3)
+    model = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(8, 16),
+        down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        norm_eps=1e-6,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        attention_head_dim=None,
+        dropout=0.1,
+    )
+    scheduler = diffusers.DDPMScheduler(
+        40, 2e-3, 0.4, "scaled_linear", prediction_type="v_prediction", clip_sample=True
+    )
+    diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path)
+    read = load_diffusers(tmp_path)
+    assert read.unet == UNET.clone(
+        attention_resolutions=(8,), dropout=0.1, downsample_padding="symmetric"
+    )
+    assert read.process == Process("quadratic", 40, 2e-3, 0.4, False, "v", "fixed_small", True)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path, local_files_only=True)
+    check_same_images(torch, pipeline, read.unet, read.process, read.params)
+
+
+def test_what_they_save_by_default_is_refused_by_name(libraries, tmp_path):
+    """A UNet2DModel with its own defaults is another network; a pickle is none to read."""
+    torch, diffusers = libraries
+    small = {"block_out_channels": (8, 16), "sample_size": 8, "norm_num_groups": 4}
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    model = diffusers.UNet2DModel(**small, **blocks, layers_per_block=1)
+    pipeline = diffusers.DDPMPipeline(model, diffusers.DDPMScheduler())
+    pipeline.save_pretrained(tmp_path / "a")
+    named = "flip_sin_to_cos=True.*freq_shift=0.*norm_eps"
+    with pytest.raises(ValueError, match=named):
+        load_diffusers(tmp_path / "a")
+    pipeline.save_pretrained(tmp_path / "b", safe_serialization=False)
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.bin is a pickle"):
+        load_diffusers(tmp_path / "b")
+
+
+def test_a_denoiser_of_theirs_gives_the_same_x_0_hat(libraries, tmp_path):
+    """Along their trajectory, step by step, so that no error hides behind another."""
+    torch, diffusers = libraries
+    process = PROCESSES["ε, fixed_large, clip"]._replace(clip=False)
+    params = random_params(UNET, np.zeros((1, *SHAPE), np.float32), 0)
+    schedule = build_schedule(DiffusionConfig(*process[:4]))
+    save_diffusers(tmp_path, UNET, params, SHAPE, process, schedule)
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path, local_files_only=True)
+    pipeline.scheduler.set_timesteps(STEPS)
+    read = load_diffusers(tmp_path)
+    denoise = jax.jit(
+        dj.make_denoiser(
+            schedule, lambda x, t: read.unet.apply({"params": read.params}, x, t), clip=False
+        )
+    )
+    x = noise_of(torch)[0]
+    for t in pipeline.scheduler.timesteps:
+        x_torch = torch.tensor(x).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            output = pipeline.unet(x_torch, t).sample
+        step = pipeline.scheduler.step(output, t, x_torch)
+        x_0_hat = denoise(jnp.asarray(x), jnp.full(BATCH, int(t)))
+        truth = step.pred_original_sample.permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(x_0_hat, truth, atol=1e-5 * np.abs(truth).max())
+        x = step.prev_sample.permute(0, 2, 3, 1).numpy()
