@@ -15,7 +15,11 @@ def code_of(name: str) -> str:
     return "\n".join(blocks)
 
 
-SMALLER = {"dj.UNet()": "dj.UNet(channels=16, num_groups=8, channel_multipliers=(1, 2))"}
+SMALLER = {
+    "dj.UNet()": "dj.UNet(channels=16, num_groups=8, channel_multipliers=(1,),"
+    " attention_resolutions=())",
+    "32, 32, 3": "8, 8, 3",
+}
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/research.md"])
