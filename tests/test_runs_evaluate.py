@@ -64,6 +64,19 @@ def test_the_likelihood_table_is_the_librarys_bound(folder, run, tmp_path):
     assert (tmp_path / "terms.png").exists() and (tmp_path / "rate_distortion.png").exists()
 
 
+def test_measured_errors_are_kept_for_their_checkpoint_alone(folder):
+    mse = TrainedRun(RunOptions(run_dir=folder)).x_0_mse
+    path = folder / "x_0_mse-ema-0.json"
+    kept = json.loads(path.read_text())
+    np.testing.assert_array_equal(kept["x_0_mse"], mse)
+    # At the first step x̂_0 is nearly x_0, at the last an untrained ε says nothing of it.
+    assert mse[0] < 0.01 < 0.1 < mse[-1]
+    path.write_text(json.dumps({**kept, "x_0_mse": [0.5] * 20}))
+    np.testing.assert_array_equal(TrainedRun(RunOptions(run_dir=folder)).x_0_mse, [0.5] * 20)
+    path.write_text(json.dumps({**kept, "x_0_mse": [0.5] * 20, "checkpoint_sha256": "another"}))
+    np.testing.assert_array_equal(TrainedRun(RunOptions(run_dir=folder)).x_0_mse, mse)
+
+
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver_pp_sde"])
 def test_stepping_outside_of_the_program_draws_the_same_images(folder, run, name):
     sampler = run.sampler(SamplerOptions(name, num_steps=6))

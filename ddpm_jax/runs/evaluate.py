@@ -141,7 +141,6 @@ def _count(run: TrainedRun, config: EvaluateConfig) -> int:
 
 def _plan(run: TrainedRun, config: EvaluateConfig, count: int) -> dict[str, Any]:
     """All that the sampled images depend on."""
-    manifest = run.directory.checkpoints / str(run.step) / "manifest.json"
     options = dataclasses.asdict(
         SamplerOptions(
             **{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerOptions)}
@@ -149,7 +148,6 @@ def _plan(run: TrainedRun, config: EvaluateConfig, count: int) -> dict[str, Any]
     )
     return {
         **run.provenance(),
-        "checkpoint_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "sampler": options,
         "guidance": config.guidance,
         "precision": run.config.network.dtype,

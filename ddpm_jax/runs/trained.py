@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,12 @@ class TrainedRun:
         self.step = int(state.step)
         self.params: PyTree = state.ema_params if options.ema else state.params
 
+    @functools.cached_property
+    def checkpoint_sha256(self) -> str:
+        """What tells this checkpoint from any other: the sum of its manifest of sums."""
+        manifest = self.directory.checkpoints / str(self.step) / "manifest.json"
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+
     def folder(self, name: str) -> Path:
         """The output folder of a program, made now: RunDirectoryError where it cannot be."""
         out = self.options.out or self.directory.root / name
@@ -98,6 +105,7 @@ class TrainedRun:
             "run": str(self.options.run_dir),
             "data": self.facts["data"],
             "checkpoint_step": self.step,
+            "checkpoint_sha256": self.checkpoint_sha256,
             "ema": self.options.ema,
             "seed": self.options.seed,
             "device": self.devices[0].device_kind,
@@ -188,9 +196,9 @@ class TrainedRun:
         path = self.directory.root / f"x_0_mse-{kind}-{self.step}.json"
         T = self.model.schedule.num_timesteps
         if path.exists():
-            values = np.asarray(json.loads(path.read_text())["x_0_mse"], dtype=np.float64)
-            if values.shape == (T,):
-                return values
+            kept = json.loads(path.read_text())
+            if kept.get("checkpoint_sha256") == self.checkpoint_sha256:
+                return np.asarray(kept["x_0_mse"], dtype=np.float64)
         data = self.train_data
         count = min(len(data.images), 256)
         # Spread over the data set, which may be sorted.
