@@ -26,14 +26,21 @@ OBJECTIVES: dict[str, tuple[Loss, VarianceKind, str]] = {
 def ablation(base: TrainConfig) -> dict[str, tuple[str, TrainConfig]]:
     """Every row of the table as {name: (what it is, config)}, each with a folder of its own.
 
-    The rows differ from `base` in the target, the loss and the variance, and in nothing else.
+    The rows differ from `base` in the target, the loss and the variance, and where the mean is
+    predicted also in that x̂_0 is not clipped (as in the authors' code, where it takes no part).
     """
     rows = {}
     for short, (target, predicts) in PREDICTIONS.items():
         for kind, (loss, variance, trains) in OBJECTIVES.items():
             name = f"{short}-{kind}"
+            # A predicted mean is used as it is: clipping the x̂_0 it implies would replace it where
+            # x_0 hardly enters it.
             diffusion = dataclasses.replace(
-                base.diffusion, target=target, loss=loss, variance=variance
+                base.diffusion,
+                target=target,
+                loss=loss,
+                variance=variance,
+                clip=base.diffusion.clip and target != "previous_mean",
             )
             config = dataclasses.replace(base, run_dir=base.run_dir / name, diffusion=diffusion)
             rows[name] = (f"{predicts}; {trains}.", config)
