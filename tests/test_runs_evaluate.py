@@ -108,7 +108,7 @@ def test_an_evaluation_is_what_its_samples_give_and_survives_lost_shards(
     monkeypatch.setattr("ddpm_jax.runs.shards.SHARD", 12)
     arguments = [f"--run-dir={folder}", f"--out={tmp_path}", *EVALUATE]
     program("evaluate.py", *arguments)
-    first = json.loads((tmp_path / "evaluation.json").read_text())
+    first = json.loads((tmp_path / "pixels.json").read_text())
     shards = sorted((tmp_path / "shards").iterdir())
     assert [path.name for path in shards] == ["000000.npz", "000012.npz", "000024.npz"]
     images = np.concatenate([np.load(path)["images"] for path in shards])
@@ -119,14 +119,16 @@ def test_an_evaluation_is_what_its_samples_give_and_survives_lost_shards(
     real, made = (evaluation.pixel_features(x).astype(np.float32) for x in (train, images))
     assert samples["precision"] == evaluation.precision_recall(real, made).precision
     assert samples["coverage"] == evaluation.density_coverage(real, made).coverage
-    assert first["fewer_than_published"] and "not comparable" in (tmp_path / "row.md").read_text()
+    assert (
+        first["fewer_than_published"] and "not comparable" in (tmp_path / "pixels.md").read_text()
+    )
     assert first["held_out"]["frechet"] < samples["frechet"]
     # A shard that is gone, one cut short, and one that is none, are sampled again, the same.
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:100])
     shards[2].write_bytes(b"no zip")
     program("evaluate.py", *arguments)
-    again = json.loads((tmp_path / "evaluation.json").read_text())
+    again = json.loads((tmp_path / "pixels.json").read_text())
     assert again == first
     with pytest.raises(SystemExit) as stopped:
         program("evaluate.py", *arguments, "--seed=1")

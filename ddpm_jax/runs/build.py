@@ -77,6 +77,11 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
             f"--diffusion.schedule {config.schedule}{stretched} ends with nothing of x_0, where "
             f"--diffusion.target {config.target} says nothing about it. Use the target v or x_0."
         )
+    if float(schedule.signal_scale[-1]) == 0.0 and config.exploding:
+        raise ValueError(
+            "--diffusion.exploding feeds the network x_0 + σ noise, and σ is infinite at the end "
+            f"of --diffusion.schedule {config.schedule}{stretched}. Leave one of the two out."
+        )
     return schedule
 
 

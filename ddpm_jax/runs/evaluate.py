@@ -62,7 +62,7 @@ class EvaluateConfig(SamplerOptions, RunOptions):
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Samples and measures, and writes evaluation.json and row.md.
+    """Samples and measures, and writes FEATURES.json and FEATURES.md, a table of one row.
 
     Raises ValueError for flags nothing could be measured by, ConnectionError or FileNotFoundError
     where Inception's weights are not to be had, and others as `TrainedRun`.
@@ -105,11 +105,13 @@ def evaluate(config: EvaluateConfig) -> None:
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
     }
-    write_json(out / "evaluation.json", results)
-    (out / "row.md").write_text(markdown_row(results, run.model.schedule.num_timesteps))
+    # The folder is the samples'; what they are measured by is in the files' names.
+    kind = features.name if features.name == "pixels" else f"{features.name}-{config.preprocess}"
+    write_json(out / f"{kind}.json", results)
+    (out / f"{kind}.md").write_text(markdown_row(results, run.model.schedule.num_timesteps))
     tell(results)
-    say(f"  {out / 'evaluation.json'}")
-    say(f"  {out / 'row.md'}")
+    say(f"  {out / kind}.json")
+    say(f"  {out / kind}.md")
 
 
 def _features(run: TrainedRun, config: EvaluateConfig) -> Features:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from ddpm_jax.runs.config import SamplerOptions
 from ddpm_jax.runs.console import say
 
 PUBLISHED_COUNT = 50_000
@@ -56,8 +58,20 @@ def markdown_row(results: dict[str, Any], num_timesteps: int) -> str:
         head.append("bits/dim ≤")
         row.append(f"{bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f}")
     lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), row)]
-    notes = (
-        f"Features {results['features']} ({results['features_fingerprint'][:16]}), against "
+    fingerprint = results["features_fingerprint"]
+    if results["features"] == "inception":
+        fingerprint = fingerprint[:16]
+    default = dataclasses.asdict(SamplerOptions())
+    chosen = {
+        name: value
+        for name, value in sampler.items()
+        if name not in ("sampler", "num_steps") and value != default[name]
+    }
+    if results["guidance"] != 1.0:
+        chosen["guidance"] = results["guidance"]
+    notes = f"With {', '.join(f'{k} {v}' for k, v in chosen.items())}. " if chosen else ""
+    notes += (
+        f"Features {results['features']} ({fingerprint}), against "
         f"{results['reference']['images']:,} images of {results['reference']['data']} "
         f"({results['reference']['fingerprint'][:16]}); seed {results['seed']}, "
         f"{'EMA' if results['ema'] else 'last'} parameters, {results['precision']}, checkpoint "

@@ -90,7 +90,10 @@ def sample(config: SampleConfig) -> None:
                 out / "images" / f"{i:06d}.png"
             )
         written.append(out / "images")
-    options = ("sampler", "spacing", "eta", "churn", "variance", "threshold", "label", "guidance")
+    options = (
+        *("sampler", "spacing", "eta", "churn", "langevin_steps", "langevin_rate"),
+        *("variance", "threshold", "label", "guidance"),
+    )
     write_json(
         out / "sampling.json",
         {
@@ -112,6 +115,8 @@ def _name(config: SampleConfig, num_steps: int, step: int) -> str:
     for name in ("eta", "churn"):
         if getattr(config, name):
             parts.append(f"{name}{getattr(config, name):g}")
+    if config.sampler == "annealed_langevin":
+        parts.append(f"{config.langevin_steps}x{config.langevin_rate:g}")
     parts += [str(part) for part in (config.variance, config.threshold) if part is not None]
     if config.label is not None:
         parts.append(f"label{config.label}")

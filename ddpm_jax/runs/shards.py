@@ -67,13 +67,15 @@ def sample_shards(
             if _read_shard(_shard(out, first), size, run.model.image_shape) is not None:
                 progress.update(size * generator.num_steps)
                 continue
-            labels = run.labels(first + size)
+            batch = min(batch_size, SHARD, count)
+            # Whole batches, so one program, however the shards end; what is too many is dropped.
+            drawn = -(-size // batch) * batch
+            labels = run.labels(first + drawn)
             made = generator(
                 run.params,
                 seed=run.options.seed,
-                count=size,
-                # One size of batch, so one program, however the shards end.
-                batch_size=min(batch_size, SHARD, count),
+                count=drawn,
+                batch_size=batch,
                 start=first,
                 labels=None if labels is None else labels[first:],
                 on_progress=progress.update,
@@ -81,7 +83,7 @@ def sample_shards(
             path = _shard(out, first)
             draft = path.with_suffix(".tmp")
             with draft.open("wb") as file:
-                np.savez_compressed(file, images=made.images)
+                np.savez_compressed(file, images=made.images[:size])
             os.replace(draft, path)
 
 

@@ -21,7 +21,7 @@ from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
 from ddpm_jax.prediction import Clip
 from ddpm_jax.runs.build import build_model, build_sampler, load_data
 from ddpm_jax.runs.config import SamplerOptions, TrainConfig
-from ddpm_jax.runs.console import bar
+from ddpm_jax.runs.console import bar, say
 from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
 from ddpm_jax.runs.model import Model
 from ddpm_jax.samplers import Sampler
@@ -78,12 +78,9 @@ class TrainedRun:
             )
         self.step = int(state.step)
         self.params: PyTree = state.ema_params if options.ema else state.params
-
-    @functools.cached_property
-    def checkpoint_sha256(self) -> str:
-        """What tells this checkpoint from any other: the sum of its manifest of sums."""
+        # Read now: a run that is still training may prune this checkpoint before a study ends.
         manifest = self.directory.checkpoints / str(self.step) / "manifest.json"
-        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+        self.checkpoint_sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
 
     def folder(self, name: str) -> Path:
         """The output folder of a program, made now: RunDirectoryError where it cannot be."""
@@ -195,24 +192,35 @@ class TrainedRun:
         kind = "ema" if self.options.ema else "last"
         path = self.directory.root / f"x_0_mse-{kind}-{self.step}.json"
         T = self.model.schedule.num_timesteps
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept.get("checkpoint_sha256") == self.checkpoint_sha256:
-                return np.asarray(kept["x_0_mse"], dtype=np.float64)
         data = self.train_data
         count = min(len(data.images), 256)
+        known_by = {
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "data_fingerprint": data.fingerprint,
+            "images": count,
+        }
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if all(kept.get(name) == value for name, value in known_by.items()):
+                return np.asarray(kept["x_0_mse"], dtype=np.float64)
         # Spread over the data set, which may be sorted.
         chosen = np.linspace(0, len(data.images) - 1, count).astype(int)
         labels = None if self.model.num_classes is None else data.labels[chosen]
         errors_of = jax.jit(functools.partial(_x_0_errors, self.model))
-        keys = example_keys(jax.random.key(self.options.seed), jnp.arange(count, dtype=jnp.uint32))
+        # Of no seed of the user's: which image a seed gives must not depend on what ran before.
+        keys = example_keys(jax.random.key(0), jnp.arange(count, dtype=jnp.uint32))
         mse = np.zeros(T)
         with bar(T, "measuring the denoiser's errors", leave=False) as progress:
             for t in range(T):
                 errors = errors_of(self.params, data.images[chosen], labels, np.int32(t), keys)
                 mse[t] = np.asarray(errors, np.float64).mean()
                 progress.update()
-        write_json(path, {**self.provenance(), "images": count, "x_0_mse": mse.tolist()})
+        try:
+            write_json(path, {**known_by, "x_0_mse": mse.tolist()})
+        except OSError as error:
+            say(
+                f"warning: {path} cannot be kept ({error.strerror}); it is measured again next time"
+            )
         return mse
 
 

@@ -29,7 +29,7 @@ def annealed_langevin(
     so any denoiser of any process is sampled by it: NCSN's own, whose levels are
     `schedule_from_noise_levels(sigmas)`, and a DDPM on some of its steps. Between levels y stays
     what it is. At the end comes y + σ² s = x̂_0, which takes out the last noise (NCSNv2, 2006.09011,
-    §3.5), or y itself. Needs steps_per_level draws and evaluations a step of the grid.
+    §3.5), or y itself. A step of the grid takes K draws and K + 1 evaluations, the last for x̂_0.
 
     Args:
         schedule: the levels, noisiest last. σ should fall by a steady factor: across a gap the

@@ -84,7 +84,8 @@ def steps_vs_quality(config: StepsConfig) -> None:
             pictures[name, s] = images[: config.show]
             rows[name][str(s)] = {"evaluations": _evaluations(name, s), **judge(images)}
             progress.update(_evaluations(name, s) * config.count)
-    floor = judge(run.heldout_data.images[: config.count])
+    real = run.heldout_data.images[: config.count]
+    floor = {"images": len(real), **judge(real)}
     write_json(
         out / "steps_vs_quality.json",
         {**run.provenance(), "images_per_cell": config.count, "held out": floor, "rows": rows},
@@ -191,7 +192,8 @@ def _tell(rows, floor: dict[str, float], columns: list[int], count: int) -> None
     ):
         if field not in floor:
             continue
-        say(f"\n{what}, {count} images each (held-out images: {floor[field]:.3f})")
+        say(f"\n{what}, {count} images each")
+        say(f"(that of {floor['images']} held-out images is {floor[field]:.3f})")
         say(f"{'steps':22}" + "".join(f"{s:>8}" for s in columns))
         for name, cells in rows.items():
             values = [
