@@ -185,6 +185,10 @@ def test_a_changed_config_is_refused(whole):
         (["--diffusion.loss=hybrid"], "learned_range"),
         (["--diffusion.loss=bound", "--diffusion.weighting=p2"], "--diffusion.weighting"),
         (["--diffusion.zero-terminal-snr"], "zero-terminal-snr"),
+        (
+            ["--diffusion.zero-terminal-snr", "--diffusion.target=v", "--diffusion.exploding"],
+            "exploding",
+        ),
         (["--report.guidance=2"], "class-conditional"),
         (["--diffusion.label-dropout=1"], "--diffusion.label-dropout"),
     ],
