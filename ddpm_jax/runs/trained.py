@@ -25,8 +25,9 @@ from ddpm_jax.runs.console import bar, say
 from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
 from ddpm_jax.runs.model import Model
 from ddpm_jax.samplers import Sampler
+from ddpm_jax.samplers.base import x_0_of
 from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
-from ddpm_jax.types import Array, PyTree
+from ddpm_jax.types import Array, PyTree, mean_per_example
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,6 @@ def _x_0_errors(model: Model, params, images, labels, t, keys) -> Array:
     x_0 = prepare_images(images, None, flip=False)
     noise = normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
     steps = jnp.broadcast_to(t, x_0.shape[:1])
-    denoised = model.denoiser_of(params, labels)(q_sample(model.schedule, x_0, t, noise), steps)
-    x_0_hat = denoised[0] if isinstance(denoised, tuple) else denoised
-    return jnp.mean(jnp.square(x_0 - x_0_hat), axis=(1, 2, 3))
+    denoise = model.denoiser_of(params, labels)
+    x_0_hat = x_0_of(denoise(q_sample(model.schedule, x_0, t, noise), steps))
+    return mean_per_example(jnp.square(x_0 - x_0_hat))

@@ -22,7 +22,13 @@ from ddpm_jax.gaussian import q_sample
 from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
 from ddpm_jax.likelihood import VariationalBound, mean_and_standard_error, rate_distortion
 from ddpm_jax.optimal_variance import optimal_log_variance
-from ddpm_jax.prediction import Variance, is_learned, p_mean_variance, split_output
+from ddpm_jax.prediction import (
+    Variance,
+    is_learned,
+    p_mean_variance,
+    predict_epsilon,
+    split_output,
+)
 from ddpm_jax.probability_flow import bits_per_dim, dequantize, probability_flow_log_likelihood
 from ddpm_jax.runs.console import bar, say
 from ddpm_jax.runs.directory import write_json
@@ -176,7 +182,7 @@ def _terms_at(model: Model, variances, params, images, labels, t, keys):
         )
         terms[name] = bound_term(schedule, reverse, x_0, x_t, steps)
         x_0_hat = reverse.x_0_hat
-    epsilon_hat = (x_t - schedule.signal_scale[t] * x_0_hat) / schedule.noise_scale[t]
+    epsilon_hat = predict_epsilon(schedule, prediction, x_t, steps, target=diffusion.target)
     errors = (x_0 - x_0_hat, noise - epsilon_hat)
     return terms, jnp.stack([mean_per_example(jnp.square(error)) for error in errors])
 

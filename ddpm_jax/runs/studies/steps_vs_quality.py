@@ -144,17 +144,14 @@ def _judge(run: TrainedRun, config: StepsConfig) -> Callable[[np.ndarray], dict[
     """What a set of images is measured by: the Fréchet distance of pixels to the training set, and
     for digits the share that a classifier is sure of."""
     train = run.train_data
-    truth = None
-    for first in range(0, len(train.images), 4096):
-        features = evaluation.pixel_features(train.images[first : first + 4096])
-        truth = evaluation.update_moments(truth, features)
-    assert truth is not None
+    pixels = evaluation.pixel_features
+    truth = evaluation.moments_of(train.images, pixels, batch_size=4096)["features"]
     classify = None
     if run.config.data.name == "digits":
         classify = evaluation.fit_classifier(train.images, train.labels)
 
     def judge(images: np.ndarray) -> dict[str, float]:
-        found = evaluation.moments(evaluation.pixel_features(images))
+        found = evaluation.moments(pixels(images))
         values = {"frechet_pixels": evaluation.frechet_distance(truth, found)}
         if classify is not None:
             values["share_confident"] = evaluation.share_confident(classify(images), 0.9)
