@@ -1,7 +1,7 @@
 """Running a sampler over many images: in batches, on all devices, with progress, one key per image.
 
 Image i of seed s is the same image whatever the batch size, the number of devices, or how many are
-asked for.
+asked for. The devices may belong to several processes; all of them call, and all get all images.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ddpm_jax import hosts
 from ddpm_jax.keys import example_keys
 from ddpm_jax.pixels import to_pixels
 from ddpm_jax.samplers import Sampler, advance, grid_steps, initial_noise
@@ -22,9 +22,6 @@ from ddpm_jax.types import Array, Denoiser, Device, PyTree
 DenoiserOf = Callable[[PyTree, Any], Denoiser]
 """`denoiser_of(params, labels) -> denoise`: binds parameters and labels [B] (None without
 classes)."""
-
-
-AXIS = "data"
 
 
 class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
@@ -69,13 +66,14 @@ class Generator:
         self.devices = tuple(devices) if devices else tuple(jax.local_devices()[:1])
         self._steps = np.asarray(grid_steps(sampler))
         self._chunk = chunk_length(len(self._steps), target_chunks)
-        mesh = Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
-        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        mesh = hosts.make_mesh(self.devices)
+        self._split = NamedSharding(mesh, PartitionSpec(hosts.AXES))
         self._whole = NamedSharding(mesh, PartitionSpec())
 
-        def start(keys):
+        def start(seed, index):
+            keys = example_keys(jax.random.key(seed), index)
             x_T = initial_noise(keys, shape)
-            return x_T, sampler.init(x_T)
+            return keys, x_T, sampler.init(x_T)
 
         def run(params, x, state, keys, labels, steps):
             denoise = denoiser_of(params, labels)
@@ -92,7 +90,7 @@ class Generator:
                 jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
             )
 
-        self._start = mapped(start, (split,))
+        self._start = mapped(start, (whole, split))
         self._run = mapped(run, (whole, split, split, split, split, whole))
 
     @property
@@ -126,31 +124,31 @@ class Generator:
             on_progress: told the number of images × steps done since the last call.
             should_stop: asked between chunks; Stopped is raised when it says so.
 
-        Raises ValueError for counts below one and for labels that are not one per image.
+        Raises ValueError for counts below one, seeds beyond 32 bits, and labels that are not one
+        per image.
         """
-        if count < 1 or batch_size < 1 or start < 0:
+        if count < 1 or batch_size < 1 or start < 0 or not 0 <= seed < 2**32:
             raise ValueError(
-                "a Generator needs count >= 1, batch_size >= 1 and start >= 0, got "
-                f"{count=}, {batch_size=}, {start=}."
+                "a Generator needs count >= 1, batch_size >= 1, start >= 0 and 0 <= seed < 2**32, "
+                f"got {count=}, {batch_size=}, {start=}, {seed=}."
             )
         if labels is not None and len(labels) != count:
             raise ValueError(
                 f"a Generator needs one label per image, got {len(labels)} for {count} images."
             )
         size = -(-min(batch_size, count) // len(self.devices)) * len(self.devices)
-        params = jax.device_put(params, self._whole)
+        params = hosts.spread(params, self._whole)
         images, frames = [], []
         for first in range(0, count, size):
             # The last batch is filled up with images nobody asked for, so that one program serves
             # all.
             real = min(size, count - first)
-            index = jnp.arange(start + first, start + first + size, dtype=jnp.uint32)
-            keys = jax.device_put(example_keys(jax.random.key(seed), index), self._split)
+            index = np.arange(start + first, start + first + size, dtype=np.uint32)
             batch_labels = None
             if labels is not None:
                 filled = np.resize(labels[first : first + real], size).astype(np.int32)
-                batch_labels = jax.device_put(filled, self._split)
-            x, state = self._start(keys)
+                batch_labels = hosts.put(filled, self._split)
+            keys, x, state = self._start(np.uint32(seed), hosts.put(index, self._split))
             keep = first == 0 and frames_of > 0
             if keep:
                 frames.append(_pixels(x, frames_of))
@@ -168,4 +166,4 @@ class Generator:
 
 
 def _pixels(x: Array, count: int) -> np.ndarray:
-    return np.asarray(to_pixels(jax.device_get(x)[:count]))
+    return np.asarray(to_pixels(hosts.fetch(x)[:count]))

@@ -31,6 +31,10 @@ FLOORS = {
     "probability_flow": 3.0,
     "samplers": 3.0,
     "score": 3.0,
+    # Processes and meshes: no diffusion, but no pure functions either.
+    "hosts": 3.5,
+    # Files and nothing else: what every room of the fourth floor opens its files with.
+    "reading": 3.5,
     "training": 4.0,
     "generation": 4.0,
     "data": 4.0,

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
+from ddpm_jax.reading import map_npy, read_json_object
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory where the cache cannot be written
 STALE_SECONDS = 86400.0  # partial entries untouched for so long belong to a run that died
+_NONE = type(None)
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -50,26 +52,25 @@ def read_entry(
     fingerprint of all bytes.
     """
     entry = root / key
-    try:
-        text = (entry / "entry.json").read_text()
-    except OSError:
+    if not (entry / "entry.json").is_file():
         return None
     try:
-        about = json.loads(text)
+        about = read_json_object(entry / "entry.json")
         if not accept(about["source"]):
             return None
-        images = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(entry / "labels.npy", allow_pickle=False)
+        images, labels = map_npy(entry / "images.npy"), np.array(map_npy(entry / "labels.npy"))
         if list(images.shape) != about["shape"]:
             raise ValueError(f"images are {images.shape}, not {about['shape']}")
         given = about["fingerprint"]
         if images.nbytes <= VERIFY_BYTES and fingerprint_of(images, labels) != given:
             raise ValueError("its bytes have another fingerprint than when they were written")
-        classes = about["num_classes"]
+        classes, name = about["num_classes"], about["name"]
+        if labels.dtype != np.int32 or type(name) is not str or type(classes) not in (int, _NONE):
+            raise ValueError(f"it has labels {labels.dtype}, num_classes {classes!r}, name {name!r}")
         return make_dataset(
-            images, None if classes is None else labels, classes, about["name"], fingerprint=given
+            images, None if classes is None else labels, classes, name, fingerprint=given
         )
-    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         warnings.warn(
             f"The cached data in {entry} are damaged ({error}); they are decoded anew.",
             stacklevel=3,

@@ -20,6 +20,7 @@ from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress, download_file
 from ddpm_jax.data.gzipped import DAMAGE, open_plain_or_gzip
+from ddpm_jax.data.tar_members import tar_members
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
@@ -143,31 +144,28 @@ def _folder_files(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, b
 
 def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Reads the members straight from the stream, by exact name: nothing is ever extracted."""
-    wanted = {f"{FOLDER}/{name}": name for name in names}
+    wanted, found = {f"{FOLDER}/{name}": name for name in names}, set()
     with open_plain_or_gzip(archive) as file:
         try:
-            tar = tarfile.open(fileobj=file, mode="r|")
-            for member in tar:
-                if member.size > LARGEST_MEMBER:
-                    raise ValueError(
-                        f"{archive}: member {member.name!r} claims {member.size:,} bytes; no file "
-                        f"of {ARCHIVE} is so large."
-                    )
-                name = wanted.pop(member.name.removeprefix("./"), None)
+            for member, content in tar_members(file, LARGEST_MEMBER):
+                name = wanted.get(member.name.removeprefix("./"))
                 if name is None:
                     continue
-                stream = tar.extractfile(member) if member.isreg() else None
-                if stream is None:
-                    raise ValueError(f"{archive}: {member.name!r} is not a plain file.")
-                data = stream.read()
-                _check_size(len(data), name, archive)
-                yield name, data
+                if name in found:
+                    raise ValueError(f"{member.name!r} is there twice")
+                if not member.plain:
+                    raise ValueError(f"{member.name!r} is not a plain file")
+                _check_size(member.size, name, archive)
+                found.add(name)
+                yield name, content.read(member.size)
             # To the end of the file, where gzip keeps its check sum.
             for _ in range(LARGEST_MEMBER >> 20):
                 if not file.read(1 << 20):
                     return
-            raise ValueError(f"{archive} goes on and on after the end of the archive in it.")
-        except (tarfile.TarError, *DAMAGE) as error:
+            raise ValueError("it goes on and on after the end of the archive in it")
+        except (tarfile.TarError, ValueError, *DAMAGE) as error:
+            if str(archive) in str(error):
+                raise
             raise ValueError(
                 f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} "
                 f"bytes, the published file {ARCHIVE_BYTES:,}. Get it again from {URL}."

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.reading import check_regular
+
 # Pillow knows many more, some of which start other programs (EPS runs Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -32,11 +34,14 @@ def decode_image(
     from PIL import Image, ImageOps
 
     try:
+        check_regular(file)
         with Image.open(file, formats=FORMATS) as opened:
             # Asked of the header, before a pixel is decoded.
             if opened.width * opened.height > max_pixels:
                 raise ValueError(f"{opened.width}×{opened.height} pixels are over {max_pixels:,}")
-            if opened.mode[0] in "IF":
+            # Of a PNG in colour the mode does not tell, and Pillow would drop the lower 8 bits.
+            deep = opened.format == "PNG" and any(";16" in str(tile[3]) for tile in opened.tile)
+            if deep or opened.mode[0] in "IF":
                 raise ValueError(f"mode {opened.mode} has more than 8 bits a channel; convert it")
             image = ImageOps.exif_transpose(opened)
             image = _without_transparency(image).convert("L" if grey else "RGB")

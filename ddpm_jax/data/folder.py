@@ -19,6 +19,7 @@ from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.decode import FILTER, SUFFIXES, decode_image
 from ddpm_jax.data.download import Progress, progress_bar
+from ddpm_jax.reading import check_regular
 
 BLOCK = 64  # images a thread decodes at a time
 
@@ -62,7 +63,8 @@ def load_folder(
     sizes and times and of the options, so that a changed folder is decoded anew.
 
     Raises FileNotFoundError for a missing folder, ValueError for one without images and, naming the
-    file, for a file that is no readable image; OSError when the cache's disk has no room.
+    file, for a file that is no readable image; OSError for a pipe or device of such a name, and
+    when the cache's disk has no room.
     """
     folder = Path(path).expanduser()
     if resolution < 1 or holdout_every < 2:
@@ -112,7 +114,8 @@ def load_folder(
 def list_images(folder: Path) -> list[ImageFile]:
     """Lists the image files under `folder` by the rules of `load_folder`, sorted.
 
-    Raises FileNotFoundError for a missing folder, ValueError for one without images.
+    Raises FileNotFoundError for a missing folder, ValueError for one without images, OSError for a
+    link to nowhere, a pipe or a device that has an image's name.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"load_folder got {folder}, which is not a folder.")
@@ -132,7 +135,7 @@ def list_images(folder: Path) -> list[ImageFile]:
             if entry.is_dir():
                 pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                about = entry.stat()
+                about = check_regular(Path(entry.path))
                 found.append(ImageFile(prefix + entry.name, about.st_size, about.st_mtime_ns))
             else:
                 others += 1

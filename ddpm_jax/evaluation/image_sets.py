@@ -8,7 +8,6 @@ white, and grey ones become RGB.)
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,10 +22,13 @@ from ddpm_jax.data.dataset import Fingerprint
 from ddpm_jax.data.decode import FORMATS, decode_image
 from ddpm_jax.data.folder import list_images
 from ddpm_jax.evaluation.images import checked_images
+from ddpm_jax.reading import array_names, open_archive, open_array
 
 Pixels = npt.NDArray[np.uint8]
 NPZ_NAMES = ("images", "samples", "arr_0")
 """Where an `.npz` may keep its images: the first of these that it has."""
+LARGEST_IMAGE = 1 << 27
+"""Bytes of one image of an `.npz`, which deflated may come from a thousandth of them."""
 
 
 @dataclass(frozen=True)
@@ -155,22 +157,19 @@ def _open_npz(path: Path, name: str | None) -> ImageSet:
             left, one = shape[0], int(np.prod(shape[1:]))
             while left:
                 count = min(size, left)
-                content = _read_exactly(path, stream, count * one)
+                content = _read_exactly(stream, count * one)
                 yield np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
                 left -= count
 
     return ImageSet(str(path), shape, read)
 
 
-def _read_exactly(path: Path, stream: IO[bytes], num_bytes: int) -> bytes:
-    try:
-        content = stream.read(num_bytes)
-        while len(content) < num_bytes and (more := stream.read(num_bytes - len(content))):
-            content += more
-    except Exception as error:  # a bad checksum, or a damaged stream
-        raise _unreadable(path, str(error)) from error
+def _read_exactly(stream: IO[bytes], num_bytes: int) -> bytes:
+    content = stream.read(num_bytes)
+    while len(content) < num_bytes and (more := stream.read(num_bytes - len(content))):
+        content += more
     if len(content) < num_bytes:
-        raise _unreadable(path, "it ends within the images")
+        raise ValueError("it ends within the images")
     return content
 
 
@@ -180,39 +179,32 @@ def _array_in(
 ) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
     """Opens the images of an `.npz`: a stream at their first byte, and their shape."""
     try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise _unreadable(path, f"{error}; a truncated file, or one that is a pickle?") from error
-    with archive:
-        names = [member.removesuffix(".npy") for member in archive.namelist()]
-        wanted = [n for n in ((name,) if name is not None else NPZ_NAMES) if n in names]
-        if not wanted:
-            raise ValueError(
-                f"{path} has the arrays {names}, and none called "
-                f"{name or ', '.join(NPZ_NAMES)}. Pass name=."
-            )
-        with archive.open(f"{wanted[0]}.npy") as stream:
-            try:
-                shape, fortran, dtype = _header(stream)
-            except Exception as error:
-                raise _unreadable(path, str(error)) from error
-            if dtype != np.uint8 or fortran or len(shape) != 4 or 0 in shape:
-                raise ValueError(
-                    f"{path} has {wanted[0]} {dtype} {shape}{' in Fortran order' * fortran}, and "
-                    "open_images needs uint8 [N, H, W, C]. Map model values in [-1, 1] to pixels "
-                    "by ddpm_jax.pixels.to_pixels before they are saved."
+        with open_archive(path) as archive:
+            names = array_names(archive)
+            wanted = [n for n in ((name,) if name is not None else NPZ_NAMES) if n in names]
+            if not wanted:
+                raise _Unfit(
+                    f"{path} has the arrays {names}, and none called "
+                    f"{name or ', '.join(NPZ_NAMES)}. Pass name=."
                 )
-            yield stream, _four(shape)
+            with open_array(archive, wanted[0]) as (stream, (shape, fortran, dtype, _)):
+                if dtype != np.uint8 or fortran or len(shape) != 4 or 0 in shape:
+                    raise _Unfit(
+                        f"{path} has {wanted[0]} {dtype} {shape}{' in Fortran order' * fortran}, "
+                        "and open_images needs uint8 [N, H, W, C]. Map model values in [-1, 1] to "
+                        "pixels by ddpm_jax.pixels.to_pixels before they are saved."
+                    )
+                if shape[1] * shape[2] * shape[3] > LARGEST_IMAGE:
+                    raise _Unfit(f"{path} has images {shape[1:]}, over {LARGEST_IMAGE:,} bytes.")
+                yield stream, _four(shape)
+    except _Unfit:
+        raise
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from error
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads an `.npy` header. An object array shows here by its dtype, and is read no further."""
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"its .npy version is {version}")
+class _Unfit(ValueError):
+    """An archive that is whole, but not of images."""
 
 
 def _unreadable(path: Path, why: str) -> ValueError:

@@ -171,7 +171,9 @@ def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDa
     raise ValueError(f"--data.name knows digits, cifar10, mnist and folder, got {config.name!r}.")
 
 
-def build_network(config: NetworkConfig, *, out_channels: int, num_classes: int | None) -> UNet:
+def build_network(
+    config: NetworkConfig, *, out_channels: int, num_classes: int | None, remat: bool = False
+) -> UNet:
     """The U-Net of a configuration, with so many output channels and classes.
 
     Raises ValueError for as many groups as channels: normalising each channel by itself takes out
@@ -193,6 +195,7 @@ def build_network(config: NetworkConfig, *, out_channels: int, num_classes: int 
         num_classes=num_classes,
         downsample_padding=config.downsample_padding,
         dtype=jnp.dtype(config.dtype),
+        remat=remat,
     )
 
 
@@ -217,6 +220,7 @@ def build_model(
         config.network,
         out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
         num_classes=num_classes,
+        remat=config.devices.remat,
     )
     jax.eval_shape(
         network.init, jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)

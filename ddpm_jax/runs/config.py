@@ -122,6 +122,8 @@ class OptimizerConfig:
     """What follows the warm-up: constant, or a cosine to 0 at the last step."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    spike_factor: float | None = None
+    """Skip steps whose loss is over this times its running mean, and count them as bad steps."""
     ema_decay: float = 0.9999
     """Decay of the moving average that samples come from."""
     ema_warmup: bool = False
@@ -136,12 +138,41 @@ class DevicesConfig:
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """auto: jit on one device, shard_map on several."""
     count: int | None = None
-    """Number of devices; None for all of this machine's."""
+    """Number of devices of each process; None for all."""
+    parameter_shards: int = 1
+    """Split parameters, average and optimiser state over groups of so many devices (FSDP)."""
+    microbatches: int = 1
+    """Each device's images go through the network in so many parts: less memory, the same step."""
+    remat: bool = False
+    """Recompute each block's inside in the backward pass: less memory, a third more arithmetic."""
     steps_per_dispatch: int | None = None
     """Training steps in one compiled call; None for 1 on CPUs and 10 elsewhere."""
     resident_gib: float = 2.0
     """Data sets up to this size are kept in device memory; larger ones are streamed from the
     host."""
+    watchdog_seconds: float = 1800.0
+    """Without any progress for so long, training ends with exit code 75 and the stacks of all
+    threads; compiling, sampling and measuring are not watched. 0 for never."""
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes, on one host or many; start the same command in each. docs/scaling.md."""
+
+    auto: bool = False
+    """Let JAX find the others: under SLURM, Open MPI, Kubernetes, and on TPU pods."""
+    coordinator: str | None = None
+    """Without auto: HOST:PORT of process 0, where the others find it."""
+    num_processes: int | None = None
+    """Without auto: how many processes there are."""
+    process_id: int | None = None
+    """Without auto: which of them this one is, from 0."""
+    bind: str | None = None
+    """HOST:PORT process 0 listens on; None for the coordinator's, with auto every interface."""
+    heartbeat_seconds: int = 100
+    """A process that is not heard of for so long is taken for dead, and all end."""
+    start_seconds: int = 300
+    """How long processes wait for each other at the start."""
 
 
 @dataclass(frozen=True)
@@ -193,12 +224,13 @@ class TrainConfig:
     seed: int = 0
     """Of the initialisation, the order of the data, and all noise."""
     max_bad_steps: int = 20
-    """This many steps in a row with a NaN or infinite loss or gradient end the run."""
+    """This many steps in a row with a NaN or infinite loss or gradient, or a spike, end the run."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     devices: DevicesConfig = field(default_factory=DevicesConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
@@ -245,6 +277,7 @@ FREE_FIELDS = (
     "data.cache_dir",
     "data.download",
     "devices.",
+    "distributed.",
     "report.",
 )
 """What may change when a run is resumed: data are known by their fingerprint, and devices change

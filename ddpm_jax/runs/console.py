@@ -3,18 +3,25 @@ paragraph."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from ddpm_jax.hosts import PeerError, is_leader
 
 C = TypeVar("C")
 
 
 def say(message: str) -> None:
-    """Prints a line to standard output without tearing a progress bar."""
+    """Prints a line to standard output without tearing a progress bar; of several processes, the
+    first alone does."""
+    if not is_leader():
+        return
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
 
@@ -34,6 +41,7 @@ def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: b
         maxinterval=10.0 if terminal else 30.0,
         file=sys.stderr,
         smoothing=0.1,
+        disable=not is_leader(),
     )
 
 
@@ -72,13 +80,11 @@ def run_program(
     one; `first` is taken where there is no such word.
 
     Errors of the user's making (wrong values, files, folders) print without a traceback and exit
-    with 2; a training run that diverged exits with 1; anything else is a bug and keeps its
-    traceback.
+    with 2; a training run that diverged exits with 1, one that hangs with 75 (`training.watchdog`);
+    anything else is a bug and keeps its traceback. Where nobody reads what is printed any more, or
+    it goes to a full disk, the program goes on without.
     """
     import tyro
-
-    from ddpm_jax.runs.directory import RunDirectoryError
-    from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
     if isinstance(default, Mapping):
         words = sys.argv[1:]
@@ -90,6 +96,14 @@ def run_program(
     else:
         config = tyro.cli(type(default), default=default, description=description)
     warnings.showwarning = _show_warning
+    with forgiving_output():
+        _run(program, config)
+
+
+def _run(program: Callable[[C], Any], config: C) -> None:
+    from ddpm_jax.runs.directory import RunDirectoryError
+    from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
+
     try:
         program(config)
     except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
@@ -97,12 +111,55 @@ def run_program(
             raise
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except PeerError as error:
+        # The process that failed says so itself.
+        print(f"\nended with the others: {error}", file=sys.stderr)
+        sys.exit(2)
     except NonFiniteError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+
+
+class _Forgiving:
+    """A stream that drops what cannot be written."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text if that is possible."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream if that is possible."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Within, printing never fails: neither a closed pipe nor a full disk ends days of training."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Forgiving, streams)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for stream in streams:
+            try:
+                stream.flush()
+            except OSError:
+                # Python flushes once more as it ends, and would turn the exit code into 120.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _raised_by_us(error: BaseException) -> bool:

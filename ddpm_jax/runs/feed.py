@@ -13,13 +13,18 @@ from ddpm_jax.training.loop import next_boundary
 
 class Feed:
     """Batches for the compiled step: indices into a data set on the device, or images streamed to
-    it."""
+    it.
+
+    Of several processes each feeds its own rows of every batch.
+    """
 
     def __init__(self, run: Run, start: int, periods: list[int]):
         self.run, self.indices = run, run.indices()
         config = run.config
         self.length = run.max_chunk
-        self.place = np.tile(np.arange(config.batch_size, dtype=np.int32), (self.length, 1))
+        self.own = run.parallel.own_rows(config.batch_size)
+        place = np.arange(config.batch_size, dtype=np.int32)[self.own]
+        self.place = np.tile(place, (self.length, 1))
         self.dataset: Any = {}
         self.stream: PrefetchedBatches | None = None
         if run.resident:
@@ -31,6 +36,7 @@ class Feed:
                 run.train_data,
                 self.indices,
                 start_step=start,
+                share=self.own,
                 chunk_length=lambda step: (
                     next_boundary(step, config.num_steps, run.max_chunk, periods) - step
                 ),
@@ -49,9 +55,9 @@ class Feed:
         """The batches of `count` steps from `step` on, filled up to the chunk's length and on the
         devices."""
         if self.stream is None:
-            batch = {"example": self._filled(self.indices.chunk(step, count))}
+            batch = {"example": self._filled(self.indices.chunk(step, count)[:, self.own])}
         elif peek:
-            shape = (self.length, self.run.config.batch_size, *self.run.model.image_shape)
+            shape = (*self.place.shape, *self.run.model.image_shape)
             batch = self._with_labels(np.zeros(shape, np.uint8), np.zeros(shape[:2], np.int32))
         else:
             chunk = next(self.stream)

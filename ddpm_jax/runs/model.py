@@ -40,7 +40,7 @@ from ddpm_jax.nn import UNet
 from ddpm_jax.prediction import Clip, is_learned, make_denoiser, p_mean_variance, split_output
 from ddpm_jax.runs.config import DiffusionConfig, TrainConfig
 from ddpm_jax.schedules import NoiseSchedule
-from ddpm_jax.training import TrainState, init_state
+from ddpm_jax.training import TrainState, init_spike_guard, init_state
 from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
 
 
@@ -71,7 +71,8 @@ class Model:
         x = jnp.zeros((1, *self.image_shape))
         params = jax.jit(self.network.init)(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
         history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
-        return init_state(params, self.optimizer, key_train, history)
+        guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
+        return init_state(params, self.optimizer, key_train, history, guard)
 
     @property
     def loss_aware(self) -> bool:

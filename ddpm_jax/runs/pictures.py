@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ddpm_jax import visualize
@@ -30,7 +29,7 @@ def draw_images(
     """Runs the generator behind a progress bar: `Generated`."""
     with bar(count * generator.num_steps, what, unit="img·step", leave=leave) as progress:
         return generator(
-            jax.device_get(params),
+            params,
             seed=seed,
             count=count,
             batch_size=batch_size,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ddpm_jax import hosts
 from ddpm_jax.data import ImageDataset, ShuffledIndices, fits_on_device
 from ddpm_jax.generation import Generator, Stopped
 from ddpm_jax.keys import example_keys
@@ -39,8 +40,11 @@ class Run:
     def __init__(self, config: TrainConfig):
         check_config(config)
         self.config = config
-        self.parallel: DataParallel = choose_devices(config.devices.backend, config.devices.count)
-        self.parallel.check_batch_size(config.batch_size)
+        devices = config.devices
+        self.parallel: DataParallel = choose_devices(
+            devices.backend, devices.count, parameter_shards=devices.parameter_shards
+        )
+        self.parallel.check_batch_size(config.batch_size, devices.microbatches)
         self.train_data: ImageDataset = load_data(config.data, "train")
         self.heldout_data: ImageDataset = load_data(config.data, "heldout")
         data = self.train_data
@@ -56,7 +60,6 @@ class Run:
                 "noise. β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
                 stacklevel=2,
             )
-        self._heldout_fn = jax.jit(self.model.heldout_losses)
         # Built now, so that steps they cannot take are refused before training and not after it.
         _ = self.generator, self.sheet_generator
 
@@ -80,7 +83,7 @@ class Run:
 
     def describe(self, state: TrainState, flops: float | None) -> str:
         """What is about to run, in two lines."""
-        c, devices = self.config, self.parallel.devices
+        c, devices, several = self.config, self.parallel.devices, hosts.num_processes()
         cost = f"{quantity(flops, 'FLOP')} a step" if flops else "FLOPs unknown"
         return (
             f"{self.train_data.name}: {len(self.train_data.images):,} images of "
@@ -88,7 +91,23 @@ class Run:
             "held out\n"
             f"{count_parameters(state.params):,} parameters, batch {c.batch_size}, {cost}, "
             f"{c.num_steps:,} steps on {len(devices)} × {devices[0].device_kind} "
-            f"({self.parallel.backend})"
+            f"({self.parallel.backend}{f', {several} processes' if several > 1 else ''})"
+        )
+
+    @functools.cached_property
+    def _heldout_fn(self) -> Callable[..., Any]:
+        """The losses of a batch of images, each device computing those of its rows."""
+        rows, whole = PartitionSpec(hosts.AXES), PartitionSpec()
+
+        def losses(params, images, labels, t, index):
+            keys = example_keys(jax.random.key(0), index)
+            return self.model.heldout_losses(params, images, labels, t, keys)
+
+        mesh = self.parallel.mesh
+        return jax.jit(
+            jax.shard_map(
+                losses, mesh=mesh, in_specs=(whole, rows, rows, rows, rows), out_specs=rows
+            )
         )
 
     def heldout_loss(
@@ -100,25 +119,26 @@ class Run:
     ) -> HeldOut:
         """The mean loss over a fixed plan of images, steps and noise; Stopped when asked to."""
         which, t = heldout_plan(draws, len(data.images), self.model.schedule.num_timesteps)
-        keys = example_keys(jax.random.key(0), jnp.arange(draws, dtype=jnp.uint32))
         # No more images at once than a training step has on each device.
-        size = min(256, draws, max(1, self.config.batch_size // len(self.parallel.devices)))
+        count = len(self.parallel.devices)
+        size = min(256, max(1, self.config.batch_size // count), -(-draws // count)) * count
         total = np.zeros(2)
         labels = None if self.model.num_classes is None else data.labels[which]
+        params = hosts.spread(params, self.parallel.replicated)
+        rows = NamedSharding(self.parallel.mesh, PartitionSpec(hosts.AXES))
         for first in range(0, draws, size):
-            # The last batch is moved back to stay full, and only its new part counted.
-            begin = min(first, draws - size)
-            part = slice(begin, begin + size)
+            # The last batch is filled up with its last draw, which is not counted again.
+            index = np.minimum(np.arange(first, first + size), draws - 1)
             if should_stop():
                 raise Stopped
-            losses = self._heldout_fn(
-                params,
-                data.images[which[part]],
-                None if labels is None else labels[part],
-                t[part],
-                keys[part],
+            batch = (
+                data.images[which[index]],
+                None if labels is None else labels[index],
+                t[index],
+                index.astype(np.uint32),
             )
-            total += np.asarray(losses, np.float64)[first - begin :].sum(axis=0)
+            losses = hosts.fetch(self._heldout_fn(params, *hosts.put(batch, rows)))
+            total += np.asarray(losses, np.float64)[: draws - first].sum(axis=0)
         return HeldOut(*(total / draws).tolist())
 
     def sheet(self, state: TrainState, step: int, should_stop: Callable[[], bool]) -> None:
@@ -138,7 +158,8 @@ class Run:
             )
         except Stopped:
             return
-        pictures.visualize.save_grid(self.sheet_path(step), made.images)
+        if hosts.is_leader():
+            pictures.visualize.save_grid(self.sheet_path(step), made.images)
 
     def sheet_path(self, step: int) -> Path:
         """Where the sheet of a step lies."""
@@ -194,14 +215,18 @@ class Run:
             frames_of=min(report.final_count, 36),
             should_stop=should_stop,
         )
-        pictures.visualize.save_grid(root / "samples.png", made.images)
-        if made.frames is not None:
-            pictures.visualize.save_gif(root / "denoising.gif", made.frames)
-        pictures.save_loss_curve(
-            root / "log.jsonl",
-            root / "loss.png",
-            f"{self.train_data.name}: {loss_name(self.config.diffusion)}",
-        )
+
+        def save() -> None:
+            pictures.visualize.save_grid(root / "samples.png", made.images)
+            if made.frames is not None:
+                pictures.visualize.save_gif(root / "denoising.gif", made.frames)
+            pictures.save_loss_curve(
+                root / "log.jsonl",
+                root / "loss.png",
+                f"{self.train_data.name}: {loss_name(self.config.diffusion)}",
+            )
+
+        hosts.on_leader(save)
 
 
 def check_config(config: TrainConfig) -> None:
@@ -212,6 +237,18 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(f"--max-bad-steps must be at least 1, got {config.max_bad_steps}.")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
+    factor = config.optimizer.spike_factor
+    if factor is not None and not factor > 1:
+        raise ValueError(
+            f"--optimizer.spike-factor must be more than 1, got {factor}: it is a multiple of the "
+            "mean loss."
+        )
+    for name in ("parameter_shards", "microbatches"):
+        if getattr(config.devices, name) < 1:
+            raise ValueError(
+                f"--devices.{name.replace('_', '-')} must be at least 1, got "
+                f"{getattr(config.devices, name)}."
+            )
     steps = config.devices.steps_per_dispatch
     if steps is not None and steps < 1:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
@@ -219,6 +256,11 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             "--devices.resident-gib must be a number of GiB from 0, got "
             f"{config.devices.resident_gib}."
+        )
+    if not 0 <= config.devices.watchdog_seconds < 2**30:
+        raise ValueError(
+            "--devices.watchdog-seconds must be a number of seconds, 0 for no watchdog, got "
+            f"{config.devices.watchdog_seconds}."
         )
     if not 0 <= config.optimizer.ema_decay < 1:
         raise ValueError(

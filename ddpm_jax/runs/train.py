@@ -6,6 +6,8 @@ and data alone; where it was interrupted leaves no trace.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 import threading
@@ -16,11 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax import hosts
 from ddpm_jax.generation import Stopped
 from ddpm_jax.runs.build import fetch
 from ddpm_jax.runs.config import TrainConfig
 from ddpm_jax.runs.console import bar, duration, say
-from ddpm_jax.runs.directory import write_json
+from ddpm_jax.runs.directory import RunDirectoryError, write_json
 from ddpm_jax.runs.feed import Feed
 from ddpm_jax.runs.meter import Meter
 from ddpm_jax.runs.run import Run
@@ -35,7 +38,8 @@ from ddpm_jax.training import (
     make_train_step,
     train_loop,
 )
-from ddpm_jax.training.logs import RunLog
+from ddpm_jax.training.logs import NoLog, RunLog
+from ddpm_jax.training.watchdog import Watchdog
 
 Finish = Callable[[Run, TrainState, StopRequest], None]
 """Called with the finished run, after the pictures: a study's own report."""
@@ -48,28 +52,44 @@ def train(config: TrainConfig, finish: Finish | None = None) -> None:
     MismatchedCheckpointError before training starts when something cannot be right, and
     NonFiniteError when training diverges.
     """
-    run = Run(config)
-    run.directory.acquire()
-    try:
-        with StopRequest() as stop:
+    hosts.connect(**dataclasses.asdict(config.distributed))
+    with StopRequest() as stop:
+        try:
+            with stop.at_once():
+                run = hosts.everywhere(lambda: Run(config))
+        except KeyboardInterrupt:
+            if stop.signal is None:
+                raise
+            say(f"stopped by {stop.signal.name} before training; the same command starts it")
+            return
+        hosts.on_leader(run.directory.acquire)
+        if hosts.num_processes() > 1:
+            stop.share()
+        try:
             _train(run, stop, finish)
-    finally:
-        run.directory.release()
+        finally:
+            run.directory.release()
 
 
 def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
     config, directory = run.config, run.directory
-    directory.check(config, run.facts)
-    with Checkpoints(directory.checkpoints, keep=config.report.checkpoint_keep) as checkpoints:
+    facts = hosts.on_leader(lambda: _checked_facts(run))
+    hosts.everywhere(lambda: _check_same_data(run, facts))
+    with (
+        Checkpoints(directory.checkpoints, keep=config.report.checkpoint_keep) as checkpoints,
+        Watchdog(config.devices.watchdog_seconds, directory.root) as watchdog,
+    ):
+        watchdog.beat(0, "the newest checkpoint to be read")
         # Shapes are enough to restore into; initialising takes seconds of compilation.
         state = checkpoints.restore(run.parallel.placeholder(jax.eval_shape(run.model.init)))
         if state is None:
-            state = run.parallel.replicate(run.model.init())
-        directory.write(config, run.facts)
+            with watchdog.paused():
+                state = run.parallel.place(run.model.init())
+        hosts.on_leader(lambda: directory.write(config, run.facts))
         start = int(state.step)
         if start < config.num_steps:
-            with RunLog(directory.root, start) as log:
-                state = _steps(run, state, stop, checkpoints, log)
+            with RunLog(directory.root, start) if hosts.is_leader() else NoLog() as log:
+                state = _steps(run, state, stop, checkpoints, log, watchdog)
         else:
             say(
                 f"{directory.root}: all {start:,} steps are done already; making the pictures again"
@@ -95,8 +115,26 @@ def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
     say(f"checkpoint  {directory.checkpoints / str(step)}")
 
 
+def _checked_facts(run: Run) -> dict[str, Any]:
+    run.directory.check(run.config, run.facts)
+    return run.facts
+
+
+def _check_same_data(run: Run, facts: dict[str, Any]) -> None:
+    if json.loads(json.dumps(run.facts)) != json.loads(json.dumps(facts)):
+        raise RunDirectoryError(
+            f"this process has other data ({run.facts['data']}) than process 0 ({facts['data']}). "
+            "Give all of them the same --data.path."
+        )
+
+
 def _steps(
-    run: Run, state: TrainState, stop: StopRequest, checkpoints: Checkpoints, log: RunLog
+    run: Run,
+    state: TrainState,
+    stop: StopRequest,
+    checkpoints: Checkpoints,
+    log: RunLog | NoLog,
+    watchdog: Watchdog,
 ) -> TrainState:
     """Runs the training loop from the state's step to the last one, or until a stop."""
     config = run.config
@@ -107,6 +145,8 @@ def _steps(
         ema_decay=config.optimizer.ema_decay,
         ema_warmup=config.optimizer.ema_warmup,
         update_loss_state=run.model.update_loss_state,
+        num_microbatches=config.devices.microbatches,
+        spike_factor=config.optimizer.spike_factor,
     )
     chunk_fn = run.parallel.wrap(make_chunk(train_step, fetch))
     periods = [report.heldout_every, report.sample_every, report.checkpoint_every]
@@ -115,15 +155,19 @@ def _steps(
         arguments = (feed.dataset, feed.next(start, 1, peek=True), np.int32(1))
         if start:
             say(f"resuming {run.directory.root} from step {start:,}")
-        compiled, flops, seconds = _compile(
-            chunk_fn, (state, *arguments), stop, len(run.parallel.devices)
-        )
+        with watchdog.paused():
+            compiled, flops, seconds = _compile(
+                chunk_fn, (state, *arguments), stop, len(run.parallel.devices)
+            )
         say(run.describe(state, flops))
         say(f"compiled in {duration(seconds)}")
         meter = Meter(config, progress, flops)
 
         def run_chunk(state, first, count):
-            return compiled(state, feed.dataset, feed.next(first, count), np.int32(count))
+            watchdog.beat(first, f"the data of step {first + 1:,}")
+            batches = feed.next(first, count)
+            watchdog.beat(first, f"the device to take step {first + 1:,}")
+            return compiled(state, feed.dataset, batches, np.int32(count))
 
         def on_metrics(first, metrics):
             for i, (loss, norm) in enumerate(
@@ -133,23 +177,33 @@ def _steps(
                 # The step's own values: a mean would remember where the run was interrupted.
                 if report.log_every and (step % report.log_every == 0 or step == config.num_steps):
                     log.write("train", step, loss=float(loss), grad_norm=float(norm))
+                if not metrics["finite"][i] or ("spike" in metrics and metrics["spike"][i]):
+                    log.write("skipped", step, loss=float(loss), grad_norm=float(norm))
+            done = first + len(metrics["loss"])
+            watchdog.beat(done, f"the device to take step {done + 1:,}")
             meter.update(len(metrics["loss"]), float(metrics["loss"][-1]))
 
         def measure(state, step):
             try:
-                value = run.heldout_loss(
-                    state.ema_params, run.heldout_data, report.heldout_draws, stop
-                )
+                with watchdog.paused():
+                    value = run.heldout_loss(
+                        state.ema_params, run.heldout_data, report.heldout_draws, stop
+                    )
             except Stopped:
                 return
             log.write("heldout", step, **value._asdict())
             meter.pause()
 
         def draw(state, step):
-            run.sheet(state, step, stop)
+            try:
+                with watchdog.paused():
+                    run.sheet(state, step, stop)
+            except OSError as error:
+                say(f"warning: no sheet of samples at step {step}: {error}. Training goes on.")
             meter.pause()
 
         def save(state, step):
+            watchdog.beat(step, f"the checkpoint of step {step:,}, or the one before it")
             _save(checkpoints, state, step)
             meter.pause()
 
@@ -160,10 +214,10 @@ def _steps(
         ]
         # What a stop cut short at the very step it saved is made up for.
         due = report.heldout_every and start and start % report.heldout_every == 0
-        if due and not log.has("heldout", start):
+        if due and not hosts.on_leader(lambda: log.has("heldout", start)):
             measure(state, start)
         due = report.sample_every and start and start % report.sample_every == 0
-        if due and not run.sheet_path(start).exists():
+        if due and not hosts.on_leader(lambda: run.sheet_path(start).exists()):
             draw(state, start)
         try:
             state = train_loop(
@@ -179,18 +233,22 @@ def _steps(
         except NonFiniteError as error:
             path = run.directory.root / f"nonfinite_step_{error.step}.json"
             examples = run.indices()(error.step - 1).tolist()
-            write_json(
-                path,
-                {
-                    "step": error.step,
-                    "metric": error.metric,
-                    "examples": examples,
-                    "recent": [{k: repr(v) for k, v in row.items()} for row in error.recent],
-                },
-            )
-            say(f"the last steps are described in {path}")
+            description = {
+                "step": error.step,
+                "metric": error.metric,
+                "examples": examples,
+                "recent": [{k: repr(v) for k, v in row.items()} for row in error.recent],
+            }
+            try:
+                if hosts.is_leader():
+                    write_json(path, description)
+                say(f"the last steps are described in {path}")
+            except OSError as full:
+                say(f"warning: the last steps are described nowhere: {full}")
             raise
-    checkpoints.save(int(state.step), state)
+    step = int(state.step)
+    watchdog.beat(step, f"the checkpoint of step {step:,}")
+    checkpoints.save(step, state)
     checkpoints.wait()
     return state
 
@@ -221,7 +279,8 @@ def _compile(
     thread.start()
     while thread.is_alive():
         thread.join(0.1)
-        if stop() and thread.is_alive():
+        # Of several processes none may leave the others waiting: they stop after the first step.
+        if hosts.num_processes() == 1 and stop() and thread.is_alive():
             say("stopped while compiling; nothing was lost, the same command goes on")
             sys.stdout.flush()
             sys.stderr.flush()

@@ -3,10 +3,12 @@ best."""
 
 from ddpm_jax.training.checkpoints import Checkpoints, CheckpointWriteError
 from ddpm_jax.training.ema import ema_decay_at, update_ema
+from ddpm_jax.training.fsdp import FullySharded, bytes_per_step, parameter_spec
 from ddpm_jax.training.loop import Hook, NonFiniteError, StopRequest, train_loop
 from ddpm_jax.training.manifest import DamagedCheckpointError, MismatchedCheckpointError
 from ddpm_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ddpm_jax.training.sharding import DataParallel, choose_devices, make_chunk
+from ddpm_jax.training.spikes import SpikeGuard, init_spike_guard
 from ddpm_jax.training.state import TrainState, init_state
 from ddpm_jax.training.step import make_train_step
 
@@ -15,18 +17,23 @@ __all__ = [
     "Checkpoints",
     "DamagedCheckpointError",
     "DataParallel",
+    "FullySharded",
     "Hook",
     "MismatchedCheckpointError",
     "NonFiniteError",
+    "SpikeGuard",
     "StopRequest",
     "TrainState",
+    "bytes_per_step",
     "choose_devices",
     "ema_decay_at",
+    "init_spike_guard",
     "init_state",
     "learning_rate_schedule",
     "make_chunk",
     "make_optimizer",
     "make_train_step",
+    "parameter_spec",
     "train_loop",
     "update_ema",
 ]

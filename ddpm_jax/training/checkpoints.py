@@ -8,6 +8,10 @@
 A step gets its final name by one rename, after Orbax has finished and the manifest is on the disk,
 so a process killed at any instant leaves only whole steps under final names. (Orbax's own
 CheckpointManager renames before a manifest could be written, which is why it is not used here.)
+
+With several processes all of them call `save` and `restore`, and see one shared folder; each writes
+and reads the parts of the arrays that its devices hold. Process 0 alone lists, names, verifies and
+removes, and the others go by its word.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ddpm_jax import hosts
 from ddpm_jax.training.manifest import (
     DamagedCheckpointError,
     check_tree,
@@ -84,7 +89,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
-        if writable and self.folder.is_dir():
+        if writable and hosts.is_leader() and self.folder.is_dir():
             for leftover in self.folder.glob(f"{INCOMING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -117,22 +122,34 @@ class Checkpoints:
             self.wait()
         except CheckpointWriteError as error:
             warnings.warn(f"{error} Trying again at step {step}.", stacklevel=2)
-        if (self.folder / str(step)).exists():
+        if hosts.on_leader(lambda: self._make_room(step)):
             return
         tree = _as_tree(_raw(state))
         incoming = self.folder / f"{INCOMING}{step}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep(step)
             self._orbax.save(incoming, args=ocp.args.StandardSave(tree))
         except Exception as error:
             self._sweep(step)
             raise CheckpointWriteError(_failure(self.folder, step, error)) from error
         self._pending = self._thread.submit(self._finish, incoming, step, describe_tree(tree))
 
+    def _make_room(self, step: int) -> bool:
+        """Whether the step is saved already; if not, its place is swept."""
+        if (self.folder / str(step)).exists():
+            return True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointWriteError(_failure(self.folder, step, error)) from error
+        self._sweep(step)
+        return False
+
     def _finish(self, incoming: Path, step: int, tree: dict) -> None:
         try:
+            # Orbax lets no process past this before all have written and process 0 has committed.
             self._orbax.wait_until_finished()
+            if not hosts.is_leader():
+                return
             write_manifest(incoming, tree, step)
             incoming.rename(self.folder / str(step))
         # A full disk reaches us as whatever TensorStore makes of it, a ValueError as a rule.
@@ -148,6 +165,8 @@ class Checkpoints:
 
     def _sweep(self, step: int) -> None:
         """Removes what a failed or killed save of this step left: Orbax's own folders too."""
+        if not hosts.is_leader():
+            return
         for leftover in (f"{INCOMING}{step}", *self.folder.glob(f"{INCOMING}{step}.*")):
             shutil.rmtree(self.folder / leftover, ignore_errors=True)
 
@@ -170,6 +189,11 @@ class Checkpoints:
         for one of another model, FileNotFoundError when `step` has none.
         """
         self.wait()
+        chosen = hosts.on_leader(lambda: self._choose(like, step))
+        return None if chosen is None else self._read(self.folder / str(chosen), like)
+
+    def _choose(self, like: PyTree, step: int | None) -> int | None:
+        """The step to restore: verified, of the right tree, damaged newer ones put aside."""
         available = self.steps()
         if step is not None:
             if step not in available:
@@ -186,10 +210,9 @@ class Checkpoints:
                 damaged.append(str(error))
                 continue
             check_tree(folder, stored, _as_tree(_raw_like(like)))
-            restored = self._read(folder, like)
             if damaged:
                 self._set_aside(damaged, available, candidate)
-            return restored
+            return candidate
         if damaged:
             raise DamagedCheckpointError(
                 "no intact checkpoint is left:\n  "
@@ -229,7 +252,7 @@ class Checkpoints:
         warnings.warn(
             "damaged checkpoint: " + " ".join(damaged) + f" Kept as {', '.join(kept)}; "
             f"going on from step {used}.",
-            stacklevel=3,
+            stacklevel=5,
         )
 
 

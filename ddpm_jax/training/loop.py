@@ -6,31 +6,34 @@ wherever a hook is due, so a hook always sees the state of exactly its step.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ddpm_jax.hosts import Agreed
 from ddpm_jax.training.state import TrainState
 
 Metrics = Mapping[str, np.ndarray]
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient was not finite for too many steps in a row.
+    """The loss or a gradient was not finite, or the loss a spike, for too many steps in a row.
 
     Attributes:
         step: the last of those steps.
-        metric: "loss", "grad_norm" or "update", the first that was not finite there.
+        metric: "loss", "grad_norm" or "update", the first that was not finite there; or "spike".
         recent: the metrics of the steps in the last chunks, for a dump.
     """
 
     def __init__(self, step: int, metric: str, count: int, recent: list[dict[str, float]]):
+        what = "the loss was a spike" if metric == "spike" else f"{metric} was not finite"
         super().__init__(
-            f"{metric} was not finite at step {step}, the {count}th step in a row. None of these "
+            f"{what} at step {step}, the {count}th bad step in a row. None of these "
             "steps changed the parameters; the last checkpoint is good. Lower the learning rate, "
             "look at the data, or compute in float32 (--network.dtype float32)."
         )
@@ -55,6 +58,12 @@ class StopRequest:
     def __init__(self):
         self.signal: signal.Signals | None = None
         self._old: dict[signal.Signals, Any] = {}
+        self._at_once = False
+        self._agreed: Agreed | None = None
+
+    def share(self) -> None:
+        """From now on what one process was asked, all are; all must then ask equally often."""
+        self._agreed = Agreed(lambda: self.signal is not None)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -67,13 +76,23 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _catch(self, number, frame) -> None:
-        if self.signal is not None:
+        again = self.signal is not None
+        self.signal = self.signal or signal.Signals(number)
+        if again or self._at_once:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this block the first signal interrupts too: there is nothing yet to be saved."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.signal is not None
+        """Whether a stop was asked for, of any process."""
+        return self.signal is not None if self._agreed is None else self._agreed()
 
 
 def next_boundary(step: int, num_steps: int, max_chunk: int, periods: Sequence[int]) -> int:
@@ -123,10 +142,11 @@ def train_loop(
         for i in range(count):
             row = {"step": first + i + 1, **{k: float(v[i]) for k, v in metrics.items()}}
             recent = [*recent[-99:], row]
-            bad_steps = 0 if row["finite"] else bad_steps + 1
+            spike = bool(row.get("spike"))
+            bad_steps = 0 if row["finite"] and not spike else bad_steps + 1
             if bad_steps >= max_bad_steps:
                 bad = [name for name in ("loss", "grad_norm") if not np.isfinite(row[name])]
-                metric = bad[0] if bad else "update"
+                metric = bad[0] if bad else "spike" if spike else "update"
                 raise NonFiniteError(first + i + 1, metric, bad_steps, recent)
 
     while step < num_steps and not should_stop():

@@ -1,12 +1,13 @@
 """One training step on any number of devices: plain jit, pmap, or shard_map over a mesh.
 
-Parameters are replicated and the global batch is split along its first axis. The step itself does
-not change: it gets an axis name and averages over it (`training.step`).
+The global batch is split along its first axis. Parameters are replicated, and the step gets an axis
+name and averages over it (`training.step`); or they are split over some of the devices, and the
+step gets a layout (`training.fsdp`). The mesh may span several processes, each of which then hands
+over its own rows of every batch.
 
 Steps run in chunks of up to K a dispatch, by a loop whose length is an argument rather than a
 constant: one compiled program serves every length, so where a run is cut into chunks leaves no
-    trace in its
-numbers.
+trace in its numbers.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax import hosts
+from ddpm_jax.training.fsdp import FullySharded, state_specs
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
 from ddpm_jax.types import Array, Device, PyTree
 
 Backend = Literal["jit", "pmap", "shard_map"]
-AXIS = "data"
+AXIS = hosts.AXES[0]
 
 Fetch = Callable[[Any, Batch], Batch]
 """`fetch(dataset, batch) -> batch`: looks up, inside the compiled step, what a batch only points
@@ -37,19 +40,20 @@ RunChunk = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
-    """Builds `chunk(state, dataset, batches, count, axis_name=None)`: up to K steps, one after
-    another.
+    """Builds `chunk(state, dataset, batches, count, axis_name=None, layout=None)`: up to K steps,
+    one after another.
 
     Every leaf of `batches` is [K, b, ...]; the first `count` of the K are used. Traceable; no jit
     inside.
     """
 
-    def chunk(state, dataset, batches, count, axis_name=None):
+    def chunk(state, dataset, batches, count, axis_name=None, layout=None):
         length = jax.tree.leaves(batches)[0].shape[0]
+        look_up = fetch if layout is None else layout.map_fetch(fetch)
 
         def one(state: TrainState, i):
             batch = jax.tree.map(lambda leaf: leaf[i], batches)
-            return train_step(state, fetch(dataset, batch), axis_name)
+            return train_step(state, look_up(dataset, batch), axis_name, layout)
 
         if length == 1:
             # No loop round a single step: XLA's CPU backend leaves its fast convolutions inside
@@ -75,14 +79,17 @@ class DataParallel:
     """Where and how the step runs.
 
     Attributes:
-        backend: "jit" (one device), "pmap" or "shard_map".
+        backend: "jit" (one device), "pmap" (devices of one process) or "shard_map".
         devices: the devices; the global batch must be a multiple of their number.
+        parameter_shards: over how many of them the parameters are split, for "shard_map".
 
-    Raises ValueError for an unknown backend, no devices, or "jit" with several.
+    Raises ValueError for an unknown backend, no devices, "jit" with several, or devices that do not
+    fall into groups of parameter_shards.
     """
 
     backend: Backend
     devices: tuple[Device, ...]
+    parameter_shards: int = 1
 
     def __post_init__(self):
         if self.backend not in ("jit", "pmap", "shard_map"):
@@ -95,41 +102,99 @@ class DataParallel:
                 f"DataParallel with backend {self.backend!r} got {len(self.devices)} devices. "
                 "'jit' runs on one; 'pmap' and 'shard_map' on one or more."
             )
+        shards = self.parameter_shards
+        if shards < 1 or len(self.devices) % shards:
+            raise ValueError(
+                f"parameters cannot be split over groups of {shards} of {len(self.devices)} "
+                "devices. Choose a divisor of their number (--devices.parameter-shards)."
+            )
+        if shards > 1 and self.backend != "shard_map":
+            raise ValueError(
+                f"the backend {self.backend!r} keeps all parameters on every device, got "
+                f"parameter_shards {shards}. Use shard_map (--devices.backend shard_map)."
+            )
+        if self.backend == "pmap" and jax.process_count() > 1:
+            raise ValueError(
+                "the backend 'pmap' runs on the devices of one process, and there are "
+                f"{jax.process_count()}. Use shard_map (--devices.backend shard_map)."
+            )
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """The devices in a row, as a mesh with the axis "data"."""
-        # Not jax.make_mesh: on TPU boards it reorders the devices, and pmap would not follow.
-        return Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        """The devices as a mesh [data, fsdp]."""
+        return hosts.make_mesh(self.devices, self.parameter_shards)
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raises ValueError unless the global batch splits evenly over the devices."""
-        if batch_size < 1 or batch_size % len(self.devices):
+    @property
+    def replicated(self) -> NamedSharding:
+        """The placement of what every device has whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def _layout(self) -> FullySharded | None:
+        return FullySharded(self.mesh) if self.parameter_shards > 1 else None
+
+    def check_batch_size(self, batch_size: int, num_microbatches: int = 1) -> None:
+        """Raises ValueError unless the global batch splits evenly over devices and microbatches."""
+        parts = len(self.devices) * num_microbatches
+        if batch_size < 1 or batch_size % parts:
+            each = f", in {num_microbatches} microbatches each" if num_microbatches > 1 else ""
             raise ValueError(
-                f"batch_size {batch_size} does not split evenly over {len(self.devices)} devices. "
-                f"Use a multiple of {len(self.devices)}, or fewer devices (--devices.count)."
+                f"batch_size {batch_size} does not split evenly over {len(self.devices)} "
+                f"devices{each}. Use a multiple of {parts}, or fewer devices (--devices.count)."
             )
+
+    def _shardings(self, state: TrainState) -> TrainState:
+        return jax.tree.map(
+            lambda spec: NamedSharding(self.mesh, spec),
+            state_specs(state, self.parameter_shards),
+            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+        )
+
+    def place(self, state: TrainState) -> TrainState:
+        """Lays a state out over the devices: replicated, or its parameters in parts.
+
+        It must be the same in every process.
+        """
+
+        def put(leaf, sharding):
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return _put(leaf, sharding)
+            if sharding.is_fully_addressable:
+                return _put(leaf, sharding)
+            data = hosts.put(np.asarray(jax.random.key_data(leaf)), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+
+        return jax.tree.map(put, state, self._shardings(state))
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Copies every leaf to every device."""
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-        # A copy always: put alone may alias the caller's buffers, which donation would then delete.
-        return jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), sharding), tree)
+        return jax.tree.map(lambda leaf: _put(leaf, self.replicated), tree)
 
-    def placeholder(self, tree: PyTree) -> PyTree:
-        """The shapes of a tree, as `jax.eval_shape` returns them, placed as `replicate` would."""
-        sharding = NamedSharding(self.mesh, PartitionSpec())
+    def placeholder(self, state: TrainState) -> TrainState:
+        """The shapes of a state, as `jax.eval_shape` returns them, placed as `place` would."""
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            state,
+            self._shardings(state),
         )
 
+    def own_rows(self, batch_size: int) -> slice:
+        """The rows of a global batch that this process hands over."""
+        return hosts.own_rows(batch_size)
+
     def place_batches(self, batches: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Sends host batches [K, B, ...] to the devices, each its share of the B."""
-        count = len(self.devices)
+        """Sends this process's rows of host batches [K, b, ...] to its devices, each its share."""
         if self.backend == "pmap":
+            count = len(self.devices)
             split = {k: v.reshape(v.shape[0], count, -1, *v.shape[2:]) for k, v in batches.items()}
             return jax.device_put(split, NamedSharding(self.mesh, PartitionSpec(None, AXIS)))
-        return jax.device_put(dict(batches), NamedSharding(self.mesh, PartitionSpec(None, AXIS)))
+        rows = NamedSharding(self.mesh, PartitionSpec(None, hosts.AXES))
+        if rows.is_fully_addressable:
+            return jax.device_put(dict(batches), rows)
+        return {
+            name: jax.make_array_from_process_local_data(rows, value)
+            for name, value in batches.items()
+        }
 
     def wrap(self, chunk: RunChunk, *, donate: bool | None = None) -> Any:
         """Maps `chunk` over the devices; the result takes the same arguments and has `.lower`.
@@ -142,6 +207,8 @@ class DataParallel:
         donated = (0,) if donate else ()
         if self.backend == "jit":
             return jax.jit(chunk, donate_argnums=donated)
+        if self._layout is not None:
+            return jax.jit(functools.partial(chunk, layout=self._layout), donate_argnums=donated)
         mapped = functools.partial(chunk, axis_name=AXIS)
         if self.backend == "pmap":
             return jax.pmap(
@@ -164,15 +231,24 @@ class DataParallel:
         )
 
 
+def _put(leaf: Any, sharding: NamedSharding) -> Array:
+    if sharding.is_fully_addressable:
+        # A copy always: put alone may alias the caller's buffers, which donation would delete.
+        return jax.device_put(jnp.copy(leaf), sharding)
+    return hosts.put(np.asarray(leaf), sharding)
+
+
 def choose_devices(
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto",
     count: int | None = None,
     available: Sequence[Device] | None = None,
+    parameter_shards: int = 1,
 ) -> DataParallel:
-    """Picks devices and backend: by default every local device, jit for one and shard_map for
-    several.
+    """Picks devices and backend: by default every device of every process, jit for one and
+    shard_map for several.
 
-    Raises ValueError when more devices are asked for than there are.
+    `count` is the number of devices of each process. Raises ValueError when more are asked for than
+    there are.
     """
     if available is None:
         try:
@@ -188,7 +264,7 @@ def choose_devices(
             "devices here; "
             f"got {count}. JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
         )
-    devices = tuple(available[:count])
+    devices = tuple(available[:count] if jax.process_count() == 1 else hosts.all_devices(count))
     if backend == "auto":
         backend = "jit" if len(devices) == 1 else "shard_map"
-    return DataParallel(backend, devices)
+    return DataParallel(backend, devices, parameter_shards)

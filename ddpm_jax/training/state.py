@@ -21,6 +21,7 @@ class TrainState:
         opt_state: Optax's state.
         key: the run's key; step s draws from `fold_in(key, s)`.
         loss_state: what the loss remembers from step to step, such as a `LossHistory`; () for most.
+        guard: a `SpikeGuard`, where steps of outlying loss are refused; else ().
     """
 
     step: Array
@@ -29,10 +30,15 @@ class TrainState:
     opt_state: PyTree
     key: Key
     loss_state: PyTree = ()
+    guard: PyTree = ()
 
 
 def init_state(
-    params: PyTree, optimizer: optax.GradientTransformation, key: Key, loss_state: PyTree = ()
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    loss_state: PyTree = (),
+    guard: PyTree = (),
 ) -> TrainState:
     """The state before the first step; the average starts at the parameters themselves."""
     return TrainState(
@@ -43,4 +49,5 @@ def init_state(
         opt_state=optimizer.init(params),
         key=key,
         loss_state=loss_state,
+        guard=guard,
     )

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from ddpm_jax.keys import example_keys
+from ddpm_jax.training.collectives import AxisNames, Collectives, replicated
 from ddpm_jax.training.ema import ema_decay_at, update_ema
+from ddpm_jax.training.fsdp import FullySharded
+from ddpm_jax.training.spikes import is_spike, watch_loss
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.types import Array, PyTree
+from ddpm_jax.types import Array, Key, PyTree
 
 Batch = Mapping[str, Any]
 LossFn = Callable[..., Any]
@@ -22,10 +25,14 @@ UpdateLossState = Callable[[PyTree, PyTree], PyTree]
 
 
 class TrainStep(Protocol):
-    """`train_step(state, batch, axis_name=None) -> (state, metrics)`."""
+    """`train_step(state, batch, axis_name=None, layout=None) -> (state, metrics)`."""
 
     def __call__(
-        self, state: TrainState, batch: Batch, axis_name: str | None = None
+        self,
+        state: TrainState,
+        batch: Batch,
+        axis_name: AxisNames | None = None,
+        layout: FullySharded | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
         """Takes one step."""
         ...
@@ -38,8 +45,10 @@ def make_train_step(
     ema_decay: float = 0.9999,
     ema_warmup: bool = False,
     update_loss_state: UpdateLossState | None = None,
+    num_microbatches: int = 1,
+    spike_factor: float | None = None,
 ) -> TrainStep:
-    """Builds `train_step(state, batch, axis_name=None) -> (state, metrics)`.
+    """Builds `train_step(state, batch, axis_name=None, layout=None) -> (state, metrics)`.
 
     Args:
         loss_fn: `(params, batch, keys [b]) -> losses [b]`, one key and one loss per example.
@@ -49,78 +58,146 @@ def make_train_step(
             `loss_state` and returns `(losses [b], seen)`, `seen` a pytree of [b, ...]; what all
             devices saw, in the order of the global batch, goes to
             `update_loss_state(loss_state, seen) -> loss_state`.
+        num_microbatches: each device's examples go through the network in so many parts, one after
+            another, and their gradients are averaged: less memory, the same step.
+        spike_factor: steps whose loss is more than this times its running mean change nothing
+            (`training.spikes`); the state must come from `init_state(..., guard=...)`. None: no
+            guard.
 
     `batch` holds this device's examples, and under "index" [b] their places in the global batch:
     example i of step s draws from `fold_in(fold_in(state.key, s), i)` on whichever device it lands.
-    With `axis_name` the step runs unchanged under `pmap` and `shard_map`, averaging over that axis.
+    With `axis_name` the step runs unchanged under `pmap` and `shard_map`, averaging over that axis;
+    with `layout` it runs under plain `jit` on arrays that are split as the layout says.
 
-    Metrics are float32 scalars: loss, grad_norm (before clipping), and finite. Where the loss or
-        any gradient
-    is not finite the step changes nothing but the step count: parameters, average and optimiser
-    stay as they were (optax.apply_if_finite gives up and applies the NaN after a while; this never
-    does).
+    Metrics are float32 scalars: loss, grad_norm (before clipping), finite, and with a guard spike.
+    Where the loss or any gradient is not finite, or the loss is a spike, the step changes nothing
+    but the step count: parameters, average and optimiser stay as they were
+    (optax.apply_if_finite gives up and applies the NaN after a while; this never does).
     """
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(
             f"make_train_step needs 0 <= ema_decay < 1, got {ema_decay}. At 1 the average would "
             "never move."
         )
+    if num_microbatches < 1:
+        raise ValueError(f"make_train_step needs num_microbatches >= 1, got {num_microbatches}.")
+    if spike_factor is not None and not spike_factor > 1.0:
+        raise ValueError(
+            f"make_train_step needs spike_factor > 1 or None, got {spike_factor}: at 1 every other "
+            "step would be a spike."
+        )
 
-    def train_step(state: TrainState, batch: Batch, axis_name: str | None = None):
-        keys = example_keys(jax.random.fold_in(state.key, state.step), batch["index"])
-        params = state.params
-        if axis_name is not None:
-            # Without this, shard_map sums the gradients of replicated parameters over the axis by
-            # itself, and the pmean below would leave them N times too large, a fault that Adam
-            # hides.
-            params = jax.lax.pcast(params, axis_name, to="varying")
+    def gradients(params, loss_state, key, batch, collectives: Collectives | None = None):
+        if collectives is not None:
+            params = collectives.vary(params)
 
-        def mean_loss(params):
+        keys = example_keys(key, batch["index"])
+
+        def mean_loss(params, batch, keys):
+            whole = params if collectives is None else collectives.gather(params)
             if update_loss_state is None:
-                return jnp.mean(loss_fn(params, batch, keys)), ()
-            losses, seen = loss_fn(params, batch, keys, state.loss_state)
+                return jnp.mean(loss_fn(whole, batch, keys)), ()
+            losses, seen = loss_fn(whole, batch, keys, loss_state)
             return jnp.mean(losses), seen
 
-        (loss, seen), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        if axis_name is not None:
-            loss, grads = jax.lax.pmean((loss, grads), axis_name)
+        with_grad = jax.value_and_grad(mean_loss, has_aux=True)
+        if num_microbatches == 1:
+            (loss, seen), grads = with_grad(params, batch, keys)
+        else:
+            axes = None if collectives is None else collectives.axes
+            loss, seen, grads = _accumulate(with_grad, params, batch, keys, num_microbatches, axes)
+        if collectives is not None:
+            loss, grads = jax.lax.pmean(loss, collectives.axes), collectives.mean(grads)
+        seen = _gather(seen, batch["index"], None if collectives is None else collectives.axes)
+        return loss, seen, grads
+
+    def train_step(
+        state: TrainState,
+        batch: Batch,
+        axis_name: AxisNames | None = None,
+        layout: FullySharded | None = None,
+    ):
+        key = jax.random.fold_in(state.key, state.step)
+        local = (state.params, state.loss_state, key, batch)
+        if layout is not None:
+            loss, seen, grads = layout.map_gradients(gradients)(*local)
+        else:
+            shared = None if axis_name is None else replicated(axis_name)
+            loss, seen, grads = gradients(*local, shared)
 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        taken, guard = finite, state.guard
+        metrics = {"loss": loss, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
+        if spike_factor is not None:
+            spike = is_spike(guard, loss, spike_factor)
+            taken, guard = finite & ~spike, watch_loss(guard, loss)
+            metrics["spike"] = spike.astype(jnp.float32)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new_params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
         loss_state = state.loss_state
         if update_loss_state is not None:
-            seen = _gather(seen, batch["index"], axis_name)
             loss_state = update_loss_state(loss_state, seen)
-        ema_params = update_ema(state.ema_params, new_params, decay)
-        updated = (new_params, ema_params, opt_state, loss_state)
-        kept = (state.params, state.ema_params, state.opt_state, state.loss_state)
-        new_params, ema_params, opt_state, loss_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, kept
-        )
-        state = dataclasses.replace(
+        updated = dataclasses.replace(
             state,
-            step=state.step + 1,
-            params=new_params,
-            ema_params=ema_params,
+            params=params,
+            ema_params=update_ema(state.ema_params, params, decay),
             opt_state=opt_state,
             loss_state=loss_state,
+            guard=guard,
         )
-        return state, {"loss": loss, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
+        # The key is the run's, and typed keys know no `where`.
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(taken, new, old),
+            dataclasses.replace(updated, key=()),
+            dataclasses.replace(state, key=()),
+        )
+        state = dataclasses.replace(kept, key=state.key, step=state.step + 1)
+        return (state if layout is None else layout.constrain(state)), metrics
 
     return train_step
 
 
-def _gather(seen: PyTree, index: Array, axis_name: str | None) -> PyTree:
+def _accumulate(
+    with_grad: Any, params: PyTree, batch: Batch, keys: Key, count: int, axes: AxisNames | None
+) -> tuple[Array, PyTree, PyTree]:
+    """The mean loss of a batch in `count` parts, what the loss saw of all of it, and the
+    gradient."""
+    size = batch["index"].shape[0]
+    if size % count:
+        raise ValueError(
+            f"a train step of {count} microbatches got {size} examples a device, which they do not "
+            f"divide. Use a multiple of {count} on each device, or fewer microbatches."
+        )
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(count, size // count, *leaf.shape[1:]), (dict(batch), keys)
+    )
+
+    def zeros(leaf) -> Array:
+        # Summed into by numbers that differ from device to device, which shard_map wants said.
+        zero = jnp.zeros(leaf.shape, leaf.dtype)
+        return zero if axes is None else jax.lax.pcast(zero, axes, to="varying")
+
+    def add(carry, part):
+        (loss, seen), grads = with_grad(params, *part)
+        return jax.tree.map(jnp.add, carry, (loss, grads)), seen
+
+    # A gradient is shaped like the parameters that it is of.
+    start = jax.tree.map(zeros, (jax.ShapeDtypeStruct((), jnp.float32), params))
+    (loss, grads), seen = jax.lax.scan(add, start, parts)
+    loss, grads = jax.tree.map(lambda leaf: leaf / count, (loss, grads))
+    return loss, jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), seen), grads
+
+
+def _gather(seen: PyTree, index: Array, axes: AxisNames | None) -> PyTree:
     """What the examples of all devices left, [B, ...] by their places in the global batch."""
-    total = index.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    total = index.shape[0] * (1 if axes is None else jax.lax.axis_size(axes))
 
     def place(leaf: Array) -> Array:
         whole = jnp.zeros((total, *leaf.shape[1:]), leaf.dtype).at[index].set(leaf)
         # A sum of parts that do not overlap: replicated also in the eyes of shard_map, which does
         # not take the result of an all_gather for that.
-        return whole if axis_name is None else jax.lax.psum(whole, axis_name)
+        return whole if axes is None else jax.lax.psum(whole, axes)
 
     return jax.tree.map(place, seen)

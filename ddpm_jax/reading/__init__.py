@@ -1,0 +1,27 @@
+"""Reading files that anybody may have made: whatever is in them, they are read or refused.
+
+What is refused is a ValueError, a file that cannot be read an OSError. No more memory is taken than
+the file could fill, nothing in it is run, and nothing is waited for.
+"""
+
+from ddpm_jax.reading.json_files import parse_json_object, read_json_object
+from ddpm_jax.reading.numpy_files import (
+    array_names,
+    map_npy,
+    open_archive,
+    open_array,
+    read_arrays,
+)
+from ddpm_jax.reading.regular import check_regular, read_regular
+
+__all__ = [
+    "array_names",
+    "check_regular",
+    "map_npy",
+    "open_archive",
+    "open_array",
+    "parse_json_object",
+    "read_arrays",
+    "read_json_object",
+    "read_regular",
+]

@@ -1,0 +1,135 @@
+"""A watchdog: ends a process that makes no progress, and says where it stands.
+
+A device, a collective or a file system that hangs raises nothing; the job would hold its machine
+until somebody looks. The watchdog ends it with an exit code of its own, so that whatever started
+the program can start it again: training resumes from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: it failed for now, trying again may help."""
+
+
+class Watchdog:
+    """Ends the process when nothing was heard of it for too long; a context manager.
+
+        with Watchdog(1800, folder) as watchdog:
+            for step in range(num_steps):
+                watchdog.beat(step, "the data")
+                ...
+                with watchdog.paused():
+                    sample()
+
+    It then writes what the process was waiting for, and the Python stacks of all threads, to
+    `<folder>/hang-<step>.txt` and to standard error, and calls `end(75)`. Nothing is cleaned up: a
+    thread that hangs cannot be asked to.
+
+    Args:
+        timeout: seconds without a beat; 0 for no watchdog.
+        folder: where the report goes.
+        end: what ends the process. `os._exit`, since an exception in this thread ends nothing.
+
+    Raises ValueError for a negative timeout.
+    """
+
+    def __init__(
+        self, timeout: float, folder: str | Path, *, end: Callable[[int], object] = os._exit
+    ):
+        if not 0 <= timeout < threading.TIMEOUT_MAX / 2:
+            raise ValueError(
+                f"Watchdog needs a timeout in seconds, 0 for no watchdog, got {timeout}."
+            )
+        self.timeout, self.folder = timeout, Path(folder)
+        self._end = end
+        self._step, self._waiting_for = 0, "the start"
+        self._heard = time.monotonic()
+        self._pauses = 0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Watchdog:
+        self._heard = time.monotonic()
+        if self.timeout:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def beat(self, step: int, waiting_for: str) -> None:
+        """Says that there was progress: the process is at `step`, and now waits for this."""
+        self._step, self._waiting_for = step, waiting_for
+        self._heard = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not watch what may well take long, as compiling and sampling do."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            # In this order: otherwise the watchdog could wake between the two.
+            self._heard = time.monotonic()
+            self._pauses -= 1
+
+    def _watch(self) -> None:
+        stderr = _with_descriptor(sys.stderr)
+        try:
+            while True:
+                if stderr is not None:
+                    # The second net, for a library that hangs and keeps Python's lock, or a file
+                    # system on which the report hangs too: a timer of C's, which exits with 1.
+                    faulthandler.dump_traceback_later(2 * self.timeout, exit=True, file=stderr)
+                left = self.timeout - (time.monotonic() - self._heard)
+                if left <= 0 and not self._pauses:
+                    return self._bark()
+                if self._over.wait(min(max(left, 0.05), self.timeout / 4)):
+                    return
+        finally:
+            if stderr is not None:
+                faulthandler.cancel_dump_traceback_later()
+
+    def _bark(self) -> None:
+        path = self.folder / f"hang-{self._step}.txt"
+        message = (
+            f"no progress for {self.timeout:g} s at step {self._step:,}, waiting for "
+            f"{self._waiting_for}. Ending with exit code {EXIT_CODE}; the same command goes on "
+            "from the newest checkpoint."
+        )
+        try:
+            with path.open("w") as file:
+                file.write(message + "\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file)
+            message += f" The stacks of all threads are in {path}."
+        except OSError as error:
+            message += f" {path} could not be written ({error.strerror})."
+        with contextlib.suppress(OSError, ValueError):
+            print(f"\nerror: {message}", file=sys.stderr, flush=True)
+            stderr = _with_descriptor(sys.stderr)
+            if stderr is not None:
+                faulthandler.dump_traceback(stderr)
+            sys.stdout.flush()
+        self._end(EXIT_CODE)
+
+
+def _with_descriptor(stream):
+    """The stream if it has a file descriptor, which faulthandler writes to; else None."""
+    try:
+        stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+    return stream

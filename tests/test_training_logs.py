@@ -1,0 +1,105 @@
+import contextlib
+import json
+import resource
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from ddpm_jax.training.logs import Appender, RunLog, read_jsonl
+
+
+@contextlib.contextmanager
+def no_file_beyond(size):
+    """A disk with room for so many bytes a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def events(folder):
+    """Every scalar of the event files as (tag, step, value), their framing checked."""
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+            content = content[16 + length :]
+    return found
+
+
+def test_a_record_is_one_line_and_one_scalar_a_value(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.write("train", 3, loss=0.5, grad_norm=2.0)
+        assert log.has("train", 3) and not log.has("train", 4) and not log.has("heldout", 3)
+    (record,) = read_jsonl(tmp_path / "log.jsonl")
+    assert record == {"kind": "train", "step": 3, "loss": 0.5, "grad_norm": 2.0}
+    assert events(tmp_path) == [("train/loss", 3, 0.5), ("train/grad_norm", 3, 2.0)]
+
+
+def test_a_library_reads_the_event_file(tmp_path):
+    """tensorboardX's check sums, by a table this test makes from CRC-32C's polynomial."""
+    with RunLog(tmp_path) as log:
+        log.write("train", 1, loss=0.25)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+
+    def crc32c(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        crc ^= 0xFFFFFFFF
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    content = path.read_bytes()
+    assert b"brain.Event:2" in content[:64]
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        assert struct.unpack("<I", content[8:12])[0] == crc32c(content[:8])
+        body, content = content[12 : 12 + length], content[12 + length :]
+        assert struct.unpack("<I", content[:4])[0] == crc32c(body)
+        content = content[4:]
+
+
+def test_a_full_disk_costs_no_record(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.write("train", 1, loss=1.0)
+        size = (tmp_path / "log.jsonl").stat().st_size
+        # Half of the next record has room, and must not stay.
+        with no_file_beyond(size + 20), pytest.warns(UserWarning) as warned:
+            for step in (2, 3, 4):
+                log.write("train", step, loss=float(step))
+        # Once for each of the two files, and not for every record.
+        assert len(warned) == 2 and "step 2 could not be written" in str(warned[0].message)
+        assert (tmp_path / "log.jsonl").stat().st_size == size
+        with pytest.warns(UserWarning, match="written again, up to the record of step 5"):
+            log.write("train", 5, loss=5.0)
+    assert [r["step"] for r in read_jsonl(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5]
+    assert [step for _, step, _ in events(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_what_is_lost_in_the_end_is_said(tmp_path):
+    file = Appender(tmp_path / "x")
+    with no_file_beyond(3), pytest.warns(UserWarning, match="last 2 records are missing"):
+        file.append(b"one.")
+        file.append(b"two.")
+        file.close()
+    assert (tmp_path / "x").read_bytes() == b""
+
+
+def test_a_log_that_cannot_be_rewritten_stays_as_it_is(tmp_path):
+    with RunLog(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.write("train", step, loss=1.0)
+    before = (tmp_path / "log.jsonl").read_text()
+    with no_file_beyond(10), pytest.raises(OSError):
+        RunLog(tmp_path, resume_step=2)
+    assert (tmp_path / "log.jsonl").read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]
+    assert json.loads(before.splitlines()[-1])["step"] == 3
