@@ -69,8 +69,8 @@ def connect(
     if auto:
         if any(value is not None for value in explicit):
             raise ValueError(
-                f"connect got auto=True and {coordinator=}, {num_processes=}, {process_id=}. Either "
-                "JAX finds the processes, or all three say where they are."
+                f"connect got auto=True and {coordinator=}, {num_processes=}, {process_id=}. "
+                "Either JAX finds the processes, or all three say where they are."
             )
         options: dict[str, Any] = {"coordinator_bind_address": bind}
     else:
@@ -105,6 +105,11 @@ def connect(
             **options,
         )
     except (RuntimeError, ValueError) as error:
+        if "before any JAX" in str(error):
+            raise RuntimeError(
+                "connect must be called before JAX computes anything, an array or a schedule even. "
+                "Call it first in the program."
+            ) from error
         where = "that JAX was to find (auto)" if auto else f"at {coordinator}"
         raise RuntimeError(
             f"this process could not join the others {where}: {error}. All processes must start "

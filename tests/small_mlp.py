@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import ddpm_jax as dj
 from tests.small import IMAGES, SCHEDULE, batches, draws, fetch  # noqa: F401
 
-NETWORK = dj.MLP(features=32, num_layers=2, dropout=0.2)
+NETWORK = dj.MLP(features=32, num_layers=1, dropout=0.2)
 
 
 def init_params():

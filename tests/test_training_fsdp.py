@@ -84,7 +84,7 @@ def test_communication_is_what_was_counted(parts):
     counted = bytes_per_step(parts[0].params, data=2, shards=2)
     found = bytes_of_collectives(parts[2].as_text())
     for kind in ("all_gather", "reduce_scatter"):
-        assert found[kind] == counted[kind] > 20_000
+        assert found[kind] == counted[kind] > 10_000
     # XLA sees that biases added in one place have one gradient, and averages it once.
     assert 0.97 * counted["all_reduce"] < found["all_reduce"] <= counted["all_reduce"]
 
