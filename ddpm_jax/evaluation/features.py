@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import numpy.typing as npt
 from flax import traverse_util
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ddpm_jax import hosts
 from ddpm_jax.evaluation.images import checked_images
 from ddpm_jax.evaluation.inception_v3 import InceptionV3
 from ddpm_jax.evaluation.preprocessing import TF1, Preprocessing
@@ -46,7 +47,8 @@ class FeatureExtractor:
         preprocess     pixels to x (`preprocessing.TF1` or PYTORCH); its name is in the fingerprint
         network        what the network is called in the fingerprint
         batch_size     images a step, in all; rounded up to a multiple of the devices
-        devices        where it runs; by default every local device
+        devices        where it runs; by default every local device. Of devices of several
+                       processes all must call, with the same images, and all get all features
 
     The same program runs at every step: a batch with fewer images is filled up with zeros, whose
     features are dropped. Images of another size or number of channels compile it once more.
@@ -69,10 +71,9 @@ class FeatureExtractor:
                 f"{batch_size=} and {len(devices)} devices."
             )
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
-        self._mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-        self._split = NamedSharding(self._mesh, PartitionSpec("data"))
-        whole = NamedSharding(self._mesh, PartitionSpec())
-        self._variables = jax.device_put(variables, whole)
+        mesh = hosts.make_mesh(devices)
+        self._split = NamedSharding(mesh, PartitionSpec(hosts.AXES))
+        self._variables = hosts.put(variables, NamedSharding(mesh, PartitionSpec()))
         self.about = {
             "network": network,
             "variables": variables_fingerprint(variables),
@@ -90,9 +91,9 @@ class FeatureExtractor:
         self._step = jax.jit(
             jax.shard_map(
                 step,
-                mesh=self._mesh,
-                in_specs=(PartitionSpec(), PartitionSpec("data")),
-                out_specs=PartitionSpec("data"),
+                mesh=mesh,
+                in_specs=(PartitionSpec(), self._split.spec),
+                out_specs=self._split.spec,
             )
         )
 
@@ -134,11 +135,11 @@ class FeatureExtractor:
         if count < self.batch_size:
             empty = np.zeros((self.batch_size - count, *batch.shape[1:]), np.uint8)
             batch = np.concatenate([batch, empty])
-        return self._step(self._variables, jax.device_put(batch, self._split)), count
+        return self._step(self._variables, hosts.put(batch, self._split)), count
 
 
 def _fetch(features: dict[str, Array], count: int) -> Features:
-    return {name: np.asarray(values)[:count] for name, values in features.items()}
+    return {name: np.asarray(values)[:count] for name, values in hosts.fetch(features).items()}
 
 
 def inception_extractor(

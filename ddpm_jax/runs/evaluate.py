@@ -13,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ddpm_jax import hosts
 from ddpm_jax.data.cache import cache_root
-from ddpm_jax.runs.config import SamplerOptions
+from ddpm_jax.runs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.runs.console import say
 from ddpm_jax.runs.directory import write_json
 from ddpm_jax.runs.evaluation_table import PUBLISHED_COUNT, markdown_row, tell
@@ -59,6 +60,7 @@ class EvaluateConfig(SamplerOptions, RunOptions):
     """Held-out images for the bound in bits/dim; 0 to leave it out."""
     cache_dir: Path | None = None
     """Where weights and the training set's statistics are kept; None for the user's cache."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -77,12 +79,13 @@ def evaluate(config: EvaluateConfig) -> None:
             "--bits-count must be 0 or at least 2, and --bootstrap at least 0, got "
             f"{config.bits_count} and {config.bootstrap}."
         )
-    run = TrainedRun(config)
-    features = _features(run, config)
+    hosts.connect(**dataclasses.asdict(config.distributed))
+    run = hosts.everywhere(lambda: TrainedRun(config))
+    features = hosts.everywhere(lambda: _features(run, config))
     count = _count(run, config)
     plan = _plan(run, config, count)
     out = run.folder(f"evaluation/{_name(config, plan)}")
-    remember_plan(out, plan)
+    hosts.on_leader(lambda: remember_plan(out, plan))
     generator = run.generator(run.sampler(config), guidance=config.guidance)
     sample_shards(run, generator, out, count=count, batch_size=config.batch_size)
     sampled = look(features, lambda: read_shards(out, count), count, "features of the samples")
@@ -91,6 +94,8 @@ def evaluate(config: EvaluateConfig) -> None:
     heldout = run.heldout_data.images[:count]
     real = look(features, lambda: iter([heldout]), len(heldout), "features of held-out images")
     bits = _bits(run, config)
+    if not hosts.is_leader():
+        return
     results = {
         **plan,
         "features": features.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax import evaluation
+from ddpm_jax import evaluation, hosts
 from ddpm_jax.data import ImageDataset
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.evaluation import FeatureExtractor, Moments, StatisticsKey
@@ -128,10 +129,35 @@ def look_at_reference(data: ImageDataset, features: Features, cache_dir: Path | 
                 computed.update(whole())
             return computed[name]
 
-        moments[name] = evaluation.cached_statistics(folder, key, compute)
+        moments[name] = _agreed_statistics(folder, key, compute)
     pieces = lambda: (data.images[chosen[i : i + 1000]] for i in range(0, len(chosen), 1000))  # noqa: E731
     paired = look(features, pieces, len(chosen), "features of training images").paired
     return Seen(moments, paired, None)
+
+
+def _agreed_statistics(folder: Path, key: StatisticsKey, compute: Callable[[], Moments]) -> Any:
+    """`cached_statistics`; of several processes the first has the cache, and all compute or none.
+
+    The others then get None for what was cached: they report nothing.
+    """
+    if hosts.num_processes() == 1:
+        return evaluation.cached_statistics(folder, key, compute)
+    kept: list[Moments] = []
+
+    def missing() -> Moments:
+        raise LookupError("not in the cache")
+
+    def cached() -> bool:
+        with contextlib.suppress(LookupError):
+            kept.append(evaluation.cached_statistics(folder, key, missing))
+        return bool(kept)
+
+    if hosts.on_leader(cached):
+        return kept[0] if kept else None
+    moments = compute()
+    if hosts.is_leader():
+        evaluation.cached_statistics(folder, key, lambda: moments)
+    return moments
 
 
 def measure(seen: Seen, truth: Seen, *, bootstrap: int, seed: int) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from ddpm_jax import visualize
+from ddpm_jax import hosts, visualize
+from ddpm_jax.generation import Generated
 from ddpm_jax.prediction import Clip, dynamic_threshold
 from ddpm_jax.runs import pictures
-from ddpm_jax.runs.config import SamplerOptions
+from ddpm_jax.runs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.runs.console import say
 from ddpm_jax.runs.directory import write_json
 from ddpm_jax.runs.trained import RunOptions, TrainedRun
@@ -37,6 +40,7 @@ class SampleConfig(SamplerOptions, RunOptions):
     both."""
     gif: bool = True
     """Also draw the way from noise to images, of the first 64."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 def sample(config: SampleConfig) -> None:
@@ -50,7 +54,8 @@ def sample(config: SampleConfig) -> None:
             f"--count and --batch-size must be at least 1, got {config.count} and "
             f"{config.batch_size}."
         )
-    run = TrainedRun(config)
+    hosts.connect(**dataclasses.asdict(config.distributed))
+    run = hosts.everywhere(lambda: TrainedRun(config))
     labels = run.labels(config.count, config.label)
     sampler = run.sampler(config)
     clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
@@ -72,6 +77,10 @@ def sample(config: SampleConfig) -> None:
         labels=labels,
         frames_of=min(64, config.count) if config.gif else 0,
     )
+    hosts.on_leader(lambda: _write(config, run, out, made, steps))
+
+
+def _write(config: SampleConfig, run: TrainedRun, out: Path, made: Generated, steps: int) -> None:
     visualize.save_grid(out / "grid.png", made.images[:400])
     written = [out / "grid.png"]
     if made.frames is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ddpm_jax import hosts
 from ddpm_jax.generation import Generator
+from ddpm_jax.reading import MOST_SWELLING, read_arrays, read_json_object
 from ddpm_jax.runs.console import bar, say
 from ddpm_jax.runs.directory import RunDirectoryError, write_json
 from ddpm_jax.runs.trained import TrainedRun
@@ -26,7 +29,13 @@ def remember_plan(out: Path, plan: dict[str, Any]) -> None:
     """Notes what the folder's shards are of; RunDirectoryError where they are of something else."""
     path = out / "plan.json"
     if path.exists():
-        old = json.loads(path.read_text())
+        try:
+            old = read_json_object(path)
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(
+                f"{path} cannot be understood ({error}), so what {out} holds is unknown. Choose "
+                "another folder with --out. Nothing was changed."
+            ) from error
         changed = sorted(
             k for k in plan if k not in CHANGING and old.get(k) != json.loads(json.dumps(plan[k]))
         )
@@ -45,26 +54,38 @@ def _shard(out: Path, first: int) -> Path:
 
 def _read_shard(path: Path, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
     """The images of a shard; None where it is not there or not whole."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["images"]
-    except (OSError, ValueError, KeyError, EOFError):
+    if not path.exists():
         return None
-    except Exception as error:  # a damaged zip raises its own kinds
+    try:
+        images = _images(path, count * math.prod(shape))
+    except (OSError, ValueError) as error:
         say(f"warning: {path} cannot be read ({error}); it is sampled again")
         return None
     return images if images.shape == (count, *shape) and images.dtype == np.uint8 else None
+
+
+def _images(path: Path, most: int) -> npt.NDArray[np.uint8]:
+    arrays = read_arrays(path, most, ("images",))
+    if "images" not in arrays:
+        raise ValueError("it has no array `images`")
+    return arrays["images"]
 
 
 def sample_shards(
     run: TrainedRun, generator: Generator, out: Path, *, count: int, batch_size: int
 ) -> None:
     """Draws the shards that are not there yet."""
-    (out / "shards").mkdir(exist_ok=True)
+    hosts.on_leader(lambda: (out / "shards").mkdir(exist_ok=True))
     with bar(count * generator.num_steps, "sampling", unit="img·step") as progress:
         for first in range(0, count, SHARD):
             size = min(SHARD, count - first)
-            if _read_shard(_shard(out, first), size, run.model.image_shape) is not None:
+            path = _shard(out, first)
+            shape = run.model.image_shape
+
+            def there(path=path, size=size, shape=shape) -> bool:
+                return _read_shard(path, size, shape) is not None
+
+            if hosts.on_leader(there):
                 progress.update(size * generator.num_steps)
                 continue
             batch = min(batch_size, SHARD, count)
@@ -80,15 +101,18 @@ def sample_shards(
                 labels=None if labels is None else labels[first:],
                 on_progress=progress.update,
             )
-            path = _shard(out, first)
-            draft = path.with_suffix(".tmp")
-            with draft.open("wb") as file:
-                np.savez_compressed(file, images=made.images[:size])
-            os.replace(draft, path)
+
+            def write(path=path, images=made.images[:size]) -> None:
+                draft = path.with_suffix(".tmp")
+                with draft.open("wb") as file:
+                    np.savez_compressed(file, images=images)
+                os.replace(draft, path)
+
+            hosts.on_leader(write)
 
 
 def read_shards(out: Path, count: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields the images of `sample_shards`, a file at a time."""
     for first in range(0, count, SHARD):
-        with np.load(_shard(out, first), allow_pickle=False) as file:
-            yield file["images"]
+        # They were asked for their size when they were sampled or found.
+        yield _images(_shard(out, first), _shard(out, first).stat().st_size * MOST_SWELLING)

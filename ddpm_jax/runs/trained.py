@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import hosts
 from ddpm_jax.data import ImageDataset, prepare_images
 from ddpm_jax.gaussian import q_sample
 from ddpm_jax.generation import Generator
@@ -68,8 +69,11 @@ class TrainedRun:
         self.model: Model = build_model(
             self.config, tuple(data["image_shape"]), data.get("num_classes")
         )
-        self.devices = choose_devices(count=options.num_devices).devices
-        like = DataParallel("jit", self.devices[:1]).placeholder(jax.eval_shape(self.model.init))
+        parallel = choose_devices(count=options.num_devices)
+        self.devices = parallel.devices
+        if hosts.num_processes() == 1:
+            parallel = DataParallel("jit", self.devices[:1])
+        like = parallel.placeholder(jax.eval_shape(self.model.init))
         with Checkpoints(self.directory.checkpoints, writable=False) as checkpoints:
             state = checkpoints.restore(like, options.checkpoint)
         if state is None:
@@ -86,15 +90,19 @@ class TrainedRun:
     def folder(self, name: str) -> Path:
         """The output folder of a program, made now: RunDirectoryError where it cannot be."""
         out = self.options.out or self.directory.root / name
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / ".writable").touch()
-            (out / ".writable").unlink()
-        except OSError as error:
-            raise RunDirectoryError(
-                f"the output folder {out} cannot be written ({error.strerror}). Choose another "
-                "with --out."
-            ) from error
+
+        def make() -> None:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                (out / ".writable").touch()
+                (out / ".writable").unlink()
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"the output folder {out} cannot be written ({error.strerror}). Choose another "
+                    "with --out."
+                ) from error
+
+        hosts.on_leader(make)
         return out
 
     def provenance(self) -> dict[str, Any]:
@@ -200,10 +208,12 @@ class TrainedRun:
             "data_fingerprint": data.fingerprint,
             "images": count,
         }
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if all(kept.get(name) == value for name, value in known_by.items()):
-                return np.asarray(kept["x_0_mse"], dtype=np.float64)
+
+        def kept() -> dict[str, Any]:
+            return json.loads(path.read_text()) if path.exists() else {}
+
+        if hosts.on_leader(lambda: known_by.items() <= kept().items()):
+            return np.asarray(kept()["x_0_mse"], dtype=np.float64)
         # Spread over the data set, which may be sorted.
         chosen = np.linspace(0, len(data.images) - 1, count).astype(int)
         labels = None if self.model.num_classes is None else data.labels[chosen]
@@ -217,7 +227,8 @@ class TrainedRun:
                 mse[t] = np.asarray(errors, np.float64).mean()
                 progress.update()
         try:
-            write_json(path, {**known_by, "x_0_mse": mse.tolist()})
+            if hosts.is_leader():
+                write_json(path, {**known_by, "x_0_mse": mse.tolist()})
         except OSError as error:
             say(
                 f"warning: {path} cannot be kept ({error.strerror}); it is measured again next time"

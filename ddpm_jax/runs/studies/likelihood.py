@@ -6,15 +6,15 @@ from the same evaluations of the network and the same noise (Ho et al. 2020, Eq.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from ddpm_jax import visualize
+from ddpm_jax import hosts, visualize
 from ddpm_jax.bound import bound_term, prior_term
 from ddpm_jax.continuous import sigma_denoiser, sigma_range
 from ddpm_jax.data import ImageDataset, prepare_images
@@ -134,9 +134,25 @@ def measure_bound(
 ) -> Measured:
     """Every step's terms on the first images of a split, behind a progress bar of that name."""
     count = min(count, len(data.images))
-    size = min(batch_size, count)
+    devices = len(run.devices)
+    size = -(-min(batch_size, count) // devices) * devices
     T = run.model.schedule.num_timesteps
-    step = jax.jit(functools.partial(_terms_at, run.model, variances))
+    mesh, whole, rows = hosts.make_mesh(run.devices), PartitionSpec(), PartitionSpec(hosts.AXES)
+    split = NamedSharding(mesh, rows)
+    params = hosts.spread(run.params, NamedSharding(mesh, whole))
+
+    def terms_at(params, images, labels, t, index):
+        keys = example_keys(jax.random.key(run.options.seed), index)
+        return _terms_at(run.model, variances, params, images, labels, t, keys)
+
+    step = jax.jit(
+        jax.shard_map(
+            terms_at,
+            mesh=mesh,
+            in_specs=(whole, rows, rows, whole, rows),
+            out_specs=(rows, PartitionSpec(None, hosts.AXES)),
+        )
+    )
     schedule = run.model.schedule
     prior_of = jax.jit(lambda x: prior_term(schedule, prepare_images(x, None, flip=False)))
     terms = {kind: np.zeros((T, count)) for kind in variances}
@@ -144,19 +160,21 @@ def measure_bound(
     prior = np.zeros(count)
     with bar(T * count, name, unit="img·step") as progress:
         for first in range(0, count, size):
-            # The last batch is moved back to stay full, so that one program serves all.
-            part = slice(min(first, count - size), min(first, count - size) + size)
-            images = data.images[part]
-            index = jnp.arange(part.start, part.stop, dtype=jnp.uint32)
-            keys = example_keys(jax.random.key(run.options.seed), index)
-            labels = None if run.model.num_classes is None else data.labels[part]
-            prior[part] = np.asarray(prior_of(images))
+            # The last batch is filled up with its last image, so that one program serves all.
+            index = np.minimum(np.arange(first, first + size), count - 1)
+            real = min(size, count - first)
+            part = slice(first, first + real)
+            labels = None if run.model.num_classes is None else data.labels[index]
+            prior[part] = np.asarray(prior_of(data.images[index]))[:real]
+            images, labels, index = hosts.put(
+                (data.images[index], labels, index.astype(np.uint32)), split
+            )
             for t in range(T):
-                values, squares = step(run.params, images, labels, np.int32(t), keys)
+                values, squares = hosts.fetch(step(params, images, labels, np.int32(t), index))
                 for kind, value in values.items():
-                    terms[kind][t, part] = np.asarray(value)
-                errors[:, t, part] = np.asarray(squares)
-                progress.update(min(size, count - first))
+                    terms[kind][t, part] = value[:real]
+                errors[:, t, part] = squares[:, :real]
+                progress.update(real)
     return Measured(terms, errors[0], errors[1], prior)
 
 
