@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddpm_jax import evaluation
+from ddpm_jax import evaluation, hosts
 from ddpm_jax.runs import pictures
 from ddpm_jax.runs.config import TrainConfig
 from ddpm_jax.runs.console import say
@@ -70,16 +70,14 @@ def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
         "on training images": run.heldout_loss(state.ema_params, real, draws, stop),
     }
     name = loss_name(run.config.diffusion)
-    write_json(
-        run.directory.root / "report.json",
-        {
-            "step": int(state.step),
-            "images_per_row": count,
-            "loss": {"name": name, **{k: v.loss for k, v in losses.items()}},
-            "bits_per_dim_estimate": {k: v.bits_per_dim for k, v in losses.items()},
-            "rows": table,
-        },
-    )
+    report = {
+        "step": int(state.step),
+        "images_per_row": count,
+        "loss": {"name": name, **{k: v.loss for k, v in losses.items()}},
+        "bits_per_dim_estimate": {k: v.bits_per_dim for k, v in losses.items()},
+        "rows": table,
+    }
+    hosts.on_leader(lambda: write_json(run.directory.root / "report.json", report))
     say("")
     for title, field in ((name, "loss"), ("bits/dim ≤", "bits_per_dim")):
         say(f"{title}: " + ", ".join(f"{getattr(v, field):.4f} {k}" for k, v in losses.items()))

@@ -159,6 +159,8 @@ def _steps(
             compiled, flops, seconds = _compile(
                 chunk_fn, (state, *arguments), stop, len(run.parallel.devices)
             )
+        # XLA counts the inside of a loop once, and microbatches go round one.
+        flops = flops and flops * config.devices.microbatches
         say(run.describe(state, flops))
         say(f"compiled in {duration(seconds)}")
         meter = Meter(config, progress, flops)
