@@ -8,9 +8,13 @@ and `Agreed` return or raise the same on each of them. With one process they cos
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -53,8 +57,8 @@ def connect(
         heartbeat_seconds: a process not heard of for so long is dead, and ends all.
         start_seconds: how long to wait for the others at the start.
 
-    Raises ValueError for flags that do not go together, RuntimeError where the others cannot be
-    joined.
+    Raises ValueError for flags that do not go together, ConnectionError where the others cannot be
+    joined, RuntimeError where JAX was used before.
     """
     explicit = (coordinator, num_processes, process_id)
     if not auto and all(value is None for value in explicit):
@@ -98,23 +102,48 @@ def connect(
             "process_id": process_id,
             "coordinator_bind_address": listen,
         }
+    where = "that JAX was to find" if auto else f"at {coordinator}"
+    remedy = (
+        f"All processes must start within {start_seconds} s of each other, with the same "
+        "coordinator and the same number of processes."
+    )
     try:
-        jax.distributed.initialize(
-            heartbeat_timeout_seconds=heartbeat_seconds,
-            initialization_timeout=start_seconds,
-            **options,
-        )
+        with _deadline(start_seconds, f"the other processes {where} did not all come. {remedy}"):
+            jax.distributed.initialize(
+                heartbeat_timeout_seconds=heartbeat_seconds,
+                initialization_timeout=start_seconds + 60,
+                **options,
+            )
     except (RuntimeError, ValueError) as error:
         if "before any JAX" in str(error):
             raise RuntimeError(
                 "connect must be called before JAX computes anything, an array or a schedule even. "
                 "Call it first in the program."
             ) from error
-        where = "that JAX was to find (auto)" if auto else f"at {coordinator}"
-        raise RuntimeError(
-            f"this process could not join the others {where}: {error}. All processes must start "
-            f"within {start_seconds} s of each other, with the same coordinator and number."
+        raise ConnectionError(
+            f"this process could not join the others {where}: {error}. {remedy}"
         ) from error
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with 2 and a message where the block takes longer.
+
+    JAX would end it too, with a stack of C++ in the place of a reason; no exception gets through.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        if not done.wait(seconds):
+            sys.stderr.write(f"\nerror: {message}\n")
+            sys.stderr.flush()
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _check_address(name: str, address: str) -> None:
@@ -126,7 +155,7 @@ def _check_address(name: str, address: str) -> None:
 
 
 def _check_free(address: str) -> None:
-    """Raises RuntimeError where nobody could listen: JAX's own service would end the process."""
+    """Raises ConnectionError where nobody could listen: JAX's own service would end the process."""
     host, _, port = address.rpartition(":")
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
@@ -136,7 +165,7 @@ def _check_free(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
-        raise RuntimeError(
+        raise ConnectionError(
             f"process 0 cannot listen on {address} ({error.strerror or error}). Choose a free port "
             "and an address of this host."
         ) from error

@@ -164,8 +164,21 @@ def test_a_port_in_use_is_named():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(RuntimeError, match=f"cannot listen on {address}.*free port"):
+        with pytest.raises(ConnectionError, match=f"cannot listen on {address}.*free port"):
             hosts.connect(coordinator=address, num_processes=2, process_id=0)
+
+
+def test_processes_that_do_not_come_are_missed():
+    code = (
+        "from ddpm_jax import hosts\n"
+        f"hosts.connect(coordinator='127.0.0.1:{free_port()}', num_processes=2, process_id=1,"
+        " start_seconds=2)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert "did not all come" in result.stderr and "within 2 s" in result.stderr
 
 
 def test_the_coordinator_listens_where_it_is_told_and_nowhere_else():

@@ -191,6 +191,12 @@ def test_a_changed_config_is_refused(whole):
         ),
         (["--report.guidance=2"], "class-conditional"),
         (["--diffusion.label-dropout=1"], "--diffusion.label-dropout"),
+        (["--devices.parameter-shards=3"], "--devices.parameter-shards"),
+        (["--devices.parameter-shards=2", "--devices.backend=pmap"], "shard_map"),
+        (["--devices.microbatches=3"], "microbatches"),
+        (["--devices.microbatches=0"], "--devices.microbatches"),
+        (["--optimizer.spike-factor=1"], "--optimizer.spike-factor"),
+        (["--distributed.process-id=0"], "together"),
     ],
 )
 def test_wrong_values_get_one_clear_error(tmp_path, capsys, arguments, words):
