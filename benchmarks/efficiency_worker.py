@@ -83,4 +83,5 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:5]), sys.argv[5])
+    port, count, process, rounds = map(int, sys.argv[1:5])
+    main(port, count, process, rounds, sys.argv[5])
