@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.hosts import AXES
 from ddpm_jax.training.collectives import Collectives, Gradients
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.types import Array, PyTree
+from ddpm_jax.types import Array, Key, PyTree
 
 DATA, FSDP = AXES
 SMALLEST = 2**14
@@ -92,7 +92,9 @@ class FullySharded:
             fetch, mesh=self.mesh, in_specs=(PartitionSpec(), rows), out_specs=rows
         )
 
-    def map_gradients(self, gradients: Gradients) -> Gradients:
+    def map_gradients(
+        self, gradients: Gradients
+    ) -> Callable[[PyTree, PyTree, Key, Any], tuple[Array, PyTree, PyTree]]:
         """A step's gradients by all devices, from parameters in parts to gradients in parts."""
 
         def mapped(params, loss_state, key, batch):

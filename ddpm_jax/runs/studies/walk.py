@@ -12,9 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from ddpm_jax.generation import AXIS, DenoiserOf, chunk_length
+from ddpm_jax import hosts
+from ddpm_jax.generation import DenoiserOf, chunk_length
 from ddpm_jax.keys import example_keys
 from ddpm_jax.runs.trained import TrainedRun
 from ddpm_jax.samplers import Sampler, advance
@@ -55,8 +56,8 @@ class Walk:
         batch_size: int,
     ):
         self._batch_size, self._chunk, self._count = batch_size, chunk, len(run.devices)
-        mesh = Mesh(np.array(run.devices), (AXIS,), axis_types=(AxisType.Auto,))
-        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        mesh = hosts.make_mesh(run.devices)
+        self._split = NamedSharding(mesh, PartitionSpec(hosts.AXES))
         whole = NamedSharding(mesh, PartitionSpec())
         self._params = jax.device_put(jax.device_get(run.params), whole)
 
