@@ -140,7 +140,7 @@ class Program:
         ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"in place of \[D\] and \[D, D\]"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "NaN or infinity"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.1, 1.0]])}, "not symmetric"),
-        ({"mu": np.array([Program()], object), "sigma": np.eye(1)}, "allow_pickle"),
+        ({"mu": np.array([Program()], object), "sigma": np.eye(1)}, "object, a pickle"),
     ],
 )
 def test_other_files_are_refused(tmp_path, monkeypatch, arrays, message):

@@ -36,17 +36,17 @@ def test_silence_ends_the_process_with_a_report(tmp_path, capsys):
 
 def test_beats_and_pauses_keep_it_quiet(tmp_path):
     end = Ended()
-    with Watchdog(0.4, tmp_path, end=end) as watchdog:
+    with Watchdog(0.8, tmp_path, name="process-1", end=end) as watchdog:
         for step in range(12):
-            time.sleep(0.05)
+            time.sleep(0.1)
             watchdog.beat(step, "the next one")
         with watchdog.paused(), watchdog.paused():
-            time.sleep(0.8)
+            time.sleep(1.2)
         # The clock starts anew after a pause.
         time.sleep(0.1)
         assert not end.codes
         assert end.came.wait(30)
-    assert os.listdir(tmp_path) == ["hang-11.txt"]
+    assert os.listdir(tmp_path) == ["hang-11-process-1.txt"]
 
 
 def test_nothing_is_left_of_it(tmp_path):

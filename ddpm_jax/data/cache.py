@@ -66,7 +66,9 @@ def read_entry(
             raise ValueError("its bytes have another fingerprint than when they were written")
         classes, name = about["num_classes"], about["name"]
         if labels.dtype != np.int32 or type(name) is not str or type(classes) not in (int, _NONE):
-            raise ValueError(f"it has labels {labels.dtype}, num_classes {classes!r}, name {name!r}")
+            raise ValueError(
+                f"it has labels {labels.dtype}, num_classes {classes!r}, name {name!r}"
+            )
         return make_dataset(
             images, None if classes is None else labels, classes, name, fingerprint=given
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.data.png_rows import check_rows
 from ddpm_jax.reading import check_regular
 
 # Pillow knows many more, some of which start other programs (EPS runs Ghostscript).
@@ -39,10 +40,10 @@ def decode_image(
             # Asked of the header, before a pixel is decoded.
             if opened.width * opened.height > max_pixels:
                 raise ValueError(f"{opened.width}×{opened.height} pixels are over {max_pixels:,}")
-            # Of a PNG in colour the mode does not tell, and Pillow would drop the lower 8 bits.
-            deep = opened.format == "PNG" and any(";16" in str(tile[3]) for tile in opened.tile)
-            if deep or opened.mode[0] in "IF":
+            if is_deep(opened):
                 raise ValueError(f"mode {opened.mode} has more than 8 bits a channel; convert it")
+            opened.load()
+            check_rows(opened, file)
             image = ImageOps.exif_transpose(opened)
             image = _without_transparency(image).convert("L" if grey else "RGB")
             side = min(image.size)
@@ -58,6 +59,15 @@ def decode_image(
         raise ValueError(
             f"{file} could not be read as an image: {error}. Remove it, or convert it to PNG."
         ) from error
+
+
+def is_deep(opened: Any) -> bool:
+    """Tells whether an image, opened but not decoded yet, has more than 8 bits a channel.
+
+    Of a PNG in colour the mode does not tell, and Pillow would drop the lower 8 bits.
+    """
+    deep = opened.format == "PNG" and any(";16" in str(tile[3]) for tile in opened.tile)
+    return deep or opened.mode[0] in "IF"
 
 
 def _without_transparency(image: Any) -> Any:

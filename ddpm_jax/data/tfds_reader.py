@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import operator
 import os
 import re
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+
+from ddpm_jax.data.decode import is_deep
+from ddpm_jax.data.png_rows import check_rows
 
 INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, importlib_resources)'
 
@@ -87,6 +91,10 @@ def read_prepared(
         source = tfds.builder_from_directory(folder).as_data_source(
             split, decoders={"image": tfds.decode.SkipDecoding()}
         )
+        # A record has a byte or more, whatever the description of the data set says of them.
+        held = sum(file.stat().st_size for file in record_files(folder, split))
+        if not 0 < len(source) <= held:
+            raise ValueError(f"{len(source):,} records in {held:,} bytes of files")
         images = np.empty((len(source), *shape), np.uint8)
         labels = np.empty(len(source), np.int64)
         for start in range(0, len(source), 1000):
@@ -94,7 +102,7 @@ def read_prepared(
             chosen = range(start, min(start + 1000, len(source)))
             for i, example in zip(chosen, source.__getitems__(list(chosen)), strict=True):
                 images[i] = _decode_png(example["image"], shape)
-                labels[i] = example["label"]
+                labels[i] = operator.index(example["label"])
     except Exception as error:  # TFDS, array_record, protobuf and Pillow each raise their own
         raise ValueError(
             f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
@@ -110,6 +118,10 @@ def _decode_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
         # Before any pixel is decoded, as the header alone tells a decompression bomb.
         if (image.height, image.width) != shape[:2]:
             raise ValueError(f"an image is {image.height}×{image.width}, not {shape[0]}×{shape[1]}")
+        if is_deep(image):
+            raise ValueError("an image has more than 8 bits a channel")
+        image.load()
+        check_rows(image, data)
         return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
 
 

@@ -91,7 +91,11 @@ def load_inception_weights(
             f"(sha256 {SHA256}), or leave the path out."
         )
     if file.suffix == ".safetensors":
-        return inception_variables_from_torch(_read_safetensors(file))
+        tensors = _read_safetensors(file)
+        try:
+            return inception_variables_from_torch(tensors)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
     with open(file, "rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != SHA256:

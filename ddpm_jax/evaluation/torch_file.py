@@ -1,11 +1,8 @@
 """Tensors of a PyTorch checkpoint, read without PyTorch and without running what is in it.
 
 A checkpoint holds a pickle, and a pickle is a program: it may name any function installed and call
-it. Here it is read by an unpickler that knows five names and no other, and for each of them returns
-a stand-in of this module which does nothing but keep its arguments, and has no attributes that
-could be set. Nothing is imported and nothing of the file is run: a hostile file can waste time, and
-no more. Sizes and offsets that do not fit what is in the file are refused before memory is taken
-for them.
+it. Here `torch_pickle` carries it out, which can do nothing but describe tensors. Sizes and offsets
+that do not fit what is in the file are refused before memory is taken for them.
 
 Both layouts are read: the zip archive that torch.save writes since version 1.6, and the sequence of
 pickles followed by raw storages that it wrote before.
@@ -15,93 +12,21 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-_DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+from ddpm_jax.evaluation.torch_pickle import Storage, Tensor, run
+from ddpm_jax.reading import check_regular
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-
-
-class _Storage(NamedTuple):
-    dtype: np.dtype
-    key: str
-    numel: int
-
-
-class _Tensor(NamedTuple):
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Mapping(dict):
-    """Stands in for OrderedDict; what else was attached to it (its version) is dropped."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Marker(NamedTuple):
-    """A storage class that the pickle names; not callable, so it cannot be made to do anything."""
-
-    name: str
-
-
-class _Rebuild:
-    """Stands in for `torch._utils._rebuild_tensor_v2`.
-
-    An object without slots, where a function would do: a pickle may set attributes of what it has
-    named, a function's default arguments among them.
-    """
-
-    __slots__ = ()
-
-    def __call__(self, storage, offset, shape, strides, requires_grad=False, hooks=None) -> _Tensor:
-        if not isinstance(storage, _Storage) or not isinstance(shape, tuple):
-            raise pickle.UnpicklingError("a tensor is made of something that is no storage")
-        if not isinstance(strides, tuple) or len(shape) != len(strides):
-            raise pickle.UnpicklingError("a tensor has another number of axes than of strides")
-        for value in (offset, *shape, *strides):
-            if type(value) is not int or value < 0:
-                raise pickle.UnpicklingError("a tensor has sizes that are no whole numbers ≥ 0")
-        return _Tensor(storage, offset, shape, strides)
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _Mapping,
-    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
-    **{("torch", name): _Marker(name) for name in _DTYPES},
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """Returns this module's stand-in for a name, or refuses."""
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which no file of plain tensors needs"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """Keeps where a storage is: ("storage", class, key, device, number of values, ...)."""
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-            raise pickle.UnpicklingError("it refers to something that is no storage")
-        _, kind, key, _, numel, *view = pid
-        if not isinstance(kind, _Marker) or not isinstance(key, str) or type(numel) is not int:
-            raise pickle.UnpicklingError("it describes a storage in another way than PyTorch does")
-        if numel < 0 or any(part is not None for part in view):
-            raise pickle.UnpicklingError("it has a storage of negative size, or a view of one")
-        return _Storage(_DTYPES[kind.name], key, numel)
+SHARING = 2
+"""Times its size that a file's tensors may have together; more where tensors share storages."""
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -114,15 +39,23 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     file = Path(path)
     try:
+        check_regular(file)
         content = file.read_bytes()
         if zipfile.is_zipfile(io.BytesIO(content)):
             tensors, storage = _zipped(content)
         else:
             tensors, storage = _legacy(content)
-        return {name: _array(tensor, storage) for name, tensor in tensors.items()}
+        arrays, left = {}, SHARING * len(content)
+        for name, tensor in tensors.items():
+            view = _view(tensor, storage)
+            left -= view.nbytes
+            if left < 0:
+                raise ValueError(f"its tensors have more than {SHARING} times the file's size")
+            arrays[name] = view.astype(view.dtype.newbyteorder("="), copy=True)
+        return arrays
     except FileNotFoundError:
         raise
-    except Exception as error:  # unpicklers raise nearly anything at damaged bytes
+    except Exception as error:  # archives and instructions fail in many ways at damaged bytes
         raise ValueError(
             f"{file} could not be read as a PyTorch checkpoint of plain tensors: {error}. "
             "Nothing in it was run. Fetch it again, or convert it to .safetensors where it is "
@@ -130,54 +63,63 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ) from error
 
 
-Storages = Callable[[_Storage], np.ndarray]
+Storages = Callable[[Storage], np.ndarray]
 
 
-def _mapping(loaded: Any) -> dict[str, _Tensor]:
+def _mapping(loaded: Any) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not loaded:
         raise ValueError(f"it holds a {type(loaded).__name__} in place of a mapping of tensors")
     for name, tensor in loaded.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            named = repr(name) if isinstance(name, str) else f"under a {type(name).__name__}"
-            raise ValueError(f"its entry {named} is no tensor")
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"its entry {name!r} is no tensor")
     return loaded
 
 
-def _zipped(content: bytes) -> tuple[dict[str, _Tensor], Storages]:
+def _zipped(content: bytes) -> tuple[dict[str, Tensor], Storages]:
     archive = zipfile.ZipFile(io.BytesIO(content))
     pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
     if len(pickles) != 1:
-        raise ValueError("the archive has no data.pkl")
+        raise ValueError("the archive has no data.pkl, or several")
     root = pickles[0].split("/")[0]
-    order = f"{root}/byteorder"
-    if order in archive.namelist() and archive.read(order) != b"little":
-        raise ValueError("its numbers are not little-endian")
 
-    def storage(about: _Storage) -> np.ndarray:
-        name = f"{root}/data/{about.key}"
+    def read(name: str) -> bytes:
         # PyTorch stores and never deflates, so a small file cannot stand for a huge one.
-        if archive.getinfo(name).file_size != about.numel * about.dtype.itemsize:
-            raise ValueError(f"{name} has another size than its tensors say")
         if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed")
-        return np.frombuffer(archive.read(name), about.dtype)
+        return archive.read(name)
 
-    if archive.getinfo(pickles[0]).file_size > len(content):
-        raise ValueError("data.pkl is larger than the file it is in")
-    return _mapping(_Unpickler(io.BytesIO(archive.read(pickles[0]))).load()), storage
+    order = f"{root}/byteorder"
+    if order in archive.namelist() and read(order) != b"little":
+        raise ValueError("its numbers are not little-endian")
+
+    held: dict[str, bytes] = {}
+
+    def storage(about: Storage) -> np.ndarray:
+        name = f"{root}/data/{about.key}"
+        if archive.getinfo(name).file_size != about.numel * about.dtype.itemsize:
+            raise ValueError(f"{name} has another size than its tensors say")
+        if name not in held:
+            # Members may overlap, each being most of the file.
+            if sum(map(len, held.values())) + archive.getinfo(name).file_size > len(content):
+                raise ValueError("its storages have more bytes than the file")
+            held[name] = read(name)
+        return np.frombuffer(held[name], about.dtype)
+
+    return _mapping(run(io.BytesIO(read(pickles[0])))), storage
 
 
-def _legacy(content: bytes) -> tuple[dict[str, _Tensor], Storages]:
+def _legacy(content: bytes) -> tuple[dict[str, Tensor], Storages]:
     stream = io.BytesIO(content)
-    if _Unpickler(stream).load() != _LEGACY_MAGIC or _Unpickler(stream).load() != _LEGACY_PROTOCOL:
+    if [run(stream), run(stream)] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
         raise ValueError("it begins like no checkpoint")
-    about = _Unpickler(stream).load()
+    about = run(stream)
     if not isinstance(about, dict) or about.get("little_endian") is not True:
         raise ValueError("its numbers are not little-endian")
-    tensors = _mapping(_Unpickler(stream).load())
-    keys = _Unpickler(stream).load()
+    tensors = _mapping(run(stream))
+    keys = run(stream)
     dtypes = {t.storage.key: t.storage.dtype for t in tensors.values()}
-    if not isinstance(keys, list) or not all(key in dtypes for key in keys):
+    # Asked for its type first: a tuple's hash may never be found out.
+    if type(keys) is not list or not all(type(key) is str and key in dtypes for key in keys):
         raise ValueError("its storages are not those of its tensors")
     found: dict[str, np.ndarray] = {}
     for key in keys:
@@ -187,7 +129,7 @@ def _legacy(content: bytes) -> tuple[dict[str, _Tensor], Storages]:
         found[key] = np.frombuffer(content, dtypes[key], numel, stream.tell())
         stream.seek(numel * dtypes[key].itemsize, os.SEEK_CUR)
 
-    def storage(about: _Storage) -> np.ndarray:
+    def storage(about: Storage) -> np.ndarray:
         if found[about.key].size != about.numel or found[about.key].dtype != about.dtype:
             raise ValueError(f"storage {about.key} has another size than its tensors say")
         return found[about.key]
@@ -195,7 +137,7 @@ def _legacy(content: bytes) -> tuple[dict[str, _Tensor], Storages]:
     return tensors, storage
 
 
-def _array(tensor: _Tensor, storage: Storages) -> np.ndarray:
+def _view(tensor: Tensor, storage: Storages) -> np.ndarray:
     values = storage(tensor.storage)
     steps = zip(tensor.shape, tensor.strides, strict=True)
     last = tensor.offset + sum((size - 1) * stride for size, stride in steps)
@@ -203,7 +145,6 @@ def _array(tensor: _Tensor, storage: Storages) -> np.ndarray:
     if 0 in tensor.shape or last >= values.size or count > values.size:
         raise ValueError(f"a tensor {tensor.shape} reaches past its storage of {values.size}")
     strides = [stride * values.itemsize for stride in tensor.strides]
-    view = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
         values[tensor.offset :], tensor.shape, strides, writeable=False
     )
-    return view.astype(view.dtype.newbyteorder("="), copy=True)

@@ -100,10 +100,11 @@ def _weights(call: str, variables: Mapping[str, Any], average: bool) -> dict[str
     plain, averaged = {}, {}
     for name, value in variables.items():
         name = name.removesuffix(":0")
-        if name.endswith(AVERAGE):
-            averaged[name.removesuffix(AVERAGE)] = value
-        elif not TRAINING.fullmatch(name):
-            plain[name] = value
+        kind = averaged if name.endswith(AVERAGE) else plain
+        if (bare := name.removesuffix(AVERAGE)) in kind:
+            raise ValueError(f"{call} got {name} twice, with and without :0. Keep one.")
+        if kind is averaged or not TRAINING.fullmatch(name):
+            kind[bare] = value
     weights = averaged if average and averaged else plain
     if "model/conv_in/W" not in weights or np.ndim(weights["model/conv_in/W"]) != 4:
         raise ValueError(
@@ -116,6 +117,11 @@ def _weights(call: str, variables: Mapping[str, Any], average: bool) -> dict[str
 def _unet_of(call: str, weights: Mapping[str, Any], resolution: int) -> UNet:
     """A `UNet` of the sizes that names and shapes tell."""
     width = np.shape(weights["model/conv_in/W"])[3]
+    bare = sorted(
+        name for name, value in weights.items() if 0 in np.shape(value) or not np.ndim(value)
+    )
+    if bare:
+        raise ValueError(f"{call} got {bare[:4]} without values or without an axis.")
     levels = _indices(r"model/down_(\d+)/block_0/conv1/W", weights)
     if levels != list(range(len(levels))) or not levels:
         raise ValueError(f"{call} got the levels {levels} of a U-Net, not 0, 1, … in a row.")

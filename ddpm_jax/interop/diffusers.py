@@ -110,6 +110,13 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
             f"{call} needs the state dict of a UNet2DModel, got {len(theirs)} tensors without a "
             "kernel conv_in.weight [out, in, 3, 3]. Pass model.state_dict() itself, unwrapped."
         )
+    # Every block has a tensor of its own: a file of few is not the weights of a million blocks, of
+    # which not even the shapes could be found in a day.
+    if unet.num_res_blocks * len(unet.channel_multipliers) > len(theirs):
+        raise ValueError(
+            f"{call} got {len(theirs)} tensors for {len(unet.channel_multipliers)} levels of "
+            f"{unet.num_res_blocks} blocks. Give the UNet the blocks of the weights."
+        )
     levels = _levels(r"down_blocks\.(\d+)\.attentions\.", theirs)
     expected = _expected_shapes(call, unet, levels, np.shape(theirs["conv_in.weight"])[1])
     entries = unet_weight_map(expected, len(unet.channel_multipliers))

@@ -23,6 +23,7 @@ from ddpm_jax.interop.diffusers_scheduler import (
 from ddpm_jax.interop.diffusers_unet import unet_from_diffusers_config, unet_to_diffusers_config
 from ddpm_jax.interop.tensors import PICKLES, read_safetensors, refuse_pickle, write_safetensors
 from ddpm_jax.nn import UNet
+from ddpm_jax.reading import read_json_object as read_strict_object
 from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.types import PyTree
 
@@ -176,17 +177,14 @@ def _of(path: Path, read: Any, what: str) -> Any:
 def read_json_object(path: Path, what: str) -> Mapping[str, Any]:
     """The object in a JSON file; ValueError for anything else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the {what} is not JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"the {what} must be a JSON object, got {type(values).__name__}.")
-    return values
+        return read_strict_object(path)
+    except ValueError as error:
+        raise ValueError(f"the {what} must be a JSON object and is {error}.") from error
 
 
 def _check_index(path: Path) -> None:
     """Raises ValueError for the index of another pipeline than one of pixels without conditions."""
-    index = read_json_object(path, "index of the pipeline")
+    index = _of(path, dict, "index of the pipeline")
     parts = {name: value for name, value in index.items() if not name.startswith("_")}
     more = sorted(set(parts) - {"unet", "scheduler"})
     if more:

@@ -36,6 +36,7 @@ VARIANCES: dict[VarianceKind, str] = {
     "fixed_small": "fixed_small",
     "learned_range": "learned_range",
 }
+MOST_TIMESTEPS = 1_000_000
 CLASSES = ("DDPMScheduler", "DDIMScheduler", "GaussianDDPMScheduler")
 # What sampling alone depends on, and our samplers are told by other means.
 OF_SAMPLING = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "dynamic_thresholding_ratio")
@@ -98,8 +99,11 @@ def process_from_diffusers_config(config: Mapping[str, Any]) -> Process:
     problems = [f"{n}={v!r} (unknown here)" for n, v in given.items() if n not in KNOWN]
     # The first versions said `timesteps` and `predict_epsilon`.
     T = given.get("num_train_timesteps", given.get("timesteps", 1000))
-    if isinstance(T, bool) or not isinstance(T, int) or T < 1:
-        problems.append(f"num_train_timesteps={T!r} (a whole number above 0)")
+    if type(T) is not int or not 1 <= T <= MOST_TIMESTEPS:
+        problems.append(f"num_train_timesteps={T!r} (a whole number from 1 to {MOST_TIMESTEPS:,})")
+    for name in ("predict_epsilon", "thresholding"):
+        if not isinstance(given.get(name, False), bool):
+            problems.append(f"{name}={given[name]!r} (true or false)")
     said = given.get(
         "prediction_type", "epsilon" if given.get("predict_epsilon", True) else "sample"
     )
@@ -117,10 +121,12 @@ def process_from_diffusers_config(config: Mapping[str, Any]) -> Process:
     betas = given.get("trained_betas")
     if betas is not None:
         schedule, start, end = _recognised(betas, problems)
-        T = len(betas) if isinstance(betas, (list, tuple)) else T
+        if {"num_train_timesteps", "timesteps"} & set(given) and T != len(_list(betas)):
+            problems.append(f"num_train_timesteps={T!r} with {len(_list(betas)):,} trained_betas")
+        T = len(_list(betas))
     else:
         schedule = _ours(SCHEDULES, "beta_schedule", given.get("beta_schedule", "linear"), problems)
-        numbers = all(isinstance(b, (int, float)) for b in (start, end))
+        numbers = all(type(b) in (int, float) for b in (start, end))
         if not numbers or not 0 < start <= end < 1:
             problems.append(f"beta_start={start!r}, beta_end={end!r} (0 < start <= end < 1)")
     if rescaled is True and target == "epsilon":
@@ -182,7 +188,8 @@ def _clip(given: Mapping[str, Any], problems: list[str]) -> bool:
     clip, limit = given.get("clip_sample", True), given.get("clip_sample_range", 1.0)
     if given.get("thresholding", False):
         # Limits of 1 to 1 leave of dynamic thresholding nothing but a clip to [-1, 1].
-        if given.get("sample_max_value", 1.0) != 1.0:
+        largest = given.get("sample_max_value", 1.0)
+        if largest != 1.0 or isinstance(largest, bool):
             problems.append(
                 f"thresholding=True with sample_max_value={given['sample_max_value']!r} (a choice "
                 "of sampling here: remove it, and sample with --threshold dynamic)"
@@ -190,14 +197,14 @@ def _clip(given: Mapping[str, Any], problems: list[str]) -> bool:
         return True
     if not isinstance(clip, bool):
         problems.append(f"clip_sample={clip!r} (true or false)")
-    elif clip and limit != 1.0:
+    elif clip and (limit != 1.0 or isinstance(limit, bool)):
         problems.append(f"clip_sample_range={limit!r} (only 1.0)")
     return bool(clip)
 
 
 def _recognised(betas: Any, problems: list[str]) -> tuple[str, float, float]:
     """The schedule, with its first and last β, that has this table."""
-    if isinstance(betas, (list, tuple)) and len(betas) > 1:
+    if 1 < len(_list(betas)) <= MOST_TIMESTEPS and all(type(b) in (int, float) for b in betas):
         table = np.asarray(betas, np.float64)
         start, end = float(table[0]), float(table[-1])
         makers: dict[str, Callable[..., NoiseSchedule]] = {
@@ -218,6 +225,10 @@ def _recognised(betas: Any, problems: list[str]) -> tuple[str, float, float]:
                 return name, start if 0 < start <= end < 1 else 1e-4, end if end < 1 else 0.02
     problems.append("trained_betas of no schedule that has a name here")
     return "linear", 1e-4, 0.02
+
+
+def _list(betas: Any) -> list[Any] | tuple[Any, ...]:
+    return betas if isinstance(betas, (list, tuple)) else ()
 
 
 def _decimal(values: np.ndarray) -> list[float]:

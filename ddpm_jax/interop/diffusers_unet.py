@@ -48,6 +48,8 @@ READ: dict[str, Any] = {
 # Of no effect under the settings above.
 IGNORED = ("num_train_timesteps",)
 PADDINGS = {0: "same", 1: "symmetric"}
+LARGEST = 1 << 16
+"""Of any width, size or count; Stable Diffusion's widest layer has 1,280 channels."""
 
 
 class NetworkDescription(NamedTuple):
@@ -167,7 +169,7 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"up_block_types={list(up)} (the levels of down_block_types, mirrored)")
     heads = {w for w, here in zip(widths, attended, strict=True) if here} | {widths[-1]}
     head = values["attention_head_dim"]
-    if head is not None and heads != {head}:
+    if head is not None and any(head != width for width in heads):
         problems.append(f"attention_head_dim={head!r} (only None: one head)")
     if values["attn_norm_num_groups"] not in (None, values["norm_num_groups"]):
         problems.append(f"attn_norm_num_groups={values['attn_norm_num_groups']!r} (only None)")
@@ -195,4 +197,4 @@ def _size(value: Any) -> tuple[Any, ...]:
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return type(value) is int and 0 < value <= LARGEST

@@ -41,7 +41,6 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Name a .safetensors file.")
     tensors = {}
-    _check_names(path)
     try:
         with safe_open(path, framework="np") as file:
             for name in file.keys():
@@ -58,6 +57,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as safetensors ({error}); it has {path.stat().st_size:,} "
             "bytes. It was cut short or is something else: fetch it again."
         ) from error
+    _check_names(path)
     return _finite(path, tensors)
 
 
@@ -101,10 +101,8 @@ def _check_names(path: Path) -> None:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = file.read(min(length, LONGEST_HEADER))
-    if len(header) == length:
         try:
-            parse_json_object(header)
+            parse_json_object(file.read(length))
         except ValueError as error:
             raise ValueError(f"{path} has a header of safetensors that is {error}.") from error
 

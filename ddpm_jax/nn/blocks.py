@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.nn.convolution import convolution, upsampled_convolution
 from ddpm_jax.types import Array, Key
 
 Dtype = Any
@@ -181,11 +182,10 @@ class Upsample(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps x [B, H, W, C] to [B, 2H, 2W, C]."""
         batch, height, width, channels = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-        x = x.reshape(batch, 2 * height, 2 * width, channels)
         if self.with_conv:
-            x = conv(channels, self.dtype, name="conv")(x)
-        return x
+            return conv(channels, self.dtype, form=upsampled_convolution, name="conv")(x)
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+        return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def conv(
@@ -196,11 +196,21 @@ def conv(
     scale: float = 1.0,
     strides: int = 1,
     padding: Any = "SAME",
+    form: Any = convolution,
 ) -> nn.Conv:
-    """A 3×3 convolution with DDPM's initialisation, as a submodule called `name`."""
-    kernel_init = scaled_init(scale)
+    """A 3×3 convolution with DDPM's initialisation, as a submodule called `name`.
+
+    `form` computes it from image and kernel: `convolution`, or `upsampled_convolution`.
+    """
     return nn.Conv(
-        features, (3, 3), strides, padding, dtype=dtype, kernel_init=kernel_init, name=name
+        features,
+        (3, 3),
+        strides,
+        padding,
+        dtype=dtype,
+        kernel_init=scaled_init(scale),
+        conv_general_dilated=form,
+        name=name,
     )
 
 

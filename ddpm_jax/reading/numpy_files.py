@@ -95,13 +95,22 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """
     check_regular(path)
     try:
+        with path.open("rb") as file:
+            # What lies before an archive Python's reader of archives skips, and NumPy's does not.
+            if file.read(4) not in (b"PK\3\4", b"PK\5\6"):
+                raise zipfile.BadZipFile("it does not begin as an archive does")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if len(set(names)) < len(names):
+            # NumPy takes `a` and `a.npy` for one name, and has a rule for which of them is meant.
+            if len({name.removesuffix(".npy") for name in names}) < len(names):
                 raise ValueError(f"a name is there twice in {sorted(names)[:20]}")
             yield archive
-    except (OSError, ValueError):
+    except ValueError:
         raise
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise ValueError(f"its archive is damaged: {error}") from error
     except zipfile.BadZipFile as error:
         raise ValueError(f"{error}; a truncated file, or one that is a pickle?") from error
     except Exception as error:  # bad streams, encryption, versions and methods unknown to Python
@@ -144,6 +153,8 @@ def read_arrays(path: Path, most: int, names: Sequence[str] | None = None) -> di
     arrays, left = {}, most
     with open_archive(path) as archive:
         present = array_names(archive)
+        if names is None and (not present or len(present) < len(archive.namelist())):
+            raise ValueError(f"it holds something else than arrays: {archive.namelist()[:20]}")
         for name in present if names is None else [n for n in names if n in present]:
             with open_array(archive, name) as (stream, header):
                 left -= header.num_bytes

@@ -4,6 +4,7 @@ line of JSON."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -302,6 +303,8 @@ def from_json(kind: type, values: dict[str, Any], where: str = "config.json") ->
 
     Raises ValueError for fields that are unknown or missing, naming them.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object of fields, got {values!r}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     missing = sorted(
@@ -334,18 +337,25 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         fits = value in arguments
     elif origin is tuple:
-        fits = isinstance(value, list) and all(isinstance(v, arguments[0]) for v in value)
+        fits = isinstance(value, list) and all(_is_a(arguments[0], v) for v in value)
         value = tuple(value) if fits else value
     elif hint is Path:
-        fits = isinstance(value, str)
+        fits = isinstance(value, str) and "\0" not in value
         value = Path(value) if fits else value
-    elif hint is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     else:
-        fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+        fits = _is_a(hint, value)
     if not fits:
         raise ValueError(f"{where} does not fit its type {hint}: got {value!r}")
     return value
+
+
+def _is_a(hint: type, value: Any) -> bool:
+    """Whether a value of JSON is of this type; numbers are those that 64 bits hold."""
+    if hint is float and type(value) is float:
+        return math.isfinite(value)
+    if hint in (int, float):
+        return type(value) is int and -(2**63) <= value < 2**63
+    return isinstance(value, hint)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

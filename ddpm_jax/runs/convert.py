@@ -124,9 +124,11 @@ def from_tensorflow(config: FromTensorFlow) -> None:
     """Makes a run directory of the authors' variables, with the paper's process."""
     say(f"reading {config.file}")
     read = read_npz if config.file.suffix == ".npz" else read_safetensors
-    unet, params = unet_from_tensorflow(
-        read(config.file), config.resolution, average=config.average
-    )
+    variables = read(config.file)
+    try:
+        unet, params = unet_from_tensorflow(variables, config.resolution, average=config.average)
+    except ValueError as error:
+        raise ValueError(f"{config.file}: {error}") from error
     shape = (config.resolution, config.resolution, unet.out_channels or 3)
     process = Process("linear", 1000, 1e-4, 0.02, False, "epsilon", config.variance, clip=True)
     source = {"library": "diffusion_tf", "file": str(config.file), "sha256": _sha256(config.file)}

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from ddpm_jax.reading import read_json_object
 from ddpm_jax.runs.config import TrainConfig, differences, from_json, to_json
 
 
@@ -105,11 +106,10 @@ class RunDirectory:
         Raises RunDirectoryError when the folder is no run, or its config.json cannot be understood.
         """
         try:
-            values = json.loads(self.config.read_text())
+            values = read_json_object(self.config)
             config = from_json(TrainConfig, values.pop("config"), str(self.config))
-            shape = values["data"]["image_shape"]
-            if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-                raise ValueError(f"data.image_shape is {shape}, not [H, W, C]")
+            _check_sizes(config)
+            _check_data(values["data"])
         except FileNotFoundError as error:
             raise RunDirectoryError(
                 f"{self.root} is not a run directory: it has no config.json. Name the folder that "
@@ -120,6 +120,38 @@ class RunDirectory:
                 f"{self.config} cannot be understood ({error}). Nothing was changed."
             ) from error
         return config, values
+
+
+def _check_sizes(config: TrainConfig) -> None:
+    """Raises ValueError for sizes of which to build the model would take hours or all memory."""
+    network, T = config.network, config.diffusion.num_timesteps
+    sizes = {
+        "diffusion.num_timesteps": (T, 1_000_000),
+        "network.channels": (network.channels, 1 << 16),
+        "network.num_res_blocks": (network.num_res_blocks, 256),
+        "network.num_groups": (network.num_groups, 1 << 16),
+        "the number of network.channel_multipliers": (len(network.channel_multipliers), 16),
+        **{f"a multiplier {m}": (m, 1 << 10) for m in network.channel_multipliers},
+    }
+    wrong = [
+        f"{what} is {size}, not in 1..{most}"
+        for what, (size, most) in sizes.items()
+        if not 1 <= size <= most
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    """Raises ValueError unless these are the facts of a data set that a run writes."""
+    shape, classes = data["image_shape"], data.get("num_classes")
+    if len(shape) != 3 or not all(type(n) is int and 0 < n <= 1 << 16 for n in shape):
+        raise ValueError(f"data.image_shape is {shape}, not [H, W, C]")
+    if classes is not None and (type(classes) is not int or not 0 < classes <= 1_000_000):
+        raise ValueError(f"data.num_classes is {classes!r}")
+    for name in ("name", "fingerprint"):
+        if not isinstance(data.get(name), str | None):
+            raise ValueError(f"data.{name} is {data[name]!r}")
 
 
 def write_json(path: Path, values: Any) -> None:

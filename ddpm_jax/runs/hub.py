@@ -7,7 +7,6 @@ every file is checked against it, so a file already here is not fetched again.
 from __future__ import annotations
 
 import hashlib
-import json
 import queue
 import re
 import threading
@@ -18,11 +17,13 @@ from typing import Any
 from ddpm_jax.data import cache_root
 from ddpm_jax.data.download import download_file
 from ddpm_jax.interop import choose_pipeline_files
+from ddpm_jax.reading import parse_json_object
 from ddpm_jax.runs.directory import write_json
 
 ENDPOINT = "https://huggingface.co"
 ANSWER_SECONDS = 4.0
 SMALL_BYTES = 1 << 22  # a list of files, a configuration
+LARGEST_BYTES = 1 << 40
 
 
 def fetch_pipeline(
@@ -67,8 +68,11 @@ def fetch_pipeline(
 def _listing(url: str, where: str) -> dict[str, dict[str, Any]]:
     """What the hub says of every file, by name."""
     try:
-        files = json.loads(_small(url))["siblings"]
-        return {str(file["rfilename"]): dict(file) for file in files}
+        files = parse_json_object(_small(url))["siblings"]
+        listed = {file["rfilename"]: dict(file) for file in files}
+        if not all(type(name) is str for name in listed):
+            raise TypeError("a name that is no text")
+        return listed
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{url} did not answer with a list of the files of {where} ({error!r}). A proxy or "
@@ -80,9 +84,10 @@ def _fetch(url: str, destination: Path, said: dict[str, Any], where: str) -> Non
     """Fetches one file and checks it against what the hub says of it."""
     stored = said.get("lfs")
     try:
-        size = int((stored or said)["size"])
-        digest = str(stored["sha256"] if stored else said["blobId"])
-    except (KeyError, TypeError, ValueError) as error:
+        size, digest = (stored or said)["size"], stored["sha256"] if stored else said["blobId"]
+        if type(size) is not int or not 0 <= size <= LARGEST_BYTES or type(digest) is not str:
+            raise ValueError(f"size {size!r}, digest {digest!r}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"the hub does not say which size and digest {destination.name} of {where} has, so it "
             "cannot be checked. Fetch the folder by other means and convert it from there."

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -41,6 +41,7 @@ from ddpm_jax.training import (
 from ddpm_jax.training.logs import NoLog, RunLog
 from ddpm_jax.training.watchdog import Watchdog
 
+T = TypeVar("T")
 Finish = Callable[[Run, TrainState, StopRequest], None]
 """Called with the finished run, after the pictures: a study's own report."""
 
@@ -57,7 +58,9 @@ def train(config: TrainConfig, finish: Finish | None = None) -> None:
         try:
             with stop.at_once():
                 run = hosts.everywhere(lambda: Run(config))
-        except KeyboardInterrupt:
+        except BaseException:
+            # Whatever was raised: on its way through a library that is just being imported, the
+            # interrupt may turn into another error.
             if stop.signal is None:
                 raise
             say(f"stopped by {stop.signal.name} before training; the same command starts it")
@@ -75,16 +78,17 @@ def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
     config, directory = run.config, run.directory
     facts = hosts.on_leader(lambda: _checked_facts(run))
     hosts.everywhere(lambda: _check_same_data(run, facts))
+    name = f"process-{jax.process_index()}" if hosts.num_processes() > 1 else ""
     with (
         Checkpoints(directory.checkpoints, keep=config.report.checkpoint_keep) as checkpoints,
-        Watchdog(config.devices.watchdog_seconds, directory.root) as watchdog,
+        Watchdog(config.devices.watchdog_seconds, directory.root, name=name) as watchdog,
     ):
         watchdog.beat(0, "the newest checkpoint to be read")
         # Shapes are enough to restore into; initialising takes seconds of compilation.
         state = checkpoints.restore(run.parallel.placeholder(jax.eval_shape(run.model.init)))
         if state is None:
             with watchdog.paused():
-                state = run.parallel.place(run.model.init())
+                state = _unless_stopped(lambda: run.parallel.place(run.model.init()), stop)
         hosts.on_leader(lambda: directory.write(config, run.facts))
         start = int(state.step)
         if start < config.num_steps:
@@ -266,17 +270,26 @@ def _save(checkpoints: Checkpoints, state: TrainState, step: int) -> None:
 def _compile(
     function: Any, arguments: tuple, stop: StopRequest, devices: int
 ) -> tuple[Any, float | None, float]:
-    """Compiles in the background, so that a stop asked for meanwhile is honoured at once: (fn,
-    FLOPs, s)."""
+    """Compiles the step: (fn, FLOPs, s)."""
+    began = time.perf_counter()
+    compiled = _unless_stopped(lambda: function.lower(*arguments).compile(), stop)
+    analysis = compiled.cost_analysis() or {}
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    flops = analysis.get("flops")
+    # XLA counts one device's share.
+    return compiled, flops and flops * devices, time.perf_counter() - began
+
+
+def _unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
+    """Compiles in the background, so that a stop asked for meanwhile is honoured at once."""
     result: list[Any] = []
 
     def work():
         try:
-            result.append(function.lower(*arguments).compile())
+            result.append(compile_())
         except BaseException as error:  # noqa: BLE001 - handed to the main thread below
             result.append(error)
 
-    began = time.perf_counter()
     thread = threading.Thread(target=work, name="compile", daemon=True)
     thread.start()
     while thread.is_alive():
@@ -291,8 +304,4 @@ def _compile(
             os._exit(0)
     if isinstance(result[0], BaseException):
         raise result[0]
-    analysis = result[0].cost_analysis() or {}
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    flops = analysis.get("flops")
-    # XLA counts one device's share.
-    return result[0], flops and flops * devices, time.perf_counter() - began
+    return result[0]

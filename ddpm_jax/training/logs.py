@@ -19,22 +19,38 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-
 from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 from tensorboardX.record_writer import masked_crc32c
 
+from ddpm_jax.reading import check_regular
+
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file, [] when there is none; a last line cut short by a kill is
-    left out."""
+    left out.
+
+    A record is an object with a text `kind` and a whole number `step`, where it has them. Raises
+    ValueError naming file and line for anything else, OSError for what is no regular file.
+    """
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    check_regular(path)
+    lines = path.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, 1):
+        if not line and number == len(lines):
+            break
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines) - 1:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise TypeError("a record is an object")
+            if type(record.get("step", 0)) is not int or type(record.get("kind", "")) is not str:
+                raise TypeError("its kind is no text, or its step no whole number")
+        except (ValueError, TypeError, RecursionError) as error:
+            if number == len(lines) and isinstance(error, ValueError):
                 break
-            raise ValueError(f"{path}, line {number + 1} is not JSON: {line[:80]!r}") from error
+            raise ValueError(
+                f"{path}, line {number} is no record ({error}): {line[:80]!r}"
+            ) from error
+        records.append(record)
     return records
 
 

@@ -47,6 +47,14 @@ class Hook(NamedTuple):
     call: Callable[[TrainState, int], None]
 
 
+class StopAtOnce(BaseException):
+    """Raised by a signal inside `StopRequest.at_once`.
+
+    No KeyboardInterrupt: where one passes through a library that runs Python code from C, Python
+    ends by SIGINT in the end, though it was caught.
+    """
+
+
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; a second one interrupts at
     once.
@@ -78,12 +86,14 @@ class StopRequest:
     def _catch(self, number, frame) -> None:
         again = self.signal is not None
         self.signal = self.signal or signal.Signals(number)
-        if again or self._at_once:
+        if self._at_once:
+            raise StopAtOnce
+        if again:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within this block the first signal interrupts too: there is nothing yet to be saved."""
+        """Within this block a signal raises StopAtOnce: there is nothing yet to be saved."""
         self._at_once = True
         try:
             yield

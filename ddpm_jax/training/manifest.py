@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.reading import check_regular, read_json_object
 from ddpm_jax.types import PyTree
 
 NAME = "manifest.json"
+FREE_BYTES = 1 << 30
+MOST_SWELLING = 1000
+"""Times the size of its files that a checkpoint may have, beyond `FREE_BYTES`; trained weights
+hardly shrink, and fill at least a quarter of a state whose other moments are zeros."""
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -71,25 +77,54 @@ def verify_manifest(folder: Path) -> dict[str, list[Any]]:
     """
     path = folder / NAME
     try:
-        manifest = json.loads(path.read_text())
-        tree, files = dict(manifest["tree"]), dict(manifest["files"])
+        manifest = read_json_object(path)
+        tree, files = manifest["tree"], manifest["files"]
+        if not isinstance(tree, dict) or not isinstance(files, dict):
+            raise TypeError("its tree and files are lists, not by name")
         intact = manifest.pop("sha256") == _digest_of(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sizes = {name: _listed_size(folder, name, wanted) for name, wanted in files.items()}
+        _check_backed(tree, sum(sizes.values()))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # a loop of links
         raise DamagedCheckpointError(f"{path} cannot be read ({error!r}).") from error
     if not intact:
         raise DamagedCheckpointError(f"{path} does not have the content that was written.")
     for name, wanted in files.items():
         file = folder / name
         try:
-            if file.stat().st_size != wanted["bytes"]:
+            if (size := check_regular(file).st_size) != sizes[name]:
                 raise DamagedCheckpointError(
-                    f"{file} has {file.stat().st_size} bytes, {wanted['bytes']} were written."
+                    f"{file} has {size} bytes, {sizes[name]} were written."
                 )
             if _digest(file)["sha256"] != wanted["sha256"]:
                 raise DamagedCheckpointError(f"{file} does not have the content that was written.")
         except OSError as error:
             raise DamagedCheckpointError(f"{file} cannot be read ({error!r}).") from error
     return tree
+
+
+def _listed_size(folder: Path, name: str, wanted: dict[str, Any]) -> int:
+    """The size of a file in the list; ValueError where it would be one outside of the folder."""
+    file, root = folder / name, folder.resolve()
+    if type(wanted["bytes"]) is not int or type(wanted["sha256"]) is not str:
+        raise ValueError(f"{name!r} has size {wanted['bytes']!r}, digest {wanted['sha256']!r}")
+    if Path(name).is_absolute() or ".." in Path(name).parts or root not in file.resolve().parents:
+        raise ValueError(f"{name!r} is outside of the folder")
+    return wanted["bytes"]
+
+
+def _check_backed(tree: dict[str, list[Any]], num_bytes: int) -> None:
+    """Raises ValueError for arrays so large that files of so many bytes are not theirs.
+
+    Orbax takes memory for an array before it looks for its bytes, and for those that are not there
+    it has zeros.
+    """
+    claimed = 0
+    for name, (dtype, shape) in tree.items():
+        if type(dtype) is not str or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name!r} is said to be {dtype!r} {shape!r}")
+        claimed += 8 * math.prod(shape)
+    if claimed > FREE_BYTES + MOST_SWELLING * num_bytes:
+        raise ValueError(f"{claimed:,} bytes of arrays are said to be in {num_bytes:,} of files")
 
 
 def check_tree(folder: Path, stored: dict[str, list[Any]], wanted: PyTree) -> None:

@@ -37,20 +37,26 @@ class Watchdog:
     Args:
         timeout: seconds without a beat; 0 for no watchdog.
         folder: where the report goes.
+        name: of the process among several, part of the report's name.
         end: what ends the process. `os._exit`, since an exception in this thread ends nothing.
 
     Raises ValueError for a negative timeout.
     """
 
     def __init__(
-        self, timeout: float, folder: str | Path, *, end: Callable[[int], object] = os._exit
+        self,
+        timeout: float,
+        folder: str | Path,
+        *,
+        name: str = "",
+        end: Callable[[int], object] = os._exit,
     ):
         if not 0 <= timeout < threading.TIMEOUT_MAX / 2:
             raise ValueError(
                 f"Watchdog needs a timeout in seconds, 0 for no watchdog, got {timeout}."
             )
         self.timeout, self.folder = timeout, Path(folder)
-        self._end = end
+        self._name, self._end = name, end
         self._step, self._waiting_for = 0, "the start"
         self._heard = time.monotonic()
         self._pauses = 0
@@ -103,7 +109,8 @@ class Watchdog:
                 faulthandler.cancel_dump_traceback_later()
 
     def _bark(self) -> None:
-        path = self.folder / f"hang-{self._step}.txt"
+        name = f"hang-{self._step}-{self._name}" if self._name else f"hang-{self._step}"
+        path = self.folder / f"{name}.txt"
         message = (
             f"no progress for {self.timeout:g} s at step {self._step:,}, waiting for "
             f"{self._waiting_for}. Ending with exit code {EXIT_CODE}; the same command goes on "
