@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.keys import example_keys
 from ddpm_jax.pixels import to_pixels
+from ddpm_jax.reading import read_json_object
 from ddpm_jax.samplers import Sampler, initial_noise, sample
 from ddpm_jax.types import Array, Denoiser, PyTree
 
@@ -158,7 +158,7 @@ def load_program(path: str | Path) -> jax.export.Exported:
     facts_path = path.with_name(path.name + ".json")
     if facts_path.is_file():
         try:
-            facts = json.loads(facts_path.read_text())
+            facts = read_json_object(facts_path)
             wanted = (facts["bytes"], facts["sha256"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -171,7 +171,8 @@ def load_program(path: str | Path) -> jax.export.Exported:
             )
     try:
         return jax.export.deserialize(bytearray(data))
-    except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    # A damaged flatbuffer makes JAX's reader fail in whichever way the bytes lead it.
+    except Exception as error:
         raise ValueError(
             f"{path} is no exported program, or was cut short ({error}); it has {len(data):,} "
             "bytes. A newer JAX may also have written it than reads it."

@@ -38,7 +38,6 @@ FORMS = {
     "stride 1, an output larger than the image": pair((1, 1), ((2, 1), (1, 1))),
     "stride 2, padding (0, 1)": pair((2, 2), ((0, 1), (0, 1))),
     "stride 2, padding (1, 1)": pair((2, 2), ((1, 1), (1, 1))),
-    "stride 2, padding (0, 1) and (1, 1)": pair((2, 2), ((0, 1), (1, 1))),
     "upsampled": (lambda x, kernel: upsampled_convolution(x, kernel, (1, 1), "SAME"), repeated),
 }
 
@@ -84,10 +83,9 @@ def test_values_and_derivatives_are_those_of_lax_in_float64(name, order):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("name", ["stride 1", "stride 2, padding (0, 1)"])
-def test_bfloat16(name):
+def test_bfloat16():
     """Gradients keep their argument's type and are right to its rounding."""
-    ours, theirs = FORMS[name]
+    ours, theirs = FORMS["stride 1"]
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in arrays()[:2])
 
     def gradients(f, x, kernel):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ddpm_jax.gaussian import q_sample
 from ddpm_jax.generation import Generator
 from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
 from ddpm_jax.prediction import Clip
+from ddpm_jax.reading import read_json_object
 from ddpm_jax.runs.build import build_model, build_sampler, load_data
 from ddpm_jax.runs.config import SamplerOptions, TrainConfig
 from ddpm_jax.runs.console import bar, say
@@ -142,6 +142,8 @@ class TrainedRun:
         config = self.config.data
         if self.options.data_path is not None:
             config = dataclasses.replace(config, path=self.options.data_path)
+        # Of a run made elsewhere: where to write and whether to fetch is not for its maker to say.
+        config = dataclasses.replace(config, cache_dir=None, download=False)
         data = load_data(config, split)
         if data.images.shape[1:] != self.model.image_shape:
             shapes = (data.images.shape[1:], self.model.image_shape)
@@ -210,7 +212,7 @@ class TrainedRun:
         }
 
         def kept() -> dict[str, Any]:
-            return json.loads(path.read_text()) if path.exists() else {}
+            return read_json_object(path) if path.exists() else {}
 
         if hosts.on_leader(lambda: known_by.items() <= kept().items()):
             return np.asarray(kept()["x_0_mse"], dtype=np.float64)

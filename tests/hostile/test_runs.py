@@ -130,6 +130,22 @@ def test_a_damaged_log_is_named_with_its_line(place, content):
     assert refused(result) and "line " in str(result) or len(result) <= 6
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"[1]", b"1", b"null", b'{"step": "a"}', b'{"step": true}', b'{"step": 1.5}', b'{"kind": 1}']
+    + [b"[" * 100_000, b"\xff", b""],
+    ids=lambda line: str(line[:12]),
+)
+def test_lines_that_are_no_records_are_refused(place, line):
+    """The last line alone may be cut short, and only where it is no JSON for it."""
+    path = place / "log.jsonl"
+    path.write_bytes(b"{}\n" + line + b"\n{}\n")
+    result = attempt(lambda: read_jsonl(path), path)
+    assert refused(result) and "line 2" in str(result)
+    path.write_bytes(b'{"step": 1}\n{"step"')
+    assert read_jsonl(path) == [{"step": 1}]
+
+
 PLAN = {"run": "a", "data": FACTS["data"], "seed": 0, "sampler": {"sampler": "ddim"}, "count": 10}
 
 

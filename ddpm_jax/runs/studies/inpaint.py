@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,12 @@ def _mask_of(path: Path, size: tuple[int, int]) -> np.ndarray:
                     f"the images of this run are {size[0]}×{size[1]}."
                 )
             return np.asarray(picture.convert("L")) > 127
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise RunDirectoryError(f"--mask {path} could not be read as PNG: {error}.") from error
 
 

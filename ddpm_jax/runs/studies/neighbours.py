@@ -10,6 +10,7 @@ import numpy as np
 
 from ddpm_jax import visualize
 from ddpm_jax.evaluation import nearest_neighbours
+from ddpm_jax.reading import read_arrays
 from ddpm_jax.runs import pictures
 from ddpm_jax.runs.config import SamplerOptions, to_json
 from ddpm_jax.runs.console import bar, say
@@ -18,6 +19,10 @@ from ddpm_jax.runs.trained import RunOptions, TrainedRun
 
 # Searched at a time, so that the bar moves.
 _SEARCHED = 256
+
+
+MOST_BYTES = 1 << 34
+"""Of a file of samples, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,8 @@ def _samples(config: NeighboursConfig, run: TrainedRun, labels) -> np.ndarray:
             labels=labels,
         ).images
     try:
-        with np.load(config.samples, allow_pickle=False) as values:
-            images = values["images"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        images = read_arrays(config.samples, MOST_BYTES, ["images"])["images"]
+    except (OSError, ValueError, KeyError) as error:
         raise RunDirectoryError(
             f"--samples {config.samples} holds no array `images` that could be read ({error})."
         ) from error
