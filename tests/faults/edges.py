@@ -8,8 +8,8 @@ from tests.faults.harness import Bench, Program, Report, incoming
 from tests.faults.kill import kill_often, stage
 
 PROMISE = (
-    "That holds in the moments that random kills hardly ever hit: between Orbax's last byte and "
-    "the manifest, between the manifest and the final name, and while an old checkpoint is removed."
+    "That holds in the few milliseconds between Orbax's last byte and the manifest, between the "
+    "manifest and the final name, and while an old checkpoint is removed."
 )
 
 
