@@ -27,7 +27,7 @@ PROMISE = (
 SIZE = 24 << 20
 WIDER = {"network__channels": 32, "network__num_groups": 8}
 """A state of 2.8 MB: were it kept by every failing save, that would be seen."""
-SETTLED, SETTLED_SHORT = 50, 10
+SETTLED, SETTLED_SHORT = 50, 4
 """Failing saves before anything is measured: a process reaches its size only slowly, the sources
 that tracebacks show among it."""
 MORE = "more after the last failing save than after the {}th"
@@ -101,10 +101,10 @@ def small_disk(folder: Path) -> Mounted | Limited:
 
 
 def campaign(bench: Bench) -> Report:
-    """One run through an outage of 110 failing saves (short: 20), and one that prints to it too."""
+    """One run through an outage of 110 failing saves (short: 14), and one that prints to it too."""
     report = Report()
-    num_steps, failures = (120, 20) if bench.short else (560, 110)
-    reference = bench.reference(num_steps, **WIDER)
+    num_steps, failures = (96, 14) if bench.short else (560, 110)
+    reference = bench.reference(num_steps, **_size(bench))
     for printing in (False,) if bench.short else (False, True):
         disk = small_disk(bench.work / f"disk-{printing}")
         try:
@@ -119,10 +119,15 @@ def campaign(bench: Bench) -> Report:
     return report
 
 
+def _size(bench: Bench) -> dict[str, int]:
+    # The short form measures no memory, and shares the small network's compiled programs.
+    return {} if bench.short else WIDER
+
+
 def _usual_growth(bench: Bench, num_steps: int, saves: int) -> int:
     """What a program grows by over as many saves that succeed."""
     folder = bench.work / "calm"
-    with ends_with(bench.start(folder, num_steps, **WIDER)) as program:
+    with ends_with(bench.start(folder, num_steps, **_size(bench))) as program:
         program.until(lambda: steps(folder)[-1:] >= [BEGIN + 4 * SETTLED])
         early = _resources(program.pid)
         program.until(lambda: steps(folder)[-1:] >= [BEGIN + 4 * saves])
@@ -142,7 +147,7 @@ def _outage(
     folder = disk.folder / "run"
     # Where what is printed goes to the full disk too, failing saves are not counted by it.
     output = disk.folder / "printed" if printing else bench.work / "printed"
-    with ends_with(bench.start(folder, num_steps, output=output, **WIDER)) as program:
+    with ends_with(bench.start(folder, num_steps, output=output, **_size(bench))) as program:
         # After the first sheet and the first held-out loss, whose compilation takes memory too.
         program.until(lambda: steps(folder)[-1:] >= [BEGIN] and not incoming(folder))
         disk.fill(program)
