@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.plan import Plan
 from ddpm_jax.nn import UNet
+from ddpm_jax.runs.allocator import keep_freed_memory
 from ddpm_jax.runs.build import build_model, fetch
 from ddpm_jax.runs.config import DataConfig, NetworkConfig, TrainConfig
 from ddpm_jax.runs.model import Model
@@ -99,6 +100,7 @@ class Stepper:
     ):
         devices = config.devices
         self.parallel = choose_devices(devices.backend, devices.count or 1)
+        keep_freed_memory(self.parallel.devices)
         model = build_model(config, (size, size, 3), None)
         network = model.network.clone(remat=remat)
         self.model: Model = dataclasses.replace(model, network=network)
