@@ -98,9 +98,10 @@ class Stepper:
         remat: bool = False,
         microbatches: int = 1,
     ):
+        # As every program does; for one that used JAX before, too late.
+        keep_freed_memory()
         devices = config.devices
         self.parallel = choose_devices(devices.backend, devices.count or 1)
-        keep_freed_memory(self.parallel.devices)
         model = build_model(config, (size, size, 3), None)
         network = model.network.clone(remat=remat)
         self.model: Model = dataclasses.replace(model, network=network)

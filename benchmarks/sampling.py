@@ -71,8 +71,6 @@ def jax_corner(
     *, plan: dict[str, Any], folder: str
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Any]]:
     """A call of `Generator` for each case, and the parameters as files for the rivals."""
-    import jax
-
     from benchmarks.problem import moved_params, train_config
     from ddpm_jax.generation import Generator
     from ddpm_jax.interop import unet_params_to_diffusers, unet_to_diffusers_config
@@ -80,8 +78,8 @@ def jax_corner(
     from ddpm_jax.runs.build import build_model, build_sampler
     from ddpm_jax.runs.config import SamplerOptions
 
-    # As the programs do it.
-    keep_freed_memory(jax.devices())
+    # As every program does.
+    keep_freed_memory()
     whole = from_json(plan)
     contestants: dict[str, Callable[[], float]] = {}
     models, configs = {}, {}

@@ -33,7 +33,9 @@ def measure(plan: Plan) -> dict[str, Any]:
     import jax
 
     from benchmarks.problem import Stepper, flops_of, train_config
+    from ddpm_jax.runs.allocator import keep_freed_memory
 
+    keep_freed_memory()
     peak = matrix_peak(plan)
     stepper = Stepper(train_config(plan), plan.image_size)
     pieces = _pieces(plan, stepper)

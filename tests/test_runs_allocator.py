@@ -1,25 +1,24 @@
 import subprocess
 import sys
-from types import SimpleNamespace
 
-import jax
 import pytest
 
 from ddpm_jax.runs import allocator
 
 CODE = """
-import resource, numpy as np
-import jax
+import resource
 from ddpm_jax.runs.allocator import keep_freed_memory
-told = {told} and keep_freed_memory(jax.devices())
-def use():
-    block = np.ones(1 << 26, np.uint8)
-    block[::4096] += 1
-for _ in range(3):
-    use()
+told = {told} and keep_freed_memory()
+import jax, jax.numpy as jnp
+
+# XLA takes its temporaries in a thread of its own: here one block of 64 MiB.
+f = jax.jit(lambda a: (a @ a.T @ a).sum())
+a = jnp.ones((4096, 64))
+for _ in range(5):
+    f(a).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    use()
+    f(a).block_until_ready()
 print(int(told), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -32,17 +31,17 @@ def faults(told):
 
 
 def test_freed_memory_is_kept():
-    """Ten blocks of 64 MiB, one after another: 16,384 pages each, or the same ones again."""
+    """Ten times a block of 64 MiB, 16,384 pages each: every time anew, or the same ones again."""
     told, kept = faults(True)
     if not told:
-        pytest.skip("the C library here is not glibc")
-    assert kept < 400
+        pytest.skip("the C library here is not glibc, or an accelerator may be there")
     # Huge pages make fewer faults, but more than none.
-    assert faults(False)[1] > kept
+    assert kept < faults(False)[1] / 5
 
 
 def test_other_systems_and_accelerators_are_left_alone(monkeypatch):
-    gpu = SimpleNamespace(platform="gpu")
-    assert allocator.keep_freed_memory([gpu]) is False  # type: ignore[list-item]
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    assert allocator.keep_freed_memory() is False
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
-    assert allocator.keep_freed_memory(jax.devices()) is False
+    assert allocator.keep_freed_memory() is False

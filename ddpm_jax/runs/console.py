@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ddpm_jax.hosts import PeerError, is_leader
+from ddpm_jax.runs.allocator import keep_freed_memory
 
 C = TypeVar("C")
 
@@ -86,6 +87,7 @@ def run_program(
     """
     import tyro
 
+    keep_freed_memory()
     if isinstance(default, Mapping):
         words = sys.argv[1:]
         if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:

@@ -20,7 +20,6 @@ import numpy as np
 
 from ddpm_jax import hosts
 from ddpm_jax.generation import Stopped
-from ddpm_jax.runs.allocator import keep_freed_memory
 from ddpm_jax.runs.build import fetch
 from ddpm_jax.runs.config import TrainConfig
 from ddpm_jax.runs.console import bar, duration, say
@@ -66,7 +65,6 @@ def train(config: TrainConfig, finish: Finish | None = None) -> None:
                 raise
             say(f"stopped by {stop.signal.name} before training; the same command starts it")
             return
-        keep_freed_memory(run.parallel.devices)
         hosts.on_leader(run.directory.acquire)
         if hosts.num_processes() > 1:
             stop.share()

@@ -20,7 +20,6 @@ from ddpm_jax.generation import Generator
 from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
 from ddpm_jax.prediction import Clip
 from ddpm_jax.reading import read_json_object
-from ddpm_jax.runs.allocator import keep_freed_memory
 from ddpm_jax.runs.build import build_model, build_sampler, load_data
 from ddpm_jax.runs.config import SamplerOptions, TrainConfig
 from ddpm_jax.runs.console import bar, say
@@ -72,7 +71,6 @@ class TrainedRun:
         )
         parallel = choose_devices(count=options.num_devices)
         self.devices = parallel.devices
-        keep_freed_memory(self.devices)
         if hosts.num_processes() == 1:
             parallel = DataParallel("jit", self.devices[:1])
         like = parallel.placeholder(jax.eval_shape(self.model.init))

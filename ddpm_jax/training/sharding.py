@@ -56,8 +56,7 @@ def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
             return train_step(state, look_up(dataset, batch), axis_name, layout)
 
         if length == 1:
-            # No loop round a single step: XLA's CPU backend leaves its fast convolutions inside
-            # one.
+            # No loop round a single step, the default on CPUs: it compiles sooner without one.
             state, metrics = one(state, 0)
             return state, jax.tree.map(lambda m: m[None], metrics)
 
