@@ -104,7 +104,8 @@ def measure(plan: Plan) -> dict[str, Any]:
                 for name, run in contestants.items()
                 if name.startswith(f"{what} ")
             }
-            rounds = alternate(chosen, plan.rounds, what=what)
+            # Both sides' allocators settle within three steps.
+            rounds = alternate(chosen, plan.rounds, warmup=3, what=what)
             result[what] = compare(rounds, OURS, [n for n in chosen if n != OURS], work)
     return result
 
