@@ -1,8 +1,35 @@
 """Flags that make sloppy code fail: eight devices, no implicit rank promotion, no key used
-twice."""
+twice. And the order of the files: what takes longest starts first."""
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+LONGEST = (
+    "test_runs_end_to_end.py",
+    "test_training_step.py",
+    "test_toys.py",
+    "test_runs_evaluate.py",
+    "test_hosts.py",
+    "test_studies.py",
+    "test_docs.py",
+    "test_benchmarks.py",
+)
+
+
+def pytest_configure(config):
+    """Lets files keep their order where several workers share them.
+
+    pytest-xdist would begin with the files of most tests, which are not those that take longest,
+    and one worker would wait for the other's last file.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others as they were."""
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
