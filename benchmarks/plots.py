@@ -111,5 +111,7 @@ def _legend(axes: Axes, entries: Sequence[tuple[str, Any]], *, below: bool = Fal
     handles = [Patch(color=colour, label=name) for name, colour in entries]
     style: dict[str, Any] = {"fontsize": 8.5, "labelcolor": INK, "edgecolor": "none"}
     if below:
-        style |= {"loc": "upper center", "bbox_to_anchor": (0.5, -0.32), "ncols": 3}
+        figure: Any = axes.figure
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, **style)
+        return
     axes.legend(handles=handles, **style)
