@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from ddpm_jax.runs import allocator
+from ddpm_jax.runs import allocator, console
+from ddpm_jax.runs.sample import SampleConfig
 
 CODE = """
 import resource
@@ -37,6 +38,14 @@ def test_freed_memory_is_kept():
         pytest.skip("the C library here is not glibc, or an accelerator may be there")
     # Huge pages make fewer faults, but more than none.
     assert kept < faults(False)[1] / 5
+
+
+def test_every_program_begins_with_it(monkeypatch):
+    order = []
+    monkeypatch.setattr(console, "keep_freed_memory", lambda: order.append("allocator"))
+    monkeypatch.setattr(sys, "argv", ["program"])
+    console.run_program(lambda config: order.append(config), SampleConfig(), None)
+    assert order == ["allocator", SampleConfig()]
 
 
 def test_other_systems_and_accelerators_are_left_alone(monkeypatch):

@@ -184,12 +184,7 @@ def _mask_of(path: Path, size: tuple[int, int]) -> np.ndarray:
                     f"the images of this run are {size[0]}×{size[1]}."
                 )
             return np.asarray(picture.convert("L")) > 127
-    except (
-        OSError,
-        SyntaxError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise RunDirectoryError(f"--mask {path} could not be read as PNG: {error}.") from error
 
 
