@@ -6,6 +6,7 @@ the file could fill, nothing in it is run, and nothing is waited for.
 
 from ddpm_jax.reading.json_files import parse_json_object, read_json_object
 from ddpm_jax.reading.numpy_files import (
+    MOST_SWELLING,
     array_names,
     map_npy,
     open_archive,
@@ -15,6 +16,7 @@ from ddpm_jax.reading.numpy_files import (
 from ddpm_jax.reading.regular import check_regular, read_regular
 
 __all__ = [
+    "MOST_SWELLING",
     "array_names",
     "check_regular",
     "map_npy",
