@@ -1,4 +1,4 @@
-"""3×3 convolutions whose gradients are fast on CPUs too; on accelerators, the plain `lax` ones.
+"""3×3 convolutions, fast on CPUs, gradients included; on accelerators, the plain `lax` ones.
 
 XLA's CPU backend has fast kernels for one form of convolution only: images [B, H, W, C], kernels
 [h, w, C, C']. It rewrites other forms into that one, but not inside loops, where the gradients that
@@ -12,6 +12,9 @@ Nothing is a custom transpose: the tangent is the same linear map written in the
 transpose is the one above. So `grad`, `jvp`, `vmap`, `shard_map` and any composition of them hold.
 A form is fast in one direction only, so where the kernel stands still, as in a divergence along
 one direction, the tangent is the plain convolution, fast in forward mode.
+
+On CPUs, wide ones in float32 are made by Winograd's algorithm instead (`winograd.py`), and their
+tangents likewise.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from ddpm_jax.nn.winograd import winograd_convolution
 from ddpm_jax.types import Array
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -104,7 +108,10 @@ def _plain(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Arr
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _unit(x: Array, kernel: Array, pads: Pads) -> Array:
     """Stride 1; its tangents are `_by_input` and `_by_kernel`."""
-    return _plain(x, kernel, (1, 1), pads)
+    plain = functools.partial(_plain, strides=(1, 1), pads=pads)
+    if not _winograd_pays(x, kernel, pads):
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=winograd_convolution, default=plain)
 
 
 @functools.partial(_unit.defjvp, symbolic_zeros=True)
@@ -118,6 +125,11 @@ def _by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
     The transpose keeps the kernel's memory order and swaps the names of its channels, so with them
     swapped in memory it comes out as it should be.
     """
+    if _winograd_pays(dx, kernel, pads):
+        mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
+        dy = jax.ShapeDtypeStruct((*dx.shape[:3], kernel.shape[3]), dx.dtype)
+        transpose = jax.linear_transpose(lambda g: winograd_convolution(g, mirrored), dy)
+        return transpose(dx)[0]
     return jax.lax.conv_general_dilated(
         dx, kernel.swapaxes(2, 3), (1, 1), pads, dimension_numbers=("NHWC", "HWOI", "NHWC")
     )
@@ -125,12 +137,26 @@ def _by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
 
 def _by_kernel(x: Array, dkernel: Array, pads: Pads) -> Array:
     """conv(x, dkernel), linear in dkernel, its transpose in dkernel of the fast form."""
+    if _winograd_pays(x, dkernel, pads):
+        return winograd_convolution(x, dkernel)
     x = x.transpose(3, 1, 2, 0)
     dkernel = dkernel.transpose(2, 0, 1, 3)
     y = jax.lax.conv_general_dilated(
         x, dkernel, (1, 1), pads, dimension_numbers=("CHWN", "IHWO", "HWNC")
     )
     return y.transpose(2, 0, 1, 3)
+
+
+def _winograd_pays(x: Array, kernel: Array, pads: Pads) -> bool:
+    """Whether Winograd's algorithm was the faster one on CPUs, forward and in both gradients.
+
+    Never by the batch, so that an example's result does not depend on its company.
+    """
+    height, width = x.shape[1:3]
+    fits = kernel.shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
+    even = height % 2 == 0 and width % 2 == 0
+    wide = height * width >= 64 and sum(kernel.shape[2:]) >= 384
+    return fits and even and wide and x.dtype == kernel.dtype == jnp.float32
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
