@@ -31,8 +31,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # One heap, which grows and never shrinks, and no block outside of it.
-    wanted = ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1))
+    # One heap, which grows and never shrinks (-1), and no block outside of it.
+    wanted = ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, -1))
     return all([bool(mallopt(option, value)) for option, value in wanted])
 
 
