@@ -38,16 +38,24 @@ def stopwatch(function: Callable[[], Any]) -> Callable[[], float]:
 
 
 def alternate(
-    contestants: Mapping[str, Callable[[], float]], rounds: int, *, warmup: int = 1, what: str = ""
+    contestants: Mapping[str, Callable[[], float]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    lead: int = 0,
+    what: str = "",
 ) -> Seconds:
     """Lets each contestant run once a round, there and back: {name: seconds [rounds]}.
 
     `warmup` rounds before are not counted: compilation, caches and allocators settle in them.
+    `lead` calls before each counted one are not counted either: for work that follows on its like.
     """
     names = list(contestants)
     seconds: Seconds = {name: [] for name in names}
     for number in range(-warmup, rounds):
         for name in names if number % 2 == 0 else reversed(names):
+            for _ in range(lead):
+                contestants[name]()
             taken = contestants[name]()
             if number >= 0:
                 seconds[name].append(taken)

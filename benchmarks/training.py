@@ -105,7 +105,9 @@ def measure(plan: Plan) -> dict[str, Any]:
                 if name.startswith(f"{what} ")
             }
             # Both sides' allocators settle within three steps.
-            rounds = alternate(chosen, plan.rounds, warmup=3, what=what)
+            # Steps follow on steps: without a lead, each would pay for a long wait.
+            lead = 1 if plan.steps == 1 else 0
+            rounds = alternate(chosen, plan.rounds, warmup=3, lead=lead, what=what)
             result[what] = compare(rounds, OURS, [n for n in chosen if n != OURS], work)
     return result
 
