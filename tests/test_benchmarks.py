@@ -26,6 +26,11 @@ def test_contestants_take_turns_there_and_back():
     assert times == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
 
 
+def test_a_lead_is_run_and_not_counted():
+    seconds = iter([9.0, 1.0, 8.0, 2.0])
+    assert common.alternate({"a": lambda: next(seconds)}, 2, warmup=0, lead=1) == {"a": [1.0, 2.0]}
+
+
 def test_ratio_keeps_rounds_together():
     """A slow minute that hits both rivals leaves the ratio, and its interval, exactly alone."""
     ours = [1.0, 1.1, 5.0, 1.2, 0.9, 4.0, 1.0]
