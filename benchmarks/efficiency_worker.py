@@ -71,11 +71,12 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
             times.append(time.perf_counter() - begun)
         reduce.append(float(np.median(times[2:])))
     if process == 0:
-        gradients = sum(leaf.nbytes for leaf in jax.tree.leaves(hosts.fetch(state.params)))
+        gradients = [leaf.nbytes for leaf in jax.tree.leaves(hosts.fetch(state.params))]
         found = {
             "step_s": seconds,
             "images": IMAGES,
-            "gradient_bytes": int(gradients),
+            "gradient_bytes": int(sum(gradients)),
+            "gradient_arrays": len(gradients),
             "bytes": [4 * size for size in REDUCED],
             "reduce_s": reduce,
         }

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import ask, catalogue, common, plan, plots, provenance, report, trace
+from benchmarks import ask, catalogue, common, efficiency, plan, plots, provenance, report, trace
 from benchmarks.flops import unet_flops
 from benchmarks.turns import CornerError, corner
 from ddpm_jax.nn import UNet
@@ -196,3 +196,15 @@ def test_torch_rivals_compute_the_same(monkeypatch):
     assert max(result["parity"].values()) < 1e-4
     assert result["train"]["contestants"].keys() == {"ddpm_jax", "eager", "channels_last"}
     assert training.page(result).count("ddpm_jax") == 2
+
+
+def test_two_processes_wait_once_a_message():
+    """1 s of arithmetic, 4 arrays of 1 MB in all over 10 MB/s, 0.1 s a message."""
+    measured = {
+        "step_s": {"1": 1.0},
+        "gradient_bytes": 1_000_000,
+        "gradient_arrays": 4,
+        "all_reduce": {"speed": 1e7, "latency_s": 0.1},
+    }
+    found = efficiency.predict_measured(measured)
+    assert found == pytest.approx({"arrays": 1 / 1.5, "one_message": 1 / 1.2})
