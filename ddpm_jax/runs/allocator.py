@@ -3,7 +3,7 @@
 A training step on a CPU takes and frees a gigabyte of temporaries. glibc hands such blocks back to
 the system as they are freed, and the system zeroes every page of the next ones: 240,000 page faults
 a step of DDPM's network at batch 16, a tenth of its time or more (benchmarks/NOTES.md).
-The price is one heap for all threads: compiling takes a quarter longer. Accelerators have
+The price is one heap for all threads: compiling takes up to a third longer. Accelerators have
 allocators of their own, and beside them the host's is left alone.
 """
 
