@@ -148,14 +148,15 @@ def _by_kernel(x: Array, dkernel: Array, pads: Pads) -> Array:
 
 
 def _winograd_pays(x: Array, kernel: Array, pads: Pads) -> bool:
-    """Whether Winograd's algorithm was the faster one on CPUs, forward and in both gradients.
+    """Whether Winograd's algorithm is the faster one on CPUs, forward and both gradients together.
 
-    Never by the batch, so that an example's result does not depend on its company.
+    Never by the batch, so that an example's result does not depend on its company. At 128 channels
+    in and out it is even on one kind of CPU, and half the time on another (benchmarks/NOTES.md).
     """
     height, width = x.shape[1:3]
     fits = kernel.shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
     even = height % 2 == 0 and width % 2 == 0
-    wide = height * width >= 64 and sum(kernel.shape[2:]) >= 384
+    wide = height * width >= 64 and sum(kernel.shape[2:]) >= 256
     return fits and even and wide and x.dtype == kernel.dtype == jnp.float32
 
 
