@@ -38,13 +38,19 @@ class Breakdown(NamedTuple):
     largest_unnamed: dict[str, float]
 
 
+CONVOLUTION = "conv_general_dilated|winograd|patches|doubling"
 # The first rule whose patterns are all found decides; patterns are of (opcode, scope, files).
 RULES: tuple[tuple[str, str, str, str], ...] = (
     ("random numbers", "", r"random|threefry|erf_inv|bernoulli|rng", ""),
     ("random numbers", "rng", "", ""),
     ("attention", "", r"attention_?\d*/|middle_attention", ""),
-    ("convolution, gradients", "", r"transpose\(.*(conv_general_dilated|winograd)", ""),
-    ("convolution, forward", "", r"conv_general_dilated|winograd", ""),
+    (
+        "convolution, gradients",
+        "",
+        r"transpose\(.*(conv_general_dilated|winograd|patches|doubling)",
+        "",
+    ),
+    ("convolution, forward", "", r"conv_general_dilated|winograd|patches|doubling", ""),
     ("convolution, gradients", "convolution", r"transpose\(", ""),
     ("convolution, forward", "convolution", "", ""),
     ("dense and 1×1", "", r"UNet.*dot_general", ""),

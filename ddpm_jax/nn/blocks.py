@@ -216,4 +216,16 @@ def conv(
 
 def dense(features: int, dtype: Dtype, *, name: str, scale: float = 1.0) -> nn.Dense:
     """A linear map of the last axis with DDPM's initialisation, as a submodule called `name`."""
-    return nn.Dense(features, dtype=dtype, kernel_init=scaled_init(scale), name=name)
+    return nn.Dense(
+        features, dtype=dtype, kernel_init=scaled_init(scale), dot_general=_flat_product, name=name
+    )
+
+
+def _flat_product(x: Array, kernel: Array, _: Any, **options: Any) -> Array:
+    """x [..., C] times kernel [C, C'], as one product of matrices.
+
+    With several axes before C, XLA makes the kernel's gradient from a transposed copy of the
+    output's, fused on a CPU with all that leads to it: 17 ms where the product takes 3.
+    """
+    y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])

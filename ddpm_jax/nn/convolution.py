@@ -2,19 +2,20 @@
 
 XLA's CPU backend has fast kernels for one form of convolution only: images [B, H, W, C], kernels
 [h, w, C, C']. It rewrites other forms into that one, but not inside loops, where the gradients that
-`lax.conv_general_dilated` derives are then 10 to 100 times as slow. So here each gradient is
-derived, on CPUs, as a convolution of that form:
+`lax.conv_general_dilated` derives are then 10 to 100 times as slow; and by the kernel it is slow
+everywhere. So on CPUs each gradient is made here from what is fast: that form of convolution,
 
-    by the input:   ∂x = conv(g, kernel mirrored, its channels swapped)
-    by the kernel:  ∂kernel = conv(x with C as its batch, g as a kernel of H × W taps)
+    by the input:   ∂x = conv(ȳ, kernel mirrored, its channels swapped)
+    by the kernel:  ∂kernel = conv(x with C as its batch, ȳ as a kernel of H × W taps)
+
+or products of matrices: by Winograd's algorithm for wide ones in float32 (`winograd.py`, the value
+too), from patches for small images and for halving (`patches.py`), and from differences of pixels
+for doubling (`doubling.py`, the value too). benchmarks/NOTES.md has what each gains.
 
 Nothing is a custom transpose: the tangent is the same linear map written in the form whose own
 transpose is the one above. So `grad`, `jvp`, `vmap`, `shard_map` and any composition of them hold.
 A form is fast in one direction only, so where the kernel stands still, as in a divergence along
 one direction, the tangent is the plain convolution, fast in forward mode.
-
-On CPUs, wide ones in float32 are made by Winograd's algorithm instead (`winograd.py`), and their
-tangents likewise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ddpm_jax.nn.winograd import winograd_convolution
+from ddpm_jax.nn.doubling import doubled_convolution
+from ddpm_jax.nn.patches import convolution_by_patches, tangent_by_patches
+from ddpm_jax.nn.winograd import winograd_convolution, winograd_tangent
 from ddpm_jax.types import Array
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -71,7 +74,7 @@ def upsampled_convolution(
 
     Each of the four output pixels over one of x sees 2 × 2 pixels of x only, its kernel the sums of
     those taps that meet the same pixel: (k₀, k₁ + k₂) above, (k₀ + k₁, k₂) below, across likewise.
-    One 2×2 convolution to 4 C' channels makes all four: (4/9)(1 + 1/H)(1 + 1/W) of the arithmetic.
+    As four 2×2 convolutions it is 16/36 of the arithmetic, from differences (CPUs) 9/36.
 
     Raises ValueError for another kernel, stride or padding: x [B, H, W, C] → [B, 2H, 2W, C'].
     """
@@ -82,16 +85,9 @@ def upsampled_convolution(
             f"{kernel.shape[:2]}, {tuple(strides)} and {padding!r}. Repeat the pixels yourself and "
             "call convolution."
         )
-    batch, height, width, _ = x.shape
-    y = [
-        [
-            convolution(x, phase, (1, 1), ((1 - p, p), (1 - q, q)))
-            for q, phase in enumerate(_phases(row, axis=1))
-        ]
-        for p, row in enumerate(_phases(kernel, axis=0))
-    ]
-    y = jnp.stack([jnp.stack(row, axis=3) for row in y], axis=2)
-    return y.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+    # In fewer bits the differences would be rounded too coarsely.
+    exact = x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.float64)
+    return _doubling(x, kernel) if exact else _by_phases(x, kernel, convolution)
 
 
 def _phases(kernel: Array, axis: int) -> tuple[Array, Array]:
@@ -101,14 +97,30 @@ def _phases(kernel: Array, axis: int) -> tuple[Array, Array]:
     return upper, jnp.concatenate([first + middle, last], axis)
 
 
+def _by_phases(x: Array, kernel: Array, convolve: Any) -> Array:
+    """The doubled image's convolution as four of x with 2×2 kernels, by `convolve`."""
+    batch, height, width, _ = x.shape
+    y = [
+        [
+            convolve(x, phase, (1, 1), ((1 - p, p), (1 - q, q)))
+            for q, phase in enumerate(_phases(row, axis=1))
+        ]
+        for p, row in enumerate(_phases(kernel, axis=0))
+    ]
+    y = jnp.stack([jnp.stack(row, axis=3) for row in y], axis=2)
+    return y.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+
+
 def _plain(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=FAST)
 
 
+# Stride 1.
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _unit(x: Array, kernel: Array, pads: Pads) -> Array:
-    """Stride 1; its tangents are `_by_input` and `_by_kernel`."""
-    plain = functools.partial(_plain, strides=(1, 1), pads=pads)
+    plain = functools.partial(_unit_plain, pads=pads)
     if not _winograd_pays(x, kernel, pads):
         return plain(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=winograd_convolution, default=plain)
@@ -116,7 +128,20 @@ def _unit(x: Array, kernel: Array, pads: Pads) -> Array:
 
 @functools.partial(_unit.defjvp, symbolic_zeros=True)
 def _unit_jvp(pads, primals, tangents):
-    return _tangents(_unit, (_by_input, _by_kernel), (1, 1), pads, primals, tangents)
+    return _differentiate(_unit, _unit_tangent, _unit_plain, (pads,), primals, tangents)
+
+
+def _unit_plain(x: Array, kernel: Array, pads: Pads) -> Array:
+    return _plain(x, kernel, (1, 1), pads)
+
+
+def _unit_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array, pads: Pads) -> Array:
+    if _winograd_pays(x, kernel, pads):
+        return winograd_tangent(x, kernel, dx, dkernel)
+    if _patches_pay(x, kernel, pads):
+        return tangent_by_patches(x, kernel, dx, dkernel)
+    dy = _by_kernel(x, dkernel, pads)
+    return dy if dx is None else dy + _by_input(dx, kernel, pads)
 
 
 def _by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
@@ -125,11 +150,6 @@ def _by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
     The transpose keeps the kernel's memory order and swaps the names of its channels, so with them
     swapped in memory it comes out as it should be.
     """
-    if _winograd_pays(dx, kernel, pads):
-        mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
-        dy = jax.ShapeDtypeStruct((*dx.shape[:3], kernel.shape[3]), dx.dtype)
-        transpose = jax.linear_transpose(lambda g: winograd_convolution(g, mirrored), dy)
-        return transpose(dx)[0]
     return jax.lax.conv_general_dilated(
         dx, kernel.swapaxes(2, 3), (1, 1), pads, dimension_numbers=("NHWC", "HWOI", "NHWC")
     )
@@ -137,8 +157,6 @@ def _by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
 
 def _by_kernel(x: Array, dkernel: Array, pads: Pads) -> Array:
     """conv(x, dkernel), linear in dkernel, its transpose in dkernel of the fast form."""
-    if _winograd_pays(x, dkernel, pads):
-        return winograd_convolution(x, dkernel)
     x = x.transpose(3, 1, 2, 0)
     dkernel = dkernel.transpose(2, 0, 1, 3)
     y = jax.lax.conv_general_dilated(
@@ -154,82 +172,114 @@ def _winograd_pays(x: Array, kernel: Array, pads: Pads) -> bool:
     in and out it is even on one kind of CPU, and half the time on another (benchmarks/NOTES.md).
     """
     height, width = x.shape[1:3]
-    fits = kernel.shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
     even = height % 2 == 0 and width % 2 == 0
     wide = height * width >= 64 and sum(kernel.shape[2:]) >= 256
-    return fits and even and wide and x.dtype == kernel.dtype == jnp.float32
+    return _keeps_size(kernel, pads) and even and wide and x.dtype == kernel.dtype == jnp.float32
+
+
+def _patches_pay(x: Array, kernel: Array, pads: Pads) -> bool:
+    """Whether gradients are faster from the output's patches on CPUs: a small or a narrow output.
+
+    For large and wide ones they would take nine times its memory, too.
+    """
+    channels, out = kernel.shape[2:]
+    small = x.shape[1] * x.shape[2] <= 64 and out <= channels
+    return _keeps_size(kernel, pads) and (small or 9 * out <= channels)
+
+
+def _keeps_size(kernel: Array, pads: Pads) -> bool:
+    return kernel.shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
+
+
+# Stride 2 of 3×3 kernels.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _halving(x: Array, kernel: Array, pads: Pads) -> Array:
-    """Stride 2; its tangents are those of the same map as a convolution of stride 1."""
-    return _plain(x, kernel, (2, 2), pads)
+    return _halving_plain(x, kernel, pads)
 
 
 @functools.partial(_halving.defjvp, symbolic_zeros=True)
 def _halving_jvp(pads, primals, tangents):
-    forms = (_halving_by_input, _halving_by_kernel)
-    return _tangents(_halving, forms, (2, 2), pads, primals, tangents)
+    return _differentiate(_halving, _halving_tangent, _halving_plain, (pads,), primals, tangents)
 
 
-def _halving_by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
-    return _by_input(_blocks(dx), _block_kernel(kernel, pads), _block_pads(pads))
+def _halving_plain(x: Array, kernel: Array, pads: Pads) -> Array:
+    return _plain(x, kernel, (2, 2), pads)
 
 
-def _halving_by_kernel(x: Array, dkernel: Array, pads: Pads) -> Array:
-    return _by_kernel(_blocks(x), _block_kernel(dkernel, pads), _block_pads(pads))
+def _halving_tangent(
+    x: Array, kernel: Array, dx: Array | None, dkernel: Array, pads: Pads
+) -> Array:
+    by_patches = functools.partial(convolution_by_patches, strides=(2, 2), pads=pads)
+    return _bilinear_tangent(by_patches, x, kernel, dx, dkernel)
 
 
-def _blocks(x: Array) -> Array:
-    """Puts each 2×2 block of x [B, H, W, C] into the channels: [B, H/2, W/2, 4C]."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, height // 2, width // 2, 4 * channels)
+# The doubled image, in float32 and float64.
 
 
-def _block_kernel(kernel: Array, pads: Pads) -> Array:
-    """The kernel [2, 2, 4C, C'] over blocks that equals kernel [3, 3, C, C'] at stride 2."""
-    _, _, channels, out = kernel.shape
-    # A window that starts one pixel early (padding 1 above) starts in the middle of a block.
-    gaps = [(low, 1 - low) for low, _ in pads] + [(0, 0), (0, 0)]
-    kernel = jnp.pad(kernel, gaps).reshape(2, 2, 2, 2, channels, out)
-    return kernel.transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * channels, out)
+@jax.custom_jvp
+def _doubling(x: Array, kernel: Array) -> Array:
+    return jax.lax.platform_dependent(x, kernel, cpu=doubled_convolution, default=_doubling_plain)
 
 
-def _block_pads(pads: Pads) -> Pads:
-    first, second = ((low, 1 - low) for low, _ in pads)
-    return first, second
+@functools.partial(_doubling.defjvp, symbolic_zeros=True)
+def _doubling_jvp(primals, tangents):
+    return _differentiate(_doubling, _doubling_tangent, _doubling_plain, (), primals, tangents)
 
 
-def _tangents(convolve: Any, forms: Any, strides: Any, pads: Pads, primals: Any, tangents: Any):
-    """The value of `convolve` and its tangent, each half of it only where its argument moves."""
+def _doubling_plain(x: Array, kernel: Array) -> Array:
+    return _by_phases(x, kernel, _plain)
+
+
+def _doubling_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array) -> Array:
+    return _bilinear_tangent(doubled_convolution, x, kernel, dx, dkernel)
+
+
+# All three.
+
+
+def _differentiate(
+    convolve: Any, fast: Any, plain: Any, fixed: tuple[Any, ...], primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    """The value of `convolve`, and its tangent: on CPUs `fast`, elsewhere that of `plain`.
+
+    Where the kernel stands still it is `convolve` again; where x does, `fast` gets None for dx.
+    """
     x, kernel = primals
-    still = [isinstance(tangent, SymbolicZero) for tangent in tangents]
-    dx, dkernel = tangents
-    y = convolve(x, kernel, pads)
-    if all(still):
-        return y, jnp.zeros_like(y)
-    if still[1]:
-        return y, convolve(dx, kernel, pads)
-    dy = _form(forms[1], strides, pads)(x, dkernel)
-    return y, dy if still[0] else dy + _form(forms[0], strides, pads)(dx, kernel)
+    dx, dkernel = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    y = convolve(x, kernel, *fixed)
+    if dkernel is not None:
+        return y, _tangent(fast, plain, fixed)(x, kernel, dx, dkernel)
+    return y, jnp.zeros_like(y) if dx is None else convolve(dx, kernel, *fixed)
 
 
 @functools.cache
-def _form(fast: Any, strides: tuple[int, int], pads: Pads) -> Any:
-    """Half of the tangent: `fast` on CPUs, `lax`'s own elsewhere, chosen when XLA compiles.
+def _tangent(fast: Any, plain: Any, fixed: tuple[Any, ...]) -> Any:
+    """The tangent: `fast` on CPUs, that of `plain` elsewhere, chosen when XLA compiles.
 
     One function per case, made once, so that JAX traces its branches once. Recomputing inside
-    (`jax.checkpoint`) costs nothing here and keeps the transposed copies of x and of the kernel
-    out of what the forward pass leaves for the backward one.
+    (`jax.checkpoint`) costs nothing here and keeps the copies that gradients are made from out of
+    what the forward pass leaves for the backward one.
     """
 
-    def tangent(x, kernel):
-        cpu = functools.partial(fast, pads=pads)
-        default = functools.partial(_plain, strides=strides, pads=pads)
-        return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+    def tangent(x, kernel, dx, dkernel):
+        def cpu(x, kernel, dx, dkernel):
+            return fast(x, kernel, dx, dkernel, *fixed)
+
+        def default(x, kernel, dx, dkernel):
+            return _bilinear_tangent(lambda x, k: plain(x, k, *fixed), x, kernel, dx, dkernel)
+
+        return jax.lax.platform_dependent(x, kernel, dx, dkernel, cpu=cpu, default=default)
 
     return jax.checkpoint(tangent)
+
+
+def _bilinear_tangent(
+    convolve: Any, x: Array, kernel: Array, dx: Array | None, dkernel: Array
+) -> Array:
+    dy = convolve(x, dkernel)
+    return dy if dx is None else dy + convolve(dx, kernel)
 
 
 def _check_options(call: str, options: dict[str, Any]) -> None:
