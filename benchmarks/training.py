@@ -107,7 +107,7 @@ def measure(plan: Plan) -> dict[str, Any]:
             # Both sides' allocators settle within three steps.
             # Steps follow on steps: without a lead, each would pay for a long wait.
             lead = 1 if plan.steps == 1 else 0
-            rounds = alternate(chosen, plan.rounds, warmup=3, lead=lead, what=what)
+            rounds = alternate(chosen, plan.rounds, warmup=4, lead=lead, what=what)
             result[what] = compare(rounds, OURS, [n for n in chosen if n != OURS], work)
     return result
 

@@ -22,6 +22,8 @@ CHANGING = {
     **{"shutil.move": 2, "shutil.rmtree": 1, "shutil.copyfile": 2, "shutil.copytree": 2},
 }
 STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn")
+# How ctypes.util.find_library looks for a library, as what comes with CUDA does on import: it reads.
+READING = "/sbin/ldconfig"
 written = set()
 
 
@@ -33,6 +35,8 @@ def note(event, arguments):
     elif event in CHANGING:
         paths = arguments[: CHANGING[event]]
     elif event in STARTING or event == "socket.connect":
+        if arguments[:2] == (READING, [READING, "-p"]):
+            return
         written.add(f"{event} {arguments[:2]}")
         paths = []
     else:
