@@ -71,15 +71,19 @@ def jax_corner(
     *, plan: dict[str, Any], folder: str
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Any]]:
     """A call of `Generator` for each case, and the parameters as files for the rivals."""
+    import jax
+
     from benchmarks.problem import moved_params, train_config
     from ddpm_jax.generation import Generator
     from ddpm_jax.interop import unet_params_to_diffusers, unet_to_diffusers_config
     from ddpm_jax.runs.allocator import keep_freed_memory
     from ddpm_jax.runs.build import build_model, build_sampler
     from ddpm_jax.runs.config import SamplerOptions
+    from ddpm_jax.runs.cores import one_device_a_core
 
-    # As every program does.
+    # As every program that samples does.
     keep_freed_memory()
+    devices = jax.local_devices() if one_device_a_core() else None
     whole = from_json(plan)
     contestants: dict[str, Callable[[], float]] = {}
     models, configs = {}, {}
@@ -96,7 +100,9 @@ def jax_corner(
         options = SamplerOptions(case["sampler"], num_steps=case["steps"])
         sampler = build_sampler(model.schedule, options)
         # One chunk: nobody watches here, as nobody does in the rival with its bar off.
-        generate = Generator(sampler, model.guided(1.0), model.image_shape, target_chunks=1)
+        generate = Generator(
+            sampler, model.guided(1.0), model.image_shape, devices=devices, target_chunks=1
+        )
 
         def call(generate: Any = generate, params: Any = params, case: Any = case) -> None:
             made = generate(params, seed=0, count=case["images"], batch_size=case["images"])

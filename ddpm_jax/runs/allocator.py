@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
     blocks. The process then holds its largest need for good. Nothing happens where JAX may find an
     accelerator, or where the C library is not glibc.
     """
-    if not sys.platform.startswith("linux") or _may_have_accelerators():
+    if not sys.platform.startswith("linux") or may_have_accelerators():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -36,7 +36,7 @@ def keep_freed_memory() -> bool:
     return all([bool(mallopt(option, value)) for option, value in wanted])
 
 
-def _may_have_accelerators() -> bool:
+def may_have_accelerators() -> bool:
     """By what is installed and asked for, since asking JAX would start its threads."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:

@@ -139,7 +139,7 @@ class DevicesConfig:
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """auto: jit on one device, shard_map on several."""
     count: int | None = None
-    """Number of devices of each process; None for all."""
+    """Number of devices of each process; None for all. A CPU is one, and samples on each core."""
     parameter_shards: int = 1
     """Split parameters, average and optimiser state over groups of so many devices (FSDP)."""
     microbatches: int = 1

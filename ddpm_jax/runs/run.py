@@ -21,10 +21,12 @@ from ddpm_jax.runs import pictures
 from ddpm_jax.runs.build import build_model, build_sampler, heldout_plan, load_data
 from ddpm_jax.runs.config import SamplerOptions, TrainConfig
 from ddpm_jax.runs.console import quantity
+from ddpm_jax.runs.cores import one_device_a_core
 from ddpm_jax.runs.directory import RunDirectory
 from ddpm_jax.runs.model import Model, loss_name
 from ddpm_jax.training import TrainState, choose_devices
 from ddpm_jax.training.sharding import DataParallel
+from ddpm_jax.types import Device
 
 
 class HeldOut(NamedTuple):
@@ -41,8 +43,15 @@ class Run:
         check_config(config)
         self.config = config
         devices = config.devices
+        # A CPU's cores are devices of their own for sampling only: see there.
+        every_core = devices.count is None and one_device_a_core() is not None
         self.parallel: DataParallel = choose_devices(
-            devices.backend, devices.count, parameter_shards=devices.parameter_shards
+            devices.backend,
+            1 if every_core else devices.count,
+            parameter_shards=devices.parameter_shards,
+        )
+        self.sampling_devices: tuple[Device, ...] = (
+            tuple(jax.local_devices()) if every_core else self.parallel.devices
         )
         self.parallel.check_batch_size(config.batch_size, devices.microbatches)
         self.train_data: ImageDataset = load_data(config.data, "train")
@@ -176,7 +185,7 @@ class Run:
             sampler,
             self.model.guided(report.guidance),
             self.model.image_shape,
-            devices=self.parallel.devices,
+            devices=self.sampling_devices,
             target_chunks=10,
         )
 
@@ -198,7 +207,7 @@ class Run:
             sampler,
             self.model.guided(report.guidance),
             self.model.image_shape,
-            devices=self.parallel.devices,
+            devices=self.sampling_devices,
         )
 
     def final_pictures(self, state: TrainState, should_stop: Callable[[], bool]) -> None:

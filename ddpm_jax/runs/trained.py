@@ -23,6 +23,7 @@ from ddpm_jax.reading import read_json_object
 from ddpm_jax.runs.build import build_model, build_sampler, load_data
 from ddpm_jax.runs.config import SamplerOptions, TrainConfig
 from ddpm_jax.runs.console import bar, say
+from ddpm_jax.runs.cores import one_device_a_core
 from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError, write_json
 from ddpm_jax.runs.model import Model
 from ddpm_jax.samplers import Sampler
@@ -48,7 +49,8 @@ class RunOptions:
     data_path: Path | None = None
     """Where the data of the run lie, when that is not where they were in training."""
     num_devices: int | None = None
-    """Devices to split each batch over; None for all. Changes speed, not the results."""
+    """Devices to split each batch over; None for all, each core being one on a CPU. Changes speed,
+    not the results."""
 
 
 class TrainedRun:
@@ -61,6 +63,7 @@ class TrainedRun:
     def __init__(self, options: RunOptions):
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
+        one_device_a_core()
         self.options = options
         self.directory = RunDirectory(options.run_dir)
         self.config: TrainConfig

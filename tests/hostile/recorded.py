@@ -22,7 +22,7 @@ CHANGING = {
     **{"shutil.move": 2, "shutil.rmtree": 1, "shutil.copyfile": 2, "shutil.copytree": 2},
 }
 STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn")
-# How ctypes.util.find_library looks for a library, as what comes with CUDA does on import: it reads.
+# How ctypes.util.find_library looks for a library, as CUDA's Python packages do: it only reads.
 READING = "/sbin/ldconfig"
 written = set()
 
