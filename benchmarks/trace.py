@@ -3,7 +3,9 @@
 The profiler says when each compiled operation ran, and the program's text says which lines of the
 source it comes from. Where several run at once, the time is split evenly among them, so that the
 parts add up to the time in which anything ran at all; the rest of the wall clock is idle, and is
-said to be unexplained. Operations that XLA fused are counted as what the fusion is mostly for: a
+said to be unexplained. On a CPU a product of matrices is only begun by its operation, and goes on
+in threads that the profiler does not see: a gap before its result is used is its time, too.
+Operations that XLA fused are counted as what the fusion is mostly for: a
 convolution or product inside counts, else what the fusion ends in.
 """
 
@@ -14,7 +16,7 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 Segment = tuple[float, float, str]
@@ -79,16 +81,7 @@ def classify(operation: Operation) -> str:
 def read_program(text: str) -> dict[str, str]:
     """The part of each instruction of a compiled program's text, by the instruction's name."""
     frames = _frames(text)
-    bodies: dict[str, list[str]] = {}
-    lines: dict[str, str] = {}
-    here = ""
-    for row in text.splitlines():
-        if match := re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$", row):
-            here = match[1]
-            bodies[here] = []
-        elif match := re.match(r"^\s+(?:ROOT )?%?([\w.\-]+) = ", row):
-            lines[match[1]] = row
-            bodies.setdefault(here, []).append(match[1])
+    bodies, lines = _instructions(text)
 
     def own(name: str) -> Operation:
         row = lines[name]
@@ -98,14 +91,8 @@ def read_program(text: str) -> dict[str, str]:
         files = frames.get(frame[1], "") if frame else ""
         return Operation(opcode[1] if opcode else "", scope[1] if scope else "", files)
 
-    operands = {
-        name: [o for o in re.findall(r"%([\w.\-]+)", row.split(" = ", 1)[1]) if o in lines]
-        for name, row in lines.items()
-    }
-    users: dict[str, list[str]] = {}
-    for name, sources in operands.items():
-        for source in sources:
-            users.setdefault(source, []).append(name)
+    operands = _operands(lines)
+    users = _users(operands)
 
     def nearest_scope(name: str, neighbours: Mapping[str, list[str]]) -> Operation | None:
         level = [name]
@@ -136,6 +123,58 @@ def read_program(text: str) -> dict[str, str]:
         return classify(operation)
 
     return {name: part(name) for name in lines}
+
+
+def awaited_products(text: str, ran: Container[str]) -> dict[str, frozenset[str]]:
+    """For each product of matrices of a CPU's program, the operations in `ran` that use it.
+
+    Those it only reaches through others that are no operations of their own (bitcasts) count, too.
+    """
+    _, lines = _instructions(text)
+    users = _users(_operands(lines))
+
+    def reached(name: str) -> frozenset[str]:
+        found, level, seen = set(), list(users.get(name, [])), {name}
+        while level:
+            user = level.pop()
+            if user in ran:
+                found.add(user)
+            elif user not in seen:
+                level += users.get(user, [])
+            seen.add(user)
+        return frozenset(found)
+
+    return {name: reached(name) for name, row in lines.items() if " dot(" in row and name in ran}
+
+
+def _instructions(text: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """{computation: its instructions}, and {instruction: its line}, of a program's text."""
+    bodies: dict[str, list[str]] = {}
+    lines: dict[str, str] = {}
+    here = ""
+    for row in text.splitlines():
+        if match := re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$", row):
+            here = match[1]
+            bodies[here] = []
+        elif match := re.match(r"^\s+(?:ROOT )?%?([\w.\-]+) = ", row):
+            lines[match[1]] = row
+            bodies.setdefault(here, []).append(match[1])
+    return bodies, lines
+
+
+def _operands(lines: Mapping[str, str]) -> dict[str, list[str]]:
+    return {
+        name: [o for o in re.findall(r"%([\w.\-]+)", row.split(" = ", 1)[1]) if o in lines]
+        for name, row in lines.items()
+    }
+
+
+def _users(operands: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    users: dict[str, list[str]] = {}
+    for name, sources in operands.items():
+        for source in sources:
+            users.setdefault(source, []).append(name)
+    return users
 
 
 def _frames(text: str) -> dict[str, str]:
@@ -195,21 +234,33 @@ def innermost(events: Iterable[Segment]) -> list[Segment]:
     return segments
 
 
-def share(threads: Iterable[Iterable[Segment]]) -> dict[str, float]:
-    """Time of each operation, split evenly where several threads are busy at once."""
+def share(
+    threads: Iterable[Iterable[Segment]], awaited: Mapping[str, frozenset[str]] | None = None
+) -> dict[str, float]:
+    """Time of each operation, split evenly where several threads are busy at once.
+
+    `awaited` are operations that go on unseen, with those that use their results: a gap in which
+    nothing runs is split among the ones begun and not yet used.
+    """
+    awaited = awaited or {}
     marks = []
     for number, segments in enumerate(threads):
         for begin, end, name in segments:
             marks += [(begin, 1, number, name), (end, 0, number, name)]
     busy: dict[int, str] = {}
+    unseen: set[str] = set()
     totals: dict[str, float] = defaultdict(float)
     last = 0.0
     for moment, starts, number, name in sorted(marks):
-        for active in busy.values():
-            totals[active] += (moment - last) / len(busy)
+        active = list(busy.values()) or sorted(unseen)
+        for operation in active:
+            totals[operation] += (moment - last) / len(active)
         last = moment
         if starts:
             busy[number] = name
+            unseen = {product for product in unseen if name not in awaited[product]}
+            if awaited.get(name):
+                unseen.add(name)
         else:
             busy.pop(number, None)
     return dict(totals)
@@ -231,7 +282,9 @@ def break_down(run: Callable[[], Any], program: str, calls: int) -> Breakdown:
             wall = (time.perf_counter() - begun) / calls
         file = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)[0]
         threads = _threads(ProfileData.from_file(file), parts_of)
-    operations = {name: 1e-9 * ns / calls for name, ns in share(threads).items()}
+    ran = {name for thread in threads for _, _, name in thread}
+    shares = share(threads, awaited_products(program, ran))
+    operations = {name: 1e-9 * ns / calls for name, ns in shares.items()}
     parts: dict[str, float] = defaultdict(float)
     for name, seconds in operations.items():
         parts[parts_of[name]] += seconds

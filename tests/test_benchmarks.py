@@ -78,6 +78,28 @@ def test_time_is_the_innermost_operations_and_shared_between_threads():
     assert sum(shares.values()) == 12.0
 
 
+PRODUCTS = """
+ENTRY %main (a: f32[4,4]) -> f32[4,4] {
+  %a = f32[4,4]{1,0} parameter(0)
+  %dot.1 = f32[4,4]{1,0} dot(%a, %a), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+  %bitcast.1 = f32[4,4]{1,0} bitcast(%dot.1)
+  %add.1 = f32[4,4]{1,0} add(%a, %a)
+  ROOT %multiply.1 = f32[4,4]{1,0} multiply(%bitcast.1, %add.1)
+}
+"""
+
+
+def test_a_product_that_goes_on_unseen_gets_the_gap_before_its_result_is_used():
+    """Begun at 0 and used at 9, while another operation runs from 2 to 4; at 10 it is done with."""
+    ran = {"dot.1", "add.1", "multiply.1"}
+    awaited = trace.awaited_products(PRODUCTS, ran)
+    assert awaited == {"dot.1": frozenset({"multiply.1"})}
+    thread = [(0.0, 1.0, "dot.1"), (2.0, 4.0, "add.1"), (9.0, 10.0, "multiply.1")]
+    later = [(12.0, 13.0, "add.1")]
+    shares = trace.share([thread, later], awaited)
+    assert shares == {"dot.1": 7.0, "add.1": 3.0, "multiply.1": 1.0}
+
+
 @pytest.mark.parametrize(
     "scope,files,part",
     [
