@@ -59,7 +59,7 @@ class UNet(nn.Module):
         dtype: computation dtype, None for float32. Parameters, group statistics, softmax, the last
             convolution and the output are float32 whatever it is.
         remat: keep only what enters each block for the backward pass, and compute its inside again
-            there: less memory, about a third more arithmetic, the same numbers.
+            there: less memory (not on CPUs), about a third more arithmetic, the same numbers.
 
     Raises ValueError for a configuration or an input that cannot work, before any computation.
     """
