@@ -53,7 +53,7 @@ def save_bars(
     axes.set_ylabel(ylabel, color=INK)
     axes.margins(y=0.18)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    _legend(axes, [(n, COLOURS[i % len(COLOURS)]) for i, n in enumerate(names)])
+    _legend(axes, [(n, COLOURS[i % len(COLOURS)]) for i, n in enumerate(names)], below=True)
     write_figure(target, figure)
 
 

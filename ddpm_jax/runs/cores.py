@@ -26,7 +26,7 @@ def one_device_a_core() -> int | None:
     of CPU devices was chosen (`JAX_NUM_CPU_DEVICES`, or by XLA's flag), among several processes, or
     once JAX runs.
     """
-    chosen = jax.config.jax_num_cpu_devices != -1 or (
+    chosen = jax.config.values["jax_num_cpu_devices"] != -1 or (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     )
     if chosen or may_have_accelerators() or jax.distributed.is_initialized():
