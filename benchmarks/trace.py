@@ -4,7 +4,7 @@ The profiler says when each compiled operation ran, and the program's text says 
 source it comes from. Where several run at once, the time is split evenly among them, so that the
 parts add up to the time in which anything ran at all; the rest of the wall clock is idle, and is
 said to be unexplained. On a CPU a product of matrices is only begun by its operation, and goes on
-in threads that the profiler does not see: a gap before its result is used is its time, too.
+in threads that the profiler does not see: a gap before its result is used is counted to it.
 Operations that XLA fused are counted as what the fusion is mostly for: a
 convolution or product inside counts, else what the fusion ends in.
 """
@@ -46,13 +46,8 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("random numbers", "", r"random|threefry|erf_inv|bernoulli|rng", ""),
     ("random numbers", "rng", "", ""),
     ("attention", "", r"attention_?\d*/|middle_attention", ""),
-    (
-        "convolution, gradients",
-        "",
-        r"transpose\(.*(conv_general_dilated|winograd|patches|doubling)",
-        "",
-    ),
-    ("convolution, forward", "", r"conv_general_dilated|winograd|patches|doubling", ""),
+    ("convolution, gradients", "", rf"transpose\(.*({CONVOLUTION})", ""),
+    ("convolution, forward", "", CONVOLUTION, ""),
     ("convolution, gradients", "convolution", r"transpose\(", ""),
     ("convolution, forward", "convolution", "", ""),
     ("dense and 1×1", "", r"UNet.*dot_general", ""),
@@ -240,7 +235,8 @@ def share(
     """Time of each operation, split evenly where several threads are busy at once.
 
     `awaited` are operations that go on unseen, with those that use their results: a gap in which
-    nothing runs is split among the ones begun and not yet used.
+    nothing runs is counted to the last one begun and not yet used. It may have ended before, so
+    that is the most it can have taken.
     """
     awaited = awaited or {}
     marks = []
@@ -248,19 +244,19 @@ def share(
         for begin, end, name in segments:
             marks += [(begin, 1, number, name), (end, 0, number, name)]
     busy: dict[int, str] = {}
-    unseen: set[str] = set()
+    unseen: dict[str, None] = {}  # in the order they began
     totals: dict[str, float] = defaultdict(float)
     last = 0.0
     for moment, starts, number, name in sorted(marks):
-        active = list(busy.values()) or sorted(unseen)
+        active = list(busy.values()) or list(unseen)[-1:]
         for operation in active:
             totals[operation] += (moment - last) / len(active)
         last = moment
         if starts:
             busy[number] = name
-            unseen = {product for product in unseen if name not in awaited[product]}
+            unseen = dict.fromkeys(p for p in unseen if p != name and name not in awaited[p])
             if awaited.get(name):
-                unseen.add(name)
+                unseen[name] = None
         else:
             busy.pop(number, None)
     return dict(totals)

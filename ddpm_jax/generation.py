@@ -6,6 +6,7 @@ asked for. The devices may belong to several processes; all of them call, and al
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ class Generator:
         sampler: a sampler over its grid.
         denoiser_of: see DenoiserOf.
         shape: of one image, [H, W, C].
-        devices: what to run on; the default device when None.
+        devices: what to run on; the default device when None. In one process no more of them are
+            used than there are images.
         target_chunks: how many chunks the grid is cut into at least: frames, and reports of
             progress.
     """
@@ -64,6 +66,10 @@ class Generator:
     ):
         self.shape = shape
         self.devices = tuple(devices) if devices else tuple(jax.local_devices()[:1])
+        self._fewer: dict[int, Generator] = {}
+        self._on = functools.partial(
+            Generator, sampler, denoiser_of, shape, target_chunks=target_chunks
+        )
         self._steps = np.asarray(grid_steps(sampler))
         self._chunk = chunk_length(len(self._steps), target_chunks)
         mesh = hosts.make_mesh(self.devices)
@@ -117,7 +123,7 @@ class Generator:
             params: usually the averaged parameters; copied to every device.
             seed: image i is a function of (seed, i) alone.
             count: how many.
-            batch_size: images at a time over all devices; rounded up to a multiple of their number.
+            batch_size: images at a time over all devices; rounded up to a multiple of those used.
             start: number of the first image, to go on from where an earlier call ended.
             labels: one class per image [count], for conditional networks.
             frames_of: also keep x_t on the way, of the first so many images (at most one batch).
@@ -136,7 +142,22 @@ class Generator:
             raise ValueError(
                 f"a Generator needs one label per image, got {len(labels)} for {count} images."
             )
-        size = -(-min(batch_size, count) // len(self.devices)) * len(self.devices)
+        most = min(batch_size, count)
+        if most < len(self.devices) and hosts.num_processes() == 1:
+            if most not in self._fewer:
+                self._fewer[most] = self._on(devices=self.devices[:most])
+            return self._fewer[most](
+                params,
+                seed=seed,
+                count=count,
+                batch_size=batch_size,
+                start=start,
+                labels=labels,
+                frames_of=frames_of,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
+        size = -(-most // len(self.devices)) * len(self.devices)
         params = hosts.spread(params, self._whole)
         images, frames = [], []
         for first in range(0, count, size):

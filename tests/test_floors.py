@@ -86,7 +86,9 @@ def test_imports_go_down(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_jit_and_printing_stay_upstairs(path):
     source = path.read_text()
-    assert "config.update" not in source, "jax.config belongs to experiments and tests"
+    # A program may say how many devices a CPU is, before JAX is used: one file does.
+    if path.relative_to(PACKAGE).as_posix() != "runs/cores.py":
+        assert "config.update" not in source, "jax.config belongs to experiments and tests"
     if room(path) != "__init__" and FLOORS[room(path)] <= 3:
         for node in ast.walk(ast.parse(source)):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax import hosts
 from ddpm_jax.generation import Generator, Stopped, chunk_length
 
 FULL = dj.linear_schedule()
@@ -41,6 +42,20 @@ def test_same_images_whatever_batch_and_devices(reference, batch_size, devices):
 def test_same_images_whatever_the_count(reference):
     got = make()(jnp.float32(1.2), seed=3, count=5).images
     assert np.abs(got.astype(int) - reference[:5].astype(int)).max() <= 1
+
+
+def test_no_more_devices_than_images(reference, monkeypatch):
+    """Three images on eight devices take three, and one image at a time takes one."""
+    used = []
+    spread = hosts.spread
+    monkeypatch.setattr(
+        hosts, "spread", lambda tree, to: used.append(len(to.device_set)) or spread(tree, to)
+    )
+    generator = make(devices=jax.devices()[:8])
+    for options in ({"count": 3}, {"count": 2, "batch_size": 1}, {"count": 9}):
+        got = generator(jnp.float32(1.2), seed=3, **options).images
+        assert np.abs(got.astype(int) - reference[: len(got)].astype(int)).max() <= 1
+    assert used == [3, 1, 8]
 
 
 def test_another_seed_gives_other_images(reference):

@@ -26,6 +26,7 @@ config = TrainConfig(
 )
 run = Run(config)
 import jax
+run = Run(config)  # a second one sees what the first did
 seen = [len(jax.local_devices()), len(run.parallel.devices), len(run.sampling_devices)]
 print(json.dumps([*seen, run.parallel.backend]))
 """

@@ -100,6 +100,8 @@ def test_where_convolution_uses_it(image, kernel, dtype, padding, expected):
         assert bool(re.search(r"[/(]winograd[/)]", text)) == expected
         if expected:
             assert "dot_general" in text and "stablehlo.convolution" not in text
+        elif program is f:
+            assert "stablehlo.convolution" in text
 
 
 def test_accelerators_keep_the_plain_convolution():

@@ -9,6 +9,7 @@ Nine copies of an image are worth their bytes where it is small or the window mo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -24,8 +25,8 @@ def convolution_by_patches(
 ) -> Array:
     """Convolves x [B, H, W, C] with kernel [3, 3, C, C'], zeros around: fast both ways in both."""
     rows = patches(x, strides, pads)
-    y = rows.reshape(-1, rows.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
-    return y.reshape(*rows.shape[:-1], -1)
+    y = _flat(rows) @ kernel.reshape(-1, kernel.shape[-1])
+    return y.reshape(*rows.shape[:-1], kernel.shape[-1])
 
 
 @jax.named_scope("patches")
@@ -38,8 +39,8 @@ def tangent_by_patches(x: Array, kernel: Array, dx: Array | None, dkernel: Array
     _, _, channels, out = kernel.shape
 
     def gradients(dy: Array) -> tuple[Array | None, Array]:
-        rows = patches(dy, (1, 1), ((1, 1), (1, 1))).reshape(-1, 9 * out)
-        by_kernel = (x.reshape(-1, channels).T @ rows).reshape(channels, 3, 3, out)
+        rows = _flat(patches(dy, (1, 1), ((1, 1), (1, 1))))
+        by_kernel = (_flat(x).T @ rows).reshape(channels, 3, 3, out)
         by_kernel = by_kernel.transpose(1, 2, 0, 3)[::-1, ::-1]
         if dx is None:
             return None, by_kernel
@@ -48,6 +49,11 @@ def tangent_by_patches(x: Array, kernel: Array, dx: Array | None, dkernel: Array
 
     same = functools.partial(convolution_by_patches, strides=(1, 1), pads=((1, 1), (1, 1)))
     return transpose_of(gradients, same, x, kernel)((dx, dkernel))
+
+
+def _flat(x: Array) -> Array:
+    """[B, H, W, C] as [B H W, C], empty batches too."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def patches(x: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]) -> Array:

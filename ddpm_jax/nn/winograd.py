@@ -45,7 +45,7 @@ def winograd_convolution(x: Array, kernel: Array) -> Array:
     products = _multiply(_tiles_of_images(x), _taps_of_kernel(kernel))
     y_rows = jnp.stack(_At(products), axis=-2)  # [4, B, H/2, W/2, 2, C']
     y = jnp.stack(_At(list(y_rows)), axis=2)  # [B, H/2, 2, W/2, 2, C']
-    return y.reshape(*x.shape[:3], -1)
+    return y.reshape(*x.shape[:3], kernel.shape[-1])
 
 
 @jax.named_scope("winograd")
@@ -98,7 +98,7 @@ def _gradient_by_images(tiles: list[Array], taps: list[Array]) -> Array:
 def _gradient_by_kernel(images: list[Array], gradient: list[Array]) -> Array:
     """Gᵀ m G of the products m, summed over all tiles: [3, 3, C, C']."""
     products = [
-        jnp.einsum("rnc,rnd->rcd", x.reshape(4, -1, x.shape[-1]), dy.reshape(4, -1, dy.shape[-1]))
+        jnp.einsum("rnc,rnd->rcd", _rows(x), _rows(dy))
         for x, dy in zip(images, gradient, strict=True)
     ]
     columns = [jnp.stack(_Gt(list(column))) for column in _Gt(products)]
@@ -108,9 +108,14 @@ def _gradient_by_kernel(images: list[Array], gradient: list[Array]) -> Array:
 def _multiply(tiles: list[Array], taps: list[Array]) -> list[Array]:
     """Sums over channels: [4, B, H/2, W/2, C] and [4, C, C'] to [4, B, H/2, W/2, C']."""
     return [
-        (x.reshape(4, -1, x.shape[-1]) @ k).reshape(*x.shape[:-1], k.shape[-1])
-        for x, k in zip(tiles, taps, strict=True)
+        (_rows(x) @ k).reshape(*x.shape[:-1], k.shape[-1]) for x, k in zip(tiles, taps, strict=True)
     ]
+
+
+def _rows(tiles: Array) -> Array:
+    """[4, B, H/2, W/2, C] as [4, B H W / 4, C]."""
+    _, batch, rows, columns, channels = tiles.shape
+    return tiles.reshape(4, batch * rows * columns, channels)
 
 
 def _Bt(d: Sequence[Array]) -> list[Array]:

@@ -139,7 +139,8 @@ class DevicesConfig:
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """auto: jit on one device, shard_map on several."""
     count: int | None = None
-    """Number of devices of each process; None for all. A CPU is one, and samples on each core."""
+    """Number of devices of each process; None for all. For None a CPU trains as one device, and
+    samples as one a core, up to eight."""
     parameter_shards: int = 1
     """Split parameters, average and optimiser state over groups of so many devices (FSDP)."""
     microbatches: int = 1

@@ -49,8 +49,8 @@ class RunOptions:
     data_path: Path | None = None
     """Where the data of the run lie, when that is not where they were in training."""
     num_devices: int | None = None
-    """Devices to split each batch over; None for all, each core being one on a CPU. Changes speed,
-    not the results."""
+    """Devices to split each batch over; None for all. A CPU's cores are devices, up to eight.
+    Changes speed, not the results."""
 
 
 class TrainedRun:
