@@ -11,6 +11,7 @@ what a form costs. `--loop` puts each inside a loop, where XLA's CPU backend rew
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import tyro
 from benchmarks.common import say
 from benchmarks.provenance import stamp
 from ddpm_jax.nn.convolution import convolution, upsampled_convolution
+from ddpm_jax.nn.patches import convolution_by_patches
 from ddpm_jax.nn.winograd import winograd_convolution
 from ddpm_jax.runs.allocator import keep_freed_memory
 from ddpm_jax.types import Array
@@ -74,14 +76,6 @@ def doubled(x: Array, kernel: Array) -> Array:
     return lax_convolution(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
 
 
-def patches(x: Array, kernel: Array) -> Array:
-    """One product of all 3×3 patches, laid out in memory, with the kernel as a matrix."""
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
 def parts(formula: Formula) -> dict[str, Callable[[Array, Array, Array], Array]]:
     """The three things to time, as functions of (x, kernel, gradient of the output)."""
     return {
@@ -115,7 +109,10 @@ def layers(options: Options) -> dict[str, tuple[dict[str, Formula], tuple[int, i
             "ours": lambda x, k: convolution(x, k, (1, 1), "SAME"),
         }
         if options.losers:
-            formulas |= {"winograd": winograd_convolution, "patches": patches}
+            by_patches = functools.partial(
+                convolution_by_patches, strides=(1, 1), pads=((1, 1), (1, 1))
+            )
+            formulas |= {"winograd": winograd_convolution, "patches": by_patches}
         result[name] = (formulas, size, height)
         if channels == out:
             formulas = {

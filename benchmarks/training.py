@@ -104,7 +104,7 @@ def measure(plan: Plan) -> dict[str, Any]:
                 for name, run in contestants.items()
                 if name.startswith(f"{what} ")
             }
-            # Both sides' allocators settle within three steps.
+            # Both sides' allocators settle within eight steps.
             # Steps follow on steps: without a lead, each would pay for a long wait.
             lead = 1 if plan.steps == 1 else 0
             rounds = alternate(chosen, plan.rounds, warmup=4, lead=lead, what=what)

@@ -6,7 +6,6 @@ Images are NHWC. Parameters are float32 whatever the computation `dtype`; what b
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.nn.convolution import convolution, upsampled_convolution
+from ddpm_jax.nn.flat import flat_product
 from ddpm_jax.types import Array, Key
 
 Dtype = Any
@@ -218,16 +218,5 @@ def conv(
 def dense(features: int, dtype: Dtype, *, name: str, scale: float = 1.0) -> nn.Dense:
     """A linear map of the last axis with DDPM's initialisation, as a submodule called `name`."""
     return nn.Dense(
-        features, dtype=dtype, kernel_init=scaled_init(scale), dot_general=_flat_product, name=name
+        features, dtype=dtype, kernel_init=scaled_init(scale), dot_general=flat_product, name=name
     )
-
-
-def _flat_product(x: Array, kernel: Array, _: Any, **options: Any) -> Array:
-    """x [..., C] times kernel [C, C'], as one product of matrices.
-
-    With several axes before C, XLA makes the kernel's gradient from a transposed copy of the
-    output's, fused on a CPU with all that leads to it: 17 ms where the product takes 3.
-    """
-    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
-    return y.reshape(*x.shape[:-1], kernel.shape[1])

@@ -12,11 +12,10 @@ by sums of taps, and four terms make each pixel of the output.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.nn.flat import flat_product
 from ddpm_jax.types import Array
 
 
@@ -65,6 +64,4 @@ def _differences(x: Array, axis: int) -> Array:
 
 def _multiply(x: Array, kernels: list[Array]) -> Array:
     """x [B, H, W, C] times each of `kernels` [C, C'], side by side, as one product of matrices."""
-    kernel = jnp.concatenate(kernels, axis=-1)
-    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return (flat @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return flat_product(x, jnp.concatenate(kernels, axis=-1))

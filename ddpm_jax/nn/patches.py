@@ -9,12 +9,12 @@ Nine copies of an image are worth their bytes where it is small or the window mo
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.nn.flat import flat, flat_product
 from ddpm_jax.nn.transpose import transpose_of
 from ddpm_jax.types import Array
 
@@ -24,9 +24,7 @@ def convolution_by_patches(
     x: Array, kernel: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]
 ) -> Array:
     """Convolves x [B, H, W, C] with kernel [3, 3, C, C'], zeros around: fast both ways in both."""
-    rows = patches(x, strides, pads)
-    y = _flat(rows) @ kernel.reshape(-1, kernel.shape[-1])
-    return y.reshape(*rows.shape[:-1], kernel.shape[-1])
+    return flat_product(patches(x, strides, pads), kernel.reshape(-1, kernel.shape[-1]))
 
 
 @jax.named_scope("patches")
@@ -39,8 +37,8 @@ def tangent_by_patches(x: Array, kernel: Array, dx: Array | None, dkernel: Array
     _, _, channels, out = kernel.shape
 
     def gradients(dy: Array) -> tuple[Array | None, Array]:
-        rows = _flat(patches(dy, (1, 1), ((1, 1), (1, 1))))
-        by_kernel = (_flat(x).T @ rows).reshape(channels, 3, 3, out)
+        rows = flat(patches(dy, (1, 1), ((1, 1), (1, 1))))
+        by_kernel = (flat(x).T @ rows).reshape(channels, 3, 3, out)
         by_kernel = by_kernel.transpose(1, 2, 0, 3)[::-1, ::-1]
         if dx is None:
             return None, by_kernel
@@ -48,12 +46,7 @@ def tangent_by_patches(x: Array, kernel: Array, dx: Array | None, dkernel: Array
         return (rows @ mirrored).reshape(x.shape), by_kernel
 
     same = functools.partial(convolution_by_patches, strides=(1, 1), pads=((1, 1), (1, 1)))
-    return transpose_of(gradients, same, x, kernel)((dx, dkernel))
-
-
-def _flat(x: Array) -> Array:
-    """[B, H, W, C] as [B H W, C], empty batches too."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return transpose_of(gradients, same, x, kernel, (dx, dkernel))
 
 
 def patches(x: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]) -> Array:

@@ -11,20 +11,20 @@ from ddpm_jax.types import Array, PyTree
 
 
 def transpose_of(
-    gradients: Callable[[Array], PyTree], bilinear: Callable[..., Array], x: Array, kernel: Array
-) -> Callable[[PyTree], Array]:
-    """The linear map to `bilinear(x, kernel)`'s shape whose transpose is `gradients`.
+    gradients: Callable[[Array], PyTree],
+    bilinear: Callable[..., Array],
+    x: Array,
+    kernel: Array,
+    directions: PyTree,
+) -> Array:
+    """Maps `directions` to `bilinear(x, kernel)`'s shape by the transpose of `gradients`.
 
-    `gradients` maps the gradient by that output to one by each array of what the map then takes.
-    Of `bilinear` only the output's shape and dtype are computed.
+    `gradients` maps the gradient by that output to one by each of the directions. Of `bilinear`
+    only the output's shape and dtype are computed.
     """
     output = jax.eval_shape(bilinear, x, kernel)
     # The sum of no numbers is 0, and within `shard_map` says of what it is added to that it may
     # differ from device to device as x and the kernel do.
     nothing = jnp.ravel(x)[:0].sum() + jnp.ravel(kernel)[:0].sum()
-
-    def tangent(directions: PyTree) -> Array:
-        directions = jax.tree.map(lambda direction: direction + nothing, directions)
-        return jax.linear_transpose(gradients, output)(directions)[0]
-
-    return tangent
+    directions = jax.tree.map(lambda direction: direction + nothing, directions)
+    return jax.linear_transpose(gradients, output)(directions)[0]

@@ -63,7 +63,7 @@ def winograd_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array) 
             return None, by_kernel
         return _gradient_by_images(tiles, _taps_of_kernel(kernel)), by_kernel
 
-    return transpose_of(gradients, winograd_convolution, x, kernel)((dx, dkernel))
+    return transpose_of(gradients, winograd_convolution, x, kernel, (dx, dkernel))
 
 
 def _tiles_of_images(x: Array) -> list[Array]:
