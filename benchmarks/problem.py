@@ -123,7 +123,7 @@ class Stepper:
             self.state = self.parallel.place(self.model.init())
         else:
             # Shapes are enough to compile.
-            self.state = self.parallel.placeholder(jax.eval_shape(self.model.init))
+            self.state = self.parallel.placeholder(self.model.init_shapes())
         self.count = np.int32(steps)
         self.lowered = chunk.lower(self.state, self.dataset, self.batches, self.count)
         self.compiled = self.lowered.compile()

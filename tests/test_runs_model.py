@@ -174,3 +174,28 @@ def test_guidance_moves_along_the_difference_of_two_predictions(scale):
     epsilon = plain + scale * (labelled - plain)
     wanted = dj.predict_x_0(model.schedule, epsilon, x, t, target="epsilon")
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_initial_parameters_are_the_networks_own():
+    """However fast they are compiled: the paper's run depends on the seed alone."""
+    config = TrainConfig(run_dir=Path("unused"), num_steps=10, batch_size=B, network=NETWORK)
+    model = build_model(config, SHAPE, None)
+    state = model.init()
+    key = jax.random.split(jax.random.key(config.seed))[0]
+    plain = jax.jit(model.network.init)(key, jnp.zeros((1, *SHAPE)), jnp.zeros((1,), jnp.int32))
+    jax.tree.map(np.testing.assert_array_equal, state.params, plain["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params, plain["params"])
+
+
+@pytest.mark.parametrize("timesteps", ["uniform", "importance"])
+def test_init_shapes_are_those_of_init(timesteps):
+    config = TrainConfig(
+        run_dir=Path("unused"),
+        num_steps=10,
+        batch_size=B,
+        network=NETWORK,
+        diffusion=DiffusionConfig(num_timesteps=20, beta_end=0.4, timesteps=timesteps),
+    )
+    model = build_model(config, SHAPE, None)
+    like = lambda leaf: (leaf.shape, leaf.dtype)  # noqa: E731
+    assert jax.tree.map(like, model.init_shapes()) == jax.tree.map(like, model.init())

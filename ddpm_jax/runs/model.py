@@ -65,11 +65,21 @@ class Model:
     optimizer: optax.GradientTransformation
 
     def init(self) -> TrainState:
-        """The state before the first step, a function of the seed."""
+        """The state before the first step, a function of the seed; not traceable."""
+        # Run once: what a CPU's optimiser spends on a hundred draws is more than it gains.
+        fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        return self._state(jax.jit(self.network.init, compiler_options=fast))
+
+    def init_shapes(self) -> TrainState:
+        """`init`, as a pytree of `jax.ShapeDtypeStruct`: nothing is compiled or drawn."""
+        return jax.eval_shape(lambda: self._state(self.network.init))
+
+    def _state(self, init: Callable[..., PyTree]) -> TrainState:
+        """The state before the first step, its parameters by the network's `init`."""
         root = jax.random.key(self.config.seed)
         key_init, key_train = jax.random.split(root)
         x = jnp.zeros((1, *self.image_shape))
-        params = jax.jit(self.network.init)(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
+        params = init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
         history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
         guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
         return init_state(params, self.optimizer, key_train, history, guard)

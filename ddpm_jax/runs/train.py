@@ -85,7 +85,7 @@ def _train(run: Run, stop: StopRequest, finish: Finish | None) -> None:
     ):
         watchdog.beat(0, "the newest checkpoint to be read")
         # Shapes are enough to restore into; initialising takes seconds of compilation.
-        state = checkpoints.restore(run.parallel.placeholder(jax.eval_shape(run.model.init)))
+        state = checkpoints.restore(run.parallel.placeholder(run.model.init_shapes()))
         if state is None:
             with watchdog.paused():
                 state = _unless_stopped(lambda: run.parallel.place(run.model.init()), stop)

@@ -76,7 +76,7 @@ class TrainedRun:
         self.devices = parallel.devices
         if hosts.num_processes() == 1:
             parallel = DataParallel("jit", self.devices[:1])
-        like = parallel.placeholder(jax.eval_shape(self.model.init))
+        like = parallel.placeholder(self.model.init_shapes())
         with Checkpoints(self.directory.checkpoints, writable=False) as checkpoints:
             state = checkpoints.restore(like, options.checkpoint)
         if state is None:

@@ -30,7 +30,7 @@ def campaign(bench: Bench) -> Report:
     newest, before = steps(reference)[-1], steps(reference)[-2]
     config, _ = RunDirectory(reference).read()
     run = Run(config)
-    like = run.parallel.placeholder(jax.eval_shape(run.model.init))
+    like = run.parallel.placeholder(run.model.init_shapes())
     expected = digest(reference, before)
     files = sorted(p.relative_to(whole / str(newest)) for p in (whole / str(newest)).rglob("*"))
     files = [f for f in files if (whole / str(newest) / f).is_file()]
