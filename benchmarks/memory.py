@@ -176,6 +176,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
         "images a step",
         "GiB",
         title="Memory of a training step, as compiled",
+        xticks=sorted({int(batch) for of in result["compiled"].values() for batch in of}),
     )
     return ["memory.png"]
 

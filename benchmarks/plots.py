@@ -66,11 +66,12 @@ def save_stack(
     if not parts:
         raise ValueError("save_stack got no parts. Give {row: [(part, value)]}.")
     figure, axes = _axes(8.4, 1.9 + 0.75 * len(rows), title)
+    longest = max(sum(value for _, value in row) for row in rows.values())
     for i, row in enumerate(rows.values()):
         left = 0.0
         for part, value in row:
             axes.barh(-i, value, 0.62, left=left, color=_shade(parts.index(part)))
-            if value >= 0.035 * sum(v for _, v in row):
+            if value >= 0.025 * longest:
                 axes.text(
                     left + value / 2, -i, f"{value:.0f}", ha="center", va="center", fontsize=8
                 )

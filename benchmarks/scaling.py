@@ -221,6 +221,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             logx=True,
             logy=True,
             title=f"Training step against {axis}",
+            xticks=x,
         )
         pictures.append(name)
     if result["devices"]:
@@ -236,6 +237,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             "devices",
             "time of a step, one device = 1",
             title=f"Devices at a fixed batch of {result['batch']}",
+            xticks=x,
         )
         pictures.append("scaling_devices.png")
     return pictures

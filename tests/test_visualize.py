@@ -350,6 +350,14 @@ def test_short_logarithmic_axes_have_readable_ticks(drawn):
     assert {"0.05", "0.1", "0.2"} <= set(labels) and all(float(label) for label in labels)
 
 
+def test_only_the_given_places_are_written_on_x(drawn):
+    save_curves("a.png", {"a": ([16, 32, 64], [1, 2, 3])}, "x", "y", logx=True, xticks=[16, 32, 64])
+    (axes,) = drawn
+    assert list(axes.get_xticks()) == [16, 32, 64]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["16", "32", "64"]
+    assert len(axes.get_xticks(minor=True)) == 0
+
+
 @pytest.mark.parametrize("axis, curve", [("x", ([0, 1], [1, 2])), ("y", ([1, 2], [-1, 1]))])
 def test_values_a_logarithm_would_drop_are_refused(axis, curve):
     with pytest.raises(ValueError, match=rf"{axis} values down to .* log{axis}=False"):

@@ -28,17 +28,18 @@ def save_curves(
     logx: bool = False,
     logy: bool = False,
     title: str | None = None,
+    xticks: Sequence[float] | None = None,
 ) -> None:
     """Plots curves {name: (x [N], y [N])} into a PNG file, with a legend where there are several.
 
     Values that are not finite leave gaps. Values ≤ 0 on a logarithmic axis raise ValueError: they
-    would silently be left out.
+    would silently be left out. `xticks`: the places on x to write out, instead of matplotlib's.
     """
     lines = [
         _line("save_curves", name, curve, linewidth=1.5, **_stroke(i))
         for i, (name, curve) in enumerate(curves.items())
     ]
-    _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title)
+    _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title, xticks)
 
 
 def _stroke(i: int) -> dict[str, str]:
@@ -122,6 +123,7 @@ def _save_plot(
     labels: tuple[str, str],
     logarithmic: tuple[bool, bool],
     title: str | None,
+    xticks: Sequence[float] | None = None,
 ) -> None:
     from matplotlib.figure import Figure
 
@@ -137,6 +139,9 @@ def _save_plot(
         values = np.concatenate([getattr(line, name) for line in lines])
         _scale_axis(caller, axes, name, values[np.isfinite(values)], log)
         getattr(axes, f"set_{name}label")(label, color=INK)
+    if xticks is not None:
+        axes.set_xticks(xticks, [f"{place:g}" for place in xticks])
+        axes.minorticks_off()
     if title:
         axes.set_title(title, color=INK, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
