@@ -141,7 +141,7 @@ def _save_plot(
         getattr(axes, f"set_{name}label")(label, color=INK)
     if xticks is not None:
         axes.set_xticks(xticks, [f"{place:g}" for place in xticks])
-        axes.minorticks_off()
+        axes.set_xticks([], minor=True)
     if title:
         axes.set_title(title, color=INK, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
