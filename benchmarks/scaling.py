@@ -80,7 +80,11 @@ def device_corner(
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Times of all cases: ours and, where there is PyTorch, its channels_last step."""
-    result: dict[str, Any] = {"skipped": {}, "batch": fixed_batch(plan)}
+    result: dict[str, Any] = {
+        "skipped": {},
+        "batch": fixed_batch(plan),
+        "channels": plan.narrow_channels,
+    }
     cases = sizes(plan)
     rounds = max(2, plan.rounds // 2)
     with contextlib.ExitStack() as stack:
@@ -159,7 +163,8 @@ def line(result: dict[str, Any]) -> str:
     """Images a second at the smallest and largest batch, and the overhead of devices."""
     of = {c: v for c, v in result["sizes"][OURS].items() if c.startswith("batch")}
     first, last = list(of)[0], list(of)[-1]
-    text = f"{rate(of[first]['rate'])} images/s at {first}, {rate(of[last]['rate'])} at {last}"
+    text = f"{result['channels']} channels: {rate(of[first]['rate'])} images/s at {first}, "
+    text += f"{rate(of[last]['rate'])} at {last}"
     devices = result["devices"]
     if devices:
         base = devices["jit 1"]["median_s"]
@@ -182,7 +187,9 @@ def page(result: dict[str, Any]) -> str:
             cells += [span(one["median_s"]), rate(one["rate"])]
         rows.append(cells)
     header = [""] + [text for name in who for text in (name, "images/s")]
-    text = f"Resolutions and devices at batch {result['batch']}.\n\n" + table(header, rows)
+    rounds = len(next(iter(result["sizes"][OURS].values()))["seconds"])
+    text = f"Here with {result['channels']} channels, in {rounds} rounds; resolutions and devices "
+    text += f"at batch {result['batch']}.\n\n" + table(header, rows)
     if len([case for case in result["cases"] if case.startswith("batch")]) > 2:
         for name in who:
             fixed, each = slope(result, name)

@@ -65,7 +65,7 @@ class Model:
     optimizer: optax.GradientTransformation
 
     def init(self) -> TrainState:
-        """The state before the first step, a function of the seed; not traceable."""
+        """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
         # Run once: what a CPU's optimiser spends on a hundred draws is more than it gains.
         fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         return self._state(jax.jit(self.network.init, compiler_options=fast))
