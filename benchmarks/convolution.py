@@ -26,10 +26,10 @@ import tyro
 
 from benchmarks.common import say
 from benchmarks.provenance import stamp
-from ddpm_jax.nn.convolution import convolution, upsampled_convolution
-from ddpm_jax.nn.patches import convolution_by_patches
-from ddpm_jax.nn.winograd import winograd_convolution
-from ddpm_jax.runs.allocator import keep_freed_memory
+from ddpm_jax.devices.allocator import keep_freed_memory
+from ddpm_jax.nn.convolution.dispatch import convolution, upsampled_convolution
+from ddpm_jax.nn.convolution.patches import convolution_by_patches
+from ddpm_jax.nn.convolution.winograd import winograd_convolution
 from ddpm_jax.types import Array
 
 FORM = ("NHWC", "HWIO", "NHWC")

@@ -25,12 +25,12 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
 
     from benchmarks.plan import CPU
     from benchmarks.problem import random_images, train_config
-    from ddpm_jax import hosts
-    from ddpm_jax.runs.build import build_model, fetch
+    from ddpm_jax.devices import processes
+    from ddpm_jax.programs.build import build_model, fetch
     from ddpm_jax.training import choose_devices, make_chunk, make_train_step
 
     if count > 1:
-        hosts.connect(coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=process)
+        processes.connect(coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=process)
     changes = {"network.channels": CHANNELS, "network.num_groups": 8}
     config = train_config(CPU, **changes, batch_size=IMAGES * count)
     model = build_model(config, (SIZE, SIZE, 3), None)
@@ -54,14 +54,14 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
     for size in REDUCED if count > 1 else ():
         summed = jax.jit(
             jax.shard_map(
-                lambda x: jax.lax.psum(x, hosts.AXES),
+                lambda x: jax.lax.psum(x, processes.AXES),
                 mesh=parallel.mesh,
-                in_specs=PartitionSpec(hosts.AXES),
+                in_specs=PartitionSpec(processes.AXES),
                 out_specs=PartitionSpec(),
             )
         )
         x = jax.make_array_from_process_local_data(
-            jax.sharding.NamedSharding(parallel.mesh, PartitionSpec(hosts.AXES)),
+            jax.sharding.NamedSharding(parallel.mesh, PartitionSpec(processes.AXES)),
             np.ones((1, size), np.float32),
         )
         times = []
@@ -71,7 +71,7 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
             times.append(time.perf_counter() - begun)
         reduce.append(float(np.median(times[2:])))
     if process == 0:
-        gradients = [leaf.nbytes for leaf in jax.tree.leaves(hosts.fetch(state.params))]
+        gradients = [leaf.nbytes for leaf in jax.tree.leaves(processes.fetch(state.params))]
         found = {
             "step_s": seconds,
             "images": IMAGES,

@@ -29,7 +29,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     from benchmarks.problem import Stepper, random_images, train_config
     from ddpm_jax.data import PrefetchedBatches, ShuffledIndices, make_dataset, prepare_images
     from ddpm_jax.keys import example_keys
-    from ddpm_jax.runs.build import fetch
+    from ddpm_jax.programs.build import fetch
     from ddpm_jax.training import choose_devices
 
     count = 512 if plan.quick else 50_000

@@ -61,7 +61,7 @@ def _train(plan: Plan, dtype: str, seed: int) -> tuple[float, float]:
 
     from ddpm_jax.data import ShuffledIndices, load_digits
     from ddpm_jax.keys import example_keys
-    from ddpm_jax.runs.build import build_model, fetch, heldout_plan
+    from ddpm_jax.programs.build import build_model, fetch, heldout_plan
     from ddpm_jax.training import choose_devices, make_chunk, make_train_step
 
     config = _config(plan, dtype, seed)
@@ -104,7 +104,7 @@ def _train(plan: Plan, dtype: str, seed: int) -> tuple[float, float]:
 
 def _config(plan: Plan, dtype: str, seed: int) -> Any:
     """That of `experiments/train_digits.py`, its cosine as long as this training."""
-    from ddpm_jax.runs import config as c
+    from ddpm_jax.programs import config as c
 
     return c.TrainConfig(
         run_dir=Path("unused"),

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.plan import Plan
+from ddpm_jax.devices.allocator import keep_freed_memory
 from ddpm_jax.nn import UNet
-from ddpm_jax.runs.allocator import keep_freed_memory
-from ddpm_jax.runs.build import build_model, fetch
-from ddpm_jax.runs.config import DataConfig, NetworkConfig, TrainConfig
-from ddpm_jax.runs.model import Model
+from ddpm_jax.programs.build import build_model, fetch
+from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig
+from ddpm_jax.programs.model import Model
 from ddpm_jax.training import choose_devices, make_chunk, make_train_step
 from ddpm_jax.types import PyTree
 

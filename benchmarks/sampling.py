@@ -74,12 +74,12 @@ def jax_corner(
     import jax
 
     from benchmarks.problem import moved_params, train_config
-    from ddpm_jax.generation import Generator
+    from ddpm_jax.devices.allocator import keep_freed_memory
+    from ddpm_jax.devices.cpu import one_device_a_core
     from ddpm_jax.interop import unet_params_to_diffusers, unet_to_diffusers_config
-    from ddpm_jax.runs.allocator import keep_freed_memory
-    from ddpm_jax.runs.build import build_model, build_sampler
-    from ddpm_jax.runs.config import SamplerOptions
-    from ddpm_jax.runs.cores import one_device_a_core
+    from ddpm_jax.programs.build import build_model, build_sampler
+    from ddpm_jax.programs.config import SamplerOptions
+    from ddpm_jax.programs.generator import Generator
 
     # As every program that samples does.
     keep_freed_memory()

@@ -50,8 +50,8 @@ def jax_process(plan: dict[str, Any], began: float) -> dict[str, float]:
     import jax
 
     from benchmarks.problem import train_config
-    from ddpm_jax.runs import train as _  # noqa: F401 - what a run imports
-    from ddpm_jax.runs.build import build_model, fetch
+    from ddpm_jax.programs import train as _  # noqa: F401 - what a run imports
+    from ddpm_jax.programs.build import build_model, fetch
     from ddpm_jax.training import choose_devices, make_chunk, make_train_step
 
     laps("imports")
@@ -109,7 +109,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     """Stages of each case, medians over fresh processes."""
     from benchmarks.problem import train_config
     from ddpm_jax.interop import unet_to_diffusers_config
-    from ddpm_jax.runs.build import build_model
+    from ddpm_jax.programs.build import build_model
 
     shape = (plan.image_size, plan.image_size, 3)
     unet = build_model(train_config(plan), shape, None).network

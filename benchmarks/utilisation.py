@@ -33,7 +33,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     import jax
 
     from benchmarks.problem import Stepper, flops_of, train_config
-    from ddpm_jax.runs.allocator import keep_freed_memory
+    from ddpm_jax.devices.allocator import keep_freed_memory
 
     keep_freed_memory()
     peak = matrix_peak(plan)
@@ -118,7 +118,7 @@ def _pieces(plan: Plan, stepper: Any) -> dict[str, Callable[[], float]]:
     from ddpm_jax.data import prepare_images
     from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example, split_each
     from ddpm_jax.losses import uniform_timesteps
-    from ddpm_jax.runs.build import fetch
+    from ddpm_jax.programs.build import fetch
     from ddpm_jax.training import update_ema
 
     model, state = stepper.model, jax.tree.map(jnp.copy, stepper.state)

@@ -3,22 +3,56 @@
 Schedules, respacing and spacings are tables made on the host, in float64. Everything else exported
 here is traceable: arrays in, arrays out, to be jitted, vmapped, differentiated and mapped over
 devices by whoever calls it. Training, data, evaluation and drawing live in the subpackages
-`training`, `data`, `evaluation`, `generation` and `visualize`, imported where they are used; score
+`training`, `data`, `evaluation`, `programs` and `visualize`, imported where they are used; score
 matching and Langevin dynamics in `score`.
 """
 
-from ddpm_jax.bound import (
-    bound_term,
-    prior_term,
+from ddpm_jax.denoisers.guidance import (
+    classifier_free,
+    classifier_guided,
 )
-from ddpm_jax.bridge import denoiser_from_score, noise_levels, score_from_denoiser
-from ddpm_jax.continuous import (
+from ddpm_jax.denoisers.optimal_variance import (
+    optimal_log_variance,
+    x_0_mse_from_epsilon,
+)
+from ddpm_jax.denoisers.prediction import (
+    ReverseStep,
+    convert_prediction,
+    dynamic_threshold,
+    make_denoiser,
+    p_mean_variance,
+    predict_epsilon,
+    predict_x_0,
+    training_target,
+)
+from ddpm_jax.denoisers.scores import denoiser_from_score, noise_levels, score_from_denoiser
+from ddpm_jax.denoisers.sigma import (
     SigmaDenoiser,
     denoiser_from_sigma,
     sigma_denoiser,
     sigma_range,
 )
-from ddpm_jax.gaussian import (
+from ddpm_jax.forward import (
+    NoiseSchedule,
+    constant_schedule,
+    cosine_schedule,
+    jsd_schedule,
+    linear_schedule,
+    quadratic_schedule,
+    rescale_zero_terminal_snr,
+    respace,
+    schedule_from_alpha_bar,
+    schedule_from_beta,
+    schedule_from_noise_levels,
+    sigmoid_schedule,
+    spaced_timesteps,
+    warmup_schedule,
+)
+from ddpm_jax.forward.pixels import (
+    from_pixels,
+    to_pixels,
+)
+from ddpm_jax.forward.process import (
     Gaussian,
     posterior_mean,
     posterior_variance,
@@ -26,15 +60,29 @@ from ddpm_jax.gaussian import (
     q_posterior,
     q_sample,
 )
-from ddpm_jax.guidance import (
-    classifier_free,
-    classifier_guided,
-)
 from ddpm_jax.keys import (
     example_keys,
     normal_per_example,
 )
-from ddpm_jax.likelihood import (
+from ddpm_jax.likelihood.bound import (
+    bound_term,
+    prior_term,
+)
+from ddpm_jax.likelihood.normal import (
+    discretized_log_likelihood,
+    normal_kl,
+    normal_log_density,
+)
+from ddpm_jax.likelihood.probability_flow import (
+    FlowLikelihood,
+    FlowSolution,
+    bits_per_dim,
+    dequantize,
+    probability_flow_encode,
+    probability_flow_log_likelihood,
+    probability_flow_sample,
+)
+from ddpm_jax.likelihood.variational import (
     RateDistortion,
     VariationalBound,
     estimate_bound,
@@ -64,38 +112,6 @@ from ddpm_jax.nn import (
     MLP,
     UNet,
 )
-from ddpm_jax.normal import (
-    discretized_log_likelihood,
-    normal_kl,
-    normal_log_density,
-)
-from ddpm_jax.optimal_variance import (
-    optimal_log_variance,
-    x_0_mse_from_epsilon,
-)
-from ddpm_jax.pixels import (
-    from_pixels,
-    to_pixels,
-)
-from ddpm_jax.prediction import (
-    ReverseStep,
-    convert_prediction,
-    dynamic_threshold,
-    make_denoiser,
-    p_mean_variance,
-    predict_epsilon,
-    predict_x_0,
-    training_target,
-)
-from ddpm_jax.probability_flow import (
-    FlowLikelihood,
-    FlowSolution,
-    bits_per_dim,
-    dequantize,
-    probability_flow_encode,
-    probability_flow_log_likelihood,
-    probability_flow_sample,
-)
 from ddpm_jax.samplers import (
     Sampler,
     StepResult,
@@ -116,22 +132,6 @@ from ddpm_jax.samplers import (
     sample,
     sample_trajectory,
     slerp,
-)
-from ddpm_jax.schedules import (
-    NoiseSchedule,
-    constant_schedule,
-    cosine_schedule,
-    jsd_schedule,
-    linear_schedule,
-    quadratic_schedule,
-    rescale_zero_terminal_snr,
-    respace,
-    schedule_from_alpha_bar,
-    schedule_from_beta,
-    schedule_from_noise_levels,
-    sigmoid_schedule,
-    spaced_timesteps,
-    warmup_schedule,
 )
 from ddpm_jax.types import (
     Array,

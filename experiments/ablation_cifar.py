@@ -14,9 +14,9 @@ from pathlib import Path
 
 from train_cifar import CONFIG
 
-from ddpm_jax.runs.ablation import ablation
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.train import train
+from ddpm_jax.programs.ablation import ablation
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.train import train
 
 ROWS = ablation(dataclasses.replace(CONFIG, run_dir=Path("runs/ablation_cifar")))
 

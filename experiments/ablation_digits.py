@@ -13,9 +13,9 @@ from pathlib import Path
 
 from train_digits import CONFIG
 
-from ddpm_jax.runs.ablation import ablation
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.digits_report import train_digits
+from ddpm_jax.programs.ablation import ablation
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.digits_report import train_digits
 
 ROWS = ablation(dataclasses.replace(CONFIG, run_dir=Path("runs/ablation_digits")))
 

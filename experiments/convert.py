@@ -11,8 +11,14 @@ safetensors, npz and JSON are read, never pickles. Settings that the other side 
 refused by name.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.convert import Conversion, FromDiffusers, FromTensorFlow, ToDiffusers, convert
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.convert import (
+    Conversion,
+    FromDiffusers,
+    FromTensorFlow,
+    ToDiffusers,
+    convert,
+)
 
 CONVERSIONS: dict[str, tuple[str, Conversion]] = {
     "from-diffusers": ("a DDPMPipeline's folder, or the hub's, as a run", FromDiffusers()),

@@ -8,8 +8,8 @@ compared by their pixels, larger ones by Inception-v3. Held-out images stand bes
 the floor, in equal number where there are enough.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.evaluate import EvaluateConfig, evaluate
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.evaluate import EvaluateConfig, evaluate
 
 if __name__ == "__main__":
     run_program(evaluate, EvaluateConfig(), __doc__)

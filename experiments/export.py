@@ -10,8 +10,8 @@ and elsewhere, with nothing but JAX and flatbuffers installed:
 The weights are in the file; the batch size is open unless --batch-size fixes it.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.export import ExportConfig, export
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.export import ExportConfig, export
 
 if __name__ == "__main__":
     run_program(export, ExportConfig(), __doc__)

@@ -9,8 +9,8 @@ part to be kept exactly, and completions that differ where it leaves a choice; i
 one another as from the truth. With --num-resamples 1 they fit the known part less well.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.studies.inpaint import InpaintConfig, study_inpainting
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.studies.inpaint import InpaintConfig, study_inpainting
 
 if __name__ == "__main__":
     run_program(study_inpainting, InpaintConfig(), __doc__)

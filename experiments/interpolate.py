@@ -10,8 +10,8 @@ superpose the two images, many to invent others and forget the sources, and DDIM
 exactly and to pass through images of the data's kind.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.studies.interpolate import InterpolateConfig, interpolate
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.studies.interpolate import InterpolateConfig, interpolate
 
 if __name__ == "__main__":
     run_program(interpolate, InterpolateConfig(), __doc__)

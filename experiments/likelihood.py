@@ -8,8 +8,8 @@ Papers: the bound and progressive coding, Ho, Jain, Abbeel 2020 (arXiv 2006.1123
 need fewest of the fixed ones.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.studies.likelihood import LikelihoodConfig, likelihood
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.studies.likelihood import LikelihoodConfig, likelihood
 
 if __name__ == "__main__":
     run_program(likelihood, LikelihoodConfig(), __doc__)

@@ -9,8 +9,8 @@ exact copies, and a curve in distances.png that does not run left of that of hel
 samples much nearer to the training set than new images are would be copies with noise.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.studies.neighbours import NeighboursConfig, study_neighbours
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.studies.neighbours import NeighboursConfig, study_neighbours
 
 if __name__ == "__main__":
     run_program(study_neighbours, NeighboursConfig(), __doc__)

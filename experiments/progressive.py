@@ -9,8 +9,8 @@ The first x̂_0 of a network that predicts ε may be noise itself: where nothing
 ε tells nothing of it.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.studies.progressive import ProgressiveConfig, progressive
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.studies.progressive import ProgressiveConfig, progressive
 
 if __name__ == "__main__":
     run_program(progressive, ProgressiveConfig(), __doc__)

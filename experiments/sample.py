@@ -3,8 +3,8 @@
 python experiments/sample.py --run-dir runs/digits --sampler ddim --num-steps 20 --count 100
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.sample import SampleConfig, sample
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.sample import SampleConfig, sample
 
 if __name__ == "__main__":
     run_program(sample, SampleConfig(), __doc__)

@@ -7,8 +7,8 @@ variances (2201.06503), DPM-Solver++ (2211.01095), Heun on EDM's grid (2206.0036
 Fréchet distance of pixels, which needs no network and suits small images.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.studies.steps_vs_quality import StepsConfig, steps_vs_quality
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.studies.steps_vs_quality import StepsConfig, steps_vs_quality
 
 if __name__ == "__main__":
     run_program(steps_vs_quality, StepsConfig(), __doc__)

@@ -16,8 +16,8 @@ Writes five pictures and toy_2d.json. What they show, from Hyvärinen 2005 to Ho
 Three minutes on two idle cores, no downloads. docs/results/toy_2d shows the page.
 """
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.toys.page import ToyConfig, toy_2d
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.toys.page import ToyConfig, toy_2d
 
 if __name__ == "__main__":
     run_program(toy_2d, ToyConfig(), __doc__)

@@ -9,9 +9,9 @@ FID 3.17 and Inception Score 9.46. Here: not yet run to the end.
 
 from pathlib import Path
 
-from ddpm_jax.runs.config import DataConfig, ReportConfig, TrainConfig
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.train import train
+from ddpm_jax.programs.config import DataConfig, ReportConfig, TrainConfig
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.train import train
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/cifar10"),

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from train_cifar import CONFIG as CIFAR
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.train import train
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.train import train
 
 CONFIG = dataclasses.replace(
     CIFAR,

@@ -10,7 +10,7 @@ that this script writes.
 
 from pathlib import Path
 
-from ddpm_jax.runs.config import (
+from ddpm_jax.programs.config import (
     DataConfig,
     DiffusionConfig,
     NetworkConfig,
@@ -18,8 +18,8 @@ from ddpm_jax.runs.config import (
     ReportConfig,
     TrainConfig,
 )
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.digits_report import train_digits
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.digits_report import train_digits
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/digits"),

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from train_digits import CONFIG as DIGITS
 
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.digits_report import train_digits
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.digits_report import train_digits
 
 CONFIG = dataclasses.replace(
     DIGITS,

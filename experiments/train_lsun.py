@@ -10,15 +10,15 @@ on church. Not yet run.
 
 from pathlib import Path
 
-from ddpm_jax.runs.config import (
+from ddpm_jax.programs.config import (
     DataConfig,
     NetworkConfig,
     OptimizerConfig,
     ReportConfig,
     TrainConfig,
 )
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.train import train
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.train import train
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/lsun"),

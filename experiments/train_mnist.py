@@ -8,15 +8,15 @@ The paper has no MNIST experiment; this is its recipe at half the width. Not yet
 
 from pathlib import Path
 
-from ddpm_jax.runs.config import (
+from ddpm_jax.programs.config import (
     DataConfig,
     NetworkConfig,
     OptimizerConfig,
     ReportConfig,
     TrainConfig,
 )
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.train import train
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.train import train
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/mnist"),

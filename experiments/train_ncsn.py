@@ -18,10 +18,10 @@ from pathlib import Path
 from train_cifar import CONFIG as CIFAR
 from train_digits import CONFIG as DIGITS
 
-from ddpm_jax.runs.config import TrainConfig
-from ddpm_jax.runs.console import run_program
-from ddpm_jax.runs.digits_report import train_digits
-from ddpm_jax.runs.train import train
+from ddpm_jax.programs.config import TrainConfig
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.digits_report import train_digits
+from ddpm_jax.programs.train import train
 
 
 def ncsn(

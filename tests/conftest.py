@@ -8,11 +8,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 LONGEST = (
-    "test_runs_end_to_end.py",
+    "test_programs_end_to_end.py",
     "test_training_step.py",
     "test_toys.py",
-    "test_runs_evaluate.py",
-    "test_hosts.py",
+    "test_programs_evaluate.py",
+    "test_devices_processes.py",
     "test_studies.py",
     "test_docs.py",
     "test_benchmarks.py",

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 import ddpm_jax as dj
-from ddpm_jax import hosts
 from ddpm_jax.data import ShuffledIndices
-from ddpm_jax.generation import Generator
+from ddpm_jax.devices import processes
+from ddpm_jax.programs.generator import Generator
 from ddpm_jax.training import (
     Checkpoints,
     StopRequest,
@@ -29,7 +29,7 @@ from ddpm_jax.training import (
 
 if __name__ == "__main__":
     # Before anything is computed; the tiny problem computes its schedule as it is imported.
-    hosts.connect(
+    processes.connect(
         coordinator=f"127.0.0.1:{sys.argv[1]}",
         num_processes=int(sys.argv[2]),
         process_id=int(sys.argv[3]),
@@ -76,14 +76,14 @@ def drawn(parallel):
         x_0, t, noise, dropout = small.draws(batch, keys)
         return batch["example"], batch["image"], x_0, t, noise, jax.random.key_data(dropout)
 
-    rows = jax.sharding.PartitionSpec(hosts.AXES)
+    rows = jax.sharding.PartitionSpec(processes.AXES)
     mapped = jax.shard_map(
         draws,
         mesh=parallel.mesh,
-        in_specs=(jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, hosts.AXES)),
+        in_specs=(jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, processes.AXES)),
         out_specs=rows,
     )
-    return hosts.fetch(jax.jit(mapped)(dataset, feed(parallel, 7)))
+    return processes.fetch(jax.jit(mapped)(dataset, feed(parallel, 7)))
 
 
 def images(devices):
@@ -122,25 +122,26 @@ def go_on(folder, parallel, until, save_at):
 
 def parameters(state):
     return [
-        np.asarray(leaf) for leaf in jax.tree.leaves(hosts.fetch((state.params, state.opt_state)))
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves(processes.fetch((state.params, state.opt_state)))
     ]
 
 
 def agreements(process):
     """What the processes say to each other, and how they fail together."""
-    found = {"result": hosts.on_leader(lambda: {"from": jax.process_index()})}
+    found = {"result": processes.on_leader(lambda: {"from": jax.process_index()})}
 
     def fail_in(culprit):
         if jax.process_index() == culprit:
             raise OSError(f"no room in {culprit}")
 
     for name, call, culprit in (
-        ("leader", hosts.on_leader, 0),
-        ("everywhere", hosts.everywhere, jax.process_count() - 1),
+        ("leader", processes.on_leader, 0),
+        ("everywhere", processes.everywhere, jax.process_count() - 1),
     ):
         try:
             call(lambda culprit=culprit: fail_in(culprit))
-        except (OSError, hosts.PeerError) as error:
+        except (OSError, processes.PeerError) as error:
             found[name] = [type(error).__name__, str(error)]
     stop = StopRequest()
     stop.share()

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.runs.config import DevicesConfig, DiffusionConfig, NetworkConfig, TrainConfig
-from ddpm_jax.runs.run import Run
+from ddpm_jax.programs.config import DevicesConfig, DiffusionConfig, NetworkConfig, TrainConfig
+from ddpm_jax.programs.training_run import Run
 from ddpm_jax.training import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]

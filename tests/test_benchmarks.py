@@ -109,7 +109,7 @@ def test_a_product_that_goes_on_unseen_gets_the_gap_before_its_result_is_used():
         ("jit(f)/jvp(UNet)/down_1_attention_0/query/dot_general", "", "attention"),
         ("jit(f)/jvp(UNet)/x/threefry2x32", "", "random numbers"),
         ("jit(f)/mul", "/site-packages/optax/_src/base.py", "optimiser and EMA"),
-        ("jit(f)/gather", "/ddpm_jax/runs/build.py /ddpm_jax/training/step.py", "input"),
+        ("jit(f)/gather", "/ddpm_jax/programs/build.py /ddpm_jax/training/step.py", "input"),
         ("jit(f)/mul", "", "other named"),
         ("", "", "unnamed"),
     ],

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ddpm_jax.data import folder as folder_module
 from ddpm_jax.data import load_folder
-from ddpm_jax.data.decode import decode_image
 from ddpm_jax.data.folder import list_images
+from ddpm_jax.data.images import decode_image
 
 
 @pytest.fixture(autouse=True)

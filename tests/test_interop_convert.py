@@ -15,23 +15,23 @@ from flax import traverse_util
 
 from ddpm_jax.interop import (
     Process,
+    hub,
     load_diffusers,
     save_diffusers,
     tensorflow_name,
 )
 from ddpm_jax.nn import UNet
-from ddpm_jax.runs import hub
-from ddpm_jax.runs.build import build_model, build_schedule
-from ddpm_jax.runs.config import (
+from ddpm_jax.programs.build import build_model, build_schedule
+from ddpm_jax.programs.config import (
     DiffusionConfig,
     SamplerOptions,
     TrainConfig,
     from_json,
     to_json,
 )
-from ddpm_jax.runs.convert import FromDiffusers, FromTensorFlow, ToDiffusers, convert
-from ddpm_jax.runs.directory import RunDirectory, RunDirectoryError
-from ddpm_jax.runs.trained import RunOptions, TrainedRun
+from ddpm_jax.programs.convert import FromDiffusers, FromTensorFlow, ToDiffusers, convert
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.training import Checkpoints
 from tests.reference_unet import random_params
 from tests.reference_unet import unet as reference_unet

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from ddpm_jax.forward import linear_schedule
 from ddpm_jax.interop import (
     Process,
     choose_pipeline_files,
@@ -21,9 +22,8 @@ from ddpm_jax.interop import (
     write_safetensors,
 )
 from ddpm_jax.nn import UNet
-from ddpm_jax.runs.build import build_schedule
-from ddpm_jax.runs.config import DiffusionConfig
-from ddpm_jax.schedules import linear_schedule
+from ddpm_jax.programs.build import build_schedule
+from ddpm_jax.programs.config import DiffusionConfig
 from tests.reference_unet import random_params
 
 TINY = UNet(

@@ -10,8 +10,8 @@ import pytest
 import ddpm_jax as dj
 from ddpm_jax.interop import Process, load_diffusers, save_diffusers
 from ddpm_jax.nn import UNet
-from ddpm_jax.runs.build import build_schedule
-from ddpm_jax.runs.config import DiffusionConfig
+from ddpm_jax.programs.build import build_schedule
+from ddpm_jax.programs.config import DiffusionConfig
 from tests.reference_unet import random_params
 
 BATCH, STEPS = 3, 12

@@ -9,8 +9,8 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.interop import Process, process_from_diffusers_config, process_to_diffusers_config
-from ddpm_jax.runs.build import build_schedule
-from ddpm_jax.runs.config import DiffusionConfig
+from ddpm_jax.programs.build import build_schedule
+from ddpm_jax.programs.config import DiffusionConfig
 
 SHAPE = (3, 6, 5, 2)  # NHWC
 X_T = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)

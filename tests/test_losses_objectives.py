@@ -8,8 +8,8 @@ from jax.test_util import check_grads
 from scipy import stats
 
 import ddpm_jax as dj
+from ddpm_jax.denoisers.prediction import TARGETS
 from ddpm_jax.losses import bound_loss, hybrid_loss, simple_loss
-from ddpm_jax.prediction import TARGETS
 from tests.oracles import GaussianData, Tables
 
 BETA = np.linspace(5e-4, 0.1, 200)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax.denoisers.prediction import TARGETS
+from ddpm_jax.forward import rescale_zero_terminal_snr
 from ddpm_jax.losses import (
     bound_loss,
     bound_weight,
@@ -17,8 +19,6 @@ from ddpm_jax.losses import (
     snr_weighting,
     truncated_snr_weighting,
 )
-from ddpm_jax.prediction import TARGETS
-from ddpm_jax.schedules import rescale_zero_terminal_snr
 from tests.oracles import Tables
 
 BETA = np.linspace(5e-4, 0.1, 200)

@@ -15,8 +15,8 @@ import pytest
 from scipy import stats
 
 import ddpm_jax as dj
-from ddpm_jax.bridge import noise_levels
-from ddpm_jax.normal import normal_kl
+from ddpm_jax.denoisers.scores import noise_levels
+from ddpm_jax.likelihood.normal import normal_kl
 from ddpm_jax.score.langevin import annealed_langevin, langevin, langevin_step
 from ddpm_jax.score.objectives import (
     denoising_score_matching,

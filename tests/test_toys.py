@@ -12,14 +12,14 @@ import scipy.stats
 from PIL import Image
 
 import ddpm_jax as dj
-from ddpm_jax.runs.toys import densities, models
-from ddpm_jax.runs.toys.field import FieldConfig, by_decile
-from ddpm_jax.runs.toys.fit import FitConfig, fit
-from ddpm_jax.runs.toys.manifold import ManifoldConfig
-from ddpm_jax.runs.toys.mixing import MixingConfig
-from ddpm_jax.runs.toys.models import ModelsConfig
-from ddpm_jax.runs.toys.objectives import ObjectivesConfig
-from ddpm_jax.runs.toys.page import FIGURES, ToyConfig, toy_2d
+from ddpm_jax.programs.toys import densities, models
+from ddpm_jax.programs.toys.field import FieldConfig, by_decile
+from ddpm_jax.programs.toys.fit import FitConfig, fit
+from ddpm_jax.programs.toys.manifold import ManifoldConfig
+from ddpm_jax.programs.toys.mixing import MixingConfig
+from ddpm_jax.programs.toys.models import ModelsConfig
+from ddpm_jax.programs.toys.objectives import ObjectivesConfig
+from ddpm_jax.programs.toys.page import FIGURES, ToyConfig, toy_2d
 
 PLANES = {
     "two_gaussians": densities.two_gaussians(0.2, 1.5),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
-from ddpm_jax.reading import map_npy, read_json_object
+from ddpm_jax.files import map_npy, read_json_object
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory where the cache cannot be written

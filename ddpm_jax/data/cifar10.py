@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.data import tfds_reader
+from ddpm_jax.data.archives import tar_members
 from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress, download_file
 from ddpm_jax.data.gzipped import DAMAGE, open_plain_or_gzip
-from ddpm_jax.data.tar_members import tar_members
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"

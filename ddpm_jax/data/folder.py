@@ -17,9 +17,9 @@ import numpy as np
 
 from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry
 from ddpm_jax.data.dataset import ImageDataset
-from ddpm_jax.data.decode import FILTER, SUFFIXES, decode_image
 from ddpm_jax.data.download import Progress, progress_bar
-from ddpm_jax.reading import check_regular
+from ddpm_jax.data.images import FILTER, SUFFIXES, decode_image
+from ddpm_jax.files import check_regular
 
 BLOCK = 64  # images a thread decodes at a time
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.shuffle import ShuffledIndices
-from ddpm_jax.pixels import from_pixels
+from ddpm_jax.forward.pixels import from_pixels
 from ddpm_jax.types import Array, Key, bcast_right
 
 

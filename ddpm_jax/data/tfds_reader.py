@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 
-from ddpm_jax.data.decode import is_deep
+from ddpm_jax.data.images import is_deep
 from ddpm_jax.data.png_rows import check_rows
 
 INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, importlib_resources)'

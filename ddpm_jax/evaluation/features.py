@@ -13,7 +13,7 @@ import numpy.typing as npt
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ddpm_jax import hosts
+from ddpm_jax.devices import processes
 from ddpm_jax.evaluation.images import checked_images
 from ddpm_jax.evaluation.inception_v3 import InceptionV3
 from ddpm_jax.evaluation.preprocessing import TF1, Preprocessing
@@ -71,9 +71,9 @@ class FeatureExtractor:
                 f"{batch_size=} and {len(devices)} devices."
             )
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
-        mesh = hosts.make_mesh(devices)
-        self._split = NamedSharding(mesh, PartitionSpec(hosts.AXES))
-        self._variables = hosts.put(variables, NamedSharding(mesh, PartitionSpec()))
+        mesh = processes.make_mesh(devices)
+        self._split = NamedSharding(mesh, PartitionSpec(processes.AXES))
+        self._variables = processes.put(variables, NamedSharding(mesh, PartitionSpec()))
         self.about = {
             "network": network,
             "variables": variables_fingerprint(variables),
@@ -135,11 +135,11 @@ class FeatureExtractor:
         if count < self.batch_size:
             empty = np.zeros((self.batch_size - count, *batch.shape[1:]), np.uint8)
             batch = np.concatenate([batch, empty])
-        return self._step(self._variables, hosts.put(batch, self._split)), count
+        return self._step(self._variables, processes.put(batch, self._split)), count
 
 
 def _fetch(features: dict[str, Array], count: int) -> Features:
-    return {name: np.asarray(values)[:count] for name, values in hosts.fetch(features).items()}
+    return {name: np.asarray(values)[:count] for name, values in processes.fetch(features).items()}
 
 
 def inception_extractor(

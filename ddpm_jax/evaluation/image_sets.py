@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.data.dataset import Fingerprint
-from ddpm_jax.data.decode import FORMATS, decode_image
 from ddpm_jax.data.folder import list_images
+from ddpm_jax.data.images import FORMATS, decode_image
 from ddpm_jax.evaluation.images import checked_images
-from ddpm_jax.reading import array_names, open_archive, open_array
+from ddpm_jax.files import array_names, open_archive, open_array
 
 Pixels = npt.NDArray[np.uint8]
 NPZ_NAMES = ("images", "samples", "arr_0")
@@ -192,7 +192,7 @@ def _array_in(
                     raise _Unfit(
                         f"{path} has {wanted[0]} {dtype} {shape}{' in Fortran order' * fortran}, "
                         "and open_images needs uint8 [N, H, W, C]. Map model values in [-1, 1] to "
-                        "pixels by ddpm_jax.pixels.to_pixels before they are saved."
+                        "pixels by ddpm_jax.forward.pixels.to_pixels before they are saved."
                     )
                 if shape[1] * shape[2] * shape[3] > LARGEST_IMAGE:
                     raise _Unfit(f"{path} has images {shape[1:]}, over {LARGEST_IMAGE:,} bytes.")

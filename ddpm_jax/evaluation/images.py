@@ -17,7 +17,7 @@ def checked_images(caller: str, images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     if pixels.dtype != np.uint8:
         raise TypeError(
             f"{caller} needs uint8 images, got dtype {pixels.dtype}. "
-            "Map model values in [-1, 1] to pixels first: ddpm_jax.pixels.to_pixels(x)."
+            "Map model values in [-1, 1] to pixels first: ddpm_jax.forward.pixels.to_pixels(x)."
         )
     if pixels.ndim != 4 or pixels.size == 0:
         raise ValueError(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.evaluation.metrics import Moments
-from ddpm_jax.reading import array_names, open_archive, read_arrays, read_json_object
+from ddpm_jax.files import array_names, open_archive, read_arrays, read_json_object
 
 VERSION = 1
 """Raised when equal inputs would give other moments, so that old entries are computed anew."""

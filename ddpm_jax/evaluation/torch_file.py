@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.evaluation.torch_pickle import Storage, Tensor, run
-from ddpm_jax.reading import check_regular
+from ddpm_jax.files import check_regular
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

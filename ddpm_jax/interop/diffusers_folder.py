@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ddpm_jax.files import read_json_object as read_strict_object
+from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
 from ddpm_jax.interop.diffusers_scheduler import (
     Process,
@@ -23,8 +25,6 @@ from ddpm_jax.interop.diffusers_scheduler import (
 from ddpm_jax.interop.diffusers_unet import unet_from_diffusers_config, unet_to_diffusers_config
 from ddpm_jax.interop.tensors import PICKLES, read_safetensors, refuse_pickle, write_safetensors
 from ddpm_jax.nn import UNet
-from ddpm_jax.reading import read_json_object as read_strict_object
-from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.types import PyTree
 
 WEIGHTS = "diffusion_pytorch_model"

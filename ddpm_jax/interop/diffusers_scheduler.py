@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.prediction import Target, VarianceKind
-from ddpm_jax.schedules import (
+from ddpm_jax.denoisers.prediction import Target, VarianceKind
+from ddpm_jax.forward import (
     NoiseSchedule,
     constant_schedule,
     cosine_schedule,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.reading import parse_json_object, read_arrays
+from ddpm_jax.files import parse_json_object, read_arrays
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 

@@ -16,9 +16,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.bound import bound_term
-from ddpm_jax.gaussian import q_sample
-from ddpm_jax.prediction import (
+from ddpm_jax.denoisers.prediction import (
     Target,
     Variance,
     is_learned,
@@ -26,7 +24,9 @@ from ddpm_jax.prediction import (
     split_output,
     training_target,
 )
-from ddpm_jax.schedules import NoiseSchedule
+from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.process import q_sample
+from ddpm_jax.likelihood.bound import bound_term
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, mean_per_example
 
 

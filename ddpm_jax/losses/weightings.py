@@ -19,9 +19,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.gaussian import posterior_coefficients
-from ddpm_jax.prediction import Target, Variance, check_target, is_learned, reverse_variance
-from ddpm_jax.schedules import NoiseSchedule, lookup
+from ddpm_jax.denoisers.prediction import (
+    Target,
+    Variance,
+    check_target,
+    is_learned,
+    reverse_variance,
+)
+from ddpm_jax.forward import NoiseSchedule, lookup
+from ddpm_jax.forward.process import posterior_coefficients
 from ddpm_jax.types import Array, ArrayLike
 
 Weighting = Callable[[Array], Array]

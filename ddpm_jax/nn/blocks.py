@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.nn.convolution import convolution, upsampled_convolution
-from ddpm_jax.nn.flat import flat_product
+from ddpm_jax.nn.convolution import convolution, flat_product, upsampled_convolution
 from ddpm_jax.types import Array, Key
 
 Dtype = Any

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from ddpm_jax.gaussian import posterior_mean
-from ddpm_jax.prediction import Variance, check_variance, is_learned, reverse_variance
+from ddpm_jax.denoisers.prediction import Variance, check_variance, is_learned, reverse_variance
+from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.process import posterior_mean
 from ddpm_jax.samplers.base import Sampler, StepResult, no_state, x_0_of
-from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.types import bcast_right
 
 

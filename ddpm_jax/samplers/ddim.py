@@ -12,10 +12,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.gaussian import at_step
+from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.process import at_step
 from ddpm_jax.samplers.base import Sampler, StepResult, no_state, x_0_of
 from ddpm_jax.samplers.levels import level_at
-from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.types import Array, Denoiser
 
 Convention = Literal["euler", "fed_next", "data_is_step_0"]

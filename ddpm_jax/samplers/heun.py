@@ -13,9 +13,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.samplers.base import Sampler, StepResult, no_state, unless_data, x_0_of
 from ddpm_jax.samplers.levels import level_at
-from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.types import Array, bcast_right
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ddpm_jax.schedules import NoiseSchedule
+from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.types import Array, bcast_right
 
 

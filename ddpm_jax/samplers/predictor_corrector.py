@@ -6,9 +6,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.gaussian import at_step
+from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.process import at_step
 from ddpm_jax.samplers.base import Sampler, StepResult, take_draws, unless_data, x_0_of
-from ddpm_jax.schedules import NoiseSchedule
 from ddpm_jax.types import Array, bcast_right
 
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ddpm_jax import hosts
+from ddpm_jax.devices import processes
 from ddpm_jax.training.manifest import (
     DamagedCheckpointError,
     check_tree,
@@ -89,7 +89,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
-        if writable and hosts.is_leader() and self.folder.is_dir():
+        if writable and processes.is_leader() and self.folder.is_dir():
             for leftover in self.folder.glob(f"{INCOMING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -122,7 +122,7 @@ class Checkpoints:
             self.wait()
         except CheckpointWriteError as error:
             warnings.warn(f"{error} Trying again at step {step}.", stacklevel=2)
-        if hosts.on_leader(lambda: self._make_room(step)):
+        if processes.on_leader(lambda: self._make_room(step)):
             return
         tree = _as_tree(_raw(state))
         incoming = self.folder / f"{INCOMING}{step}"
@@ -148,7 +148,7 @@ class Checkpoints:
         try:
             # Orbax lets no process past this before all have written and process 0 has committed.
             self._orbax.wait_until_finished()
-            if not hosts.is_leader():
+            if not processes.is_leader():
                 return
             write_manifest(incoming, tree, step)
             incoming.rename(self.folder / str(step))
@@ -165,7 +165,7 @@ class Checkpoints:
 
     def _sweep(self, step: int) -> None:
         """Removes what a failed or killed save of this step left: Orbax's own folders too."""
-        if not hosts.is_leader():
+        if not processes.is_leader():
             return
         for leftover in (f"{INCOMING}{step}", *self.folder.glob(f"{INCOMING}{step}.*")):
             shutil.rmtree(self.folder / leftover, ignore_errors=True)
@@ -189,7 +189,7 @@ class Checkpoints:
         for one of another model, FileNotFoundError when `step` has none.
         """
         self.wait()
-        chosen = hosts.on_leader(lambda: self._choose(like, step))
+        chosen = processes.on_leader(lambda: self._choose(like, step))
         return None if chosen is None else self._read(self.folder / str(chosen), like)
 
     def _choose(self, like: PyTree, step: int | None) -> int | None:

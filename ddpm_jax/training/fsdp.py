@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.hosts import AXES
+from ddpm_jax.devices.processes import AXES
 from ddpm_jax.training.collectives import Collectives, Gradients
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.types import Array, Key, PyTree

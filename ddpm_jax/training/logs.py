@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-
 from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 from tensorboardX.record_writer import masked_crc32c
 
-from ddpm_jax.reading import check_regular
+from ddpm_jax.files import check_regular
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax.hosts import Agreed
+from ddpm_jax.devices.processes import Agreed
 from ddpm_jax.training.state import TrainState
 
 Metrics = Mapping[str, np.ndarray]

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.reading import check_regular, read_json_object
+from ddpm_jax.files import check_regular, read_json_object
 from ddpm_jax.types import PyTree
 
 NAME = "manifest.json"

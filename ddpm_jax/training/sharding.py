@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax import hosts
+from ddpm_jax.devices import processes
 from ddpm_jax.training.fsdp import FullySharded, state_specs
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
 from ddpm_jax.types import Array, Device, PyTree
 
 Backend = Literal["jit", "pmap", "shard_map"]
-AXIS = hosts.AXES[0]
+AXIS = processes.AXES[0]
 
 Fetch = Callable[[Any, Batch], Batch]
 """`fetch(dataset, batch) -> batch`: looks up, inside the compiled step, what a batch only points
@@ -121,7 +121,7 @@ class DataParallel:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices as a mesh [data, fsdp]."""
-        return hosts.make_mesh(self.devices, self.parameter_shards)
+        return processes.make_mesh(self.devices, self.parameter_shards)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -160,7 +160,7 @@ class DataParallel:
                 return _put(leaf, sharding)
             if sharding.is_fully_addressable:
                 return _put(leaf, sharding)
-            data = hosts.put(np.asarray(jax.random.key_data(leaf)), sharding)
+            data = processes.put(np.asarray(jax.random.key_data(leaf)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
 
         return jax.tree.map(put, state, self._shardings(state))
@@ -179,7 +179,7 @@ class DataParallel:
 
     def own_rows(self, batch_size: int) -> slice:
         """The rows of a global batch that this process hands over."""
-        return hosts.own_rows(batch_size)
+        return processes.own_rows(batch_size)
 
     def place_batches(self, batches: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Sends this process's rows of host batches [K, b, ...] to its devices, each its share."""
@@ -187,7 +187,7 @@ class DataParallel:
             count = len(self.devices)
             split = {k: v.reshape(v.shape[0], count, -1, *v.shape[2:]) for k, v in batches.items()}
             return jax.device_put(split, NamedSharding(self.mesh, PartitionSpec(None, AXIS)))
-        rows = NamedSharding(self.mesh, PartitionSpec(None, hosts.AXES))
+        rows = NamedSharding(self.mesh, PartitionSpec(None, processes.AXES))
         if rows.is_fully_addressable:
             return jax.device_put(dict(batches), rows)
         return {
@@ -234,7 +234,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Array:
     if sharding.is_fully_addressable:
         # A copy always: put alone may alias the caller's buffers, which donation would delete.
         return jax.device_put(jnp.copy(leaf), sharding)
-    return hosts.put(np.asarray(leaf), sharding)
+    return processes.put(np.asarray(leaf), sharding)
 
 
 def choose_devices(
@@ -263,7 +263,7 @@ def choose_devices(
             "devices here; "
             f"got {count}. JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
         )
-    devices = tuple(available[:count] if jax.process_count() == 1 else hosts.all_devices(count))
+    devices = tuple(available[:count] if jax.process_count() == 1 else processes.all_devices(count))
     if backend == "auto":
         backend = "jit" if len(devices) == 1 else "shard_map"
     return DataParallel(backend, devices, parameter_shards)

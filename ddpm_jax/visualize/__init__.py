@@ -2,7 +2,7 @@
 panels of arrows, points, heat maps and lines.
 
 Nothing here computes: images come as uint8 with one channel or three, as
-`ddpm_jax.pixels.to_pixels` makes them, and floats are refused, since their range would have to be
+`to_pixels` makes them, and floats are refused, since their range would have to be
 guessed. Small images are magnified by a whole factor, each pixel a square, never interpolated.
 
 Files appear whole or not at all: they are written beside their place and then moved into it, and

@@ -44,7 +44,7 @@ def is_step(model, keys, steps: list[int]):
 
 def replace_losses(change) -> None:
     """Puts `change(model, losses, keys)` between the loss and the training step."""
-    from ddpm_jax.runs.model import Model
+    from ddpm_jax.programs.model import Model
 
     original = Model.training_losses
 

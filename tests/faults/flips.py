@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax.runs.directory import RunDirectory
-from ddpm_jax.runs.run import Run
+from ddpm_jax.programs.run_directory import RunDirectory
+from ddpm_jax.programs.training_run import Run
 from ddpm_jax.training import Checkpoints
 from tests.faults.harness import SHORT_STEPS, Bench, Report, compare, digest, digest_of, steps
 

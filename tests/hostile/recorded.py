@@ -50,8 +50,8 @@ def programs(run_dir, evil):
     """A run made of a pipeline by a stranger, sampled, evaluated, exported and converted."""
     import numpy as np
 
+    from ddpm_jax.forward import linear_schedule
     from ddpm_jax.interop import save_diffusers
-    from ddpm_jax.schedules import linear_schedule
     from tests.hostile.test_interop import PROCESS, SHAPE, TINY
     from tests.reference_unet import random_params
     from tests.small_run import program

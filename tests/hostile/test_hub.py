@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_jax.data.download import download_file
-from ddpm_jax.runs import hub
+from ddpm_jax.interop import hub
 from tests.hostile.bounds import MIB, attempt, examples, refused
 from tests.hostile.mutation import JSON_VALUES, json_text, mutated
 

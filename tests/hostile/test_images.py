@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddpm_jax.data import load_folder
-from ddpm_jax.data.decode import decode_image
+from ddpm_jax.data.images import decode_image
 from ddpm_jax.evaluation import open_images
 from tests.hostile.bounds import MIB, attempt, examples, refused
 from tests.hostile.mutation import mutated

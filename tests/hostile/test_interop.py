@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_jax.evaluation import inception_weights
+from ddpm_jax.forward import linear_schedule
 from ddpm_jax.interop import (
     Process,
     load_diffusers,
@@ -21,7 +22,6 @@ from ddpm_jax.interop import (
     write_safetensors,
 )
 from ddpm_jax.nn import UNet
-from ddpm_jax.schedules import linear_schedule
 from tests.hostile.bounds import MIB, attempt, examples, refused
 from tests.hostile.mutation import JSON_VALUES, json_text, mutated
 from tests.reference_unet import random_params

@@ -14,13 +14,13 @@ import pytest
 from ddpm_jax.data import load_folder, mnist
 from ddpm_jax.data.cache import read_entry, write_entry
 from ddpm_jax.data.cifar10 import load_cifar10, read_batches
-from ddpm_jax.data.decode import decode_image
+from ddpm_jax.data.images import decode_image
 from ddpm_jax.evaluation import open_images, read_torch_file
 from ddpm_jax.evaluation.inception_weights import load_inception_weights
 from ddpm_jax.evaluation.statistics import load_statistics, read_reference_statistics
 from ddpm_jax.interop import load_diffusers, read_npz, read_safetensors
-from ddpm_jax.runs.directory import RunDirectory
-from ddpm_jax.runs.shards import _read_shard, remember_plan
+from ddpm_jax.programs.run_directory import RunDirectory
+from ddpm_jax.programs.shards import _read_shard, remember_plan
 from ddpm_jax.training import Checkpoints
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.training.manifest import verify_manifest

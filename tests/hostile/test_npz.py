@@ -21,7 +21,7 @@ from ddpm_jax.evaluation.statistics import (
     save_statistics,
 )
 from ddpm_jax.interop import read_npz
-from ddpm_jax.runs.shards import _read_shard
+from ddpm_jax.programs.shards import _read_shard
 from tests.hostile.bounds import MIB, attempt, examples, refused
 from tests.hostile.mutation import JSON_VALUES, json_text, mutated
 
@@ -157,7 +157,7 @@ def test_archives_are_what_numpy_reads_or_refused(place, silent, kind, data):
 @pytest.fixture(scope="module")
 def silent():
     """Warnings of damaged shards are not what is tested here."""
-    from ddpm_jax.runs import shards
+    from ddpm_jax.programs import shards
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "say", lambda *_: None)

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ddpm_jax.reading import (
+from ddpm_jax.files import (
     check_regular,
     map_npy,
     open_archive,

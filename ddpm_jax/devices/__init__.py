@@ -1,0 +1,1 @@
+"""Processes, meshes and CPU cores: where the arrays are, whatever is computed on them."""

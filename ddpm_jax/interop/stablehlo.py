@@ -1,0 +1,183 @@
+"""A whole sampler as one serialised StableHLO program, which JAX alone loads and runs.
+
+    exported = jax.export.deserialize(bytearray(open(path, "rb").read()))
+    images = exported.call(x_T)            # uint8 [B, H, W, C]
+
+The program holds the loop over all steps, the network, its weights if they are baked in, and the
+rounding to pixels. It is compiled where it is run; compiled executables are never written or read,
+for they are machine code that whoever made them chose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from ddpm_jax.files import read_json_object
+from ddpm_jax.forward.pixels import to_pixels
+from ddpm_jax.keys import example_keys
+from ddpm_jax.samplers import Sampler, initial_noise, sample
+from ddpm_jax.types import Array, Denoiser, PyTree
+
+Inputs = Literal["x_T", "x_T_noise", "seed"]
+INPUTS: tuple[Inputs, ...] = ("x_T", "x_T_noise", "seed")
+
+
+def export_sampler(
+    sampler: Sampler,
+    denoiser_of: Callable[[PyTree, Any], Denoiser],
+    params: PyTree,
+    shape: tuple[int, ...],
+    *,
+    inputs: Inputs = "x_T",
+    batch_size: int | None = None,
+    label: int | None = None,
+    bake: bool = True,
+    platforms: Sequence[str] | None = None,
+) -> jax.export.Exported:
+    """Exports sampling over the sampler's whole grid, to uint8 images [B, *shape].
+
+    What the program is called with:
+
+    inputs="x_T"        x_T [B, *shape]; and, if the sampler draws noise, seed uint32 []
+    inputs="x_T_noise"  x_T, and the noise of every step as `samplers.sample` takes it
+    inputs="seed"       seed and first, both uint32 []: images first … first+B-1 of that seed, the
+                        ones that `generation.Generator` makes; needs a batch_size
+
+    Args:
+        sampler: any sampler; "x_T_noise" needs one that draws noise.
+        denoiser_of: `denoiser_of(params, labels) -> denoise`, labels being [B] or None.
+        params: of the network.
+        shape: of one image, [H, W, C].
+        inputs: see above.
+        batch_size: B; None leaves it open, so that one program serves every B ≥ 1.
+        label: the class of all images, None for none.
+        bake: True: the weights are constants of the program. False: `params` is its first
+            argument, a pytree of dictionaries as given here.
+        platforms: where it may run, of "cpu", "cuda", "rocm", "tpu"; None for where JAX runs now.
+
+    Raises ValueError for unknown inputs or inputs that do not go with the sampler or batch size.
+    """
+    if inputs not in INPUTS:
+        raise ValueError(f"export_sampler knows the inputs {INPUTS}, got {inputs!r}.")
+    if inputs == "x_T_noise" and not sampler.stochastic:
+        raise ValueError(
+            "export_sampler got inputs='x_T_noise' for a sampler that draws none. Use 'x_T'."
+        )
+    if inputs == "seed" and batch_size is None:
+        raise ValueError(
+            "export_sampler with inputs='seed' needs a batch_size: no argument of the program "
+            "would tell how many images to make."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"export_sampler needs batch_size >= 1 or None, got {batch_size}.")
+
+    def draw(params: PyTree, x_T: Array, keys: Any, noise: Any) -> Array:
+        labels = None if label is None else jnp.full(x_T.shape[:1], label, jnp.int32)
+        denoise = denoiser_of(params, labels)
+        return to_pixels(sample(sampler, denoise, x_T, keys=keys, noise=noise))
+
+    def keys_of(seed: Array, first: Array | int, count: Any) -> Array:
+        return example_keys(jax.random.key(seed), first + jnp.arange(count, dtype=jnp.uint32))
+
+    def from_start(params, x_T, seed=None):
+        keys = None if seed is None else keys_of(seed, 0, x_T.shape[0])
+        return draw(params, x_T, keys, None)
+
+    def from_noise(params, x_T, noise):
+        return draw(params, x_T, None, noise)
+
+    def from_seed(params, seed, first):
+        keys = keys_of(seed, first, batch_size)
+        x_T = initial_noise(keys, shape)
+        return draw(params, x_T, keys if sampler.stochastic else None, None)
+
+    B: Any = jax.export.symbolic_shape("b")[0] if batch_size is None else batch_size
+    x_T = jax.ShapeDtypeStruct((B, *shape), jnp.float32)
+    number = jax.ShapeDtypeStruct((), jnp.uint32)
+    draws = (sampler.draws,) if sampler.draws > 1 else ()
+    noise = jax.ShapeDtypeStruct((sampler.num_steps, *draws, B, *shape), jnp.float32)
+    program, arguments = {
+        "x_T": (from_start, (x_T, number) if sampler.stochastic else (x_T,)),
+        "x_T_noise": (from_noise, (x_T, noise)),
+        "seed": (from_seed, (number, number)),
+    }[inputs]
+    if bake:
+        return _export(lambda *given: program(params, *given), platforms)(*arguments)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    return _export(program, platforms)(shapes, *arguments)
+
+
+def save_program(
+    path: str | Path, exported: jax.export.Exported, about: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the program to `path`, and its size, sha256, arguments and `about` to `path`.json."""
+    path = Path(path)
+    data = bytes(exported.serialize())
+    facts = {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "arguments": [str(aval) for aval in exported.in_avals],
+        "results": [str(aval) for aval in exported.out_avals],
+        "platforms": list(exported.platforms),
+        "calling_convention": exported.calling_convention_version,
+        "jax": jax.__version__,
+        **(about or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts_path = path.with_name(path.name + ".json")
+    # A kill between the two leaves a program without facts, never one with another's.
+    facts_path.unlink(missing_ok=True)
+    for target, content in (
+        (path, data),
+        (facts_path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()),
+    ):
+        fresh = target.with_name(target.name + ".tmp")
+        fresh.write_bytes(content)
+        os.replace(fresh, target)
+
+
+def load_program(path: str | Path) -> jax.export.Exported:
+    """Reads a program that `save_program` wrote; call it by `.call(...)`.
+
+    Raises FileNotFoundError, or ValueError for a file that was cut short or changed (by its size
+    and sha256, where `path`.json is beside it), or is no such program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. `save_program` writes such files.")
+    data = path.read_bytes()
+    facts_path = path.with_name(path.name + ".json")
+    if facts_path.is_file():
+        try:
+            facts = read_json_object(facts_path)
+            wanted = (facts["bytes"], facts["sha256"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{facts_path} cannot be understood ({error!r}). Remove it to load unchecked."
+            ) from error
+        if (len(data), hashlib.sha256(data).hexdigest()) != wanted:
+            raise ValueError(
+                f"{path} has {len(data):,} bytes and not the content that was written, "
+                f"{wanted[0]:,} bytes with sha256 {wanted[1]}. Copy it again, with its .json."
+            )
+    try:
+        return jax.export.deserialize(bytearray(data))
+    # A damaged flatbuffer makes JAX's reader fail in whichever way the bytes lead it.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no exported program, or was cut short ({error}); it has {len(data):,} "
+            "bytes. A newer JAX may also have written it than reads it."
+        ) from error
+
+
+def _export(program: Callable[..., Array], platforms: Sequence[str] | None) -> Any:
+    return jax.export.export(jax.jit(program), platforms=platforms)

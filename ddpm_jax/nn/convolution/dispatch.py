@@ -1,0 +1,301 @@
+"""3×3 convolutions, fast on CPUs, gradients included; on accelerators, the plain `lax` ones.
+
+XLA's CPU backend has fast kernels for one form of convolution only: images [B, H, W, C], kernels
+[h, w, C, C']. It rewrites other forms into that one, but not inside loops, where the gradients that
+`lax.conv_general_dilated` derives are then 10 to 100 times as slow; and by the kernel it is slow
+everywhere. So on CPUs each gradient is made here from what is fast: that form of convolution,
+
+    by the input:   ∂x = conv(ȳ, kernel mirrored, its channels swapped)
+    by the kernel:  ∂kernel = conv(x with C as its batch, ȳ as a kernel of H × W taps)
+
+or products of matrices: by Winograd's algorithm for wide ones in float32 (`winograd.py`, the value
+too), from patches for small images and for halving (`patches.py`), and from differences of pixels
+for doubling (`doubling.py`, the value too). benchmarks/NOTES.md has what each gains.
+
+Nothing is a custom transpose: the tangent is the same linear map written in the form whose own
+transpose is the one above. So `grad`, `jvp`, `vmap`, `shard_map` and any composition of them hold.
+A form is fast in one direction only, so where the kernel stands still, as in a divergence along
+one direction, the tangent is the plain convolution, fast in forward mode.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from ddpm_jax.nn.convolution.doubling import doubled_convolution
+from ddpm_jax.nn.convolution.patches import convolution_by_patches, tangent_by_patches
+from ddpm_jax.nn.convolution.winograd import winograd_convolution, winograd_tangent
+from ddpm_jax.types import Array
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+FAST = ("NHWC", "HWIO", "NHWC")
+
+
+def convolution(
+    x: Array, kernel: Array, strides: Sequence[int], padding: Any, **options: Any
+) -> Array:
+    """Convolves x [B, H, W, C] with kernel [h, w, C, C'], as `lax.conv_general_dilated` does.
+
+    Fits `flax.linen.Conv(conv_general_dilated=...)`, whose further `options` must be those of a
+    plain convolution. `padding` is "SAME", "VALID" or ((top, bottom), (left, right)). The gradients
+    of strides (1, 1) and of 3×3 kernels with strides (2, 2) on even sizes are the module's; every
+    other case is left to `lax`.
+
+    Raises ValueError for dilations, groups or another layout.
+    """
+    _check_options("convolution", options)
+    strides = tuple(strides)
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    pads: Pads = tuple((int(low), int(high)) for low, high in padding)  # type: ignore[assignment]
+    if strides == (1, 1):
+        if any(low + high >= size for (low, high), size in zip(pads, kernel.shape, strict=False)):
+            # An output larger than x would make XLA exchange the two operands of the kernel's
+            # gradient, and that form is a slow one.
+            x, pads = jnp.pad(x, ((0, 0), *pads, (0, 0))), ((0, 0), (0, 0))
+        return _unit(x, kernel, pads)
+    halved = strides == (2, 2) and kernel.shape[:2] == (3, 3)
+    even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
+    if halved and even and set(pads) <= {(0, 1), (1, 1)}:
+        return _halving(x, kernel, pads)
+    return _plain(x, kernel, strides, pads)
+
+
+def upsampled_convolution(
+    x: Array, kernel: Array, strides: Sequence[int], padding: Any, **options: Any
+) -> Array:
+    """Doubles x [B, H, W, C] by repeating pixels, then convolves with kernel [3, 3, C, C'], "SAME".
+
+    Each of the four output pixels over one of x sees 2 × 2 pixels of x only, its kernel the sums of
+    those taps that meet the same pixel: (k₀, k₁ + k₂) above, (k₀ + k₁, k₂) below, across likewise.
+    As four 2×2 convolutions it is 16/36 of the arithmetic, from differences (CPUs) 9/36.
+
+    Raises ValueError for another kernel, stride or padding: x [B, H, W, C] → [B, 2H, 2W, C'].
+    """
+    _check_options("upsampled_convolution", options)
+    if kernel.shape[:2] != (3, 3) or tuple(strides) != (1, 1) or padding != "SAME":
+        raise ValueError(
+            "upsampled_convolution needs a 3×3 kernel, strides (1, 1) and padding 'SAME', got "
+            f"{kernel.shape[:2]}, {tuple(strides)} and {padding!r}. Repeat the pixels yourself and "
+            "call convolution."
+        )
+    # In fewer bits the differences would be rounded too coarsely.
+    exact = x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.float64)
+    return _doubling(x, kernel) if exact else _by_phases(x, kernel, convolution)
+
+
+def _phases(kernel: Array, axis: int) -> tuple[Array, Array]:
+    """The two kernels of length 2 that a kernel of length 3 is to pixels repeated twice."""
+    first, middle, last = (jax.lax.slice_in_dim(kernel, i, i + 1, axis=axis) for i in range(3))
+    upper = jnp.concatenate([first, middle + last], axis)
+    return upper, jnp.concatenate([first + middle, last], axis)
+
+
+def _by_phases(x: Array, kernel: Array, convolve: Any) -> Array:
+    """The doubled image's convolution as four of x with 2×2 kernels, by `convolve`."""
+    batch, height, width, _ = x.shape
+    y = [
+        [
+            convolve(x, phase, (1, 1), ((1 - p, p), (1 - q, q)))
+            for q, phase in enumerate(_phases(row, axis=1))
+        ]
+        for p, row in enumerate(_phases(kernel, axis=0))
+    ]
+    y = jnp.stack([jnp.stack(row, axis=3) for row in y], axis=2)
+    return y.reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+
+
+def _plain(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=FAST)
+
+
+# Stride 1.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _unit(x: Array, kernel: Array, pads: Pads) -> Array:
+    plain = functools.partial(_unit_plain, pads=pads)
+    if not _winograd_pays(x, kernel, pads):
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=winograd_convolution, default=plain)
+
+
+@functools.partial(_unit.defjvp, symbolic_zeros=True)
+def _unit_jvp(pads, primals, tangents):
+    return _differentiate(_unit, _unit_tangent, _unit_plain, (pads,), primals, tangents)
+
+
+def _unit_plain(x: Array, kernel: Array, pads: Pads) -> Array:
+    return _plain(x, kernel, (1, 1), pads)
+
+
+def _unit_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array, pads: Pads) -> Array:
+    if _winograd_pays(x, kernel, pads):
+        return winograd_tangent(x, kernel, dx, dkernel)
+    if _patches_pay(x, kernel, pads):
+        return tangent_by_patches(x, kernel, dx, dkernel)
+    dy = _by_kernel(x, dkernel, pads)
+    return dy if dx is None else dy + _by_input(dx, kernel, pads)
+
+
+def _by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
+    """conv(dx, kernel), linear in dx, its transpose in dx of the fast form.
+
+    The transpose keeps the kernel's memory order and swaps the names of its channels, so with them
+    swapped in memory it comes out as it should be.
+    """
+    return jax.lax.conv_general_dilated(
+        dx, kernel.swapaxes(2, 3), (1, 1), pads, dimension_numbers=("NHWC", "HWOI", "NHWC")
+    )
+
+
+def _by_kernel(x: Array, dkernel: Array, pads: Pads) -> Array:
+    """conv(x, dkernel), linear in dkernel, its transpose in dkernel of the fast form."""
+    x = x.transpose(3, 1, 2, 0)
+    dkernel = dkernel.transpose(2, 0, 1, 3)
+    y = jax.lax.conv_general_dilated(
+        x, dkernel, (1, 1), pads, dimension_numbers=("CHWN", "IHWO", "HWNC")
+    )
+    return y.transpose(2, 0, 1, 3)
+
+
+def _winograd_pays(x: Array, kernel: Array, pads: Pads) -> bool:
+    """Whether Winograd's algorithm is the faster one on CPUs, forward and both gradients together.
+
+    Never by the batch, so that an example's result does not depend on its company. At 128 channels
+    in and out it is even on one kind of CPU, and half the time on another (benchmarks/NOTES.md).
+    """
+    height, width = x.shape[1:3]
+    even = height % 2 == 0 and width % 2 == 0
+    wide = height * width >= 64 and sum(kernel.shape[2:]) >= 256
+    return _keeps_size(kernel, pads) and even and wide and x.dtype == kernel.dtype == jnp.float32
+
+
+def _patches_pay(x: Array, kernel: Array, pads: Pads) -> bool:
+    """Whether gradients are faster from the output's patches on CPUs: a small or a narrow output.
+
+    For large and wide ones they would take nine times its memory, too.
+    """
+    channels, out = kernel.shape[2:]
+    small = x.shape[1] * x.shape[2] <= 64 and out <= channels
+    return _keeps_size(kernel, pads) and (small or 9 * out <= channels)
+
+
+def _keeps_size(kernel: Array, pads: Pads) -> bool:
+    return kernel.shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
+
+
+# Stride 2 of 3×3 kernels.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _halving(x: Array, kernel: Array, pads: Pads) -> Array:
+    return _halving_plain(x, kernel, pads)
+
+
+@functools.partial(_halving.defjvp, symbolic_zeros=True)
+def _halving_jvp(pads, primals, tangents):
+    return _differentiate(_halving, _halving_tangent, _halving_plain, (pads,), primals, tangents)
+
+
+def _halving_plain(x: Array, kernel: Array, pads: Pads) -> Array:
+    return _plain(x, kernel, (2, 2), pads)
+
+
+def _halving_tangent(
+    x: Array, kernel: Array, dx: Array | None, dkernel: Array, pads: Pads
+) -> Array:
+    by_patches = functools.partial(convolution_by_patches, strides=(2, 2), pads=pads)
+    return _bilinear_tangent(by_patches, x, kernel, dx, dkernel)
+
+
+# The doubled image, in float32 and float64.
+
+
+@jax.custom_jvp
+def _doubling(x: Array, kernel: Array) -> Array:
+    return jax.lax.platform_dependent(x, kernel, cpu=doubled_convolution, default=_doubling_plain)
+
+
+@functools.partial(_doubling.defjvp, symbolic_zeros=True)
+def _doubling_jvp(primals, tangents):
+    return _differentiate(_doubling, _doubling_tangent, _doubling_plain, (), primals, tangents)
+
+
+def _doubling_plain(x: Array, kernel: Array) -> Array:
+    return _by_phases(x, kernel, _plain)
+
+
+def _doubling_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array) -> Array:
+    return _bilinear_tangent(doubled_convolution, x, kernel, dx, dkernel)
+
+
+# All three.
+
+
+def _differentiate(
+    convolve: Any, fast: Any, plain: Any, fixed: tuple[Any, ...], primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    """The value of `convolve`, and its tangent: on CPUs `fast`, elsewhere that of `plain`.
+
+    Where the kernel stands still it is `convolve` again; where x does, `fast` gets None for dx.
+    """
+    x, kernel = primals
+    dx, dkernel = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    y = convolve(x, kernel, *fixed)
+    if dkernel is not None:
+        return y, _tangent(fast, plain, fixed)(x, kernel, dx, dkernel)
+    return y, jnp.zeros_like(y) if dx is None else convolve(dx, kernel, *fixed)
+
+
+@functools.cache
+def _tangent(fast: Any, plain: Any, fixed: tuple[Any, ...]) -> Any:
+    """The tangent: `fast` on CPUs, that of `plain` elsewhere, chosen when XLA compiles.
+
+    One function per case, made once, so that JAX traces its branches once. Recomputing inside
+    (`jax.checkpoint`) costs nothing here and keeps the copies that gradients are made from out of
+    what the forward pass leaves for the backward one.
+    """
+
+    def tangent(x, kernel, dx, dkernel):
+        def cpu(x, kernel, dx, dkernel):
+            return fast(x, kernel, dx, dkernel, *fixed)
+
+        def default(x, kernel, dx, dkernel):
+            return _bilinear_tangent(lambda x, k: plain(x, k, *fixed), x, kernel, dx, dkernel)
+
+        return jax.lax.platform_dependent(x, kernel, dx, dkernel, cpu=cpu, default=default)
+
+    return jax.checkpoint(tangent)
+
+
+def _bilinear_tangent(
+    convolve: Any, x: Array, kernel: Array, dx: Array | None, dkernel: Array
+) -> Array:
+    dy = convolve(x, dkernel)
+    return dy if dx is None else dy + convolve(dx, kernel)
+
+
+def _check_options(call: str, options: dict[str, Any]) -> None:
+    """Raises ValueError unless the options are those of a plain convolution of images."""
+    plain: dict[str, Any] = {
+        "lhs_dilation": (1, 1),
+        "rhs_dilation": (1, 1),
+        "feature_group_count": 1,
+        "dimension_numbers": jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
+        "precision": None,
+    }
+    for name, value in options.items():
+        if isinstance(value, list):
+            value = tuple(value)
+        if value is not None and value != plain.get(name):
+            raise ValueError(
+                f"{call} knows plain convolutions of [B, H, W, C] only, got {name}={value!r}. Call "
+                "jax.lax.conv_general_dilated."
+            )

@@ -1,0 +1,258 @@
+"""From a configuration to the objects it names. Strings are turned into functions here and nowhere
+else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data import ImageDataset
+from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
+from ddpm_jax.denoisers.prediction import Variance, is_learned
+from ddpm_jax.forward import (
+    NoiseSchedule,
+    constant_schedule,
+    cosine_schedule,
+    jsd_schedule,
+    linear_schedule,
+    quadratic_schedule,
+    rescale_zero_terminal_snr,
+    respace,
+    schedule_from_noise_levels,
+    sigmoid_schedule,
+    spaced_timesteps,
+    warmup_schedule,
+)
+from ddpm_jax.nn import UNet
+from ddpm_jax.programs.config import (
+    DataConfig,
+    DiffusionConfig,
+    NetworkConfig,
+    SamplerOptions,
+    TrainConfig,
+)
+from ddpm_jax.programs.model import Model, check_diffusion
+from ddpm_jax.samplers import (
+    Sampler,
+    ancestral,
+    annealed_langevin,
+    ddim,
+    dpm_solver_pp,
+    heun,
+    karras_timesteps,
+    predictor_corrector,
+)
+from ddpm_jax.score import geometric_noise_levels
+from ddpm_jax.training import learning_rate_schedule, make_optimizer
+
+
+def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
+    """The noise schedule a configuration names."""
+    T, start, end = config.num_timesteps, config.beta_start, config.beta_end
+    makers = {
+        "linear": lambda: linear_schedule(T, start, end),
+        "quadratic": lambda: quadratic_schedule(T, start, end),
+        "sigmoid": lambda: sigmoid_schedule(T, start, end),
+        "constant": lambda: constant_schedule(T, end),
+        "warmup10": lambda: warmup_schedule(T, start, end, 0.1),
+        "warmup50": lambda: warmup_schedule(T, start, end, 0.5),
+        "cosine": lambda: cosine_schedule(T),
+        "jsd": lambda: jsd_schedule(T),
+        "geometric": lambda: schedule_from_noise_levels(
+            geometric_noise_levels(config.sigma_max, config.sigma_min, T)
+        ),
+    }
+    if config.schedule not in makers:
+        raise ValueError(f"--diffusion.schedule knows {sorted(makers)}, got {config.schedule!r}.")
+    schedule = makers[config.schedule]()
+    if config.zero_terminal_snr:
+        schedule = rescale_zero_terminal_snr(schedule)
+    stretched = " with --diffusion.zero-terminal-snr" if config.zero_terminal_snr else ""
+    if float(schedule.signal_scale[-1]) == 0.0 and config.target in ("epsilon", "score"):
+        raise ValueError(
+            f"--diffusion.schedule {config.schedule}{stretched} ends with nothing of x_0, where "
+            f"--diffusion.target {config.target} says nothing about it. Use the target v or x_0."
+        )
+    if float(schedule.signal_scale[-1]) == 0.0 and config.exploding:
+        raise ValueError(
+            "--diffusion.exploding feeds the network x_0 + σ noise, and σ is infinite at the end "
+            f"of --diffusion.schedule {config.schedule}{stretched}. Leave one of the two out."
+        )
+    return schedule
+
+
+def build_sampler(
+    schedule: NoiseSchedule,
+    options: SamplerOptions,
+    *,
+    variance: Variance = "fixed_large",
+    x_0_mse: np.ndarray | None = None,
+) -> Sampler:
+    """The sampler that the options name, over `num_steps` of the schedule's steps, all when None.
+
+    `variance` is the one the network was trained for, and `x_0_mse` [T] what the analytic one is
+    made from. Raises ValueError for options that do not go together.
+    """
+    grid = build_grid(schedule, options)
+    name = options.sampler
+    if options.eta and name != "ddim":
+        raise ValueError(f"--eta {options.eta:g} belongs to --sampler ddim, got {name}.")
+    if options.churn and name != "heun":
+        raise ValueError(f"--churn {options.churn:g} belongs to --sampler heun, got {name}.")
+    if options.variance is not None and name not in ("ancestral", "predictor_corrector"):
+        raise ValueError(
+            f"--variance {options.variance} belongs to --sampler ancestral, got {name}, whose "
+            "noise is its own."
+        )
+    if options.variance == "analytic":
+        if x_0_mse is None:
+            raise ValueError("the analytic variance needs the denoiser's measured errors.")
+        variance = optimal_log_variance(grid, x_0_mse)
+    elif options.variance is not None:
+        variance = options.variance
+    makers: dict[str, Callable[[], Sampler]] = {
+        "ancestral": lambda: ancestral(grid, variance=variance),
+        "ddim": lambda: ddim(grid, eta=options.eta),
+        "dpm_solver_pp": lambda: dpm_solver_pp(grid),
+        "dpm_solver_pp_sde": lambda: dpm_solver_pp(grid, sde=True),
+        "heun": lambda: heun(grid, churn=options.churn, process=schedule),
+        "annealed_langevin": lambda: annealed_langevin(
+            grid, steps_per_level=options.langevin_steps, rate=options.langevin_rate
+        ),
+        "predictor_corrector": lambda: predictor_corrector(
+            ancestral(grid, variance=variance), grid
+        ),
+    }
+    if name not in makers:
+        raise ValueError(f"--sampler knows {sorted(makers)}, got {name!r}.")
+    return makers[name]()
+
+
+def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedule:
+    """The steps of the schedule that a sampler with these options walks on."""
+    if options.num_steps is None:
+        return schedule
+    if options.spacing == "karras":
+        # EDM's σ_max; the cosine schedule ends at thousands, where a step of Heun's is lost.
+        steps = karras_timesteps(schedule, options.num_steps, sigma_max=80.0)
+    else:
+        steps = spaced_timesteps(schedule.num_timesteps, options.num_steps, options.spacing)
+    return respace(schedule, steps)
+
+
+def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDataset:
+    """The "train" or "heldout" split of the data a configuration names.
+
+    The held-out split of CIFAR-10 and MNIST is their test set, that of a folder every tenth image.
+    """
+    from ddpm_jax import data
+
+    official = "test" if split == "heldout" else "train"
+    path, cache_dir, download = config.path, config.cache_dir, config.download
+    if config.name == "digits":
+        return data.load_digits(split)
+    if config.name == "cifar10":
+        return data.load_cifar10(official, path=path, cache_dir=cache_dir, download=download)
+    if config.name == "mnist":
+        return data.load_mnist(
+            official, path=path, cache_dir=cache_dir, download=download, pad_to=32
+        )
+    if config.name == "folder":
+        if path is None or config.resolution is None:
+            raise ValueError(
+                "a folder of images needs --data.path FOLDER and --data.resolution PIXELS, got "
+                f"path {path} and resolution {config.resolution}."
+            )
+        return data.load_folder(path, config.resolution, split=split, cache_dir=cache_dir)
+    raise ValueError(f"--data.name knows digits, cifar10, mnist and folder, got {config.name!r}.")
+
+
+def build_network(
+    config: NetworkConfig, *, out_channels: int, num_classes: int | None, remat: bool = False
+) -> UNet:
+    """The U-Net of a configuration, with so many output channels and classes.
+
+    Raises ValueError for as many groups as channels: normalising each channel by itself takes out
+    the time embedding, and such a network does not know which step it is at.
+    """
+    if config.num_groups >= config.channels:
+        raise ValueError(
+            f"--network.num-groups {config.num_groups} must be less than --network.channels "
+            f"{config.channels}: groups of one channel normalise the time embedding away."
+        )
+    return UNet(
+        channels=config.channels,
+        channel_multipliers=tuple(config.channel_multipliers),
+        num_res_blocks=config.num_res_blocks,
+        attention_resolutions=tuple(config.attention_resolutions),
+        dropout=config.dropout,
+        out_channels=out_channels,
+        num_groups=config.num_groups,
+        num_classes=num_classes,
+        downsample_padding=config.downsample_padding,
+        dtype=jnp.dtype(config.dtype),
+        remat=remat,
+    )
+
+
+def build_model(
+    config: TrainConfig, image_shape: tuple[int, ...], num_classes: int | None
+) -> Model:
+    """Everything but the data and the devices; checks the network on the image shape without
+    computing.
+
+    Raises ValueError for a configuration no run could use, before anything is compiled.
+    """
+    height, width, channels = image_shape
+    check_diffusion(config.diffusion)
+    if not config.network.class_conditional:
+        num_classes = None
+    elif num_classes is None:
+        raise ValueError(
+            "--network.class-conditional needs data with labels, and these have none. Use digits, "
+            "mnist or cifar10, or train without labels."
+        )
+    network = build_network(
+        config.network,
+        out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
+        num_classes=num_classes,
+        remat=config.devices.remat,
+    )
+    jax.eval_shape(
+        network.init, jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+    )
+    optimizer = make_optimizer(
+        learning_rate_schedule(
+            config.optimizer.learning_rate,
+            warmup_steps=config.optimizer.warmup_steps,
+            num_steps=config.num_steps,
+            decay=config.optimizer.decay,
+        ),
+        clip_norm=config.optimizer.clip_norm,
+    )
+    return Model(
+        config=config,
+        image_shape=(height, width, channels),
+        num_classes=num_classes,
+        schedule=build_schedule(config.diffusion),
+        network=network,
+        optimizer=optimizer,
+    )
+
+
+def fetch(dataset: Any, batch: Any) -> Any:
+    """Looks up the images of a batch that holds only their places in a data set on the device."""
+    if "image" in batch:
+        return batch
+    return {**batch, **{name: values[batch["example"]] for name, values in dataset.items()}}
+
+
+def heldout_plan(draws: int, num_images: int, num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which (image, t) pairs the held-out loss averages over: [draws] each, t spread evenly over
+    0..T-1."""
+    index = np.arange(draws)
+    return (index % num_images).astype(np.int32), (index * num_timesteps // draws).astype(np.int32)

@@ -1,0 +1,177 @@
+"""What a person sees: messages beside a progress bar, sizes and times in words, errors in one
+paragraph."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from ddpm_jax.devices.allocator import keep_freed_memory
+from ddpm_jax.devices.processes import PeerError, is_leader
+
+C = TypeVar("C")
+
+
+def say(message: str) -> None:
+    """Prints a line to standard output without tearing a progress bar; of several processes, the
+    first alone does."""
+    if not is_leader():
+        return
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: bool = True) -> Any:
+    """A progress bar on standard error; where that is no terminal, a line every ten seconds at
+    most."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        leave=leave,
+        dynamic_ncols=True,
+        mininterval=0.2 if terminal else 10.0,
+        maxinterval=10.0 if terminal else 30.0,
+        file=sys.stderr,
+        smoothing=0.1,
+        disable=not is_leader(),
+    )
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """12437000000 → "12.4 G" and the unit."""
+    for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """93 → "1 min 33 s"."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours / 24:.1f} days"
+
+
+def run_program(
+    program: Callable[[C], Any],
+    default: C | Mapping[str, tuple[str, C]],
+    description: str | None,
+    *,
+    first: str | None = None,
+) -> None:
+    """Reads the command line over `default`, runs `program`, and turns expected errors into one
+    message.
+
+    Of several defaults, {name: (what it is, default)}, the first word of the command line picks
+    one; `first` is taken where there is no such word.
+
+    Errors of the user's making (wrong values, files, folders) print without a traceback and exit
+    with 2; a training run that diverged exits with 1, one that hangs with 75 (`training.watchdog`);
+    anything else is a bug and keeps its traceback. Where nobody reads what is printed any more, or
+    it goes to a full disk, the program goes on without.
+    """
+    import tyro
+
+    keep_freed_memory()
+    if isinstance(default, Mapping):
+        words = sys.argv[1:]
+        if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:
+            words = [first, *words]
+        config = tyro.extras.overridable_config_cli(
+            dict(default), description=description, args=words
+        )
+    else:
+        config = tyro.cli(type(default), default=default, description=description)
+    warnings.showwarning = _show_warning
+    with forgiving_output():
+        _run(program, config)
+
+
+def _run(program: Callable[[C], Any], config: C) -> None:
+    from ddpm_jax.programs.run_directory import RunDirectoryError
+    from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
+
+    try:
+        program(config)
+    except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
+        if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error):
+            raise
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PeerError as error:
+        # The process that failed says so itself.
+        print(f"\nended with the others: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NonFiniteError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+class _Forgiving:
+    """A stream that drops what cannot be written."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text if that is possible."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream if that is possible."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Within, printing never fails: neither a closed pipe nor a full disk ends days of training."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Forgiving, streams)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for stream in streams:
+            try:
+                stream.flush()
+            except OSError:
+                # Python flushes once more as it ends, and would turn the exit code into 120.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the error was raised by a `raise` in this package, rather than deep inside a
+    library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("ddpm_jax")
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,253 @@
+"""The conversion program: models of other libraries as runs of ours, and our runs as theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from ddpm_jax.interop import (
+    ImportedModel,
+    Process,
+    load_diffusers,
+    pipeline_files,
+    read_npz,
+    read_safetensors,
+    save_diffusers,
+    unet_from_tensorflow,
+)
+from ddpm_jax.interop.hub import fetch_pipeline
+from ddpm_jax.nn import UNet, count_parameters
+from ddpm_jax.programs.build import build_model
+from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
+from ddpm_jax.programs.console import quantity, say
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from ddpm_jax.training import Checkpoints, init_state
+
+DataName = Literal["digits", "cifar10", "mnist", "folder"]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Where a run is made from weights trained elsewhere, and what data they know."""
+
+    run_dir: Path = Path("runs/imported")
+    """The run directory to make; it must hold no run yet."""
+    data_name: DataName | None = None
+    """What the model was trained on, for studies that need data. None: cifar10 for 32×32×3, else a
+    folder."""
+    data_path: Path | None = None
+    """Where those data lie; may be given to every study later, as --data-path."""
+
+
+@dataclass(frozen=True)
+class FromDiffusers(ImportOptions):
+    """A DDPMPipeline of diffusers, from a folder or from the hub, as a run."""
+
+    folder: Path | None = None
+    """The pipeline's folder; .safetensors and JSON only, pickles are refused."""
+    download: str | None = None
+    """Instead of a folder: OWNER/NAME on huggingface.co, with --revision."""
+    revision: str | None = None
+    """The commit to fetch, 40 hex digits."""
+    cache_dir: Path | None = None
+    """Where fetched files are kept; None for the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class FromTensorFlow(ImportOptions):
+    """The variables of the DDPM authors' code, saved by name in one .npz or .safetensors file."""
+
+    file: Path = Path("variables.npz")
+    """The file; see `interop.ddpm_tensorflow` for the names."""
+    resolution: int = 32
+    """Height of the images, which says at which sizes the network's attention is."""
+    average: bool = True
+    """Take the moving averages where the file has them."""
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    """Variance to sample with; the authors' CIFAR-10 model has fixed_large."""
+
+
+@dataclass(frozen=True)
+class ToDiffusers(RunOptions):
+    """A run as a folder that diffusers.DDPMPipeline.from_pretrained loads."""
+
+
+Conversion = FromDiffusers | FromTensorFlow | ToDiffusers
+
+
+def convert(config: Conversion) -> None:
+    """Carries out one conversion.
+
+    Raises ValueError or OSError naming what the other side cannot express, and RunDirectoryError
+    for a run directory that is taken; nothing is left half written.
+    """
+    if isinstance(config, FromDiffusers):
+        from_diffusers(config)
+    elif isinstance(config, FromTensorFlow):
+        from_tensorflow(config)
+    else:
+        to_diffusers(config)
+
+
+def from_diffusers(config: FromDiffusers) -> None:
+    """Makes a run directory of a DDPMPipeline."""
+    source: dict[str, Any] = {"library": "diffusers"}
+    if (config.folder is None) == (config.download is None):
+        raise ValueError(
+            f"from-diffusers needs --folder or --download, got {config.folder} and "
+            f"{config.download}."
+        )
+    if config.download is not None:
+        if config.revision is None:
+            raise ValueError(
+                f"--download {config.download} needs --revision, the commit by its 40 hex digits: "
+                "without one, what is fetched could change from day to day."
+            )
+        source |= {"repository": config.download, "revision": config.revision}
+        folder = fetch_pipeline(config.download, config.revision, cache_dir=config.cache_dir)
+    else:
+        assert config.folder is not None
+        folder = config.folder
+    say(f"reading {folder}")
+    model = load_diffusers(folder)
+    files = pipeline_files(folder)
+    digests = {name: _sha256(folder / name) for name in filter(None, files)}
+    write_run(config, model, source | {"folder": str(folder), "sha256": digests})
+
+
+def from_tensorflow(config: FromTensorFlow) -> None:
+    """Makes a run directory of the authors' variables, with the paper's process."""
+    say(f"reading {config.file}")
+    read = read_npz if config.file.suffix == ".npz" else read_safetensors
+    variables = read(config.file)
+    try:
+        unet, params = unet_from_tensorflow(variables, config.resolution, average=config.average)
+    except ValueError as error:
+        raise ValueError(f"{config.file}: {error}") from error
+    shape = (config.resolution, config.resolution, unet.out_channels or 3)
+    process = Process("linear", 1000, 1e-4, 0.02, False, "epsilon", config.variance, clip=True)
+    source = {"library": "diffusion_tf", "file": str(config.file), "sha256": _sha256(config.file)}
+    write_run(config, ImportedModel(unet, params, shape, process), source)
+
+
+def to_diffusers(config: ToDiffusers) -> None:
+    """Writes a run's parameters and process as a DDPMPipeline's folder."""
+    run = TrainedRun(config)
+    diffusion = run.config.diffusion
+    if diffusion.exploding:
+        raise ValueError(
+            "a run with --diffusion.exploding feeds its network x_0 + σ ε; DDPMScheduler feeds "
+            "√ᾱ x_0 + √(1-ᾱ) ε, and has no setting for it."
+        )
+    process = Process(
+        schedule=diffusion.schedule,
+        num_timesteps=diffusion.num_timesteps,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
+        zero_terminal_snr=diffusion.zero_terminal_snr,
+        target=diffusion.target,
+        variance=diffusion.variance,
+        clip=diffusion.clip,
+    )
+    out = config.out or run.directory.root / "diffusers"
+    # Asked for in full before anything is made: a run without counterpart leaves no folder.
+    written = save_diffusers(
+        out, run.model.network, run.params, run.model.image_shape, process, run.model.schedule
+    )
+    which = "averaged" if config.ema else "last"
+    say(f"{config.run_dir} at step {run.step:,}: {which} parameters, as a DDPMPipeline in {out}")
+    for path in written:
+        say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
+
+
+def train_config(options: ImportOptions, model: ImportedModel) -> TrainConfig:
+    """The configuration of a run that would have made this model."""
+    height, width, _ = model.image_shape
+    unet, process = model.unet, model.process
+    name = options.data_name
+    if name is None:
+        name = "cifar10" if model.image_shape == (32, 32, 3) else "folder"
+    data = DataConfig(
+        name=name,
+        path=options.data_path,
+        resolution=height if name == "folder" and height == width else None,
+    )
+    network = NetworkConfig(
+        channels=unet.channels,
+        channel_multipliers=tuple(unet.channel_multipliers),
+        num_res_blocks=unet.num_res_blocks,
+        attention_resolutions=tuple(unet.attention_resolutions),
+        dropout=unet.dropout,
+        num_groups=unet.num_groups,
+        downsample_padding="same" if unet.downsample_padding == "same" else "symmetric",
+    )
+    diffusion = DiffusionConfig(
+        schedule=process.schedule,  # type: ignore[arg-type]
+        num_timesteps=process.num_timesteps,
+        beta_start=process.beta_start,
+        beta_end=process.beta_end,
+        zero_terminal_snr=process.zero_terminal_snr,
+        target=process.target,
+        variance=process.variance,
+        loss="hybrid" if process.variance == "learned_range" else "simple",
+        clip=process.clip,
+    )
+    # Not one step of it was taken here.
+    return TrainConfig(
+        options.run_dir, num_steps=1, data=data, network=network, diffusion=diffusion
+    )
+
+
+def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, Any]) -> None:
+    """Writes config.json and one checkpoint, of step 0, whose two sets of parameters are the same.
+
+    Raises RunDirectoryError when the folder already holds a run.
+    """
+    config = train_config(options, model)
+    built = build_model(config, model.image_shape, None)
+    _check_same(built.network, model.unet)
+    directory = RunDirectory(options.run_dir)
+    directory.acquire()
+    try:
+        if directory.config.exists() or directory.checkpoints.exists():
+            raise RunDirectoryError(
+                f"{options.run_dir} already holds a run. Choose another folder with --run-dir; "
+                "nothing was changed."
+            )
+        say(f"writing {quantity(count_parameters(model.params))} parameters to {options.run_dir}")
+        key = jax.random.split(jax.random.key(config.seed))[1]
+        # As one program: leaf by leaf, every shape would be compiled by itself.
+        state = jax.jit(lambda params: init_state(params, built.optimizer, key))(model.params)
+        with Checkpoints(directory.checkpoints) as checkpoints:
+            checkpoints.save(0, state)
+        data = {
+            "name": f"{config.data.name}/train",
+            # Not known, so that studies take whatever data they are given.
+            "fingerprint": None,
+            "image_shape": list(model.image_shape),
+            "num_classes": None,
+        }
+        directory.write(config, {"data": data, "source": source})
+    finally:
+        directory.release()
+    say(f"  {options.run_dir} is a run now: sample it with experiments/sample.py --run-dir")
+
+
+def _check_same(ours: UNet, wanted: UNet) -> None:
+    """Raises ValueError should the configuration have lost a part of the network."""
+    for name in wanted.__dataclass_fields__:
+        if name not in ("dtype", "parent", "name") and getattr(ours, name) != getattr(wanted, name):
+            raise ValueError(
+                f"a run's configuration cannot express {name}={getattr(wanted, name)!r} of this "
+                f"network; it would become {getattr(ours, name)!r}."
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,66 @@
+"""The export program: a trained run and a sampler as one file that JAX alone runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
+from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.console import quantity, say
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+
+Platform = Literal["cpu", "cuda", "rocm", "tpu"]
+
+
+@dataclass(frozen=True)
+class ExportConfig(SamplerOptions, RunOptions):
+    """A run and a sampler as a serialised StableHLO program."""
+
+    out: Path | None = None
+    """The file to write; None for RUN_DIR/exported/SAMPLER-STEPS-steps.stablehlo."""
+    inputs: Inputs = "x_T"
+    """What the program takes: x_T, and a seed where the sampler draws noise; x_T and all noise; or
+    a seed and the first image's number, which gives the images of sample.py."""
+    batch_size: int | None = None
+    """Images a call; None leaves it open. The inputs "seed" need one."""
+    platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
+    """Where the program may run."""
+    label: int | None = None
+    """The class to draw, of a class-conditional run; None for no class."""
+    guidance: float = 1.0
+    """Classifier-free guidance, fixed into the program."""
+
+
+def export(config: ExportConfig) -> None:
+    """Writes the program and, beside it, OUT.json with its sha256 and what it takes.
+
+    Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as
+    asked.
+    """
+    run = TrainedRun(config)
+    if config.label is not None:
+        run.labels(1, config.label)
+    sampler = run.sampler(config)
+    steps = sampler.num_steps
+    out = config.out
+    if out is None:
+        out = run.directory.root / "exported" / f"{config.sampler}-{steps}-steps.stablehlo"
+    say(f"{config.run_dir} at step {run.step:,}: {config.sampler}, {steps} steps")
+    exported = export_sampler(
+        sampler,
+        run.model.guided(config.guidance),
+        run.params,
+        run.model.image_shape,
+        inputs=config.inputs,
+        batch_size=config.batch_size,
+        label=config.label,
+        platforms=config.platforms,
+    )
+    options = ("sampler", "spacing", "eta", "churn", "variance", "label", "guidance", "inputs")
+    about = {name: getattr(config, name) for name in options}
+    save_program(out, exported, {**run.provenance(), **about, "num_steps": steps})
+    load_program(out)
+    arguments = ", ".join(str(aval) for aval in exported.in_avals)
+    say(f"  {out} ({quantity(out.stat().st_size, 'B')}): ({arguments}) -> uint8 images")

@@ -1,0 +1,283 @@
+"""A network together with its process: what is trained, sampled and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddpm_jax.data import prepare_images
+from ddpm_jax.denoisers.guidance import classifier_free
+from ddpm_jax.denoisers.prediction import (
+    Clip,
+    is_learned,
+    make_denoiser,
+    p_mean_variance,
+    split_output,
+)
+from ddpm_jax.denoisers.sigma import sigma_at_timesteps
+from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.process import q_sample
+from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
+from ddpm_jax.likelihood.bound import bound_term, prior_term
+from ddpm_jax.losses import (
+    Weighting,
+    bound_loss,
+    bound_weight,
+    hybrid_loss,
+    importance_timesteps,
+    init_loss_history,
+    loss_weight,
+    min_snr_weighting,
+    p2_weighting,
+    simple_loss,
+    snr_plus_one_weighting,
+    snr_weighting,
+    stratified_timesteps,
+    truncated_snr_weighting,
+    uniform_timesteps,
+    update_loss_history,
+)
+from ddpm_jax.nn import UNet
+from ddpm_jax.programs.config import DiffusionConfig, TrainConfig
+from ddpm_jax.programs.generator import DenoiserOf
+from ddpm_jax.training import TrainState, init_spike_guard, init_state
+from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network together with its process.
+
+    Attributes:
+        config: the run's configuration.
+        image_shape: [H, W, C].
+        num_classes: of a class-conditional network; None for one that takes no labels.
+        schedule: the full process.
+        network: the Flax module.
+        optimizer: the Optax transformation.
+    """
+
+    config: TrainConfig
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    schedule: NoiseSchedule
+    network: UNet
+    optimizer: optax.GradientTransformation
+
+    def init(self) -> TrainState:
+        """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
+        # Run once: what a CPU's optimiser spends on a hundred draws is more than it gains.
+        fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        return self._state(jax.jit(self.network.init, compiler_options=fast))
+
+    def init_shapes(self) -> TrainState:
+        """`init`, as a pytree of `jax.ShapeDtypeStruct`: nothing is compiled or drawn."""
+        return jax.eval_shape(lambda: self._state(self.network.init))
+
+    def _state(self, init: Callable[..., PyTree]) -> TrainState:
+        """The state before the first step, its parameters by the network's `init`."""
+        root = jax.random.key(self.config.seed)
+        key_init, key_train = jax.random.split(root)
+        x = jnp.zeros((1, *self.image_shape))
+        params = init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
+        history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
+        guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
+        return init_state(params, self.optimizer, key_train, history, guard)
+
+    @property
+    def loss_aware(self) -> bool:
+        """Whether training draws t by the losses it has seen."""
+        return self.config.diffusion.timesteps == "importance"
+
+    @property
+    def update_loss_state(self) -> Callable[[PyTree, PyTree], PyTree] | None:
+        """What enters a step's losses into the state; None where t is drawn without them."""
+        if not self.loss_aware:
+            return None
+        return lambda history, seen: update_loss_history(history, seen["t"], seen["loss"])
+
+    def training_losses(
+        self, params: PyTree, batch: Any, keys: Key, loss_state: PyTree = ()
+    ) -> Any:
+        """The losses per example [b], with t, ε, flip, dropout and label drawn from its key.
+
+        For loss-aware sampling of t: `(weighted losses, {"t", "loss"})`, as `make_train_step` has
+        it for losses that remember.
+        """
+        key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
+        x_0 = prepare_images(batch["image"], key_flip, flip=self.config.data.flip)
+        T = self.schedule.num_timesteps
+        weight = None
+        if self.loss_aware:
+            t, weight = importance_timesteps(key_t, loss_state)
+        elif self.config.diffusion.timesteps == "stratified":
+            t = stratified_timesteps(key_t, batch["index"], self.config.batch_size, T)
+        else:
+            t = uniform_timesteps(key_t, T)
+        noise = normal_per_example(key_noise, x_0.shape[1:])
+        options: dict[str, Any] = {"dropout_keys": key_dropout}
+        if self.num_classes is not None:
+            share = self.config.diffusion.label_dropout
+            dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(key_label)
+            options["label"] = jnp.where(dropped, self.num_classes, batch["label"])
+        losses = self._objective(self.bind(params, **options), x_0, t, noise)
+        if weight is None:
+            return losses
+        return weight * losses, {"t": t, "loss": losses}
+
+    def heldout_losses(
+        self, params: PyTree, images: Array, labels: Array | None, t: Array, keys: Key
+    ) -> Array:
+        """[b, 2]: the training loss at the given steps, and an estimate of the bound in bits/dim.
+
+        Without flip and dropout. The second is L_T + T · L_t, whose mean over evenly spread t is
+        unbiased.
+        """
+        x_0 = prepare_images(images, None, flip=False)
+        noise = normal_per_example(fold_in_each(keys, 0), x_0.shape[1:])
+        x_t = q_sample(self.schedule, x_0, t, noise)
+        diffusion = self.config.diffusion
+        output = self.bind(params, label=labels)(x_t, t)
+        reverse = p_mean_variance(
+            self.schedule,
+            output,
+            x_t,
+            t,
+            target=diffusion.target,
+            variance=diffusion.variance,
+            clip=diffusion.clip,
+        )
+        T = self.schedule.num_timesteps
+        bits = prior_term(self.schedule, x_0) + T * bound_term(self.schedule, reverse, x_0, x_t, t)
+        # The network has spoken already: the loss is made of the same output.
+        return jnp.stack([self._objective(lambda *_: output, x_0, t, noise), bits], axis=1)
+
+    def _objective(self, apply_fn: ApplyFn, x_0: Array, t: Array, noise: Array) -> Array:
+        schedule, diffusion = self.schedule, self.config.diffusion
+        target, variance = diffusion.target, diffusion.variance
+        if diffusion.loss == "hybrid":
+            return hybrid_loss(schedule, apply_fn, x_0, t, noise, target=target, variance=variance)
+        if diffusion.loss == "bound":
+            return bound_loss(schedule, apply_fn, x_0, t, noise, target=target, variance=variance)
+        losses = simple_loss(schedule, apply_fn, x_0, t, noise, target=target)
+        if diffusion.weighting == "none":
+            return losses
+        if diffusion.weighting == "bound":
+            return losses * bound_weight(schedule, t, target=target, variance=variance)
+        return losses * loss_weight(schedule, t, _weighting(diffusion), target=target)
+
+    def denoiser_of(self, params: PyTree, labels: Array | None) -> Denoiser:
+        """The denoiser with these parameters and labels, as `generation.Generator` wants it."""
+        return self.guided(1.0)(params, labels)
+
+    def guided(self, scale: float, clip: Clip | None = None) -> DenoiserOf:
+        """As `denoiser_of`, with classifier-free guidance; another `clip` than the run's if given.
+
+        Raises ValueError for guidance of a network that takes no labels.
+        """
+        diffusion = self.config.diffusion
+        if scale != 1.0 and self.num_classes is None:
+            raise ValueError(
+                f"guidance {scale:g} needs a class-conditional network, and this run's takes no "
+                "labels. Train one with --network.class-conditional, or leave guidance at 1."
+            )
+
+        def denoiser_of(params: PyTree, labels: Array | None) -> Denoiser:
+            apply_fn = self.bind(params, label=labels)
+            if scale != 1.0:
+                plain = self.bind(params)
+                apply_fn = classifier_free(apply_fn, plain, scale, variance=diffusion.variance)
+            return make_denoiser(
+                self.schedule,
+                apply_fn,
+                target=diffusion.target,
+                variance=diffusion.variance,
+                clip=diffusion.clip if clip is None else clip,
+            )
+
+        return denoiser_of
+
+    def bind(self, params: PyTree, **options: Any) -> ApplyFn:
+        """The network with its parameters and options bound: `(x_t, timesteps) -> output`."""
+
+        def apply_fn(x_t: Array, timesteps: Array) -> Any:
+            x = x_t
+            if self.config.diffusion.exploding:
+                sigma = sigma_at_timesteps(self.schedule, timesteps)
+                x = x_t * bcast_right(jnp.hypot(1.0, sigma), x_t.ndim)
+            return self.network.apply({"params": params}, x, timesteps, **options)
+
+        return apply_fn
+
+    def bind_prediction(self, params: PyTree, **options: Any) -> ApplyFn:
+        """As `bind`, without the half of the output that speaks of a learned variance."""
+        apply_fn = self.bind(params, **options)
+        variance = self.config.diffusion.variance
+        if not is_learned(variance):
+            return apply_fn
+        return lambda x_t, t: split_output(apply_fn(x_t, t), x_t, variance)[0]
+
+    def cycled_labels(self, count: int) -> np.ndarray | None:
+        """0, 1, …, K-1, 0, … for so many images; None where the network takes no labels."""
+        return None if self.num_classes is None else np.arange(count) % self.num_classes
+
+
+def _weighting(config: DiffusionConfig) -> Weighting:
+    """The weighting a configuration names."""
+    makers: dict[str, Callable[[], Weighting]] = {
+        "snr": lambda: snr_weighting,
+        "snr_plus_one": lambda: snr_plus_one_weighting,
+        "truncated_snr": lambda: truncated_snr_weighting,
+        "min_snr": lambda: min_snr_weighting(config.min_snr_gamma),
+        "p2": lambda: p2_weighting(1.0, config.p2_gamma),
+    }
+    if config.weighting not in makers:
+        known = ["none", "bound", *sorted(makers)]
+        raise ValueError(f"--diffusion.weighting knows {known}, got {config.weighting!r}.")
+    return makers[config.weighting]()
+
+
+def loss_name(config: DiffusionConfig) -> str:
+    """What the training loss is called in titles and tables."""
+    names: dict[str, Literal["L_hybrid", "L (bits/dim)"]] = {
+        "hybrid": "L_hybrid",
+        "bound": "L (bits/dim)",
+    }
+    if config.loss in names:
+        return names[config.loss]
+    if config.exploding and config.target == "epsilon" and config.weighting == "none":
+        return "NCSN's loss (2/d of it)"
+    name = "L_simple" if config.target == "epsilon" else f"MSE of {config.target}"
+    return name if config.weighting == "none" else f"{name}, weighted by {config.weighting}"
+
+
+def check_diffusion(config: DiffusionConfig) -> None:
+    """Raises ValueError for a loss that does not go with its variance or weighting."""
+    learned = is_learned(config.variance)
+    if config.loss == "simple" and learned:
+        raise ValueError(
+            f"--diffusion.loss simple leaves --diffusion.variance {config.variance} untrained. Use "
+            "--diffusion.loss hybrid or bound."
+        )
+    if config.loss == "hybrid" and not learned:
+        raise ValueError(
+            "--diffusion.loss hybrid trains a learned variance, got --diffusion.variance "
+            f"{config.variance}. Use learned_range or learned, or the loss simple."
+        )
+    if config.loss != "simple" and config.weighting != "none":
+        raise ValueError(
+            f"--diffusion.weighting {config.weighting} weights the loss simple, got "
+            f"--diffusion.loss {config.loss}, which has weights of its own."
+        )
+    if not 0.0 <= config.label_dropout < 1.0:
+        raise ValueError(
+            f"--diffusion.label-dropout must be in [0, 1), got {config.label_dropout}."
+        )
+    if config.weighting not in ("none", "bound"):
+        _weighting(config)

@@ -1,0 +1,53 @@
+"""The pictures of a run: sheets of samples, the denoising GIF, the loss curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax import visualize
+from ddpm_jax.programs.console import bar
+from ddpm_jax.programs.generator import Generator
+from ddpm_jax.training.logs import read_jsonl
+from ddpm_jax.types import PyTree
+
+
+def draw_images(
+    generator: Generator,
+    params: PyTree,
+    what: str,
+    *,
+    seed: int,
+    count: int,
+    batch_size: int,
+    labels: np.ndarray | None = None,
+    frames_of: int = 0,
+    leave: bool = True,
+    should_stop=lambda: False,
+):
+    """Runs the generator behind a progress bar: `Generated`."""
+    with bar(count * generator.num_steps, what, unit="img·step", leave=leave) as progress:
+        return generator(
+            params,
+            seed=seed,
+            count=count,
+            batch_size=batch_size,
+            labels=labels,
+            frames_of=frames_of,
+            on_progress=progress.update,
+            should_stop=should_stop,
+        )
+
+
+def save_loss_curve(log: Path, path: Path, title: str) -> None:
+    """Draws the loss curve of a run's log; nothing where the log has no steps yet."""
+    records = read_jsonl(log)
+    train = [(r["step"], r["loss"]) for r in records if r["kind"] == "train"]
+    heldout = [(r["step"], r["loss"]) for r in records if r["kind"] == "heldout"]
+    if not train:
+        return
+    steps, losses = np.asarray(train).T
+    visualize.save_loss_curve(
+        path, steps, losses, heldout=tuple(np.asarray(heldout).T) if heldout else None, title=title
+    )

@@ -1,0 +1,139 @@
+"""The sampling program: pictures from a trained run, needing nothing but its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax import visualize
+from ddpm_jax.denoisers.prediction import Clip, dynamic_threshold
+from ddpm_jax.devices import processes
+from ddpm_jax.files import write_json
+from ddpm_jax.programs import pictures
+from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
+from ddpm_jax.programs.console import say
+from ddpm_jax.programs.generator import Generated
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+
+
+@dataclass(frozen=True)
+class SampleConfig(SamplerOptions, RunOptions):
+    """Samples from a trained run."""
+
+    count: int = 64
+    """How many images."""
+    batch_size: int = 64
+    """Images at a time; changes speed and memory, not the images."""
+    threshold: Literal["clip", "dynamic", "none"] | None = None
+    """What is done to x̂_0 outside [-1, 1]; None for what the run says. dynamic: scaled back by its
+    99.5th percentile, for strong guidance."""
+    label: int | None = None
+    """The class to draw, of a class-conditional run; None for all in turn."""
+    guidance: float = 1.0
+    """Classifier-free guidance: 1 for none, more for typical images, 0 for unlabelled ones."""
+    format: Literal["npz", "png", "both", "none"] = "npz"
+    """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or
+    both."""
+    gif: bool = True
+    """Also draw the way from noise to images, of the first 64."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+
+def sample(config: SampleConfig) -> None:
+    """Samples and writes grid.png, denoising.gif, samples.npz or images/*.png, and sampling.json.
+
+    Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as
+    asked.
+    """
+    if config.count < 1 or config.batch_size < 1:
+        raise ValueError(
+            f"--count and --batch-size must be at least 1, got {config.count} and "
+            f"{config.batch_size}."
+        )
+    processes.connect(**dataclasses.asdict(config.distributed))
+    run = processes.everywhere(lambda: TrainedRun(config))
+    labels = run.labels(config.count, config.label)
+    sampler = run.sampler(config)
+    clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
+    clip = None if config.threshold is None else clips[config.threshold]
+    generator = run.generator(sampler, guidance=config.guidance, clip=clip)
+    steps = sampler.num_steps
+    out = run.folder(f"generated/{_name(config, steps, run.step)}")
+    say(
+        f"{config.run_dir} at step {run.step:,}: {config.count} images, {config.sampler}, "
+        f"{steps} steps"
+    )
+    made = pictures.draw_images(
+        generator,
+        run.params,
+        "sampling",
+        seed=config.seed,
+        count=config.count,
+        batch_size=config.batch_size,
+        labels=labels,
+        frames_of=min(64, config.count) if config.gif else 0,
+    )
+    processes.on_leader(lambda: _write(config, run, out, made, steps))
+
+
+def _write(config: SampleConfig, run: TrainedRun, out: Path, made: Generated, steps: int) -> None:
+    visualize.save_grid(out / "grid.png", made.images[:400])
+    written = [out / "grid.png"]
+    if made.frames is not None:
+        visualize.save_gif(out / "denoising.gif", made.frames)
+        written.append(out / "denoising.gif")
+    if config.format in ("npz", "both"):
+        np.savez_compressed(out / "samples.npz", images=made.images)
+        written.append(out / "samples.npz")
+    if config.format in ("png", "both"):
+        (out / "images").mkdir(exist_ok=True)
+        # Left from an earlier call with more images, they would be counted among these.
+        for old in (out / "images").glob("[0-9]" * 6 + ".png"):
+            old.unlink()
+        for i, image in enumerate(made.images):
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                out / "images" / f"{i:06d}.png"
+            )
+        written.append(out / "images")
+    options = (
+        *("sampler", "spacing", "eta", "churn", "langevin_steps", "langevin_rate"),
+        *("variance", "threshold", "label", "guidance"),
+    )
+    write_json(
+        out / "sampling.json",
+        {
+            **run.provenance(),
+            **{name: getattr(config, name) for name in options},
+            "num_steps": steps,
+            "count": config.count,
+        },
+    )
+    for path in written:
+        say(f"  {path}")
+
+
+def _name(config: SampleConfig, num_steps: int, step: int) -> str:
+    """A folder name that tells apart whatever changes the images."""
+    parts = [config.sampler, f"{num_steps}-steps", f"seed{config.seed}"]
+    if config.num_steps is not None:
+        parts.append(config.spacing)
+    for name in ("eta", "churn"):
+        if getattr(config, name):
+            parts.append(f"{name}{getattr(config, name):g}")
+    if config.sampler == "annealed_langevin":
+        parts.append(f"{config.langevin_steps}x{config.langevin_rate:g}")
+    parts += [str(part) for part in (config.variance, config.threshold) if part is not None]
+    if config.label is not None:
+        parts.append(f"label{config.label}")
+    if config.guidance != 1.0:
+        parts.append(f"guidance{config.guidance:g}")
+    if not config.ema:
+        parts.append("no-ema")
+    if config.checkpoint is not None:
+        parts.append(f"at{step}")
+    return "-".join(parts)

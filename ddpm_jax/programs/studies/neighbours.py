@@ -1,0 +1,198 @@
+"""Does a run copy: its samples beside their nearest training images, and distances beside those of
+images it has never seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax import visualize
+from ddpm_jax.evaluation import nearest_neighbours
+from ddpm_jax.files import read_arrays, write_json
+from ddpm_jax.programs import pictures
+from ddpm_jax.programs.config import SamplerOptions, to_json
+from ddpm_jax.programs.console import bar, say
+from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+
+# Searched at a time, so that the bar moves.
+_SEARCHED = 256
+
+
+MOST_BYTES = 1 << 34
+"""Of a file of samples, unpacked."""
+
+
+@dataclass(frozen=True)
+class NeighboursConfig(SamplerOptions, RunOptions):
+    """Samples of a trained run beside their nearest training images."""
+
+    count: int = 256
+    """Samples, and held-out images to compare with, where there are as many."""
+    samples: Path | None = None
+    """An .npz file with `images`, as experiments/sample.py writes it, instead of new samples."""
+    neighbours: int = 6
+    """Training images drawn beside each sample."""
+    rows: int = 10
+    """Samples drawn, those nearest to the training set first."""
+    label: int | None = None
+    """The class to draw, of a class-conditional run; None for all in turn."""
+    guidance: float = 1.0
+    """Classifier-free guidance, which may copy where plain sampling does not; 1 for none."""
+    batch_size: int = 64
+    """Images at a time; changes speed and memory, not the images."""
+
+
+def study_neighbours(config: NeighboursConfig) -> None:
+    """Writes neighbours.png, distances.png and neighbours.json.
+
+    Raises ValueError, RunDirectoryError or DamagedCheckpointError for options no run could use.
+    """
+    for name in ("count", "neighbours", "rows", "batch_size"):
+        if getattr(config, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
+    run = TrainedRun(config)
+    labels = run.labels(config.count, config.label)
+    train, heldout = run.train_data.images, run.heldout_data.images
+    if not max(config.neighbours, 2) <= len(train):
+        raise ValueError(
+            f"--neighbours {config.neighbours} needs as many training images, and two at least; "
+            f"there are {len(train)}."
+        )
+    out = run.folder("neighbours")
+    samples = _samples(config, run, labels)
+    chosen = np.linspace(0, len(heldout) - 1, min(len(samples), len(heldout))).astype(int)
+    say(
+        f"{config.run_dir} at step {run.step:,}: {len(samples)} samples and {len(chosen)} held-out "
+        f"images against {len(train):,} training images"
+    )
+    k = max(config.neighbours, 2)
+    with bar(len(samples) + len(chosen), "searching", unit="image") as progress:
+        found = {
+            "samples": _search(samples, train, k, progress.update),
+            "held-out images": _search(heldout[chosen], train, k, progress.update),
+        }
+    indices, distances = found["samples"]
+    typical = float(np.median(found["held-out images"][1][:, 0]))
+    order = np.argsort(distances[:, 0], kind="stable")
+    result = {name: summary(values) for name, (_, values) in found.items()}
+
+    written = [out / "neighbours.png", out / "distances.png", out / "neighbours.json"]
+    drawn = order[: config.rows]
+    near = indices[drawn, : config.neighbours]
+    visualize.save_rows(
+        written[0],
+        np.concatenate([samples[drawn][:, None], train[near]], axis=1),
+        row_labels=[f"sample {i}" for i in drawn],
+        column_labels=["sample", *(f"nearest {i + 1}" for i in range(config.neighbours))],
+        captions=[
+            ["", *(f"{value:.0f}" for value in distances[i, : config.neighbours])] for i in drawn
+        ],
+    )
+    visualize.save_curves(
+        written[1],
+        {name: _steps(values[:, 0]) for name, (_, values) in found.items()},
+        "distance to the nearest training image, in grey levels",
+        "share of images that are nearer",
+        title="How near to the training set",
+    )
+    write_json(
+        written[2],
+        {
+            **run.provenance(),
+            "options": to_json(config),
+            "training_images": len(train),
+            "median_distance_of_heldout": typical,
+            **{name.replace("-", "").replace(" ", "_"): row for name, row in result.items()},
+            "most_suspicious": [
+                {
+                    "sample": int(i),
+                    "training_images": indices[i, : config.neighbours].tolist(),
+                    "distances": distances[i, : config.neighbours].tolist(),
+                    "ratio_to_heldout_median": float(distances[i, 0]) / max(typical, 1e-12),
+                }
+                for i in drawn
+            ],
+        },
+    )
+    _print_table(result)
+    for path in written:
+        say(f"  {path}")
+
+
+def summary(distances: np.ndarray) -> dict[str, float | int]:
+    """What distances [N, k ≥ 2] to the nearest training images, nearest first, say about copying.
+
+    `share_much_nearer_to_one` counts d_1 < d_2/3, a usual criterion for memorised images (Yoon et
+    al. 2023; Gu et al. 2023, 2310.02664): nearer to one training image than any other explains.
+    """
+    first, second = distances[:, 0], distances[:, 1]
+    levels = {"smallest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95}
+    return {
+        "images": len(first),
+        "exact_copies": int((first == 0).sum()),
+        "share_much_nearer_to_one": float((first < second / 3).mean()),
+        **{name: float(np.quantile(first, level)) for name, level in levels.items()},
+    }
+
+
+def _samples(config: NeighboursConfig, run: TrainedRun, labels) -> np.ndarray:
+    """uint8 [N, H, W, C]: from the file named, or drawn now."""
+    if config.samples is None:
+        generator = run.generator(run.sampler(config), guidance=config.guidance)
+        return pictures.draw_images(
+            generator,
+            run.params,
+            "sampling",
+            seed=config.seed,
+            count=config.count,
+            batch_size=config.batch_size,
+            labels=labels,
+        ).images
+    try:
+        images = read_arrays(config.samples, MOST_BYTES, ["images"])["images"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunDirectoryError(
+            f"--samples {config.samples} holds no array `images` that could be read ({error})."
+        ) from error
+    if images.dtype != np.uint8 or images.shape[1:] != run.model.image_shape or not len(images):
+        raise ValueError(
+            f"--samples {config.samples} has images {images.dtype} {images.shape}, and this run "
+            f"makes uint8 {run.model.image_shape}."
+        )
+    return images[: config.count]
+
+
+def _search(images, train, k, on_progress) -> tuple[np.ndarray, np.ndarray]:
+    parts = []
+    for start in range(0, len(images), _SEARCHED):
+        parts.append(nearest_neighbours(images[start : start + _SEARCHED], train, k))
+        on_progress(len(parts[-1].indices))
+    indices, distances = zip(*parts, strict=True)
+    return np.concatenate(indices), np.concatenate(distances)
+
+
+def _steps(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The empirical distribution of values [N], drawn as the staircase it is."""
+    ordered = np.sort(values.astype(np.float64))
+    share = np.arange(len(ordered) + 1) / len(ordered)
+    return np.repeat(ordered, 2), np.repeat(share, 2)[1:-1]
+
+
+def _print_table(result: dict[str, dict]) -> None:
+    say("")
+    say("distance to the nearest training image, in grey levels (Euclidean over all values)")
+    say(
+        f"{'':17}{'images':>7}  {'exact copies':>12}  {'d₁ < d₂/3':>9}  {'smallest':>8}  "
+        f"{'5 %':>6}  {'median':>6}  {'95 %':>6}"
+    )
+    for name, row in result.items():
+        say(
+            f"{name:17}{row['images']:7}  {row['exact_copies']:12}  "
+            f"{row['share_much_nearer_to_one']:9.3f}  {row['smallest']:8.0f}  {row['5 %']:6.0f}  "
+            f"{row['median']:6.0f}  {row['95 %']:6.0f}"
+        )
+    say("")

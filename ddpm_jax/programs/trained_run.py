@@ -1,0 +1,251 @@
+"""A run that has been trained, opened for sampling and studying; its folder is all it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.denoisers.prediction import Clip
+from ddpm_jax.devices import processes
+from ddpm_jax.devices.cpu import one_device_a_core
+from ddpm_jax.files import read_json_object, write_json
+from ddpm_jax.forward.process import q_sample
+from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
+from ddpm_jax.programs.build import build_model, build_sampler, load_data
+from ddpm_jax.programs.config import SamplerOptions, TrainConfig
+from ddpm_jax.programs.console import bar, say
+from ddpm_jax.programs.generator import Generator
+from ddpm_jax.programs.model import Model
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.samplers import Sampler
+from ddpm_jax.samplers.base import x_0_of
+from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
+from ddpm_jax.types import Array, PyTree, mean_per_example
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run, at which step, and where its data and devices are."""
+
+    run_dir: Path = Path("runs/digits")
+    """The folder a training script was given as --run-dir."""
+    out: Path | None = None
+    """Where to write; None for a folder below RUN_DIR named after the options."""
+    seed: int = 0
+    """Of all noise; image i depends on this and on i alone."""
+    checkpoint: int | None = None
+    """Training step to look at; None for the newest."""
+    ema: bool = True
+    """Use the averaged parameters, as the paper does, or the last ones."""
+    data_path: Path | None = None
+    """Where the data of the run lie, when that is not where they were in training."""
+    num_devices: int | None = None
+    """Devices to split each batch over; None for all. A CPU's cores are devices, up to eight.
+    Changes speed, not the results."""
+
+
+class TrainedRun:
+    """A trained run: its model, its parameters at one step, and its data.
+
+    Raises ValueError, RunDirectoryError, DamagedCheckpointError or MismatchedCheckpointError when
+    the folder holds no run that could be used as asked.
+    """
+
+    def __init__(self, options: RunOptions):
+        if not 0 <= options.seed < 2**32:
+            raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
+        one_device_a_core()
+        self.options = options
+        self.directory = RunDirectory(options.run_dir)
+        self.config: TrainConfig
+        self.config, self.facts = self.directory.read()
+        data = self.facts["data"]
+        self.model: Model = build_model(
+            self.config, tuple(data["image_shape"]), data.get("num_classes")
+        )
+        parallel = choose_devices(count=options.num_devices)
+        self.devices = parallel.devices
+        if processes.num_processes() == 1:
+            parallel = DataParallel("jit", self.devices[:1])
+        like = parallel.placeholder(self.model.init_shapes())
+        with Checkpoints(self.directory.checkpoints, writable=False) as checkpoints:
+            state = checkpoints.restore(like, options.checkpoint)
+        if state is None:
+            raise RunDirectoryError(
+                f"{options.run_dir} has no checkpoint yet. Train for at least one checkpoint "
+                "interval first."
+            )
+        self.step = int(state.step)
+        self.params: PyTree = state.ema_params if options.ema else state.params
+        # Read now: a run that is still training may prune this checkpoint before a study ends.
+        manifest = self.directory.checkpoints / str(self.step) / "manifest.json"
+        self.checkpoint_sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+    def folder(self, name: str) -> Path:
+        """The output folder of a program, made now: RunDirectoryError where it cannot be."""
+        out = self.options.out or self.directory.root / name
+
+        def make() -> None:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                (out / ".writable").touch()
+                (out / ".writable").unlink()
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"the output folder {out} cannot be written ({error.strerror}). Choose another "
+                    "with --out."
+                ) from error
+
+        processes.on_leader(make)
+        return out
+
+    def provenance(self) -> dict[str, Any]:
+        """What every result of this run is to be read with."""
+        return {
+            "run": str(self.options.run_dir),
+            "data": self.facts["data"],
+            "checkpoint_step": self.step,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "ema": self.options.ema,
+            "seed": self.options.seed,
+            "device": self.devices[0].device_kind,
+            "jax": jax.__version__,
+        }
+
+    @functools.cached_property
+    def train_data(self) -> ImageDataset:
+        """The data the run was trained on; RunDirectoryError when they have changed since.
+
+        Of weights made elsewhere no fingerprint is known, and any data of their shape are taken.
+        """
+        data = self._load("train")
+        trained_on = self.facts["data"]["fingerprint"]
+        if trained_on is not None and data.fingerprint != trained_on:
+            raise RunDirectoryError(
+                f"{data.name} is not what {self.options.run_dir} was trained on (fingerprint "
+                f"{data.fingerprint}, then {trained_on}). Name the right data with --data-path."
+            )
+        return data
+
+    @functools.cached_property
+    def heldout_data(self) -> ImageDataset:
+        """The data that were held out."""
+        return self._load("heldout")
+
+    def _load(self, split: Any) -> ImageDataset:
+        config = self.config.data
+        if self.options.data_path is not None:
+            config = dataclasses.replace(config, path=self.options.data_path)
+        # Of a run made elsewhere: where to write and whether to fetch is not for its maker to say.
+        config = dataclasses.replace(config, cache_dir=None, download=False)
+        data = load_data(config, split)
+        if data.images.shape[1:] != self.model.image_shape:
+            shapes = (data.images.shape[1:], self.model.image_shape)
+            have, want = ("×".join(map(str, shape)) for shape in shapes)
+            raise RunDirectoryError(
+                f"{data.name} has images of {have}, and {self.options.run_dir} makes images of "
+                f"{want}. Name its own data with --data-path."
+            )
+        return data
+
+    def labels(self, count: int, label: int | None = None) -> np.ndarray | None:
+        """One class for so many images [count], or all in turn; None where the network takes none.
+
+        Raises ValueError for a class that the run does not have.
+        """
+        classes = self.model.num_classes
+        if label is None:
+            return self.model.cycled_labels(count)
+        if classes is None or not 0 <= label < classes:
+            known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
+            raise ValueError(f"--label {label} is not a class of this run: {known}.")
+        return np.full(count, label)
+
+    def sampler(self, options: SamplerOptions) -> Sampler:
+        """The sampler that the options name, with this run's variance unless they name another."""
+        mse = self.x_0_mse if options.variance == "analytic" else None
+        return build_sampler(
+            self.model.schedule,
+            options,
+            variance=self.config.diffusion.variance,
+            x_0_mse=mse,
+        )
+
+    def generator(
+        self,
+        sampler: Sampler,
+        *,
+        guidance: float = 1.0,
+        clip: Clip | None = None,
+        target_chunks: int = 40,
+    ) -> Generator:
+        """A generator of this run's images on its devices; give it `params` of this run."""
+        return Generator(
+            sampler,
+            self.model.guided(guidance, clip),
+            self.model.image_shape,
+            devices=self.devices,
+            target_chunks=target_chunks,
+        )
+
+    @functools.cached_property
+    def x_0_mse(self) -> np.ndarray:
+        """E‖x_0 - x̂_0(x_t)‖²/d for every step [T], on training images; kept beside the run.
+
+        What the analytic variance is made from (`optimal_log_variance`).
+        """
+        kind = "ema" if self.options.ema else "last"
+        path = self.directory.root / f"x_0_mse-{kind}-{self.step}.json"
+        T = self.model.schedule.num_timesteps
+        data = self.train_data
+        count = min(len(data.images), 256)
+        known_by = {
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "data_fingerprint": data.fingerprint,
+            "images": count,
+        }
+
+        def kept() -> dict[str, Any]:
+            return read_json_object(path) if path.exists() else {}
+
+        if processes.on_leader(lambda: known_by.items() <= kept().items()):
+            return np.asarray(kept()["x_0_mse"], dtype=np.float64)
+        # Spread over the data set, which may be sorted.
+        chosen = np.linspace(0, len(data.images) - 1, count).astype(int)
+        labels = None if self.model.num_classes is None else data.labels[chosen]
+        errors_of = jax.jit(functools.partial(_x_0_errors, self.model))
+        # Of no seed of the user's: which image a seed gives must not depend on what ran before.
+        keys = example_keys(jax.random.key(0), jnp.arange(count, dtype=jnp.uint32))
+        mse = np.zeros(T)
+        with bar(T, "measuring the denoiser's errors", leave=False) as progress:
+            for t in range(T):
+                errors = errors_of(self.params, data.images[chosen], labels, np.int32(t), keys)
+                mse[t] = np.asarray(errors, np.float64).mean()
+                progress.update()
+        try:
+            if processes.is_leader():
+                write_json(path, {**known_by, "x_0_mse": mse.tolist()})
+        except OSError as error:
+            say(
+                f"warning: {path} cannot be kept ({error.strerror}); it is measured again next time"
+            )
+        return mse
+
+
+def _x_0_errors(model: Model, params, images, labels, t, keys) -> Array:
+    """‖x_0 - x̂_0‖²/d [b] at step t [], for one draw of noise an example."""
+    x_0 = prepare_images(images, None, flip=False)
+    noise = normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
+    steps = jnp.broadcast_to(t, x_0.shape[:1])
+    denoise = model.denoiser_of(params, labels)
+    x_0_hat = x_0_of(denoise(q_sample(model.schedule, x_0, t, noise), steps))
+    return mean_per_example(jnp.square(x_0 - x_0_hat))

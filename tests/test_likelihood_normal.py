@@ -1,0 +1,168 @@
+"""Gaussian divergences and densities against SciPy, quadrature and closed forms, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from ddpm_jax.likelihood.normal import (
+    discretized_log_likelihood,
+    log_cdf,
+    normal_kl,
+    normal_log_density,
+)
+
+LEVELS = np.linspace(-1.0, 1.0, 256)
+f32 = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+log_bin = jax.jit(discretized_log_likelihood, static_argnames="levels")
+log_bin_and_slopes = jax.jit(
+    jax.vmap(jax.value_and_grad(lambda m, lv, x: discretized_log_likelihood(x, m, lv), (0, 1)))
+)
+
+
+def reference_log_bin(x, mean, log_variance):
+    """log(Φ(b) - Φ(a)) in float64, from the lighter tail, where b - a is small by quadrature."""
+    x, mean, log_variance = (np.asarray(v, np.float64) for v in (x, mean, log_variance))
+    std = np.exp(0.5 * log_variance)
+    upper, lower = (x + 1 / 255 - mean) / std, (x - 1 / 255 - mean) / std
+    flip = x > mean
+    near, far = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
+    log_near = special.log_ndtr(near)
+    gap = special.log_ndtr(far) - log_near
+    wide = log_near + np.log(-np.expm1(np.minimum(gap, -1e-300)))
+    # Eight-point Gauss-Legendre: exact to rounding for bins narrower than a tenth of a deviation.
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    half = (upper - lower)[..., None] / 2
+    logs = stats.norm.logpdf((upper + lower)[..., None] / 2 + half * nodes)
+    narrow = special.logsumexp(logs, b=weights * half, axis=-1)
+    inside = np.where(upper - lower < 0.1, narrow, wide)
+    edges = np.where(x < -0.999, special.log_ndtr(upper), special.log_ndtr(-lower))
+    return np.where(np.abs(x) > 0.999, edges, inside)
+
+
+@pytest.mark.parametrize(
+    "first,second", [((0.3, -1.2), (-0.4, 0.9)), ((-1.0, 2.0), (2.0, -0.5)), ((0.0, 0.1), (0.0, 0))]
+)
+def test_kl_is_the_integral_of_the_log_ratio(first, second):
+    """And not that of the other order, nor one that takes a variance for its logarithm."""
+
+    def integral(p, q):
+        p, q = (stats.norm(m, np.exp(0.5 * lv)) for m, lv in (p, q))
+        a, b = p.mean() - 12 * p.std(), p.mean() + 12 * p.std()
+        return integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), a, b)[0]
+
+    np.testing.assert_allclose(normal_kl(*first, *second), integral(first, second), rtol=1e-5)
+    np.testing.assert_allclose(normal_kl(*second, *first), integral(second, first), rtol=1e-5)
+    assert abs(integral(first, second) / integral(second, first) - 1) > 0.01
+
+
+def test_kl_is_never_negative_and_zero_for_equals():
+    rng = np.random.default_rng(0)
+    mean, other = f32(rng.normal(size=(2, 5000)))
+    log_variance = f32(rng.uniform(-12, 3, 5000))
+    np.testing.assert_array_equal(normal_kl(mean, log_variance, mean, log_variance), np.zeros(5000))
+    near = log_variance + f32(rng.normal(0, 1e-3, 5000))
+    close = normal_kl(mean, log_variance, mean, near)
+    r = np.asarray(log_variance, np.float64) - np.asarray(near, np.float64)
+    # ½(e^r - 1 - r) cancels to r²/4: what is left is off by one rounding of r.
+    np.testing.assert_allclose(close, 0.5 * (np.expm1(r) - r), atol=1e-9)
+    assert (close >= 0).all()
+    assert (normal_kl(mean, log_variance, other, near) > 0).all()
+
+
+def test_log_density_is_scipys():
+    rng = np.random.default_rng(1)
+    x, mean = rng.normal(size=(2, 100))
+    log_variance = rng.uniform(-8, 4, 100)
+    expected = stats.norm.logpdf(x, mean, np.exp(0.5 * log_variance))
+    np.testing.assert_allclose(
+        normal_log_density(f32(x), f32(mean), f32(log_variance)), expected, rtol=2e-5, atol=1e-5
+    )
+
+
+def test_the_bins_of_all_levels_sum_to_one():
+    """From a σ of a millionth of a bin to one of ten thousand pixels, wherever the mean."""
+    mean = np.array([-50, -3, -1.0, -0.999, -1 / 255, 0.0, 0.123, 0.007, 0.5, 1.0, 3, 50])
+    log_variance = np.array([-40, -30, -20, -12, -9.4, -7, -4, 0, 2, 3, 8, 18.0])
+    grid = [f32(v) for v in np.meshgrid(LEVELS, mean, log_variance, indexing="ij")]
+    log_mass = np.asarray(log_bin(*grid), np.float64)
+    assert (log_mass <= 1e-6).all()
+    np.testing.assert_allclose(np.exp(log_mass).sum(0), 1.0, rtol=2e-5)
+
+
+def test_the_discretised_likelihood_is_the_difference_of_the_cdfs():
+    """At every level: near the mean against SciPy's cdf, and far out against its logarithm."""
+    cases = [(0.1, -9.0), (0.1, -5.0), (-0.7, -2.0), (1.4, -6.0), (0.0, 0.0), (-0.2, 5.0), (0, 15)]
+    mean, log_variance = (np.array(v, np.float64)[:, None] for v in zip(*cases, strict=True))
+    got = log_bin(f32(LEVELS)[None], f32(mean), f32(log_variance))
+    expected = reference_log_bin(LEVELS, mean, log_variance)
+    std = np.exp(0.5 * log_variance)
+    plain = np.diff(stats.norm.cdf(np.append(LEVELS - 1 / 255, 1 + 1 / 255), mean, std))
+    seen = (plain > 1e-6) & (np.abs(LEVELS) < 0.999)
+    np.testing.assert_allclose(expected[seen], np.log(plain[seen]), rtol=1e-5)
+    # Rounding of x_0 - mean, an ulp of 1, in units of σ and times the slope of the logarithm.
+    slope = (np.abs(LEVELS - mean) + 1 / 255) / std**2
+    np.testing.assert_array_less(np.abs(got - expected), 5e-5 + 3e-7 * slope - 4e-7 * expected)
+
+
+def test_the_outer_bins_are_open():
+    sign = np.array([-1.0, 1.0])
+    far = log_bin(f32(sign), f32(100 * sign), 0.0)
+    half = log_bin(f32(sign), f32(sign * (1 - 1 / 255)), -8.0)
+    np.testing.assert_allclose(far, [0.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(half, np.log([0.5, 0.5]), rtol=1e-4)
+    assert (log_bin(f32(LEVELS[[1, 254]]), f32(100 * sign), 0.0) < -90).all()
+
+
+def test_other_numbers_of_levels():
+    levels = np.linspace(-1, 1, 4)
+    got = log_bin(f32(levels), 0.2, -1.0, levels=4)
+    edges = stats.norm.cdf([-np.inf, -2 / 3, 0, 2 / 3, np.inf], 0.2, np.exp(-0.5))
+    np.testing.assert_allclose(np.exp(got), np.diff(edges), rtol=1e-5)
+
+
+def test_the_normal_cdf_and_its_slope_keep_their_digits_in_the_tail():
+    """d log Φ/dx = √(2/π)/erfcx(-x/√2); Φ itself has long underflowed."""
+    x = np.array([-1e6, -1e4, -300, -30, -12, -10.01, -10, -9.99, -5, -1, 0, 2, 5, 10.0])
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(log_cdf)))(f32(x))
+    np.testing.assert_allclose(value, special.log_ndtr(x), rtol=1e-5, atol=1e-7)
+    x = np.asarray(f32(x), np.float64)
+    np.testing.assert_allclose(
+        slope, np.sqrt(2 / np.pi) / special.erfcx(-x / np.sqrt(2)), rtol=1e-5
+    )
+
+
+def test_gradients_are_right_in_both_tails_and_finite_far_out():
+    def slopes(mean, log_variance, x):
+        grid = np.meshgrid(mean, log_variance, x, indexing="ij")
+        flat = [np.asarray(f32(v.ravel()), np.float64) for v in grid]
+        return flat, log_bin_and_slopes(*(f32(v) for v in flat))
+
+    levels = LEVELS[[0, 1, 100, 128, 254, 255]]
+    (mean, log_variance, x), (_, got) = slopes([-2.0, -0.3, 0.21, 2.5], [-6.0, -3, 0, 4, 9], levels)
+    h = 1e-5
+    for argument, slope in enumerate(got):
+        up, down = (
+            reference_log_bin(
+                x,
+                mean + (argument == 0) * d * np.exp(log_variance / 2),
+                log_variance + (argument == 1) * d,
+            )
+            for d in (h, -h)
+        )
+        expected = (up - down) / (2 * h) * (np.exp(-log_variance / 2) if argument == 0 else 1)
+        scale = np.exp(-log_variance / 2) if argument == 0 else 1.0
+        np.testing.assert_allclose(
+            np.asarray(slope) / scale, expected / scale, rtol=2e-3, atol=2e-4
+        )
+    extreme = np.array([-70.0, -50, -30, -15, 15, 30, 60])
+    _, (value, got) = slopes([-100.0, -1, 0.0, 0.3, 1, 100], extreme, levels)
+    assert all(np.isfinite(v).all() for v in (value, *got))
+
+
+def test_a_mean_outside_is_pulled_back():
+    """In the tail the slope is that of a Gaussian, (x-m)/σ², whichever side it lies on."""
+    mean, x = np.array([-5.0, 5.0]), LEVELS[[100, 100]]
+    _, (slope, _) = log_bin_and_slopes(f32(mean), f32([-10.0, -10.0]), f32(x))
+    np.testing.assert_allclose(slope, (x - mean) * np.exp(10.0), rtol=2e-3)

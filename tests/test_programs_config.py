@@ -1,0 +1,231 @@
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_jax.nn import count_parameters
+from ddpm_jax.programs.build import build_model, build_schedule
+from ddpm_jax.programs.config import (
+    DataConfig,
+    DiffusionConfig,
+    TrainConfig,
+    differences,
+    from_json,
+    to_json,
+)
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.training_run import check_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+import ablation_cifar  # noqa: E402
+import ablation_digits  # noqa: E402
+import train_celebahq  # noqa: E402
+import train_cifar  # noqa: E402
+import train_cifar_conditional  # noqa: E402
+import train_digits  # noqa: E402
+import train_digits_conditional  # noqa: E402
+import train_lsun  # noqa: E402
+import train_mnist  # noqa: E402
+import train_ncsn  # noqa: E402
+
+CONFIGS = {
+    module.__name__: module.CONFIG
+    for module in (
+        train_celebahq,
+        train_cifar,
+        train_cifar_conditional,
+        train_digits,
+        train_digits_conditional,
+        train_lsun,
+        train_mnist,
+    )
+}
+PRESETS = {
+    f"{module.__name__} {name}": config
+    for module in (ablation_cifar, ablation_digits, train_ncsn)
+    for name, (_, config) in module.ROWS.items()
+}
+CONFIGS |= PRESETS
+SHAPES = {
+    "train_celebahq": ((256, 256, 3), 113_673_219),
+    "train_lsun": ((256, 256, 3), 113_673_219),
+    "train_cifar": ((32, 32, 3), 35_746_307),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_survives_json(name):
+    text = json.dumps(to_json(CONFIGS[name]))
+    assert from_json(TrainConfig, json.loads(text)) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_papers_configurations_have_the_papers_sizes(name):
+    shape, parameters = SHAPES[name]
+    model = build_model(CONFIGS[name], shape, None)
+    state = model.init_shapes()
+    assert count_parameters(state.params) == parameters
+
+
+def test_the_cifar_configuration_is_the_papers():
+    """Ho et al. 2020, App. B."""
+    c = train_cifar.CONFIG
+    assert (c.batch_size, c.num_steps, c.data.flip) == (128, 800_000, True)
+    assert (c.optimizer.learning_rate, c.optimizer.warmup_steps) == (2e-4, 5000)
+    assert (c.optimizer.clip_norm, c.optimizer.ema_decay, c.network.dropout) == (1.0, 0.9999, 0.1)
+    d = c.diffusion
+    assert (d.num_timesteps, d.beta_start, d.beta_end) == (1000, 1e-4, 0.02)
+    assert (d.schedule, d.target, d.variance) == ("linear", "epsilon", "fixed_large")
+
+
+def test_what_may_change_and_what_may_not():
+    config = train_cifar.CONFIG
+    free = dataclasses.replace(
+        config,
+        run_dir=Path("elsewhere"),
+        num_steps=10,
+        devices=dataclasses.replace(config.devices, count=1, backend="pmap"),
+        data=dataclasses.replace(config.data, path=Path("here")),
+    )
+    assert differences(config, free) == []
+    changed = dataclasses.replace(config, seed=1, batch_size=64)
+    assert differences(config, changed) == ["--batch-size: 128 → 64", "--seed: 0 → 1"]
+    # A cosine decay knows its end, so there the number of steps is part of the numbers.
+    digits = train_digits.CONFIG
+    assert differences(digits, dataclasses.replace(digits, num_steps=9)) != []
+
+
+def test_unknown_and_missing_fields_are_named():
+    values = to_json(train_digits.CONFIG)
+    with pytest.raises(ValueError, match="unknown fields \\['colour'\\]"):
+        from_json(TrainConfig, {**values, "colour": 1})
+    del values["run_dir"]
+    with pytest.raises(ValueError, match="missing fields \\['run_dir'\\]"):
+        from_json(TrainConfig, values)
+
+
+def test_epsilon_with_a_vanishing_signal_is_refused():
+    with pytest.raises(ValueError, match="target v or x_0"):
+        build_schedule(DiffusionConfig(schedule="jsd"))
+    assert build_schedule(DiffusionConfig(schedule="jsd", target="v")).num_timesteps == 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "quadratic", "constant", "warmup10", "warmup50", "cosine", "sigmoid"]
+)
+def test_every_schedule_can_be_named(name):
+    assert build_schedule(DiffusionConfig(schedule=name)).num_timesteps == 1000
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    first.acquire()
+    with pytest.raises(RunDirectoryError, match="in use by process"):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
+
+
+FACTS = {"data": {"fingerprint": "a", "image_shape": [8, 8, 1]}}
+
+
+def test_another_config_or_other_data_are_refused_and_nothing_changed(tmp_path):
+    run = RunDirectory(tmp_path)
+    config = dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path)
+    run.check(config, FACTS)
+    run.write(config, FACTS)
+    (run.checkpoints / "100").mkdir(parents=True)
+    before = run.config.read_bytes()
+    with pytest.raises(RunDirectoryError, match="--seed: 0 → 5"):
+        run.check(dataclasses.replace(config, seed=5), FACTS)
+    with pytest.raises(RunDirectoryError, match="fingerprint"):
+        run.check(config, {"data": {**FACTS["data"], "fingerprint": "b"}})
+    assert run.config.read_bytes() == before
+    run.check(config, FACTS)
+    assert run.read() == (config, FACTS)
+
+
+def test_a_config_that_trained_nothing_binds_nobody(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write(train_digits.CONFIG, FACTS)
+    run.check(dataclasses.replace(train_digits.CONFIG, seed=5), FACTS)
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [("channels", "8"), ("dropout", None), ("channel_multipliers", 3), ("dtype", "f4")],
+)
+def test_a_value_of_another_type_is_named(tmp_path, field, value):
+    values = to_json(train_digits.CONFIG)
+    values["network"][field] = value
+    with pytest.raises(ValueError, match=f"network: {field} "):
+        from_json(TrainConfig, values)
+
+
+VALID_BUT_NO_DATA = json.dumps({"config": to_json(train_digits.CONFIG)})
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"config": 3}', '{"config": {"seed": 1}}', VALID_BUT_NO_DATA]
+)
+def test_a_damaged_config_is_refused(tmp_path, content):
+    run = RunDirectory(tmp_path)
+    run.config.write_text(content)
+    with pytest.raises(RunDirectoryError, match="config.json"):
+        run.read()
+    assert run.config.read_text() == content
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
+        RunDirectory(tmp_path / "nothing").read()
+
+
+def test_checkpoints_without_config_are_not_overwritten(tmp_path):
+    run = RunDirectory(tmp_path)
+    (run.checkpoints / "100").mkdir(parents=True)
+    with pytest.raises(RunDirectoryError, match="config.json"):
+        run.check(train_digits.CONFIG, {})
+    assert not run.config.exists()
+
+
+def test_data_config_has_a_default_that_needs_no_network():
+    assert DataConfig().name == "digits"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_run_of_its_own_that_can_be_built(name):
+    config = PRESETS[name]
+    folders = [other.run_dir for other in CONFIGS.values()]
+    assert folders.count(config.run_dir) == 1
+    check_config(config)
+    model = build_model(config, (32, 32, 3) if config.data.name == "cifar10" else (8, 8, 1), 10)
+    assert model.network.out_channels == model.image_shape[-1] * (1 + ("learned" in name))
+
+
+def test_the_ablation_is_the_papers_table():
+    """Ho et al. 2020, Table 2: prediction by objective, L_simple among them."""
+    rows = {name: config.diffusion for name, (_, config) in ablation_cifar.ROWS.items()}
+    cells = {(d.target, d.loss, d.variance) for d in rows.values()}
+    objectives = [("bound", "learned"), ("bound", "fixed_large"), ("simple", "fixed_large")]
+    targets = ("previous_mean", "epsilon", "x_0", "v")
+    assert cells == {(t, *o) for t in targets for o in objectives} and len(rows) == 12
+    paper = rows["epsilon-mse"]
+    assert paper == train_cifar.CONFIG.diffusion
+
+
+def test_ncsns_levels_are_the_papers():
+    """Twice those of [0, 1]: from 1 to 0.01 in 10 levels (NCSN), from 50 in 232 (NCSNv2)."""
+    for name, (top, count, rate) in {
+        "cifar10": (1.0, 10, 2e-5 / 0.01**2),
+        # NCSNv2 steps by ε s + √(2ε) z: its ε is half of the other's.
+        "cifar10-v2": (50.0, 232, 2 * 6.2e-6 / 0.01**2),
+    }.items():
+        config = train_ncsn.ROWS[name][1]
+        sigma = np.exp(-0.5 * np.asarray(build_schedule(config.diffusion).log_snr))
+        np.testing.assert_allclose(sigma, 2 * np.geomspace(0.01, top, count), rtol=1e-4)
+        np.testing.assert_allclose(config.report.langevin_rate, rate, rtol=1e-6)

@@ -1,0 +1,111 @@
+"""What a signal before training, and output that nobody takes, do to a program."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddpm_jax.programs import train as module
+from ddpm_jax.programs.config import TrainConfig
+from ddpm_jax.programs.console import forgiving_output, say
+from ddpm_jax.training import StopRequest
+from ddpm_jax.training.loop import StopAtOnce
+
+CONFIG = TrainConfig(run_dir=Path("unused"), num_steps=1)
+
+
+def interrupt_here():
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass
+    raise AssertionError("the signal did not interrupt")
+
+
+def test_where_there_is_nothing_to_save_the_first_signal_interrupts():
+    with StopRequest() as stop:
+        with pytest.raises(StopAtOnce), stop.at_once():
+            interrupt_here()
+        assert stop.signal is signal.SIGTERM
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+
+
+def a_library(config):
+    """One that is being imported makes an error of its own of the interrupt."""
+    try:
+        interrupt_here()
+    except StopAtOnce:
+        raise TypeError("expected a message argument") from None
+
+
+@pytest.mark.parametrize("begin", [a_library, lambda config: interrupt_here()])
+def test_a_signal_before_training_ends_the_program_in_order(monkeypatch, capsys, begin):
+    monkeypatch.setattr(module, "Run", begin)
+    module.train(CONFIG)
+    assert "stopped by SIGTERM before training" in capsys.readouterr().out
+
+
+def test_an_error_before_training_is_not_taken_for_a_stop(monkeypatch):
+    def wrong(config):
+        raise TypeError("wrong")
+
+    monkeypatch.setattr(module, "Run", wrong)
+    with pytest.raises(TypeError, match="wrong"):
+        module.train(CONFIG)
+
+
+class Full:
+    """A stream on a full disk."""
+
+    def __init__(self):
+        self.full = True
+        self.text = ""
+
+    def write(self, text):
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.text += text
+        return len(text)
+
+    def flush(self):
+        if self.full:
+            raise OSError(28, "No space left on device")
+
+    def isatty(self):
+        return False
+
+
+def test_printing_never_fails(monkeypatch):
+    stream = Full()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with forgiving_output():
+        say("lost")
+        stream.full = False
+        say("kept")
+        assert not sys.stdout.isatty()
+    assert sys.stdout is stream and stream.text == "kept\n"
+
+
+def test_a_reader_that_went_away_is_no_error():
+    program = (
+        "from ddpm_jax.programs.console import forgiving_output, say\n"
+        "with forgiving_output():\n"
+        "    input()\n"
+        "    say('nobody reads this')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout and process.stdin and process.stderr
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0

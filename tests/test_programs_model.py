@@ -1,0 +1,201 @@
+"""What a run's model feeds its network and makes of the answer, with a network that can be read."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddpm_jax as dj
+from ddpm_jax.keys import split_each
+from ddpm_jax.programs.build import build_model
+from ddpm_jax.programs.config import DiffusionConfig, NetworkConfig, TrainConfig
+
+SHAPE, B = (4, 4, 1), 6
+NETWORK = NetworkConfig(
+    channels=8, channel_multipliers=(1,), attention_resolutions=(), num_groups=4
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (B, *SHAPE)).astype(np.uint8)
+LABELS = np.arange(B, dtype=np.int32) % 3
+BATCH = {"image": IMAGES, "label": LABELS, "index": np.arange(B, dtype=np.int32)}
+
+
+class Readable:
+    """A network of one weight that remembers what it was fed."""
+
+    def __init__(self, channels=1):
+        self.channels, self.seen = channels, []
+
+    def apply(self, variables, x, t, label=None, dropout_keys=None):
+        self.seen.append({"x": x, "t": t, "label": label})
+        shift = 0.0 if label is None else 0.1 * label.astype(x.dtype).reshape(-1, 1, 1, 1)
+        out = variables["params"] * x + 0.01 * t.astype(x.dtype).reshape(-1, 1, 1, 1) + shift
+        return jnp.concatenate([out, 0.3 * jnp.ones_like(out)], -1) if self.channels == 2 else out
+
+
+def model_of(classes=False, **diffusion):
+    config = TrainConfig(
+        run_dir=Path("unused"),
+        num_steps=10,
+        batch_size=B,
+        network=dataclasses.replace(NETWORK, class_conditional=classes),
+        diffusion=DiffusionConfig(num_timesteps=20, beta_end=0.4, **diffusion),
+    )
+    model = build_model(config, SHAPE, 3)
+    learned = diffusion.get("variance", "").startswith("learned")
+    return dataclasses.replace(model, network=Readable(2 if learned else 1))
+
+
+def keys_of(seed=0):
+    return dj.example_keys(jax.random.key(seed), jnp.arange(B))
+
+
+def by_hand(model, loss, keys, t=None):
+    """(the loss on what the keys draw, t), from the library's functions alone."""
+    key_t, key_noise, *_ = split_each(keys, 5)
+    t = dj.uniform_timesteps(key_t, 20) if t is None else t
+    x_0, noise = dj.from_pixels(IMAGES), dj.normal_per_example(key_noise, SHAPE)
+    apply_fn = lambda x, s: model.network.apply({"params": 0.7}, x, s)  # noqa: E731
+    return loss(model.schedule, apply_fn, x_0, t, noise), t
+
+
+CASES = {
+    "simple": ({}, dj.simple_loss),
+    "v": ({"target": "v"}, lambda *a: dj.simple_loss(*a, target="v")),
+    "hybrid": (
+        {"loss": "hybrid", "variance": "learned_range"},
+        lambda *a: dj.hybrid_loss(*a, variance="learned_range"),
+    ),
+    "bound": (
+        {"loss": "bound", "variance": "learned", "target": "x_0"},
+        lambda *a: dj.bound_loss(*a, variance="learned", target="x_0"),
+    ),
+    "min_snr": (
+        {"weighting": "min_snr", "min_snr_gamma": 2.0, "target": "v"},
+        lambda s, f, x, t, e: (
+            dj.simple_loss(s, f, x, t, e, target="v")
+            * dj.loss_weight(s, t, dj.min_snr_weighting(2.0), target="v")
+        ),
+    ),
+    "p2": (
+        {"weighting": "p2", "p2_gamma": 0.5},
+        lambda s, f, x, t, e: (
+            dj.simple_loss(s, f, x, t, e)
+            * dj.loss_weight(s, t, dj.p2_weighting(1.0, 0.5), target="epsilon")
+        ),
+    ),
+    "bound's weight": (
+        {"weighting": "bound", "variance": "fixed_small"},
+        lambda s, f, x, t, e: (
+            dj.simple_loss(s, f, x, t, e)
+            * dj.bound_weight(s, t, target="epsilon", variance="fixed_small")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_a_configuration_names_is_the_librarys(name):
+    options, loss = CASES[name]
+    model = model_of(**options)
+    got = model.training_losses(0.7, BATCH, keys_of())
+    np.testing.assert_allclose(got, by_hand(model, loss, keys_of())[0], rtol=1e-5)
+
+
+def test_importance_sampling_weights_the_loss_and_reports_it_plain():
+    model = model_of(timesteps="importance")
+    history = dj.init_loss_history(20)
+    steps = jnp.tile(jnp.arange(20), 10)
+    history = dj.update_loss_history(history, steps, 1.0 + jnp.arange(200.0) % 20)
+    losses, seen = model.training_losses(0.7, BATCH, keys_of(), history)
+    plain, _ = by_hand(model, dj.simple_loss, keys_of(), seen["t"])
+    np.testing.assert_allclose(seen["loss"], plain, rtol=1e-5)
+    share = (1 + np.arange(20)) / np.sum(1 + np.arange(20))
+    p = 0.999 * share + 0.001 / 20
+    np.testing.assert_allclose(losses, plain / (20 * p[np.asarray(seen["t"])]), rtol=1e-4)
+    after = model.update_loss_state(history, seen)
+    assert int(after.count.sum()) == 200 + B
+
+
+def test_an_exploding_process_shows_the_network_x_0_plus_sigma_noise():
+    model = model_of(
+        schedule="geometric", sigma_max=5.0, sigma_min=0.05, exploding=True, clip=False
+    )
+    losses = model.training_losses(0.0, BATCH, keys_of())
+    key_t, key_noise, *_ = split_each(keys_of(), 5)
+    t = np.asarray(dj.uniform_timesteps(key_t, 20))
+    noise = np.asarray(dj.normal_per_example(key_noise, SHAPE))
+    sigma = np.geomspace(0.05, 5.0, 20)[t].reshape(-1, 1, 1, 1)
+    wanted = np.asarray(dj.from_pixels(IMAGES)) + sigma * noise
+    np.testing.assert_allclose(model.network.seen[-1]["x"], wanted, rtol=1e-4, atol=1e-5)
+    # NCSN's ½ σ² ‖s + z/σ‖², s = -out/σ, is ½ ‖z - out‖²: d/2 times this loss.
+    out = 0.01 * t.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(losses, np.square(noise - out).mean((1, 2, 3)), rtol=1e-4)
+
+
+def test_labels_are_dropped_as_often_as_asked():
+    model = model_of(classes=True, label_dropout=0.25)
+    dropped = 0
+    for seed in range(100):
+        model.training_losses(0.7, BATCH, keys_of(seed))
+        label = np.asarray(model.network.seen[-1]["label"])
+        assert ((label == LABELS) | (label == 3)).all()
+        dropped += (label == 3).sum()
+    # Binomial: 600 draws, standard deviation 10.6.
+    assert abs(dropped - 150) < 4 * 10.6
+    never = model_of(classes=True, label_dropout=0.0)
+    never.training_losses(0.7, BATCH, keys_of())
+    np.testing.assert_array_equal(never.network.seen[-1]["label"], LABELS)
+
+
+def test_heldout_losses_are_the_loss_and_the_bounds_estimate():
+    model = model_of(variance="learned_range", loss="hybrid")
+    t = jnp.array([0, 3, 7, 11, 15, 19])
+    got = model.heldout_losses(0.7, IMAGES, None, t, keys_of())
+    noise = dj.normal_per_example(dj.keys.fold_in_each(keys_of(), 0), SHAPE)
+    apply_fn = model.bind(0.7)
+    x_0 = dj.from_pixels(IMAGES)
+    options = {"variance": "learned_range"}
+    loss = dj.hybrid_loss(model.schedule, apply_fn, x_0, t, noise, **options)
+    bound = dj.estimate_bound(model.schedule, apply_fn, x_0, t[None], noise[None], **options)
+    np.testing.assert_allclose(got[:, 0], loss, rtol=1e-5)
+    np.testing.assert_allclose(got[:, 1], bound, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_moves_along_the_difference_of_two_predictions(scale):
+    model = model_of(classes=True, clip=False)
+    x, t = jnp.ones((B, *SHAPE)), jnp.full((B,), 9)
+    got = model.guided(scale)(0.7, LABELS)(x, t)
+    plain = 0.7 * x + 0.09
+    labelled = plain + 0.1 * LABELS.reshape(-1, 1, 1, 1)
+    epsilon = plain + scale * (labelled - plain)
+    wanted = dj.predict_x_0(model.schedule, epsilon, x, t, target="epsilon")
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_initial_parameters_are_the_networks_own():
+    """However fast they are compiled: the paper's run depends on the seed alone."""
+    config = TrainConfig(run_dir=Path("unused"), num_steps=10, batch_size=B, network=NETWORK)
+    model = build_model(config, SHAPE, None)
+    state = model.init()
+    key = jax.random.split(jax.random.key(config.seed))[0]
+    plain = jax.jit(model.network.init)(key, jnp.zeros((1, *SHAPE)), jnp.zeros((1,), jnp.int32))
+    jax.tree.map(np.testing.assert_array_equal, state.params, plain["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params, plain["params"])
+
+
+@pytest.mark.parametrize("timesteps", ["uniform", "importance"])
+def test_init_shapes_are_those_of_init(timesteps):
+    config = TrainConfig(
+        run_dir=Path("unused"),
+        num_steps=10,
+        batch_size=B,
+        network=NETWORK,
+        diffusion=DiffusionConfig(num_timesteps=20, beta_end=0.4, timesteps=timesteps),
+    )
+    model = build_model(config, SHAPE, None)
+    like = lambda leaf: (leaf.shape, leaf.dtype)  # noqa: E731
+    assert jax.tree.map(like, model.init_shapes()) == jax.tree.map(like, model.init())
