@@ -20,6 +20,7 @@ from ddpm_jax.visualize import (
     save_loss_curve,
     save_rows,
 )
+from ddpm_jax.visualize.grids import GAP
 
 
 def random_images(*shape, seed=0):
@@ -41,7 +42,7 @@ def placed_pixel_by_pixel(images, columns, padding, scale):
             if inside and index < count:
                 sheet[y, x] = images[index, inner_y // scale, inner_x // scale]
             else:
-                sheet[y, x] = 255
+                sheet[y, x] = GAP
     return sheet
 
 
@@ -63,6 +64,20 @@ def test_default_sheet_is_nearly_square(shape):
         return abs(sheet.shape[0] - sheet.shape[1])
 
     assert gap(None) == min(gap(columns) for columns in range(1, shape[0] + 1))
+
+
+@pytest.mark.parametrize("scale, gap", [(1, 2), (2, 2), (9, 9)])
+def test_the_default_gap_is_a_pixel_of_the_images(scale, gap):
+    """Strokes that are white up to the edge of their images stay apart."""
+    sheet = image_grid(np.full((2, 8, 8, 1), 255, np.uint8), columns=2, scale=scale)
+    np.testing.assert_array_equal(
+        np.flatnonzero(sheet[gap, :, 0] == GAP),
+        [
+            *range(gap),
+            *(gap + 8 * scale + np.arange(gap)),
+            *(2 * gap + 16 * scale + np.arange(gap)),
+        ],
+    )
 
 
 def test_of_two_sheets_as_square_the_wider_is_taken():
@@ -198,10 +213,10 @@ def test_gif_colours_are_near_where_they_are_many(tmp_path):
     assert np.sqrt(np.square(frames[0].astype(float) - film[0, 0]).mean()) < 6
 
 
-def test_gif_borders_stay_white_whatever_the_colours(tmp_path):
+def test_gif_borders_stay_grey_whatever_the_colours(tmp_path):
     save_gif(tmp_path / "a.gif", random_images(3, 4, 16, 16, 3), padding=3, scale=1)
     frames, _, _ = read_gif(tmp_path / "a.gif")
-    assert (frames[:, :3] == 255).all() and (frames[:, :, -3:] == 255).all()
+    assert (frames[:, :3] == GAP).all() and (frames[:, :, -3:] == GAP).all()
 
 
 def test_long_films_are_thinned_evenly_and_keep_both_ends(tmp_path):
@@ -294,7 +309,7 @@ def test_captions_stand_below_their_image(scale, tmp_path):
     images = np.full((2, 3, 8, 8, 1), 255, np.uint8)
     images[0, 1] = 0
     captions = [["", "273", ""], ["", "", ""]]
-    save_rows(tmp_path / "a.png", images, captions=captions, scale=scale)
+    save_rows(tmp_path / "a.png", images, captions=captions, scale=scale, padding=2)
     ink = read_png(tmp_path / "a.png").min(-1) < 128
     columns = np.flatnonzero(ink.any(axis=0))
     side = round((ink.shape[1] - 24 - 4 * 2) / 3)

@@ -12,18 +12,24 @@ from ddpm_jax.visualize.files import PathLike, checked_path, write_file
 
 Pixels = npt.NDArray[np.uint8]
 
-_WHITE = 255
+GAP = 222
+"""The light grey between images: strokes that are white up to the edge must not run together."""
 
 
 def image_grid(
-    images: npt.ArrayLike, *, columns: int | None = None, padding: int = 2, scale: int | None = None
+    images: npt.ArrayLike,
+    *,
+    columns: int | None = None,
+    padding: int | None = None,
+    scale: int | None = None,
 ) -> Pixels:
-    """Lays images [N, H, W, C] row by row on a white sheet: uint8 [H', W', C].
+    """Lays images [N, H, W, C] row by row on a light-grey sheet: uint8 [H', W', C].
 
     Args:
         images: uint8, C 1 or 3.
-        columns: images in a row; by default such that the sheet is nearly square.
-        padding: white pixels around every image, counted on the sheet.
+        columns: images per row; by default the sheet is nearly square.
+        padding: pixels of the sheet between images and around them; by default one pixel of the
+            magnified images, and at least two.
         scale: whole factor of magnification; by default the largest that keeps images within 96
             pixels and the sheet within about 768, and at least one.
     """
@@ -35,7 +41,7 @@ def save_grid(
     images: npt.ArrayLike,
     *,
     columns: int | None = None,
-    padding: int = 2,
+    padding: int | None = None,
     scale: int | None = None,
 ) -> None:
     """Writes `image_grid` of images [N, H, W, C] to a PNG file."""
@@ -57,7 +63,7 @@ def save_gif(
     hold_last: float = 1.5,
     max_rate: float = 12.5,
     columns: int | None = None,
-    padding: int = 2,
+    padding: int | None = None,
     scale: int | None = None,
 ) -> None:
     """Writes frames [F, N, H, W, C], in the order shown, to a GIF of grids that loops forever.
@@ -70,7 +76,7 @@ def save_gif(
         frames: uint8, C 1 or 3.
         seconds: duration of all frames, without the hold.
         hold_last: seconds for which the last frame stays on beyond its own time.
-        max_rate: frames a second at most. Of more frames, evenly spaced ones are shown, the first
+        max_rate: frames per second at most. Of more frames, evenly spaced ones are shown, the first
             and last among them: noise compresses badly, and files grow with every frame.
         columns: as for `image_grid`.
         padding: as for `image_grid`.
@@ -93,7 +99,9 @@ def save_gif(
     pictures = []
     for frame in film:
         indices, palette = _indexed(frame)
-        picture = Image.fromarray(sheet_of("save_gif", indices, columns, padding, scale)[..., 0])
+        picture = Image.fromarray(
+            sheet_of("save_gif", indices, columns, padding, scale, gap=255)[..., 0]
+        )
         picture.putpalette(palette.tobytes())
         pictures.append(picture)
     # Delays are whole hundredths of a second: rounding the moments keeps errors from adding up.
@@ -106,7 +114,7 @@ def save_gif(
 
 
 def _grid(
-    caller: str, images: npt.ArrayLike, columns: int | None, padding: int, scale: int | None
+    caller: str, images: npt.ArrayLike, columns: int | None, padding: int | None, scale: int | None
 ) -> Pixels:
     tiles = checked_images(caller, images, "NHWC")
     columns = fitting_columns(tiles) if columns is None else columns
@@ -148,8 +156,21 @@ def fitting_scale(images: Pixels, columns: int, tile_limit: int, sheet_limit: in
     return max(1, min(tile_limit // max(height, width), sheet_limit // side))
 
 
-def sheet_of(caller: str, images: Pixels, columns: int, padding: int, scale: int) -> Pixels:
-    """Magnifies images [N, H, W, C] and lays them on white, `padding` apart and from the edge."""
+def padding_for(scale: int) -> int:
+    """Returns the default gap: one source pixel of images magnified by `scale`, at least two."""
+    return max(2, scale)
+
+
+def sheet_of(
+    caller: str,
+    images: Pixels,
+    columns: int,
+    padding: int | None,
+    scale: int,
+    gap: int = GAP,
+) -> Pixels:
+    """Magnifies images [N, H, W, C] and lays them on `gap`, `padding` apart and from the edge."""
+    padding = padding_for(scale) if padding is None else padding
     if columns < 1 or padding < 0 or scale < 1:
         raise ValueError(
             f"{caller} needs columns ≥ 1, padding ≥ 0 and scale ≥ 1, got {columns=}, {padding=}, "
@@ -158,26 +179,27 @@ def sheet_of(caller: str, images: Pixels, columns: int, padding: int, scale: int
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
     step_y, step_x = height * scale + padding, width * scale + padding
-    sheet = np.full((rows * step_y, columns * step_x, channels), _WHITE, np.uint8)
+    sheet = np.full((rows * step_y, columns * step_x, channels), gap, np.uint8)
     for i, image in enumerate(images):
         y, x = i // columns * step_y, i % columns * step_x
         tile = image.repeat(scale, axis=0).repeat(scale, axis=1)
         sheet[y : y + height * scale, x : x + width * scale] = tile
-    return np.pad(sheet, ((padding, 0), (padding, 0), (0, 0)), constant_values=_WHITE)
+    return np.pad(sheet, ((padding, 0), (padding, 0), (0, 0)), constant_values=gap)
 
 
 def _indexed(images: Pixels) -> tuple[Pixels, Pixels]:
-    """Splits images into indices [N, H, W, 1] and a palette [256, 3] whose last colour is white."""
+    """Splits images into indices [N, H, W, 1] and a palette [256, 3], whose last is GAP."""
     from PIL import Image
 
     if images.shape[-1] == 1:
         levels = np.rint(images / 255 * 63).astype(np.uint8)
         grey = np.rint(np.minimum(np.arange(256), 63) / 63 * 255).astype(np.uint8)
         palette = np.repeat(grey[:, None], 3, axis=1)
+        palette[-1] = GAP
         return levels, palette
     flat = images.reshape(-1, *images.shape[2:])
     picture = Image.fromarray(flat).quantize(255, dither=Image.Dither.NONE)
-    palette = np.full((256, 3), _WHITE, np.uint8)
+    palette = np.full((256, 3), GAP, np.uint8)
     chosen = np.asarray(picture.getpalette(), np.uint8).reshape(-1, 3)[:255]
     palette[: len(chosen)] = chosen
     return np.asarray(picture, np.uint8).reshape(*images.shape[:3], 1), palette

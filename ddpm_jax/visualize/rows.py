@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
-from ddpm_jax.visualize.grids import checked_images, fitting_scale, sheet_of
+from ddpm_jax.visualize.grids import GAP, checked_images, fitting_scale, padding_for, sheet_of
 
 
 def save_rows(
@@ -20,7 +20,7 @@ def save_rows(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
-    padding: int = 2,
+    padding: int | None = None,
     scale: int | None = None,
 ) -> None:
     """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and the top.
@@ -62,9 +62,10 @@ def save_rows(
         fitting = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=960)
         texts = top + sum(below, [])
         scale = max(fitting, math.ceil((width_of(texts) + margin) / block.shape[3]) if texts else 1)
-    # Captions stand on white pixels added to the images, so that the sheet stays one grid.
+    padding = padding_for(scale) if padding is None else padding
+    # Captions stand on pixels added below the images, so that the sheet stays one grid.
     band = math.ceil(line / scale) if below and scale > 0 else 0
-    tiles = np.pad(tiles, ((0, 0), (0, band), (0, 0), (0, 0)), constant_values=255)
+    tiles = np.pad(tiles, ((0, 0), (0, band), (0, 0), (0, 0)), constant_values=GAP)
     sheet = sheet_of("save_rows", tiles, columns, padding, scale)
     # Placed by whole pixels: axes would resample the sheet, and blur or drop rows of it.
     x = margin + (width_of(left) + margin if left else 0)
