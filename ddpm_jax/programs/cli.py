@@ -1,0 +1,111 @@
+"""The command `ddpm-jax`: the scripts of `experiments/`, wherever the package is installed.
+
+`ddpm-jax train digits` runs `experiments/train_digits.py`, `ddpm-jax sample` runs
+`experiments/sample.py`, with the options of the script. In a clone the scripts lie beside the
+package; a wheel carries them inside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import sys
+import typing
+from pathlib import Path
+
+import ddpm_jax
+from ddpm_jax.programs.config import DataConfig, SamplerOptions
+
+PACKAGE = Path(ddpm_jax.__file__).parent
+USAGE = """usage: ddpm-jax train PRESET [OPTIONS]
+       ddpm-jax STUDY [OPTIONS]
+       ddpm-jax list
+       ddpm-jax --version
+
+Try: ddpm-jax train digits, then ddpm-jax sample --sampler ddim --num-steps 20
+Every command has --help.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command line; exits with 2 for a command that is unknown."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE + "\n" + listing(), end="")
+        return
+    if words[0] in ("--version", "version"):
+        print(f"ddpm_jax {ddpm_jax.__version__}")
+        return
+    if words[0] == "list":
+        print(listing(), end="")
+        return
+    presets, studies = commands()
+    if words[0] == "train":
+        if len(words) < 2 or words[1].startswith("-"):
+            _refuse("ddpm-jax train needs a preset", words[1] if len(words) > 1 else "", presets)
+        name, known, rest = words[1], presets, words[2:]
+        title = f"ddpm-jax train {name}"
+    else:
+        name, known, rest = words[0], studies, words[1:]
+        title = f"ddpm-jax {name}"
+    if name not in known:
+        _refuse(f"{title!r} is no command", name, {**known, "train": Path()})
+    script = known[name]
+    # What Python does for `python SCRIPT`: its folder comes first, and the options follow its name.
+    sys.path.insert(0, str(script.parent))
+    sys.argv = [title, *rest]
+    spec = importlib.util.spec_from_file_location("__main__", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["__main__"] = module
+    spec.loader.exec_module(module)
+
+
+def commands() -> tuple[dict[str, Path], dict[str, Path]]:
+    """The scripts by name: training presets without `train_`, and everything else."""
+    scripts = sorted(experiments_folder().glob("*.py"))
+    runnable = [path for path in scripts if 'if __name__ == "__main__"' in _source(path)]
+    presets = {p.stem.removeprefix("train_"): p for p in runnable if p.stem.startswith("train_")}
+    return presets, {p.stem: p for p in runnable if not p.stem.startswith("train_")}
+
+
+def experiments_folder() -> Path:
+    """Where the scripts lie: inside an installed package, beside it in a clone."""
+    for folder in (PACKAGE / "experiments", PACKAGE.parent / "experiments"):
+        if (folder / "train_digits.py").is_file():
+            return folder
+    raise SystemExit(
+        f"error: no experiments/ in {PACKAGE} or beside it. Install ddpm_jax again, from its wheel "
+        "or its clone."
+    )
+
+
+def listing() -> str:
+    """Presets, studies, data sets and samplers, a line each."""
+    presets, studies = commands()
+    data_sets = typing.get_args(typing.get_type_hints(DataConfig)["name"])
+    samplers = typing.get_args(typing.get_type_hints(SamplerOptions)["sampler"])
+    lines = ["presets (ddpm-jax train PRESET)"]
+    lines += [f"  {name:22} {_summary(path)}" for name, path in presets.items()]
+    lines += ["", "studies (ddpm-jax STUDY)"]
+    lines += [f"  {name:22} {_summary(path)}" for name, path in studies.items()]
+    lines += ["", f"data sets (--data.name): {', '.join(data_sets)}"]
+    lines += [f"samplers (--sampler): {', '.join(samplers)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _summary(path: Path) -> str:
+    """The first line of a script's docstring."""
+    return (ast.get_docstring(ast.parse(_source(path))) or "").split("\n")[0]
+
+
+def _refuse(what: str, name: str, known: dict[str, Path]) -> typing.NoReturn:
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    print(f"error: {what}.{meant} Known: {', '.join(sorted(known))}.", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,93 @@
+"""The wheel and the source archive hold all that the command `ddpm-jax` needs."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ddpm_jax
+from ddpm_jax.programs import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed (dev extra)"
+)
+
+
+def build(target: str, out: Path, source: Path = ROOT) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", out]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (archive,) = out.iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel, built from an unpacked source archive and unpacked as pip does."""
+    folder = tmp_path_factory.mktemp("packaging")
+    with tarfile.open(build("sdist", folder / "sdist")) as archive:
+        archive.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    with zipfile.ZipFile(build("wheel", folder / "wheel", source)) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site", source
+
+
+def run(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    command = [sys.executable, "-P", "-m", *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_the_source_archive_has_what_its_tests_read(installed):
+    _, source = installed
+    for name in ("tests/conftest.py", "docs/research.md", "README.md", "benchmarks", ".ci/run"):
+        assert (source / name).exists(), name
+
+
+def test_the_installed_command_knows_every_script(installed, tmp_path):
+    site, _ = installed
+    result = run(site, tmp_path, "ddpm_jax", "list")
+    assert result.returncode == 0, result.stderr
+    for script in (ROOT / "experiments").glob("*.py"):
+        if "__main__" in script.read_text():
+            assert f"  {script.stem.removeprefix('train_')} " in result.stdout, script
+    assert "cifar10" in result.stdout and "dpm_solver_pp" in result.stdout
+
+
+def test_the_installed_command_reads_a_scripts_options(installed, tmp_path):
+    site, _ = installed
+    result = run(site, tmp_path, "ddpm_jax", "train", "ncsn", "digits", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "usage: ddpm-jax train ncsn" in result.stdout and "--num-steps" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["trian", "digits"], "no command. Did you mean train?"),
+        (["train", "cifr"], "no command. Did you mean cifar?"),
+        (["train"], "needs a preset"),
+        (["train", "--num-steps", "3"], "needs a preset"),
+        (["train_digits"], "no command"),
+    ],
+)
+def test_unknown_commands_name_the_known_ones(words, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_version_is_one(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"ddpm_jax {ddpm_jax.__version__}\n"
+    about = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {ddpm_jax.__version__}\n" in about
