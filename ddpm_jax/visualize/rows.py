@@ -25,8 +25,8 @@ def save_rows(
 ) -> None:
     """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and the top.
 
-    `captions`, R sequences of K, stand below the single images. Without `scale`, images are magnified until
-    column labels and captions fit their width.
+    `captions`, R sequences of K, stand below the single images. Without `scale`, images are
+    magnified until column labels and captions fit their width.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

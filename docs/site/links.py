@@ -9,7 +9,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Points such links at the repository; a link to a file that does not exist is left, and fails."""
+    """Points such links at the repository; links to missing files stay, and fail the build."""
     about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     repository = about["project"]["urls"]["Repository"]
     folder = Path(page.file.abs_src_path).parent
