@@ -40,7 +40,7 @@ class Breakdown(NamedTuple):
     largest_unnamed: dict[str, float]
 
 
-CONVOLUTION = "conv_general_dilated|winograd|patches|doubling"
+CONVOLUTION = "conv_general_dilated|winograd|patches|upsampled"
 # The first rule whose patterns are all found decides; patterns are of (opcode, scope, files).
 RULES: tuple[tuple[str, str, str, str], ...] = (
     ("random numbers", "", r"random|threefry|erf_inv|bernoulli|rng", ""),

@@ -38,12 +38,13 @@ def to_float64(params):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
 
-def embed_step(t, dim, max_period=10_000.0):
+def embed_step(t, dim, max_period=10_000.0, order="sin_cos", shift=1):
     half = dim // 2
     row = []
-    for wave in (math.sin, math.cos):
+    for wave in order.split("_"):
         for i in range(half):
-            row.append(wave(float(t) * math.exp(-math.log(max_period) * i / (half - 1))))
+            omega = math.exp(-math.log(max_period) * i / (half - shift))
+            row.append(getattr(math, wave)(float(t) * omega))
     return np.array(row + [0.0] * (dim % 2))
 
 
@@ -55,14 +56,14 @@ def linear(p, x):
     return x @ p["kernel"] + p["bias"]
 
 
-def group_norm(p, x, groups):
+def group_norm(p, x, groups, epsilon=1e-6):
     out = np.empty_like(x)
     size = x.shape[-1] // groups
     for b in range(x.shape[0]):
         for g in range(groups):
             part = x[b, :, :, g * size : (g + 1) * size]
             out[b, :, :, g * size : (g + 1) * size] = (part - part.mean()) / np.sqrt(
-                part.var() + 1e-6
+                part.var() + epsilon
             )
     return out * p["scale"] + p["bias"]
 
@@ -80,22 +81,31 @@ def conv3x3(p, x, stride=1, before=1, after=1):
     return out + p["bias"]
 
 
-def residual_block(p, x, embedding, groups, mask=1.0):
-    h = conv3x3(p["conv1"], silu(group_norm(p["norm1"], x, groups)))
-    h = h + linear(p["embedding"], silu(embedding))[:, None, None, :]
-    h = conv3x3(p["conv2"], silu(group_norm(p["norm2"], h, groups)) * mask)
+def residual_block(p, x, embedding, groups, mask=1.0, epsilon=1e-6, scale_shift=False):
+    h = conv3x3(p["conv1"], silu(group_norm(p["norm1"], x, groups, epsilon)))
+    e = linear(p["embedding"], silu(embedding))[:, None, None, :]
+    if scale_shift:
+        scale, shift = e[..., : h.shape[-1]], e[..., h.shape[-1] :]
+        h = (1 + scale) * group_norm(p["norm2"], h, groups, epsilon) + shift
+    else:
+        h = group_norm(p["norm2"], h + e, groups, epsilon)
+    h = conv3x3(p["conv2"], silu(h) * mask)
     return (linear(p["shortcut"], x) if "shortcut" in p else x) + h
 
 
-def attention_block(p, x, groups):
+def attention_block(p, x, groups, epsilon=1e-6, heads=1):
     out = np.empty_like(x)
-    normed = group_norm(p["norm"], x, groups)
+    normed = group_norm(p["norm"], x, groups, epsilon) if "norm" in p else x
+    size = x.shape[-1] // heads
     for b in range(x.shape[0]):
         pixels = normed[b].reshape(-1, x.shape[-1])
         query, key, value = (linear(p[name], pixels) for name in ("query", "key", "value"))
-        weights = np.exp(query @ key.T / math.sqrt(x.shape[-1]))
-        weights /= weights.sum(axis=1, keepdims=True)
-        out[b] = linear(p["out"], weights @ value).reshape(x.shape[1:])
+        attended = []
+        for part in (slice(i * size, (i + 1) * size) for i in range(heads)):
+            weights = np.exp(query[:, part] @ key[:, part].T / math.sqrt(size))
+            weights /= weights.sum(axis=1, keepdims=True)
+            attended.append(weights @ value[:, part])
+        out[b] = linear(p["out"], np.concatenate(attended, axis=1)).reshape(x.shape[1:])
     return x + out
 
 
@@ -110,53 +120,75 @@ def double(p, x):
     return x if p is None else conv3x3(p["conv"], x)
 
 
-def unet(params, x, t, label=None, *, config):
+def conditions(p, embedding, label, cond, config):
+    """Adds the row of each label's table and the projection of each vector."""
+    batch = len(embedding)
+    if config.num_classes is not None:
+        rows = [config.num_classes] * batch if label is None else label
+        embedding = embedding + p["label_embedding"]["table"]["embedding"][np.asarray(rows)]
+    if config.cond_features is not None:
+        vectors = np.zeros((batch, config.cond_features)) if cond is None else cond
+        embedding = embedding + linear(p["cond_dense"], np.asarray(vectors, np.float64))
+    return embedding
+
+
+def unet(params, x, t, label=None, cond=None, *, config):
     """Runs the network that `config`, a UNet, describes on x [B, H, W, C] and t [B] in float64."""
     p, x, groups = to_float64(params), np.asarray(x, np.float64), config.num_groups
+    epsilon = config.norm_epsilon
     levels = len(config.channel_multipliers)
     attended = [x.shape[1] // 2**level in config.attention_resolutions for level in range(levels)]
-    embedding = np.stack([embed_step(step, config.channels) for step in t])
+    wave = {"order": config.embedding_order, "shift": config.embedding_shift}
+    embedding = np.stack([embed_step(step, config.channels, **wave) for step in t])
     embedding = linear(p["time_dense_1"], silu(linear(p["time_dense_0"], embedding)))
-    if config.num_classes is not None:
-        rows = [config.num_classes] * len(x) if label is None else label
-        embedding = embedding + p["label_embedding"]["table"]["embedding"][np.asarray(rows)]
+    embedding = conditions(p, embedding, label, cond, config)
+
+    def block(name, h):
+        return residual_block(
+            p[name], h, embedding, groups, epsilon=epsilon, scale_shift=config.scale_shift
+        )
+
+    def attend(name, h):
+        heads = config.num_heads
+        if config.head_channels is not None:
+            heads = h.shape[-1] // config.head_channels
+        return attention_block(p[name], h, groups, epsilon, heads)
 
     h = conv3x3(p["conv_in"], x)
     kept = [h]
     for level in range(levels):
         for i in range(config.num_res_blocks):
-            h = residual_block(p[f"down_{level}_block_{i}"], h, embedding, groups)
+            h = block(f"down_{level}_block_{i}", h)
             if attended[level]:
-                h = attention_block(p[f"down_{level}_attention_{i}"], h, groups)
+                h = attend(f"down_{level}_attention_{i}", h)
             kept.append(h)
         if level < levels - 1:
             h = halve(p.get(f"down_{level}_downsample"), h, config.downsample_padding)
             kept.append(h)
-    h = residual_block(p["middle_block_0"], h, embedding, groups)
-    h = attention_block(p["middle_attention"], h, groups)
-    h = residual_block(p["middle_block_1"], h, embedding, groups)
+    h = block("middle_block_0", h)
+    if config.middle_attention != "none":
+        assert ("norm" in p["middle_attention"]) == (config.middle_attention == "normalised")
+        h = attend("middle_attention", h)
+    h = block("middle_block_1", h)
     for level in range(levels - 1, -1, -1):
         for i in range(config.num_res_blocks + 1):
             h = np.concatenate([h, kept.pop()], axis=-1)
-            h = residual_block(p[f"up_{level}_block_{i}"], h, embedding, groups)
+            h = block(f"up_{level}_block_{i}", h)
             if attended[level]:
-                h = attention_block(p[f"up_{level}_attention_{i}"], h, groups)
+                h = attend(f"up_{level}_attention_{i}", h)
         if level > 0:
             h = double(p.get(f"up_{level}_upsample"), h)
     assert not kept
-    return conv3x3(p["conv_out"], silu(group_norm(p["norm_out"], h, groups)))
+    return conv3x3(p["conv_out"], silu(group_norm(p["norm_out"], h, groups, epsilon)))
 
 
-def mlp(params, x, t, label=None, *, config):
+def mlp(params, x, t, label=None, cond=None, *, config):
     """Runs the perceptron that `config`, an MLP, describes on x [B, D] and t [B] in float64."""
     p, h = to_float64(params), np.asarray(x, np.float64)
     embedding = np.stack(
         [embed_step(step, config.embedding_features, config.max_period) for step in t]
     )
-    embedding = linear(p["time_dense"], embedding)
-    if config.num_classes is not None:
-        rows = [config.num_classes] * len(x) if label is None else label
-        embedding = embedding + p["label_embedding"]["table"]["embedding"][np.asarray(rows)]
+    embedding = conditions(p, linear(p["time_dense"], embedding), label, cond, config)
     h = linear(p["dense_in"], h)
     for i in range(config.num_layers):
         layer = p[f"layer_{i}"]

@@ -10,16 +10,22 @@ from tests.reference_unet import embed_step
 
 
 @pytest.mark.parametrize(
-    "dim,max_period", [(4, 10_000.0), (7, 10_000.0), (128, 10_000.0), (32, 50)]
+    "dim,max_period,more",
+    [
+        (4, 10_000.0, {}),
+        (7, 10_000.0, {"order": "cos_sin"}),
+        (128, 10_000.0, {}),
+        (128, 10_000.0, {"order": "cos_sin", "shift": 0}),
+        (32, 50, {"shift": 0}),
+    ],
 )
-def test_formula(dim, max_period):
+def test_formula(dim, max_period, more):
     """Float32 rounds an angle of up to 999 by at most 3e-5, and its frequency by as much again."""
     t = np.array([0, 1, 17, 500, 999])
-    truth = np.stack([embed_step(step, dim, max_period) for step in t])
-    np.testing.assert_allclose(sinusoidal_embedding(t, dim, max_period), truth, atol=7e-5, rtol=0)
-    np.testing.assert_allclose(
-        sinusoidal_embedding(t[:3], dim, max_period), truth[:3], atol=2e-6, rtol=0
-    )
+    truth = np.stack([embed_step(step, dim, max_period, **more) for step in t])
+    got = sinusoidal_embedding(t, dim, max_period, **more)
+    np.testing.assert_allclose(got, truth, atol=7e-5, rtol=0)
+    np.testing.assert_allclose(got[:3], truth[:3], atol=2e-6, rtol=0)
 
 
 def test_sines_come_first_and_wavelengths_span_the_period():
@@ -70,3 +76,11 @@ def test_too_small_a_dim_is_refused(dim):
 def test_a_period_without_room_is_refused():
     with pytest.raises(ValueError, match="max_period > 1, got max_period=1.0"):
         sinusoidal_embedding(jnp.arange(3), 8, max_period=1.0)
+
+
+@pytest.mark.parametrize(
+    "more,message", [({"order": "cos"}, "got 'cos'"), ({"shift": 2}, "shift 0 or 1, got 2")]
+)
+def test_unknown_conventions_are_refused(more, message):
+    with pytest.raises(ValueError, match=message):
+        sinusoidal_embedding(jnp.arange(3), 8, **more)

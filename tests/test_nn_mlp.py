@@ -23,14 +23,20 @@ def example_keys(*indices):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"num_classes": 4, "out_features": 7}, {"num_layers": 0, "max_period": 100.0}],
+    [
+        {},
+        {"num_classes": 4, "out_features": 7},
+        {"cond_features": 3},
+        {"num_layers": 0, "max_period": 100.0},
+    ],
 )
 def test_float64_reference(change):
     mlp, x, t = SMALL.clone(**change), vectors(), np.array([0, 3, 40])
     label = np.array([4, 0, 2]) if mlp.num_classes else None
+    cond = vectors((3, 3), seed=2) if mlp.cond_features else None
     params = random_params(mlp, x, 0)
-    truth = reference.mlp(params, x, t, label, config=mlp)
-    got = mlp.apply({"params": params}, x, t, label)
+    truth = reference.mlp(params, x, t, label, cond, config=mlp)
+    got = mlp.apply({"params": params}, x, t, label, cond=cond)
     assert got.shape == (3, mlp.out_features or 5) and np.std(truth) > 0.3
     np.testing.assert_allclose(got, truth, atol=1e-5, rtol=0)
 
@@ -46,6 +52,21 @@ def test_rows_do_not_meet():
         np.testing.assert_allclose(plain[row], SMALL.apply(params, x[row], t[i]), atol=1e-5)
         alone = SMALL.apply(params, x[row], t[row], dropout_keys=example_keys(i))
         np.testing.assert_allclose(dropped[row], alone, atol=1e-5)
+
+
+def test_dropout_the_linen_way():
+    """`rngs` draws masks of the rows: other keys, other masks; without a rate, none."""
+    x = vectors()
+    params = {"params": random_params(SMALL, x, 0)}
+    first, again, other = (
+        SMALL.apply(params, x, 3, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    assert np.abs(first - SMALL.apply(params, x, 3)).max() > 0.1
+    with pytest.raises(ValueError, match="MLP got dropout_keys and rngs"):
+        rngs = {"dropout": jax.random.key(0)}
+        SMALL.apply(params, x, 3, dropout_keys=example_keys(0, 1, 2), rngs=rngs)
 
 
 def test_starts_at_zero_and_reads_t_once_trained():
@@ -111,6 +132,8 @@ def test_second_derivatives():
         ({}, (3, 5), 0, {"label": np.zeros(3, int)}, "MLP got a label but num_classes=None"),
         ({"num_classes": 3}, (3, 5), 0, {"label": np.zeros(2, int)}, r"got shape \(2,\)"),
         ({}, (3, 5), 0, {"dropout_keys": jax.random.key(0)}, r"shape \(3,\), got shape \(\)"),
+        ({}, (3, 5), 0, {"cond": np.zeros((3, 2))}, "MLP got a cond but cond_features=None"),
+        ({"cond_features": 2}, (3, 5), 0, {"cond": np.zeros((3, 1))}, r"\(3, 2\), got .*\(3, 1\)"),
     ],
 )
 def test_impossible_calls_are_refused(change, shape, t, more, message):

@@ -87,7 +87,7 @@ def test_the_tangent_and_its_transpose(still):
     ],
 )
 def test_where_gradients_use_it(image, kernel, strides, expected):
-    """On CPUs for small or narrow outputs and for halving; never the value, never elsewhere."""
+    """On CPUs for small or narrow outputs and for stride 2; never the value, never elsewhere."""
     x, kernel = jnp.zeros(image), jnp.zeros(kernel)
     f = functools.partial(convolution, strides=strides, padding="SAME")
     gradients = jax.grad(lambda x, k: f(x, k).sum(), (0, 1))

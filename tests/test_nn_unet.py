@@ -37,8 +37,8 @@ def example_keys(*indices):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def apply(unet, params, x, t, label=None, dropout_keys=None):
-    return unet.apply({"params": params}, x, t, label, dropout_keys=dropout_keys)
+def apply(unet, params, x, t, label=None, cond=None, dropout_keys=None):
+    return unet.apply({"params": params}, x, t, label, cond=cond, dropout_keys=dropout_keys)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,34 @@ CASES = {
         TINY.clone(channel_multipliers=(1, 2, 3), num_res_blocks=2, attention_resolutions=(8, 2)),
         (2, 8, 12, 1),
     ),
+    "guided-diffusion's settings": (
+        TINY.clone(
+            downsample_padding="symmetric",
+            num_heads=2,
+            scale_shift=True,
+            embedding_order="cos_sin",
+            embedding_shift=0,
+            norm_epsilon=1e-2,  # 1e-5 could not be told from 1e-6
+        ),
+        SHAPE,
+    ),
+    "diffusers' defaults, attention at two widths, unnormalised in the middle": (
+        TINY.clone(
+            attention_resolutions=(8, 4),
+            head_channels=4,
+            middle_attention="plain",
+            embedding_shift=0,
+        ),
+        SHAPE,
+    ),
+    "no attention, vectors as conditions": (
+        TINY.clone(middle_attention="none", attention_resolutions=(), cond_features=5),
+        SHAPE,
+    ),
+    "groups of one channel under scale and shift": (
+        TINY.clone(num_groups=8, scale_shift=True, num_classes=2),
+        SHAPE,
+    ),
     "one level": (TINY.clone(channel_multipliers=(2,), attention_resolutions=(5,)), (2, 5, 3, 2)),
 }
 
@@ -79,9 +107,10 @@ def test_float64_reference(name):
     unet, shape = CASES[name]
     x, t = images(shape), np.array([3, 40])
     label = np.array([2, 0]) if unet.num_classes else None
+    cond = images((2, unet.cond_features), seed=4) if unet.cond_features else None
     params = random_params(unet, x, 0)
-    got = apply(unet, params, x, t, label)
-    truth = reference.unet(params, x, t, label, config=unet)
+    got = apply(unet, params, x, t, label, cond)
+    truth = reference.unet(params, x, t, label, cond, config=unet)
     assert got.dtype == jnp.float32
     assert np.std(truth) > 0.3
     np.testing.assert_allclose(got, truth, atol=1e-5, rtol=0)
@@ -135,6 +164,26 @@ def test_dropout_does_not_depend_on_devices():
     np.testing.assert_array_equal(whole, split)
 
 
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_dropout_the_linen_way(make_key):
+    """`rngs` draws one mask per row: the masks of the row's index folded into the module's key."""
+    x, t = np.repeat(images((1, 8, 8, 3)), 3, axis=0), np.array([7, 7, 7])
+    params = random_params(ONE_LEVEL, x, 0)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(rngs, rows):
+        return ONE_LEVEL.apply({"params": params}, x[:rows], 7, rngs=rngs)
+
+    got = run({"dropout": make_key(0)}, 3)
+    assert np.abs(got - apply(ONE_LEVEL, params, x, t)).max() > 0.1
+    assert np.abs(got[0] - got[1]).max() > 0.1 and np.abs(got[1] - got[2]).max() > 0.1
+    assert np.abs(got - run({"dropout": make_key(1)}, 3)).max() > 0.1
+    np.testing.assert_allclose(got[:2], run({"dropout": make_key(0)}, 2), atol=1e-5)
+    with pytest.raises(ValueError, match="UNet got dropout_keys and rngs"):
+        rngs = {"dropout": make_key(0)}
+        ONE_LEVEL.apply({"params": params}, x, t, dropout_keys=example_keys(0, 1, 2), rngs=rngs)
+
+
 def test_dropout_rate_scale_and_streams():
     """Entries are 0 or 1 / (1 - rate), kept at that rate to 5 sigma, rows and layers unrelated."""
     rate, shape = 0.3, (4, 10_000)
@@ -178,7 +227,9 @@ def test_no_dropout_without_keys_or_without_a_rate():
     for unet, more, draws in (
         (TINY, {}, 0),
         (TINY.clone(dropout=0.0), {"dropout_keys": keys}, 0),
+        (TINY.clone(dropout=0.0), {"rngs": {"dropout": keys[0]}}, 0),
         (TINY, {"dropout_keys": keys}, 8),  # 2 blocks down, 2 between, 4 up
+        (TINY, {"rngs": {"dropout": keys[0]}}, 8),
     ):
         variables = jax.eval_shape(unet.init, jax.random.key(0), images(), 0)
         program = jax.make_jaxpr(functools.partial(unet.apply, **more))(variables, images(), 0)
@@ -195,6 +246,35 @@ def test_labels():
     np.testing.assert_allclose(got[0], apply(unet, params, x, 5)[0], atol=1e-5)
     assert np.abs(got[0] - got[1]).max() > 0.1 and np.abs(got[1] - got[2]).max() > 0.1
     assert np.isnan(got[3]).all()
+
+
+def test_vectors_as_conditions():
+    """None is zeros for all, and so is a row of zeros for one example."""
+    unet = ONE_LEVEL.clone(cond_features=4)
+    x = np.repeat(images((1, 8, 8, 3)), 3, axis=0)
+    params = random_params(unet, x, 0)
+    cond = np.stack([np.zeros(4), np.ones(4), np.arange(4.0)]).astype(np.float32)
+    got, none = apply(unet, params, x, 5, cond=cond), apply(unet, params, x, 5)
+    np.testing.assert_allclose(got[0], none[0], atol=1e-5)
+    assert np.abs(got[1] - none[1]).max() > 0.1 and np.abs(got[2] - got[1]).max() > 0.1
+
+
+def test_groups_of_one_channel():
+    """Normalising each channel by itself removes what is added to it; a scale and shift stay."""
+    change = {"num_groups": 8, "attention_resolutions": ()}
+    with pytest.warns(UserWarning, match="blocks of 8 channels: .* removes the embedding of t"):
+        TINY.clone(**change)
+    with pytest.raises(ValueError, match="blocks of 8 channels: .* removes the embedding of t"):
+        TINY.clone(**change, channel_multipliers=(1, 1))
+    block = ResidualBlock(channels=8, num_groups=8, dropout=0.0, dtype=jnp.float32)
+    x = images((2, 4, 4, 8))
+    for module, differs in ((block, False), (block.clone(scale_shift=True), True)):
+        params = random_params(module, x, images((2, 16)), None)
+        one, other = (
+            module.apply({"params": params}, x, images((2, 16), seed=seed), None) for seed in (1, 2)
+        )
+        assert (np.abs(one - other).max() > 0.1) == differs
+        np.testing.assert_allclose(one, other, atol=np.inf if differs else 1e-4)
 
 
 def test_group_norm_survives_a_mean_far_above_the_spread():
@@ -261,9 +341,17 @@ def _equations(jaxpr):
     [
         ({"dropout": 1.0}, r"0 <= dropout < 1, got dropout=1\.0"),
         ({"dropout": -0.1}, r"got dropout=-0\.1"),
-        ({"downsample_padding": "valid"}, "'same' or 'symmetric', got 'valid'"),
+        ({"downsample_padding": "valid"}, r"\('same', 'symmetric'\), got 'valid'"),
+        ({"middle_attention": True}, r"\('normalised', 'plain', 'none'\), got True"),
+        ({"embedding_order": "cos"}, "'sin_cos' or 'cos_sin', got 'cos'"),
+        ({"embedding_shift": 2}, "shift 0 or 1, got 2"),
+        ({"num_heads": 0}, "positive num_heads"),
+        ({"head_channels": 0}, "positive num_heads and head_channels, got 1 and 0"),
+        ({"num_heads": 2, "head_channels": 4}, "Give one of them"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon > 0, got 0.0"),
+        ({"cond_features": 0}, "cond_features >= 1, got 0"),
         ({"channel_multipliers": ()}, "at least one level"),
-        ({"num_res_blocks": 0}, "one block a level"),
+        ({"num_res_blocks": 0}, "one block per level"),
         ({"num_classes": 0}, "num_classes >= 1, got 0"),
         ({"num_groups": 5}, "blocks of 8 channels, which num_groups=5"),
         ({"channels": 10, "num_groups": 5, "channel_multipliers": (1, 1.1)}, "of 11.0 channels"),
@@ -291,12 +379,42 @@ def test_impossible_configurations_are_refused(change, message):
         ({}, SHAPE, 0, {"dropout_keys": example_keys(0)}, r"shape \(2,\), got shape \(1,\)"),
         ({}, SHAPE, 0, {"dropout_keys": jax.random.key(0)}, r"shape \(2,\), got shape \(\)"),
         ({}, SHAPE, 0, {"dropout_keys": np.zeros((2, 2), np.uint32)}, "typed dropout_keys"),
+        ({}, SHAPE, 0, {"cond": np.zeros((2, 3))}, "cond but cond_features=None"),
+        (
+            {"cond_features": 4},
+            SHAPE,
+            0,
+            {"cond": np.zeros((2, 3))},
+            r"\(2, 4\), got shape \(2, 3\)",
+        ),
+        ({"cond_features": 4}, SHAPE, 0, {"cond": np.zeros(4)}, r"\(2, 4\), got shape \(4,\)"),
+        ({"head_channels": 6}, SHAPE, 0, {}, "cannot split 16 channels into equal heads"),
+        ({"num_heads": 32}, SHAPE, 0, {}, "cannot split 16 channels into equal heads"),
+        ({}, (2, 3, 32, 32), 0, {}, r"multiples of 2, got 3×32.*need x.transpose\(0, 2, 3, 1\)"),
+        ({"attention_resolutions": (8,)}, (2, 4, 32, 32), 0, {}, r"need x.transpose\(0, 2, 3, 1\)"),
     ],
 )
 def test_impossible_inputs_are_refused(change, shape, t, more, message):
     unet = TINY.clone(**change)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: unet.init(jax.random.key(0), jnp.zeros(shape), t, **more))
+
+
+@pytest.mark.parametrize(
+    "change,dtype,t,more,message",
+    [
+        ({}, np.uint8, 0, {}, "floating-point inputs, got uint8. Map them .* from_pixels"),
+        ({}, np.int32, 0, {}, "floating-point inputs, got int32"),
+        ({}, np.float32, np.array([True, False]), {}, "integers or floats, got bool"),
+        ({"num_classes": 3}, np.float32, 0, {"label": np.zeros(2)}, "integer labels, got float"),
+        ({"num_classes": 3}, np.float32, 0, {"label": np.ones(2, bool)}, "labels, got bool"),
+        ({"cond_features": 3}, np.float32, 0, {"cond": np.ones((2, 3), int)}, "cond, got int"),
+    ],
+)
+def test_impossible_dtypes_are_refused(change, dtype, t, more, message):
+    unet = TINY.clone(**change)
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(lambda: unet.init(jax.random.key(0), jnp.zeros(SHAPE, dtype), t, **more))
 
 
 def test_rematerialisation_keeps_less_and_changes_no_numbers():

@@ -1,10 +1,10 @@
 """U-Net weights under the variable names of the DDPM authors' TensorFlow code.
 
 The names are those of `diffusion_tf/models/unet.py` in github.com/hojonathanho/diffusion, under the
-scope "model": model/down_0/block_0/conv1/W and so on. Kernels have our axes already ([kh, kw, in,
-out] and [in, out]), so the map is one of names alone. It follows from that source; the released
-checkpoint files themselves have not been read with it. Their format needs TensorFlow, which is not
-used here: whoever has it writes the variables to an .npz or .safetensors file by name.
+scope "model": model/down_0/block_0/conv1/W and so on. Kernels already have our axes ([kh, kw, in,
+out] and [in, out]), so only names are mapped. The map follows from that source; it has not been
+tried on the released checkpoint files. Reading those needs TensorFlow, which is not used here: save
+the variables by name as an .npz or .safetensors file first.
 """
 
 from __future__ import annotations
@@ -43,14 +43,18 @@ INNER: dict[str, str] = {
 TENSORS: dict[str, str] = {"kernel": "W", "bias": "b"}
 NORM_TENSORS: dict[str, str] = {"scale": "gamma", "bias": "beta"}
 AVERAGE = "/ExponentialMovingAverage"
-# What training kept beside the weights: its step and the optimiser's memory.
+# What training saves beside the weights: its step and the optimiser's state.
 TRAINING = re.compile(r"(.*/(Adam|Adam_1|RMSProp|RMSProp_1|Momentum)|global_step|beta[12]_power)")
 
 
 def tensorflow_name(path: tuple[str, ...], scope: str = "model") -> str:
-    """The variable that holds the parameter at `path` of a `UNet`'s tree.
+    """Names the variable that holds the parameter at `path` of a `UNet`'s tree.
 
     Raises ValueError for a module that the authors' network does not have.
+
+    >>> from ddpm_jax.interop import tensorflow_name
+    >>> tensorflow_name(("down_1_attention_0", "query", "kernel"))
+    'model/down_1/attn_0/q/W'
     """
     for ours, theirs in SCOPES:
         match = re.fullmatch(ours, path[0])
@@ -59,17 +63,21 @@ def tensorflow_name(path: tuple[str, ...], scope: str = "model") -> str:
             normalises = path[-2].startswith("norm")
             tensor = (NORM_TENSORS if normalises else TENSORS)[path[-1]]
             return "/".join([scope, match.expand(theirs), *inner, tensor])
-    raise ValueError(f"tensorflow_name knows no module called {path[0]!r}; it maps a UNet's own.")
+    raise ValueError(
+        f"tensorflow_name has no name for the module {path[0]!r}. It maps those of a UNet."
+    )
 
 
 def unet_from_tensorflow(
     variables: Mapping[str, np.ndarray], resolution: int, *, average: bool = True
 ) -> tuple[UNet, PyTree]:
-    """The network, its sizes read off the shapes, and its parameters, from variables by name.
+    """Reads the network and its parameters from variables by name; shapes give its sizes.
 
-    `resolution` is the height of the images, which tells at which sizes the attention is. With
-    `average` the moving averages are taken, under NAME/ExponentialMovingAverage, where any are
-    there. Names may end in ":0". Raises ValueError naming what is missing, left over or misshapen.
+    `resolution` is the height of the images, which the attention's levels are counted from. With
+    `average`, the moving averages NAME/ExponentialMovingAverage are taken if there are any. Names
+    may end in ":0".
+
+    Raises ValueError naming what is missing, left over or of another shape.
     """
     call = "unet_from_tensorflow"
     weights = _weights(call, variables, average)
@@ -96,7 +104,7 @@ def unet_from_tensorflow(
 
 
 def _weights(call: str, variables: Mapping[str, Any], average: bool) -> dict[str, Any]:
-    """The variables that are weights, by their names without suffixes."""
+    """Selects the variables that are weights, by their names without suffixes."""
     plain, averaged = {}, {}
     for name, value in variables.items():
         name = name.removesuffix(":0")
@@ -109,26 +117,26 @@ def _weights(call: str, variables: Mapping[str, Any], average: bool) -> dict[str
     if "model/conv_in/W" not in weights or np.ndim(weights["model/conv_in/W"]) != 4:
         raise ValueError(
             f"{call} needs the variables of the authors' U-Net, got {len(variables)} without a "
-            "kernel model/conv_in/W [3, 3, in, out]. Save every variable by its own name."
+            "kernel model/conv_in/W [3, 3, in, out]. Save every variable under its own name."
         )
     return weights
 
 
 def _unet_of(call: str, weights: Mapping[str, Any], resolution: int) -> UNet:
-    """A `UNet` of the sizes that names and shapes tell."""
+    """Makes a `UNet` of the sizes that names and shapes give."""
     width = np.shape(weights["model/conv_in/W"])[3]
     bare = sorted(
         name for name, value in weights.items() if 0 in np.shape(value) or not np.ndim(value)
     )
     if bare:
-        raise ValueError(f"{call} got {bare[:4]} without values or without an axis.")
+        raise ValueError(f"{call} got {bare[:4]}, which have no values or no axes.")
     levels = _indices(r"model/down_(\d+)/block_0/conv1/W", weights)
     if levels != list(range(len(levels))) or not levels:
-        raise ValueError(f"{call} got the levels {levels} of a U-Net, not 0, 1, … in a row.")
+        raise ValueError(f"{call} got the levels {levels} of a U-Net, not 0, 1, … without gaps.")
     blocks = _indices(r"model/down_0/block_(\d+)/conv1/W", weights)
     widths = [np.shape(weights[f"model/down_{i}/block_0/conv1/W"])[-1] for i in levels]
     if any(w % width for w in widths):
-        raise ValueError(f"{call} got levels of {widths} channels, no multiples of {width}.")
+        raise ValueError(f"{call} got levels of {widths} channels, not multiples of {width}.")
     attended = _indices(r"model/down_(\d+)/attn_0/q/W", weights)
     if "model/conv_out/W" not in weights:
         raise ValueError(f"{call}: missing ['model/conv_out/W'].")

@@ -3,9 +3,9 @@
 The map is data: MODULES, INNER and TENSORS say how names correspond, LAYOUTS how axes do, and
 `unet_weight_map` spells it out for one network as a list of (our path, their key, layout).
 
-The weights are the same function only under the settings of that checkpoint: norm_eps 1e-6, act_fn
-silu, flip_sin_to_cos False, freq_shift 1, attention_head_dim None (one head), and
-downsample_padding 0 for UNet's "same" or 1 for its "symmetric". Nothing of this shows in them.
+The weights do not show the settings they were trained with, such as norm_eps or flip_sin_to_cos.
+`diffusers_unet` reads those from config.json; with other settings the weights fit, but compute
+something else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flax import traverse_util
 from ddpm_jax.nn import UNet
 from ddpm_jax.types import PyTree
 
-# Our module -> theirs, once "up" levels are counted from the coarsest as theirs are.
+# Our module -> theirs, after "up" levels are counted from the coarsest, as theirs are.
 MODULES: tuple[tuple[str, str], ...] = (
     (r"conv_in", r"conv_in"),
     (r"time_dense_0", r"time_embedding.linear_1"),
@@ -36,7 +36,7 @@ MODULES: tuple[tuple[str, str], ...] = (
     (r"norm_out", r"conv_norm_out"),
     (r"conv_out", r"conv_out"),
 )
-# What is called otherwise inside a module; the table of labels has no name of its own there.
+# Names inside a module that differ; the table of labels has no name of its own there.
 INNER: dict[str, str] = {
     "embedding": "time_emb_proj",
     "shortcut": "conv_shortcut",
@@ -53,7 +53,7 @@ TENSORS: dict[str, str] = {
     "embedding": "weight",
     "bias": "bias",
 }
-# Attention as checkpoints saved before 2023 spell it.
+# Names of the attention layers in checkpoints saved before 2023.
 OLD_ATTENTION: dict[str, str] = {
     "query": "to_q",
     "key": "to_k",
@@ -63,7 +63,7 @@ OLD_ATTENTION: dict[str, str] = {
 
 
 class Layout(NamedTuple):
-    """How one tensor's axes go over: `theirs(ours)` and back."""
+    """How one tensor's axes are converted, in both directions."""
 
     to_theirs: Callable[[np.ndarray], np.ndarray]
     to_ours: Callable[[np.ndarray], np.ndarray]
@@ -90,16 +90,23 @@ class Entry(NamedTuple):
 
 
 def unet_weight_map(paths: Iterable[tuple[str, ...]], num_levels: int) -> list[Entry]:
-    """Lists where each parameter of a U-Net of `num_levels` levels is kept, one entry a path."""
+    """Lists where each parameter of a U-Net of `num_levels` levels is stored, in order of `paths`.
+
+    Raises ValueError for a parameter that UNet2DModel does not have.
+
+    >>> from ddpm_jax.interop.diffusers import unet_weight_map
+    >>> unet_weight_map([("up_0_block_2", "conv1", "kernel")], num_levels=4)[0].key
+    'up_blocks.3.resnets.2.conv1.weight'
+    """
     return [Entry(path, _their_key(path, num_levels), _layout(path)) for path in paths]
 
 
 def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyTree:
     """Reads a UNet2DModel's tensors, by name, as the float32 parameters of `unet`.
 
-    Takes anything NumPy can read as an array, and both spellings of the attention layers. The
-    levels that have attention are those of the state dict; they must be as many and as far apart
-    as `unet.attention_resolutions`.
+    Takes anything NumPy can read as an array, and old and new names of the attention layers. The
+    levels with attention come from the state dict. They must be as many and as far apart as
+    `unet.attention_resolutions`.
 
     Raises ValueError naming every tensor that is missing, left over, or of another shape.
     """
@@ -110,8 +117,8 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
             f"{call} needs the state dict of a UNet2DModel, got {len(theirs)} tensors without a "
             "kernel conv_in.weight [out, in, 3, 3]. Pass model.state_dict() itself, unwrapped."
         )
-    # Every block has a tensor of its own: a file of few is not the weights of a million blocks, of
-    # which not even the shapes could be found in a day.
+    # Every block has tensors of its own. Without this check, a small file that claims a million
+    # blocks would take a day to trace.
     if unet.num_res_blocks * len(unet.channel_multipliers) > len(theirs):
         raise ValueError(
             f"{call} got {len(theirs)} tensors for {len(unet.channel_multipliers)} levels of "
@@ -127,7 +134,7 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
         tensor = np.asarray(theirs[entry.key], np.float32)
         shape = layout.to_theirs(np.broadcast_to(np.float32(0), expected[entry.path])).shape
         _check_shape(call, entry.key, tensor.shape, shape)
-        # A copy: a state dict may share its memory with a model that goes on training.
+        # A copy: a state dict may share its memory with a model that continues training.
         params[entry.path] = jnp.array(layout.to_ours(tensor))
     return traverse_util.unflatten_dict(params)
 
@@ -176,7 +183,7 @@ def _layout(path: tuple[str, ...]) -> str:
 
 
 def _modern_names(call: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Respells the attention layers of old checkpoints; a tensor under both names is an error."""
+    """Renames the attention layers of old checkpoints; a tensor under both names is an error."""
     tensors = {}
     for key, tensor in state_dict.items():
         for old, new in OLD_ATTENTION.items():
@@ -188,7 +195,7 @@ def _modern_names(call: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _levels(pattern: str, names: Iterable[str]) -> list[int]:
-    """Reads the levels that have attention off the names, finest first."""
+    """Finds the levels with attention from the names, finest first."""
     matches = (re.match(pattern, name) for name in names)
     return sorted({int(match[1]) for match in matches if match})
 

@@ -1,6 +1,6 @@
-"""A folder that diffusers.DDPMPipeline loads, read and written: two JSON files and safetensors.
+"""Reads and writes a folder that diffusers.DDPMPipeline loads: two JSON files and safetensors.
 
-model_index.json                               which classes the parts are of
+model_index.json                               the classes of the parts
 unet/config.json                               or, in repositories of 2022, without the folders:
 unet/diffusion_pytorch_model.safetensors       config.json, diffusion_pytorch_model.safetensors
 scheduler/scheduler_config.json                and scheduler_config.json beside model_index.json
@@ -58,8 +58,8 @@ class ImportedModel(NamedTuple):
 def choose_pipeline_files(names: Iterable[str], where: str) -> PipelineFiles:
     """Picks the files of a pipeline among `names`, paths relative to the folder or repository.
 
-    Raises ValueError, in the name of `where`, for a folder that holds no such pipeline, only
-    pickled weights, or weights in several files.
+    Raises ValueError, naming the folder `where`, if there is no such pipeline, only pickled
+    weights, or weights in several files.
     """
     present = set(names)
     index = "model_index.json" if "model_index.json" in present else None
@@ -86,7 +86,7 @@ def choose_pipeline_files(names: Iterable[str], where: str) -> PipelineFiles:
 
 
 def pipeline_files(folder: str | Path) -> PipelineFiles:
-    """The files of a pipeline in a folder; raises as `choose_pipeline_files` does."""
+    """Finds the files of a pipeline in a folder; raises as `choose_pipeline_files` does."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder. Name the one that holds model_index.json.")
@@ -137,9 +137,15 @@ def save_diffusers(
     """Writes a folder that `diffusers.DDPMPipeline.from_pretrained` loads; returns its files.
 
     Everything is checked before anything is written. Raises ValueError for what diffusers cannot
-    express, naming it.
+    express, naming it, and for labels, which DDPMPipeline does not pass to its network.
     """
     folder = Path(folder)
+    if unet.num_classes is not None:
+        raise ValueError(
+            f"save_diffusers got a UNet with num_classes={unet.num_classes}; DDPMPipeline passes "
+            "no labels. Write the model alone with unet_to_diffusers_config and "
+            "unet_params_to_diffusers."
+        )
     network = unet_to_diffusers_config(unet, image_shape)
     scheduler = process_to_diffusers_config(process, schedule)
     tensors = unet_params_to_diffusers(params, unet)
@@ -156,7 +162,7 @@ def save_diffusers(
     for path, values in (
         (folder / "unet" / "config.json", network),
         (folder / "scheduler" / "scheduler_config.json", scheduler),
-        # Last: with it the folder is a pipeline.
+        # Last: this file makes the folder a pipeline.
         (folder / "model_index.json", index),
     ):
         fresh = path.with_name(path.name + ".tmp")
@@ -167,7 +173,7 @@ def save_diffusers(
 
 
 def _of(path: Path, read: Any, what: str) -> Any:
-    """`read` applied to a JSON file, its errors with the file's name before them."""
+    """Applies `read` to a JSON file and puts the file's name before its errors."""
     try:
         return read(read_json_object(path, what))
     except ValueError as error:
@@ -175,7 +181,7 @@ def _of(path: Path, read: Any, what: str) -> Any:
 
 
 def read_json_object(path: Path, what: str) -> Mapping[str, Any]:
-    """The object in a JSON file; ValueError for anything else."""
+    """Reads the object in a JSON file; ValueError for anything else."""
     try:
         return read_strict_object(path)
     except ValueError as error:
@@ -183,7 +189,7 @@ def read_json_object(path: Path, what: str) -> Mapping[str, Any]:
 
 
 def _check_index(path: Path) -> None:
-    """Raises ValueError for the index of another pipeline than one of pixels without conditions."""
+    """Raises ValueError unless the index is that of a pipeline of pixels without conditions."""
     index = _of(path, dict, "index of the pipeline")
     parts = {name: value for name, value in index.items() if not name.startswith("_")}
     more = sorted(set(parts) - {"unet", "scheduler"})

@@ -1,7 +1,7 @@
-"""scheduler_config.json and the process it stands for: β_t, target, variance, clipping.
+"""Converts between scheduler_config.json and a process: β_t, target, variance, clipping.
 
-A scheduler of diffusers is three things: a process, what its network predicts, and a way to sample.
-Only the first two are a model's; the sampler is chosen when sampling.
+A scheduler of diffusers combines a process, what its network predicts, and a way to sample. Only
+the first two belong to the model; the sampler is chosen when sampling.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ VARIANCES: dict[VarianceKind, str] = {
     "fixed_small": "fixed_small",
     "learned_range": "learned_range",
 }
-MOST_TIMESTEPS = 1_000_000
+MAX_TIMESTEPS = 1_000_000
 CLASSES = ("DDPMScheduler", "DDIMScheduler", "GaussianDDPMScheduler")
-# What sampling alone depends on, and our samplers are told by other means.
+# Settings of sampling alone, which our samplers take as arguments.
 OF_SAMPLING = ("timestep_spacing", "steps_offset", "set_alpha_to_one", "dynamic_thresholding_ratio")
 KNOWN = {
     "beta_end",
@@ -64,11 +64,11 @@ class Process(NamedTuple):
 
     Attributes:
         schedule: "linear", "quadratic", "cosine", "sigmoid", "constant", "warmup10", "warmup50" or
-            "jsd" where it was read; any name where it is written.
+            "jsd" when read; any name when written.
         num_timesteps: T.
         beta_start, beta_end: of the schedules that have them.
-        zero_terminal_snr: stretched until ᾱ_T = 0.
-        target, variance: see `prediction`.
+        zero_terminal_snr: whether the schedule is rescaled to ᾱ_T = 0.
+        target, variance: see `denoisers.prediction`.
         clip: whether x̂_0 is clipped to [-1, 1].
     """
 
@@ -83,24 +83,29 @@ class Process(NamedTuple):
 
 
 def process_from_diffusers_config(config: Mapping[str, Any]) -> Process:
-    """The process of a DDPMScheduler's or DDIMScheduler's scheduler_config.json.
+    """Reads the process of a DDPMScheduler's or DDIMScheduler's scheduler_config.json.
 
-    A scheduler of DDIM has no variance of its own and gets fixed_small, DDIM's at η = 1. Raises
-    ValueError naming every setting, with its value, that has no counterpart here.
+    A DDIMScheduler has no variance and gets fixed_small, which is DDIM's at η = 1.
+
+    Raises ValueError naming every setting, with its value, that has no counterpart here.
+
+    >>> from ddpm_jax.interop import process_from_diffusers_config
+    >>> process_from_diffusers_config({"beta_schedule": "squaredcos_cap_v2"}).schedule
+    'cosine'
     """
     call = "process_from_diffusers_config"
     kind = config.get("_class_name", "DDPMScheduler")
     if kind not in CLASSES:
         raise ValueError(
-            f"{call} reads {', '.join(CLASSES[:2])}, got _class_name={kind!r}. Where the model's "
-            "card names the process it was trained on, put a DDPMScheduler's file in its place."
+            f"{call} reads {', '.join(CLASSES[:2])}, got _class_name={kind!r}. If the model's card "
+            "names the process it was trained on, replace the file by a DDPMScheduler's."
         )
     given = {name: value for name, value in config.items() if not name.startswith("_")}
     problems = [f"{n}={v!r} (unknown here)" for n, v in given.items() if n not in KNOWN]
-    # The first versions said `timesteps` and `predict_epsilon`.
+    # The first versions had `timesteps` and `predict_epsilon`.
     T = given.get("num_train_timesteps", given.get("timesteps", 1000))
-    if type(T) is not int or not 1 <= T <= MOST_TIMESTEPS:
-        problems.append(f"num_train_timesteps={T!r} (a whole number from 1 to {MOST_TIMESTEPS:,})")
+    if type(T) is not int or not 1 <= T <= MAX_TIMESTEPS:
+        problems.append(f"num_train_timesteps={T!r} (a whole number from 1 to {MAX_TIMESTEPS:,})")
     for name in ("predict_epsilon", "thresholding"):
         if not isinstance(given.get(name, False), bool):
             problems.append(f"{name}={given[name]!r} (true or false)")
@@ -110,7 +115,7 @@ def process_from_diffusers_config(config: Mapping[str, Any]) -> Process:
     target = _ours(TARGETS, "prediction_type", said, problems)
     default = "fixed_small"
     spelt = given.get("variance_type", default) if kind != "DDIMScheduler" else default
-    # The same variance, only computed through its logarithm.
+    # The same variance, computed from its logarithm.
     spelt = str(spelt).removesuffix("_log") if str(spelt).startswith("fixed_") else spelt
     variance = _ours(VARIANCES, "variance_type", spelt, problems)
     clip = _clip(given, problems)
@@ -137,10 +142,11 @@ def process_from_diffusers_config(config: Mapping[str, Any]) -> Process:
 
 
 def process_to_diffusers_config(process: Process, schedule: NoiseSchedule) -> dict[str, Any]:
-    """The scheduler_config.json of the DDPMScheduler with this process; `schedule` is its table.
+    """Writes the scheduler_config.json of the DDPMScheduler with this process.
 
-    A schedule that diffusers has no name for goes over as its β_t themselves. Raises ValueError for
-    a target or variance without counterpart.
+    `schedule` is the table of the process. Its β_t are written out if diffusers has no name for it.
+
+    Raises ValueError for a target or variance without counterpart.
     """
     call = "process_to_diffusers_config"
     for name, ours, theirs in (
@@ -148,11 +154,11 @@ def process_to_diffusers_config(process: Process, schedule: NoiseSchedule) -> di
         ("variance", process.variance, VARIANCES),
     ):
         if ours not in theirs:
-            more = " (it takes that output for the variance, and it is its logarithm here)"
+            more = " (there that output is the variance, here its logarithm)"
             more = more if ours == "learned" else ""
             raise ValueError(
-                f"{call}: DDPMScheduler has no counterpart of {name}={ours!r}{more}. It has those "
-                f"of {', '.join(theirs)}."
+                f"{call}: DDPMScheduler has no counterpart of {name}={ours!r}{more}. It has "
+                f"counterparts of {', '.join(theirs)}."
             )
     named = process.schedule in SCHEDULES
     return {
@@ -175,7 +181,7 @@ def process_to_diffusers_config(process: Process, schedule: NoiseSchedule) -> di
 
 
 def _ours(names: Mapping[Any, str], setting: str, value: Any, problems: list[str]) -> Any:
-    """Our name of their `value`; None, and one more problem, where there is none."""
+    """Our name for their `value`; None, and one more problem, if there is none."""
     for ours, theirs in names.items():
         if value == theirs:
             return ours
@@ -187,7 +193,7 @@ def _clip(given: Mapping[str, Any], problems: list[str]) -> bool:
     """Whether x̂_0 is clipped to [-1, 1]."""
     clip, limit = given.get("clip_sample", True), given.get("clip_sample_range", 1.0)
     if given.get("thresholding", False):
-        # Limits of 1 to 1 leave of dynamic thresholding nothing but a clip to [-1, 1].
+        # With its largest value at 1, dynamic thresholding is a clip to [-1, 1].
         largest = given.get("sample_max_value", 1.0)
         if largest != 1.0 or isinstance(largest, bool):
             problems.append(
@@ -203,8 +209,8 @@ def _clip(given: Mapping[str, Any], problems: list[str]) -> bool:
 
 
 def _recognised(betas: Any, problems: list[str]) -> tuple[str, float, float]:
-    """The schedule, with its first and last β, that has this table."""
-    if 1 < len(_list(betas)) <= MOST_TIMESTEPS and all(type(b) in (int, float) for b in betas):
+    """Finds the schedule with this table, and its first and last β."""
+    if 1 < len(_list(betas)) <= MAX_TIMESTEPS and all(type(b) in (int, float) for b in betas):
         table = np.asarray(betas, np.float64)
         start, end = float(table[0]), float(table[-1])
         makers: dict[str, Callable[..., NoiseSchedule]] = {
@@ -232,5 +238,5 @@ def _list(betas: Any) -> list[Any] | tuple[Any, ...]:
 
 
 def _decimal(values: np.ndarray) -> list[float]:
-    """float32 values by their shortest decimals, which read back as the same float32."""
+    """Writes float32 values as their shortest decimals, which read back as the same float32."""
     return [float(str(value)) for value in values.astype(np.float32)]

@@ -1,7 +1,8 @@
-"""UNet2DModel's config.json and `UNet`: the same network, said in the other's words.
+"""Converts between UNet2DModel's config.json and the attributes of `UNet`.
 
-What `UNet` leaves no choice in is data (FIXED): the one value it is built for. Anything else in a
-config is refused by name, for the weights would fit a network that computes something else.
+Settings for which `UNet` has no attribute are data (FIXED): the values that it computes. A config
+with anything else is refused by name, because its weights would fit a network that computes
+something else.
 """
 
 from __future__ import annotations
@@ -11,45 +12,47 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.nn import UNet
 
-# Setting -> (what an absent one means, the values whose function `UNet` is).
+# Setting -> (its value when absent, the values whose function `UNet` computes).
 FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "act_fn": ("silu", ("silu", "swish")),
-    "add_attention": (True, (True,)),
     "center_input_sample": (False, (False,)),
     "class_embed_type": (None, (None,)),
     "downsample_type": ("conv", ("conv",)),
-    "flip_sin_to_cos": (True, (False,)),
-    "freq_shift": (0, (1,)),
     "mid_block_scale_factor": (1, (1,)),
     "mid_block_type": ("UNetMidBlock2D", ("UNetMidBlock2D",)),
-    "norm_eps": (1e-5, (1e-6,)),
-    "num_class_embeds": (None, (None,)),
-    "resnet_time_scale_shift": ("default", ("default",)),
     "time_embedding_type": ("positional", ("positional",)),
     "upsample_type": ("conv", ("conv",)),
 }
-# Settings that are read; what an absent one means, or REQUIRED.
+# Settings that are read -> their values when absent, or REQUIRED.
 REQUIRED = object()
 READ: dict[str, Any] = {
+    "add_attention": True,
     "attention_head_dim": 8,
     "attn_norm_num_groups": None,
     "block_out_channels": REQUIRED,
     "down_block_types": REQUIRED,
     "downsample_padding": 1,
     "dropout": 0.0,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
     "in_channels": 3,
     "layers_per_block": 2,
+    "norm_eps": 1e-5,
     "norm_num_groups": 32,
+    "num_class_embeds": None,
     "out_channels": 3,
+    "resnet_time_scale_shift": "default",
     "sample_size": REQUIRED,
     "time_embedding_dim": None,
     "up_block_types": REQUIRED,
 }
-# Of no effect under the settings above.
+# Settings without effect under those above.
 IGNORED = ("num_train_timesteps",)
 PADDINGS = {0: "same", 1: "symmetric"}
-LARGEST = 1 << 16
-"""Of any width, size or count; Stable Diffusion's widest layer has 1,280 channels."""
+ORDERS = {False: "sin_cos", True: "cos_sin"}  # of flip_sin_to_cos
+SCALE_SHIFTS = {"default": False, "scale_shift": True}
+MAX_SIZE = 1 << 16
+"""Largest width, size or count accepted; Stable Diffusion's widest layer has 1,280 channels."""
 
 
 class NetworkDescription(NamedTuple):
@@ -60,10 +63,19 @@ class NetworkDescription(NamedTuple):
 
 
 def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
-    """The `UNet` that a UNet2DModel's config.json describes.
+    """Reads the `UNet` that a UNet2DModel's config.json describes.
+
+    The last of `num_class_embeds` rows is the `UNet`'s "no label", so there is one class fewer.
 
     Raises ValueError naming every setting, with its value, that `UNet` cannot express or that this
     version does not know.
+
+    >>> from ddpm_jax.interop import unet_from_diffusers_config
+    >>> unet, shape = unet_from_diffusers_config({
+    ...     "block_out_channels": [32, 64], "sample_size": 16, "norm_num_groups": 8,
+    ...     "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2})
+    >>> unet.embedding_order, unet.head_channels, shape
+    ('cos_sin', 8, (16, 16, 3))
     """
     call = "unet_from_diffusers_config"
     kind = config.get("_class_name", "UNet2DModel")
@@ -84,11 +96,19 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
     problems += _problems(values)
     if problems:
         raise ValueError(
-            f"{call}: this network is not one that UNet can express: " + "; ".join(problems) + ". "
-            "UNet is DDPM's own: google/ddpm-cifar10-32 and its like have these settings."
+            f"{call}: UNet cannot express this network: " + "; ".join(problems) + ". It expresses "
+            "google/ddpm-cifar10-32 and the default settings of UNet2DModel, among others."
         )
-    widths, height, width = values["block_out_channels"], *_size(values["sample_size"])
+    widths, (height, width) = values["block_out_channels"], _size(values["sample_size"])
     attended = [name.endswith("AttnDownBlock2D") for name in values["down_block_types"]]
+    scale_shift = SCALE_SHIFTS[values["resnet_time_scale_shift"]]
+    if not values["add_attention"]:
+        middle = "none"
+    elif scale_shift and values["attn_norm_num_groups"] is None:
+        middle = "plain"
+    else:
+        middle = "normalised"
+    head, classes = values["attention_head_dim"], values["num_class_embeds"]
     unet = UNet(
         channels=widths[0],
         channel_multipliers=tuple(w // widths[0] for w in widths),
@@ -97,47 +117,79 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
         dropout=float(values["dropout"]),
         out_channels=values["out_channels"],
         num_groups=values["norm_num_groups"],
+        num_classes=None if classes is None else classes - 1,
         downsample_padding=PADDINGS[values["downsample_padding"]],
+        # A head as wide as every level that has attention is one head.
+        head_channels=None if _attended_widths(values) <= {head} else head,
+        middle_attention=middle,
+        scale_shift=scale_shift,
+        embedding_order=ORDERS[values["flip_sin_to_cos"]],
+        embedding_shift=int(values["freq_shift"]),
+        norm_epsilon=float(values["norm_eps"]),
     )
     return NetworkDescription(unet, (height, width, values["in_channels"]))
 
 
 def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The config.json of the UNet2DModel that computes what `unet` does on such images.
+    """Writes the config.json of the UNet2DModel that computes what `unet` does on such images.
 
-    Raises ValueError for what UNet2DModel cannot express: labels (DDPMPipeline passes none),
-    resampling without convolutions, a first level wider than `channels`.
+    Raises ValueError for what UNet2DModel cannot express: `cond`, resampling without convolutions,
+    a first level wider than `channels`, heads of several sizes, and attention in the middle that is
+    "plain" without `scale_shift`.
+
+    >>> from ddpm_jax.interop import unet_to_diffusers_config
+    >>> unet_to_diffusers_config(dj.UNet(), (32, 32, 3))["block_out_channels"]
+    [128, 256, 256, 256]
     """
     height, width, channels = image_shape
+    widths = [unet.channels * m for m in unet.channel_multipliers]
+    attended = [height >> level in unet.attention_resolutions for level in range(len(widths))]
+    middle = unet.middle_attention
     problems = []
-    if unet.num_classes is not None:
-        problems.append(f"num_classes={unet.num_classes} (DDPMPipeline passes no labels)")
+    if unet.cond_features is not None:
+        problems.append(f"cond_features={unet.cond_features} (it has no such input)")
     if not unet.resample_with_conv:
         problems.append("resample_with_conv=False (its blocks resample by convolutions)")
     if unet.channel_multipliers[0] != 1:
         problems.append(
             f"channel_multipliers={unet.channel_multipliers} (its first level has `channels`)"
         )
+    if middle == "plain" and not unet.scale_shift:
+        problems.append("middle_attention='plain' without scale_shift (it normalises there)")
+    head = unet.head_channels
+    if unet.num_heads > 1:
+        heads = {w / unet.num_heads for w, here in zip(widths, attended, strict=True) if here}
+        heads |= {widths[-1] / unet.num_heads} if middle != "none" else set()
+        head = int(max(heads, default=8))
+        if len(heads) > 1:
+            problems.append(f"num_heads={unet.num_heads} (its heads have one size at all levels)")
     if problems:
         raise ValueError(
             "unet_to_diffusers_config: UNet2DModel cannot express " + "; ".join(problems) + "."
         )
-    levels = range(len(unet.channel_multipliers))
-    attended = [height >> level in unet.attention_resolutions for level in levels]
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": "0.35.0",
         **{name: allowed[0] for name, (_, allowed) in FIXED.items()},
-        "attention_head_dim": None,
-        "attn_norm_num_groups": None,
-        "block_out_channels": [unet.channels * m for m in unet.channel_multipliers],
+        "add_attention": middle != "none",
+        "attention_head_dim": head,
+        # With scale_shift, None leaves out the normalisation.
+        "attn_norm_num_groups": (
+            unet.num_groups if unet.scale_shift and middle == "normalised" else None
+        ),
+        "block_out_channels": widths,
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attended],
-        "downsample_padding": {v: k for k, v in PADDINGS.items()}[unet.downsample_padding],
+        "downsample_padding": _key(PADDINGS, unet.downsample_padding),
         "dropout": float(unet.dropout),
+        "flip_sin_to_cos": _key(ORDERS, unet.embedding_order),
+        "freq_shift": unet.embedding_shift,
         "in_channels": channels,
         "layers_per_block": unet.num_res_blocks,
+        "norm_eps": unet.norm_epsilon,
         "norm_num_groups": unet.num_groups,
+        "num_class_embeds": None if unet.num_classes is None else unet.num_classes + 1,
         "out_channels": channels if unet.out_channels is None else unet.out_channels,
+        "resnet_time_scale_shift": _key(SCALE_SHIFTS, unet.scale_shift),
         "sample_size": height if height == width else [height, width],
         "time_embedding_dim": None,
         "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in attended[::-1]],
@@ -145,7 +197,7 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
 
 
 def _problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the settings that are read, in words."""
+    """Says what is wrong with the settings that are read."""
     problems = []
     widths, down, up = (
         values[name] for name in ("block_out_channels", "down_block_types", "up_block_types")
@@ -160,19 +212,31 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     ):
         if not isinstance(blocks, (list, tuple)) or len(blocks) != len(widths):
             return [*problems, f"{name}={blocks!r} (a list, one for each of block_out_channels)"]
-        # The prefix is how the first versions spelt the same blocks.
+        # The first versions wrote the same blocks with this prefix.
         strange = sorted({str(b) for b in blocks if str(b).removeprefix("UNetRes") not in kinds})
         if strange:
             problems.append(f"{name} with {strange} (only {' and '.join(kinds)})")
     attended = ["Attn" in str(block) for block in down]
     if attended != ["Attn" in str(block) for block in up][::-1]:
         problems.append(f"up_block_types={list(up)} (the levels of down_block_types, mirrored)")
-    heads = {w for w, here in zip(widths, attended, strict=True) if here} | {widths[-1]}
     head = values["attention_head_dim"]
-    if head is not None and any(head != width for width in heads):
-        problems.append(f"attention_head_dim={head!r} (only None: one head)")
+    if head is not None and (not _whole(head) or any(w % head for w in _attended_widths(values))):
+        problems.append(f"attention_head_dim={head!r} (None, or a divisor of every width)")
     if values["attn_norm_num_groups"] not in (None, values["norm_num_groups"]):
         problems.append(f"attn_norm_num_groups={values['attn_norm_num_groups']!r} (only None)")
+    for name in ("add_attention", "flip_sin_to_cos"):
+        if not isinstance(values[name], bool):
+            problems.append(f"{name}={values[name]!r} (true or false)")
+    if isinstance(values["freq_shift"], bool) or values["freq_shift"] not in (0, 1):
+        problems.append(f"freq_shift={values['freq_shift']!r} (only 0 and 1)")
+    if values["resnet_time_scale_shift"] not in (*SCALE_SHIFTS,):
+        kind = values["resnet_time_scale_shift"]
+        problems.append(f"resnet_time_scale_shift={kind!r} (only {' and '.join(SCALE_SHIFTS)})")
+    if not _number(values["norm_eps"]) or not 0 < values["norm_eps"] < 1:
+        problems.append(f"norm_eps={values['norm_eps']!r} (a number above 0)")
+    classes = values["num_class_embeds"]
+    if classes is not None and not (_whole(classes) and classes > 1):
+        problems.append(f"num_class_embeds={classes!r} (None, or two rows at least)")
     if values["time_embedding_dim"] not in (None, 4 * widths[0]):
         problems.append(f"time_embedding_dim={values['time_embedding_dim']!r} (only None)")
     padding = values["downsample_padding"]
@@ -182,8 +246,8 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         if not _whole(values[name]):
             problems.append(f"{name}={values[name]!r} (a whole number above 0)")
     drop = values["dropout"]
-    if isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop < 1:
-        problems.append(f"dropout={drop!r} (a share from 0 to below 1)")
+    if not _number(drop) or not 0 <= drop < 1:
+        problems.append(f"dropout={drop!r} (at least 0 and below 1)")
     size = _size(values["sample_size"])
     multiple = 2 ** (len(widths) - 1)
     if len(size) != 2 or not all(_whole(n) and n % multiple == 0 for n in size):
@@ -196,5 +260,21 @@ def _size(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
 
 
+def _attended_widths(values: Mapping[str, Any]) -> set[int]:
+    """Widths of the levels with attention, the middle included."""
+    widths, blocks = values["block_out_channels"], values["down_block_types"]
+    attended = {w for w, block in zip(widths, blocks, strict=True) if "Attn" in str(block)}
+    return attended | ({widths[-1]} if values["add_attention"] else set())
+
+
+def _key(names: Mapping[Any, Any], value: Any) -> Any:
+    """Inverts a mapping."""
+    return next(key for key, name in names.items() if name == value)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
 def _whole(value: Any) -> bool:
-    return type(value) is int and 0 < value <= LARGEST
+    return type(value) is int and 0 < value <= MAX_SIZE

@@ -4,8 +4,8 @@
     images = exported.call(x_T)            # uint8 [B, H, W, C]
 
 The program holds the loop over all steps, the network, its weights if they are baked in, and the
-rounding to pixels. It is compiled where it is run; compiled executables are never written or read,
-for they are machine code that whoever made them chose.
+rounding to pixels. It is compiled where it is run. Compiled executables are never written or read,
+because they are arbitrary machine code.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def export_sampler(
 ) -> jax.export.Exported:
     """Exports sampling over the sampler's whole grid, to uint8 images [B, *shape].
 
-    What the program is called with:
+    The program's arguments:
 
-    inputs="x_T"        x_T [B, *shape]; and, if the sampler draws noise, seed uint32 []
+    inputs="x_T"        x_T [B, *shape] and, if the sampler draws noise, seed uint32 []
     inputs="x_T_noise"  x_T, and the noise of every step as `samplers.sample` takes it
-    inputs="seed"       seed and first, both uint32 []: images first … first+B-1 of that seed, the
-                        ones that `generation.Generator` makes; needs a batch_size
+    inputs="seed"       seed and first, both uint32 []: images first … first+B-1 of that seed, as
+                        the sampling program makes them; needs a batch_size
 
     Args:
         sampler: any sampler; "x_T_noise" needs one that draws noise.
@@ -61,7 +61,7 @@ def export_sampler(
         batch_size: B; None leaves it open, so that one program serves every B ≥ 1.
         label: the class of all images, None for none.
         bake: True: the weights are constants of the program. False: `params` is its first
-            argument, a pytree of dictionaries as given here.
+            argument, with the tree structure given here.
         platforms: where it may run, of "cpu", "cuda", "rocm", "tpu"; None for where JAX runs now.
 
     Raises ValueError for unknown inputs or inputs that do not go with the sampler or batch size.
@@ -75,7 +75,7 @@ def export_sampler(
     if inputs == "seed" and batch_size is None:
         raise ValueError(
             "export_sampler with inputs='seed' needs a batch_size: no argument of the program "
-            "would tell how many images to make."
+            "says how many images to make."
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"export_sampler needs batch_size >= 1 or None, got {batch_size}.")
@@ -134,7 +134,7 @@ def save_program(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     facts_path = path.with_name(path.name + ".json")
-    # A kill between the two leaves a program without facts, never one with another's.
+    # A kill between the two writes leaves a program without facts, never with another's.
     facts_path.unlink(missing_ok=True)
     for target, content in (
         (path, data),
@@ -146,10 +146,10 @@ def save_program(
 
 
 def load_program(path: str | Path) -> jax.export.Exported:
-    """Reads a program that `save_program` wrote; call it by `.call(...)`.
+    """Reads a program that `save_program` wrote; run it with `.call(...)`.
 
-    Raises FileNotFoundError, or ValueError for a file that was cut short or changed (by its size
-    and sha256, where `path`.json is beside it), or is no such program.
+    Raises FileNotFoundError, or ValueError for a file that is no such program, or was cut short or
+    changed (checked by size and sha256 if `path`.json is beside it).
     """
     path = Path(path)
     if not path.is_file():
@@ -162,7 +162,7 @@ def load_program(path: str | Path) -> jax.export.Exported:
             wanted = (facts["bytes"], facts["sha256"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{facts_path} cannot be understood ({error!r}). Remove it to load unchecked."
+                f"{facts_path} cannot be read ({error!r}). Remove it to load unchecked."
             ) from error
         if (len(data), hashlib.sha256(data).hexdigest()) != wanted:
             raise ValueError(
@@ -171,11 +171,11 @@ def load_program(path: str | Path) -> jax.export.Exported:
             )
     try:
         return jax.export.deserialize(bytearray(data))
-    # A damaged flatbuffer makes JAX's reader fail in whichever way the bytes lead it.
+    # JAX's reader fails on a damaged flatbuffer with exceptions of any kind.
     except Exception as error:
         raise ValueError(
             f"{path} is no exported program, or was cut short ({error}); it has {len(data):,} "
-            "bytes. A newer JAX may also have written it than reads it."
+            "bytes. Or a newer version of JAX wrote it."
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The parts of the U-Net: normalisation, dropout, residual and attention blocks, and resampling.
 
-Images are NHWC. Parameters are float32 whatever the computation `dtype`; what bfloat16 would spoil
-(group statistics, softmax) is computed in float32 inside each part.
+Images are NHWC. Parameters are float32 whatever the computation `dtype`. Group statistics and the
+softmax need float32 and are computed in it inside each part.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.nn.convolution import convolution, flat_product, upsampled_convolution
+from ddpm_jax.nn.convolution import convolution, matmul_last_axis, upsampled_convolution
 from ddpm_jax.types import Array, Key
 
 Dtype = Any
 
-EPSILON = 1e-6  # of every GroupNorm; 1e-5, PyTorch's default, moves the output by 4e-5
-NEAR_ZERO = 1e-10  # variance scale of the layer closing a branch: every block starts as identity
+EPSILON = 1e-6  # DDPM's, in every GroupNorm; 1e-5, PyTorch's default, changes the output by 4e-5
+NEAR_ZERO = 1e-10  # variance scale of a branch's last layer: every block starts as the identity
 
 
 def scaled_init(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform initialiser of variance 2 scale / (fan_in + fan_out), as DDPM draws every kernel."""
+    """Uniform initialiser of variance 2 scale / (fan_in + fan_out), as for every DDPM kernel."""
     return nn.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
 def dropout(x: Array, rate: float, keys: Key | None, path: Sequence[str]) -> Array:
     """Zeroes entries of x [B, ...] with probability `rate` and divides the rest by 1 - rate.
 
-    `keys` [B] holds one typed key an example; None leaves x as it is. The layer's own stream is its
-    module `path`, hashed and folded into each key, so a mask depends on the example and the layer
-    alone: not on the batch around the example, nor on how devices split it. That holds for JAX's
-    default generator; its "rbg" ones do not promise it under `vmap`.
+    `keys` [B] holds one typed key per example; None leaves x unchanged. The layer's stream is the
+    hash of its module `path`, folded into each key. So a mask depends on the example and the layer
+    alone, not on the rest of the batch nor on how devices split it. This holds for JAX's default
+    generator; the "rbg" generators do not promise it under `vmap`.
     """
     if keys is None or rate == 0.0:
         return x
@@ -56,29 +56,57 @@ def check_dropout(call: str, rate: float) -> None:
         )
 
 
-def check_dropout_keys(call: str, keys: Key | None, batch: int) -> None:
-    """Raises ValueError unless `keys` is None or holds one typed key an example."""
+def resolve_dropout_keys(module: nn.Module, rate: float, keys: Key | None, batch: int) -> Any:
+    """Returns one key per example [batch], or None for no dropout.
+
+    They are `keys` where given, else `rngs={"dropout": key}` of `apply` with each row's index
+    folded in. Raises ValueError for both at once, for untyped `keys` and for another shape.
+    """
+    call = type(module).__name__
     if keys is None:
-        return
-    if not (hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
+        if rate == 0.0 or not module.has_rng("dropout"):
+            return None
+        key = module.make_rng("dropout")
+        if not _is_typed(key):
+            key = jax.random.wrap_key_data(key)
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if module.has_rng("dropout"):
+        raise ValueError(
+            f"{call} got dropout_keys and rngs={{'dropout': ...}}. Give one of them: dropout_keys "
+            "for masks that belong to each example, rngs for masks that belong to each row."
+        )
+    if not _is_typed(keys):
         raise ValueError(
             f"{call} needs typed dropout_keys, got {getattr(keys, 'dtype', type(keys))}. Make them "
             "with jax.random.key and jax.random.split, not jax.random.PRNGKey."
         )
     if keys.shape != (batch,):
         raise ValueError(
-            f"{call} needs one dropout key an example, shape ({batch},), got shape {keys.shape}. "
+            f"{call} needs one dropout key per example, shape ({batch},), got shape {keys.shape}. "
             "Make them with jax.random.split(key, batch), or fold each example's index into a key."
         )
+    return keys
+
+
+def _is_typed(keys: Any) -> bool:
+    return hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+
+
+def check_float(call: str, x: Any) -> None:
+    """Raises TypeError unless x is an array of floating-point numbers."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        remedy = "Map them to [-1, 1] with from_pixels" if x.dtype == jnp.uint8 else "Convert them"
+        raise TypeError(f"{call} needs floating-point inputs, got {x.dtype}. {remedy}.")
 
 
 class GroupNorm(nn.Module):
     """Normalises x [B, H, W, C] over space and C / num_groups channels at a time (Wu, He 2018).
 
-    y = (x - mean) / √(variance + 1e-6) · scale + bias, computed in float32, then cast to x's dtype.
+    y = (x - mean) / √(variance + ε) · scale + bias, computed in float32, then cast to x's dtype.
     """
 
     num_groups: int
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -88,16 +116,16 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x32 = x.astype(jnp.float32)
         # Two passes: E[x²] - E[x]² in one pass cancels when a group's mean is far above its spread,
-        # and saves a tenth of the time at most.
+        # and saves at most a tenth of the time.
         centred = x32 - self._group_mean(x32)
         variance = self._group_mean(jnp.square(centred))
-        gain = jax.lax.rsqrt(variance + EPSILON) * scale[None, None, None, :]
+        gain = jax.lax.rsqrt(variance + self.epsilon) * scale[None, None, None, :]
         return (centred * gain + bias[None, None, None, :]).astype(x.dtype)
 
     def _group_mean(self, x: Array) -> Array:
         """Averages x [B, H, W, C] over space, then over each group's channels: [B, 1, 1, C]."""
-        # Space first keeps the channels in vector lanes: on a CPU 2 to 3 times as fast as one mean
-        # over [B, H, W, groups, C / groups].
+        # Averaging over space first keeps the channels in vector lanes: on a CPU 2 to 3 times as
+        # fast as one mean over [B, H, W, groups, C / groups].
         size = x.shape[-1] // self.num_groups
         by_group = x.mean(axis=(1, 2)).reshape(x.shape[0], self.num_groups, size).mean(axis=-1)
         return jnp.repeat(by_group, size, axis=-1)[:, None, None, :]
@@ -106,24 +134,32 @@ class GroupNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """h = conv1(SiLU(norm1(x))) + project(SiLU(emb));  y = x + conv2(dropout(SiLU(norm2(h)))).
 
-    x passes a 1×1 projection on its way to the sum where the number of channels changes.
-    Source: Ho et al. 2020, Appendix B.
+    With `scale_shift`, (a, b) = project(SiLU(emb)) and (1 + a) norm2(conv1(…)) + b replaces
+    norm2(h). A 1×1 projection of x joins the sum where the number of channels changes.
+    Source: Ho et al. 2020, Appendix B; `scale_shift`: Nichol & Dhariwal 2021, §3.
     """
 
     channels: int
     num_groups: int
     dropout: float
     dtype: Dtype
+    epsilon: float = EPSILON
+    scale_shift: bool = False
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array, dropout_keys: Key | None) -> Array:
         """Maps x [B, H, W, C_in] and embedding [B, E] to [B, H, W, channels]."""
-        h = nn.silu(GroupNorm(self.num_groups, name="norm1")(x))
+        h = nn.silu(GroupNorm(self.num_groups, self.epsilon, name="norm1")(x))
         h = conv(self.channels, self.dtype, name="conv1")(h)
-        shift = dense(self.channels, self.dtype, name="embedding")(nn.silu(embedding))
-        h += shift[:, None, None, :]
-        h = nn.silu(GroupNorm(self.num_groups, name="norm2")(h))
-        h = dropout(h, self.dropout, dropout_keys, self.path)
+        features = self.channels * (2 if self.scale_shift else 1)
+        e = dense(features, self.dtype, name="embedding")(nn.silu(embedding))[:, None, None, :]
+        norm2 = GroupNorm(self.num_groups, self.epsilon, name="norm2")
+        if self.scale_shift:
+            scale, shift = jnp.split(e, 2, axis=-1)
+            h = norm2(h) * (1 + scale) + shift
+        else:
+            h = norm2(h + e)
+        h = dropout(nn.silu(h), self.dropout, dropout_keys, self.path)
         h = conv(self.channels, self.dtype, scale=NEAR_ZERO, name="conv2")(h)
         if x.shape[-1] != self.channels:
             # A 1×1 convolution, written as the matrix product it is: up to 1.8 times as fast.
@@ -132,25 +168,40 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """y = x + out(softmax(q kᵀ / √C) v), one head over all H·W positions, q, k, v from norm(x).
+    """y = x + out(softmax(q kᵀ / √C) v) over all H·W positions, with q, k, v from norm(x).
 
-    Source: Ho et al. 2020, Appendix B.
+    Several heads split the channels into groups of C / num_heads, which replaces C above.
+    `num_groups` None leaves out the normalisation. Source: Ho et al. 2020, Appendix B; heads:
+    Vaswani et al. 2017, §3.2.2.
     """
 
-    num_groups: int
+    num_groups: int | None
     dtype: Dtype
+    epsilon: float = EPSILON
+    num_heads: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps x [B, H, W, C] to the same shape."""
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.num_groups, name="norm")(x).reshape(batch, height * width, channels)
-        query = dense(channels, self.dtype, name="query")(h)
-        key = dense(channels, self.dtype, name="key")(h)
-        value = dense(channels, self.dtype, name="value")(h)
+        positions, size = height * width, channels // self.num_heads
+        h = x
+        if self.num_groups is not None:
+            h = GroupNorm(self.num_groups, self.epsilon, name="norm")(h)
+        h = h.reshape(batch, positions, channels)
+
+        def heads(name: str) -> Array:
+            """A projection of h as [B num_heads, positions, size]."""
+            h_ = dense(channels, self.dtype, name=name)(h)
+            h_ = h_.reshape(batch, positions, self.num_heads, size).swapaxes(1, 2)
+            return h_.reshape(batch * self.num_heads, positions, size)
+
+        query, key, value = heads("query"), heads("key"), heads("value")
         logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
-        weights = nn.softmax(logits * channels**-0.5, axis=-1).astype(value.dtype)
+        weights = nn.softmax(logits * size**-0.5, axis=-1).astype(value.dtype)
         h = jnp.einsum("bqk,bkc->bqc", weights, value)
+        h = h.reshape(batch, self.num_heads, positions, size).swapaxes(1, 2)
+        h = h.reshape(batch, positions, channels)
         h = dense(channels, self.dtype, scale=NEAR_ZERO, name="out")(h)
         return x + h.reshape(x.shape)
 
@@ -167,13 +218,13 @@ class Downsample(nn.Module):
         """Maps x [B, H, W, C] to [B, H/2, W/2, C]."""
         if not self.with_conv:
             return nn.avg_pool(x, (2, 2), strides=(2, 2))
-        # On even sizes TensorFlow's SAME adds one row below and one column to the right only.
+        # On even sizes TensorFlow's SAME adds only one row below and one column on the right.
         pad = {"same": (0, 1), "symmetric": (1, 1)}[self.padding]
         return conv(x.shape[-1], self.dtype, strides=2, padding=(pad, pad), name="conv")(x)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repeating pixels, then a 3×3 convolution if asked for."""
+    """Doubles height and width by repeating pixels, then applies a 3×3 convolution or none."""
 
     with_conv: bool
     dtype: Dtype
@@ -217,5 +268,9 @@ def conv(
 def dense(features: int, dtype: Dtype, *, name: str, scale: float = 1.0) -> nn.Dense:
     """A linear map of the last axis with DDPM's initialisation, as a submodule called `name`."""
     return nn.Dense(
-        features, dtype=dtype, kernel_init=scaled_init(scale), dot_general=flat_product, name=name
+        features,
+        dtype=dtype,
+        kernel_init=scaled_init(scale),
+        dot_general=matmul_last_axis,
+        name=name,
     )

@@ -1,8 +1,8 @@
-"""A denoiser of vectors: a residual multi-layer perceptron told the step t.
+"""A denoiser of vectors: a residual multi-layer perceptron with an embedding of the step t.
 
 For data without spatial structure: toy densities, features, checks of samplers and losses. It has
-no normalisation, so the size of x reaches the output, and it is smooth, so exact and sliced score
-matching may differentiate it.
+no normalisation, so the scale of x reaches the output. It is smooth, so exact and sliced score
+matching can differentiate it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ddpm_jax.nn.blocks import (
     NEAR_ZERO,
     Dtype,
     check_dropout,
-    check_dropout_keys,
+    check_float,
     dense,
     dropout,
+    resolve_dropout_keys,
 )
 from ddpm_jax.nn.embeddings import (
-    LabelEmbedding,
+    add_conditions,
     broadcast_steps,
-    check_label,
-    check_num_classes,
+    check_num_conditions,
     sinusoidal_embedding,
 )
 from ddpm_jax.types import Array, ArrayLike, Key
@@ -53,14 +53,19 @@ class MLP(nn.Module):
         features: width of the hidden layers.
         num_layers: residual layers, each of two linear maps.
         embedding_features: length of the sinusoidal embedding of t.
-        max_period: longest wavelength of that embedding, over 2π. The shortest is 2π, so steps are
-            told apart where they differ by about 1: give a time in [0, 1] multiplied by 1000.
-        dropout: share of activations dropped in each layer when `dropout_keys` are given.
-        out_features: length of the output; None for as long as the input.
-        num_classes: labels of a class-conditional network; None for an unconditional one.
+        max_period: longest wavelength of that embedding, over 2π. The shortest is 2π, which
+            resolves steps about 1 apart: multiply a time in [0, 1] by 1000.
+        dropout: share of activations dropped in each layer when a call gives keys for it.
+        out_features: length of the output; None for the input's length.
+        num_classes: labels of a class-conditional network; None for no labels.
+        cond_features: length of the vector `cond` that conditions each example; None for none.
         dtype: computation dtype, None for float32. Parameters and output are always float32.
 
-    Raises ValueError for a dropout outside [0, 1) and for less than one class.
+    Raises ValueError for a dropout outside [0, 1) and for fewer than one class or condition.
+
+    >>> mlp = dj.MLP(features=16)
+    >>> mlp.init_with_output(jax.random.key(0), jnp.ones((2, 3)), t=5)[0].shape
+    (2, 3)
     """
 
     features: int = 128
@@ -70,13 +75,14 @@ class MLP(nn.Module):
     dropout: float = 0.0
     out_features: int | None = None
     num_classes: int | None = None
+    cond_features: int | None = None
     dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without an input."""
         super().__post_init__()
         check_dropout("MLP", self.dropout)
-        check_num_classes("MLP", self.num_classes)
+        check_num_conditions(self)
 
     @nn.compact
     def __call__(
@@ -85,30 +91,29 @@ class MLP(nn.Module):
         t: ArrayLike,
         label: ArrayLike | None = None,
         *,
+        cond: Array | None = None,
         dropout_keys: Key | None = None,
     ) -> Array:
         """Predicts from x [B, D] at steps t, [B] or [], integer or float.
 
-        `label` int32 [B] in 0 … num_classes-1, or num_classes for "no label"; None is no label for
-        all, and labels beyond give NaN. `dropout_keys` [B], one typed key each, turn dropout on.
-        Raises ValueError for shapes that do not fit and for a label on an unconditional network.
+        `label` int32 [B], `cond` [B, cond_features] and the two ways to turn dropout on are those
+        of `UNet`. Raises ValueError for shapes that do not fit and for a condition that the network
+        does not take, TypeError for dtypes that do not fit.
         """
         if x.ndim != 2:
             raise ValueError(
                 f"MLP needs vectors [B, D], got shape {x.shape}. Flatten each example with "
                 "x.reshape(len(x), -1), or use UNet for images."
             )
+        check_float("MLP", x)
         batch, data_features = x.shape
-        check_dropout_keys("MLP", dropout_keys, batch)
-        check_label("MLP", label, self.num_classes)
+        dropout_keys = resolve_dropout_keys(self, self.dropout, dropout_keys, batch)
         dtype = jnp.float32 if self.dtype is None else self.dtype
         embedding = sinusoidal_embedding(
             broadcast_steps("MLP", t, batch), self.embedding_features, self.max_period
         )
         embedding = dense(self.features, jnp.float32, name="time_dense")(embedding)
-        if self.num_classes is not None:
-            table = LabelEmbedding(self.num_classes, self.features, name="label_embedding")
-            embedding += table(label, batch)
+        embedding = add_conditions(self, embedding, label, cond)
 
         h = dense(self.features, dtype, name="dense_in")(x)
         for i in range(self.num_layers):

@@ -3,17 +3,20 @@
 Level ℓ works at height H / 2^ℓ with `channels · channel_multipliers[ℓ]` channels. On the way down
 each level has `num_res_blocks` residual blocks, with attention after each where its height is in
 `attention_resolutions`; on the way up it has one more. Every feature map of the way down (conv_in,
-each block after its attention, each downsampling) is kept and joined on the way up, last in first
-out. Between the ways: block, attention, block. The step t enters every block through one embedding.
+each block after its attention, each downsampling) is kept and concatenated on the way up, last in
+first out. In the middle: block, attention, block. One embedding of the step t enters every block.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.nn.blocks import (
+    EPSILON,
     NEAR_ZERO,
     AttentionBlock,
     Downsample,
@@ -22,15 +25,16 @@ from ddpm_jax.nn.blocks import (
     ResidualBlock,
     Upsample,
     check_dropout,
-    check_dropout_keys,
+    check_float,
     conv,
     dense,
+    resolve_dropout_keys,
 )
 from ddpm_jax.nn.embeddings import (
-    LabelEmbedding,
+    add_conditions,
     broadcast_steps,
-    check_label,
-    check_num_classes,
+    check_embedding,
+    check_num_conditions,
     sinusoidal_embedding,
 )
 from ddpm_jax.types import Array, ArrayLike, Key, PyTree
@@ -42,26 +46,50 @@ class UNet(nn.Module):
     The defaults are DDPM's network for CIFAR-10, of 35,746,307 parameters. For 256×256 images the
     paper uses multipliers (1, 1, 2, 2, 4, 4), attention at 16 and no dropout: 113,673,219.
 
+    An image to condition on (super-resolution, inpainting) needs no attribute: concatenate it to x
+    along the channels, and set `out_channels` to the channels of the prediction.
+
     Attributes:
         channels: width of the first level.
-        channel_multipliers: width of each level over `channels`, from fine to coarse.
-        num_res_blocks: residual blocks a level on the way down; the way up has one more.
+        channel_multipliers: width of each level as a multiple of `channels`, fine to coarse.
+        num_res_blocks: residual blocks per level on the way down; the way up has one more.
         attention_resolutions: heights with attention after every block; each must occur in the
-            network. The middle always has attention.
-        dropout: share of activations dropped in each residual block when `dropout_keys` are given.
+            network.
+        dropout: share of activations dropped in each residual block when a call gives keys for it.
         out_channels: channels of the output, None for the input's C; 2C for a learned variance.
-        num_groups: groups of each GroupNorm; must divide every level's width, and should be fewer
-            than `channels`: a group of one channel normalises the embedding of t away.
-        num_classes: labels of a class-conditional network; None for an unconditional one.
-        resample_with_conv: True: halve by a convolution of stride 2, double by repeating pixels and
-            a convolution. False: halve by 2×2 means, double by repeating.
-        downsample_padding: "same", TensorFlow's and DDPM's, or "symmetric", PyTorch's padding=1.
+        num_groups: groups of each GroupNorm; must divide every level's width and should be smaller,
+            because a group of one channel removes the embedding of t (without `scale_shift`).
+        num_classes: labels of a class-conditional network; None for no labels.
+        cond_features: length D of the vector `cond` that conditions each example; None for none.
+        resample_with_conv: True: halve with a convolution of stride 2; double by repeating pixels,
+            then a convolution. False: halve with 2×2 means; double by repeating.
+        downsample_padding: "same", as in TensorFlow and DDPM, or "symmetric", PyTorch's padding=1.
+        num_heads: attention heads at every level; each has an equal share of the channels.
+        head_channels: channels per attention head, in place of `num_heads`: wide levels have more
+            heads.
+        middle_attention: attention in the middle: "normalised" as at the other levels, "plain"
+            without GroupNorm, as in diffusers with scale_shift, or "none".
+        scale_shift: whether the embedding scales and shifts the second normalisation of each block,
+            as in improved DDPM, instead of being added before it.
+        embedding_order: "sin_cos" or "cos_sin", which half of the embedding of t comes first.
+        embedding_shift: 1 or 0; see `sinusoidal_embedding`.
+        norm_epsilon: ε of every GroupNorm; PyTorch's default is 1e-5.
         dtype: computation dtype, None for float32. Parameters, group statistics, softmax, the last
-            convolution and the output are float32 whatever it is.
-        remat: keep only what enters each block for the backward pass, and compute its inside again
+            convolution and the output are always float32.
+        remat: keep only the input of each block for the backward pass and recompute its inside
             there: less memory (not on CPUs), about a third more arithmetic, the same numbers.
 
-    Raises ValueError for a configuration or an input that cannot work, before any computation.
+    The settings of guided-diffusion (Dhariwal & Nichol 2021) are downsample_padding="symmetric",
+    scale_shift=True, embedding_order="cos_sin", embedding_shift=0, norm_epsilon=1e-5 and
+    num_heads=4 or head_channels=64. `interop.unet_from_diffusers_config` reads those of diffusers.
+
+    Raises ValueError or TypeError for a configuration or an input that cannot work, before any
+    computation. Warns where the embedding of t is removed at some levels.
+
+    >>> unet = dj.UNet(channels=8, channel_multipliers=(1, 2), num_groups=4,
+    ...                attention_resolutions=())
+    >>> unet.init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 3)), t=5)[0].shape
+    (1, 8, 8, 3)
     """
 
     channels: int = 128
@@ -72,8 +100,16 @@ class UNet(nn.Module):
     out_channels: int | None = None
     num_groups: int = 32
     num_classes: int | None = None
+    cond_features: int | None = None
     resample_with_conv: bool = True
     downsample_padding: str = "same"
+    num_heads: int = 1
+    head_channels: int | None = None
+    middle_attention: str = "normalised"
+    scale_shift: bool = False
+    embedding_order: str = "sin_cos"
+    embedding_shift: int = 1
+    norm_epsilon: float = EPSILON
     dtype: Dtype | None = None
     remat: bool = False
 
@@ -89,30 +125,48 @@ class UNet(nn.Module):
         t: ArrayLike,
         label: ArrayLike | None = None,
         *,
+        cond: Array | None = None,
         dropout_keys: Key | None = None,
     ) -> Array:
         """Predicts from x [B, H, W, C] at steps t, [B] or [], integer or float.
 
-        `label` int32 [B] in 0 … num_classes-1, or num_classes for "no label"; None is no label for
-        all, and labels beyond give NaN. `dropout_keys` [B], one typed key each, turn dropout on.
+        Args:
+            x: noisy images.
+            t: step of each image, or of all.
+            label: int32 [B] in 0 … num_classes-1, or num_classes for "no label". None is no label
+                for all. Labels outside that range give NaN.
+            cond: vectors [B, cond_features]; their projection is added to the embedding of t. None
+                is zeros for all, so set rows to zero to drop conditions while training.
+            dropout_keys: [B], one typed key per example, turn dropout on: the masks of an example
+                do not depend on its place in the batch. `apply(..., rngs={"dropout": key})` does,
+                too: each row's index within this call is folded into `key`.
         """
-        _check_input(self, x, label)
+        _check_images(self, x)
         batch, height, _, in_channels = x.shape
-        check_dropout_keys("UNet", dropout_keys, batch)
+        dropout_keys = resolve_dropout_keys(self, self.dropout, dropout_keys, batch)
         dtype = jnp.float32 if self.dtype is None else self.dtype
         heights = [height >> level for level in range(len(self.channel_multipliers))]
-        embedding = self._embed(broadcast_steps("UNet", t, batch), label)
+        embedding = self._embed(broadcast_steps("UNet", t, batch), label, cond)
 
         residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         attention_block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
 
         def block(h: Array, level: int, name: str) -> Array:
             width = self.channels * self.channel_multipliers[level]
-            module = residual_block(width, self.num_groups, self.dropout, dtype, name=name)
+            module = residual_block(
+                width,
+                self.num_groups,
+                self.dropout,
+                dtype,
+                epsilon=self.norm_epsilon,
+                scale_shift=self.scale_shift,
+                name=name,
+            )
             return module(h, embedding, dropout_keys)
 
-        def attend(h: Array, name: str) -> Array:
-            return attention_block(self.num_groups, dtype, name=name)(h)
+        def attend(h: Array, name: str, groups: int | None = self.num_groups) -> Array:
+            heads = _heads(self, h.shape[-1])
+            return attention_block(groups, dtype, self.norm_epsilon, heads, name=name)(h)
 
         def halve(h: Array, name: str) -> Array:
             padding = self.downsample_padding
@@ -135,7 +189,9 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = block(h, last, "middle_block_0")
-        h = attend(h, "middle_attention")
+        if self.middle_attention != "none":
+            normalised = self.middle_attention == "normalised"
+            h = attend(h, "middle_attention", self.num_groups if normalised else None)
         h = block(h, last, "middle_block_1")
 
         for level in reversed(range(len(heights))):
@@ -147,68 +203,113 @@ class UNet(nn.Module):
             if level != 0:
                 h = double(h, f"up_{level}_upsample")
 
-        # The last convolution is 0.06 % of the work, and in bfloat16 would round the prediction to
-        # 8 bits.
-        h = nn.silu(GroupNorm(self.num_groups, name="norm_out")(h.astype(jnp.float32)))
+        # The last convolution is 0.06 % of the work; bfloat16 would round its prediction to 8 bits.
+        norm = GroupNorm(self.num_groups, self.norm_epsilon, name="norm_out")
+        h = nn.silu(norm(h.astype(jnp.float32)))
         out_channels = in_channels if self.out_channels is None else self.out_channels
         return conv(out_channels, jnp.float32, scale=NEAR_ZERO, name="conv_out")(h)
 
-    def _embed(self, t: Array, label: ArrayLike | None) -> Array:
-        """Embeds steps t [B] and labels as float32 [B, 4 · channels]."""
+    def _embed(self, t: Array, label: ArrayLike | None, cond: Array | None) -> Array:
+        """Embeds steps t [B] and the conditions as float32 [B, 4 · channels]."""
         width = 4 * self.channels
-        h = sinusoidal_embedding(t, self.channels)
+        h = sinusoidal_embedding(
+            t, self.channels, order=self.embedding_order, shift=self.embedding_shift
+        )
         h = nn.silu(dense(width, jnp.float32, name="time_dense_0")(h))
         h = dense(width, jnp.float32, name="time_dense_1")(h)
-        if self.num_classes is not None:
-            h += LabelEmbedding(self.num_classes, width, name="label_embedding")(label, t.shape[0])
-        return h
+        return add_conditions(self, h, label, cond)
 
 
 def count_parameters(params: PyTree) -> int:
-    """Counts the numbers in a tree of arrays, or of the shapes that `jax.eval_shape` returns."""
+    """Counts the numbers in a tree of arrays, or of the shapes that `jax.eval_shape` returns.
+
+    >>> dj.nn.count_parameters({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
+    9
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _check_configuration(unet: UNet) -> None:
-    """Raises ValueError for attributes no input could make work."""
-    check_dropout("UNet", unet.dropout)
-    check_num_classes("UNet", unet.num_classes)
-    if unet.downsample_padding not in ("same", "symmetric"):
+def _heads(unet: UNet, width: int) -> int:
+    """Attention heads at a level of `width` channels; ValueError where they do not fit."""
+    size = width / unet.num_heads if unet.head_channels is None else unet.head_channels
+    if width % size or size % 1:
         raise ValueError(
-            "UNet needs downsample_padding 'same' or 'symmetric', got "
-            f"{unet.downsample_padding!r}. DDPM's own is 'same': below and to the right only."
+            f"UNet(num_heads={unet.num_heads}, head_channels={unet.head_channels}) cannot split "
+            f"{width} channels into equal heads. Choose a divisor of the width of every level with "
+            "attention."
         )
+    return int(width // size)
+
+
+def _check_configuration(unet: UNet) -> None:
+    """Raises ValueError for attributes that no input could make work."""
+    check_dropout("UNet", unet.dropout)
+    check_num_conditions(unet)
+    check_embedding("UNet", unet.embedding_order, unet.embedding_shift)
+    for name, choices, remark in (
+        ("downsample_padding", ("same", "symmetric"), "'same' pads only below and on the right"),
+        ("middle_attention", ("normalised", "plain", "none"), "DDPM has 'normalised'"),
+    ):
+        if getattr(unet, name) not in choices:
+            raise ValueError(
+                f"UNet needs {name} to be one of {choices}, got {getattr(unet, name)!r}. {remark}."
+            )
     if not unet.channel_multipliers or unet.num_res_blocks < 1:
         raise ValueError(
-            "UNet needs at least one level and one block a level, got channel_multipliers="
+            "UNet needs at least one level and one block per level, got channel_multipliers="
             f"{unet.channel_multipliers}, num_res_blocks={unet.num_res_blocks}. "
             "DDPM uses (1, 2, 2, 2) and 2."
         )
-    for width in [unet.channels] + [unet.channels * m for m in unet.channel_multipliers]:
+    if unet.num_heads < 1 or (unet.head_channels is not None and unet.head_channels < 1):
+        raise ValueError(
+            f"UNet needs positive num_heads and head_channels, got {unet.num_heads} and "
+            f"{unet.head_channels}. DDPM has one head: 1 and None."
+        )
+    if unet.num_heads > 1 and unet.head_channels is not None:
+        raise ValueError(
+            f"UNet got num_heads={unet.num_heads} and head_channels={unet.head_channels}. Give one "
+            "of them: a number of heads, or their size."
+        )
+    if not unet.norm_epsilon > 0:
+        raise ValueError(f"UNet needs norm_epsilon > 0, got {unet.norm_epsilon}. DDPM has 1e-6.")
+    widths = [unet.channels * m for m in unet.channel_multipliers]
+    for width in [unet.channels, *widths]:
         if width < 1 or unet.num_groups < 1 or width % unet.num_groups:
             raise ValueError(
                 f"UNet(channels={unet.channels}, channel_multipliers={unet.channel_multipliers}) "
                 f"has blocks of {width} channels, which num_groups={unet.num_groups} does not "
                 "divide. Choose num_groups to divide `channels`, a quarter of it for example."
             )
+    if unet.num_groups in widths and not unet.scale_shift:
+        message = (
+            f"UNet(num_groups={unet.num_groups}) has blocks of {unet.num_groups} channels: "
+            "normalising each channel by itself removes the embedding of t there. Choose a smaller "
+            "num_groups, a quarter of `channels` for example."
+        )
+        if set(widths) == {unet.num_groups}:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=4)
 
 
-def _check_input(unet: UNet, x: Array, label: ArrayLike | None) -> None:
-    """Raises ValueError for an image or label the network cannot take."""
-    check_label("UNet", label, unet.num_classes)
+def _check_images(unet: UNet, x: Array) -> None:
+    """Raises ValueError or TypeError for images that the network cannot take."""
     if x.ndim != 4:
         raise ValueError(
             f"UNet needs images [B, H, W, C], got shape {x.shape}. "
             "Add the batch axis with x[None], or the channel axis with x[..., None]."
         )
+    check_float("UNet", x)
     height, width = x.shape[1:3]
     halvings = len(unet.channel_multipliers) - 1
     multiple = 2**halvings
+    # PyTorch's order, most often.
+    swapped = height <= 4 < min(width, x.shape[3])
+    hint = " Images [B, C, H, W] need x.transpose(0, 2, 3, 1) first." if swapped else ""
     if min(height, width) < 1 or height % multiple or width % multiple:
         raise ValueError(
             f"UNet halves its images {halvings} times, so height and width must be multiples of "
             f"{multiple}, got {height}×{width}. Pad or resize the images, or use fewer "
-            "channel_multipliers."
+            f"channel_multipliers.{hint}"
         )
     heights = [height >> level for level in range(halvings + 1)]
     absent = sorted(set(unet.attention_resolutions) - set(heights))
@@ -216,4 +317,5 @@ def _check_input(unet: UNet, x: Array, label: ArrayLike | None) -> None:
         raise ValueError(
             f"UNet never reaches attention_resolutions {absent}: on images of {height}×{width} its "
             f"heights are {heights}. Choose among those, or () for attention in the middle only."
+            f"{hint}"
         )

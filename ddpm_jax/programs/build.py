@@ -179,7 +179,7 @@ def build_network(
     Raises ValueError for as many groups as channels: normalising each channel by itself takes out
     the time embedding, and such a network does not know which step it is at.
     """
-    if config.num_groups >= config.channels:
+    if config.num_groups >= config.channels and not config.scale_shift:
         raise ValueError(
             f"--network.num-groups {config.num_groups} must be less than --network.channels "
             f"{config.channels}: groups of one channel normalise the time embedding away."
@@ -194,6 +194,13 @@ def build_network(
         num_groups=config.num_groups,
         num_classes=num_classes,
         downsample_padding=config.downsample_padding,
+        num_heads=config.num_heads,
+        head_channels=config.head_channels,
+        middle_attention=config.middle_attention,
+        scale_shift=config.scale_shift,
+        embedding_order=config.embedding_order,
+        embedding_shift=config.embedding_shift,
+        norm_epsilon=config.norm_epsilon,
         dtype=jnp.dtype(config.dtype),
         remat=remat,
     )

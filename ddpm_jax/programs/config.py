@@ -51,6 +51,20 @@ class NetworkConfig:
     """Groups of every GroupNorm; must divide all channel counts, and be fewer."""
     downsample_padding: Literal["same", "symmetric"] = "same"
     """Where convolutions of stride 2 are padded: below and right, as DDPM does, or all around."""
+    num_heads: int = 1
+    """Attention heads at every level."""
+    head_channels: int | None = None
+    """Channels per attention head, in place of a number of heads."""
+    middle_attention: Literal["normalised", "plain", "none"] = "normalised"
+    """Attention between the way down and the way up; plain is without GroupNorm."""
+    scale_shift: bool = False
+    """Let the embedding scale and shift each block's second normalisation, not add to its input."""
+    embedding_order: Literal["sin_cos", "cos_sin"] = "sin_cos"
+    """Which half of the step's embedding comes first; cos_sin in guided-diffusion and diffusers."""
+    embedding_shift: int = 1
+    """Its frequencies are max_period^(-i / (half - shift)); 0 in guided-diffusion and diffusers."""
+    norm_epsilon: float = 1e-6
+    """ε of every GroupNorm; PyTorch's default is 1e-5."""
     class_conditional: bool = False
     """Embed the label beside the step; some labels are dropped while training, for guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"

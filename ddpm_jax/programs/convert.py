@@ -185,6 +185,14 @@ def train_config(options: ImportOptions, model: ImportedModel) -> TrainConfig:
         dropout=unet.dropout,
         num_groups=unet.num_groups,
         downsample_padding="same" if unet.downsample_padding == "same" else "symmetric",
+        num_heads=unet.num_heads,
+        head_channels=unet.head_channels,
+        middle_attention=unet.middle_attention,  # type: ignore[arg-type]
+        scale_shift=unet.scale_shift,
+        embedding_order=unet.embedding_order,  # type: ignore[arg-type]
+        embedding_shift=unet.embedding_shift,
+        norm_epsilon=unet.norm_epsilon,
+        class_conditional=unet.num_classes is not None,
     )
     diffusion = DiffusionConfig(
         schedule=process.schedule,  # type: ignore[arg-type]
@@ -209,7 +217,7 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
     Raises RunDirectoryError when the folder already holds a run.
     """
     config = train_config(options, model)
-    built = build_model(config, model.image_shape, None)
+    built = build_model(config, model.image_shape, model.unet.num_classes)
     _check_same(built.network, model.unet)
     directory = RunDirectory(options.run_dir)
     directory.acquire()
@@ -230,7 +238,7 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
             # Not known, so that studies take whatever data they are given.
             "fingerprint": None,
             "image_shape": list(model.image_shape),
-            "num_classes": None,
+            "num_classes": model.unet.num_classes,
         }
         directory.write(config, {"data": data, "source": source})
     finally:

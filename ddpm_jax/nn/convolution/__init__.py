@@ -1,5 +1,5 @@
-"""Convolutions: XLA's own, and on CPUs the faster programs this project writes out by hand."""
+"""3×3 convolutions: hand-written programs for CPUs, XLA's own elsewhere."""
 
 from ddpm_jax.nn.convolution.dispatch import convolution as convolution
 from ddpm_jax.nn.convolution.dispatch import upsampled_convolution as upsampled_convolution
-from ddpm_jax.nn.convolution.products import flat_product as flat_product
+from ddpm_jax.nn.convolution.products import matmul_last_axis as matmul_last_axis

@@ -1,21 +1,21 @@
 """3×3 convolutions, fast on CPUs, gradients included; on accelerators, the plain `lax` ones.
 
-XLA's CPU backend has fast kernels for one form of convolution only: images [B, H, W, C], kernels
-[h, w, C, C']. It rewrites other forms into that one, but not inside loops, where the gradients that
-`lax.conv_general_dilated` derives are then 10 to 100 times as slow; and by the kernel it is slow
-everywhere. So on CPUs each gradient is made here from what is fast: that form of convolution,
+XLA's CPU backend has fast kernels for only one form of convolution: images [B, H, W, C], kernels
+[h, w, C, C']. It rewrites other forms into that one, except inside loops, where the gradients that
+`lax.conv_general_dilated` derives are then 10 to 100 times as slow. Gradients with respect to the
+kernel are slow everywhere. So on CPUs each gradient uses what is fast, either that form,
 
-    by the input:   ∂x = conv(ȳ, kernel mirrored, its channels swapped)
-    by the kernel:  ∂kernel = conv(x with C as its batch, ȳ as a kernel of H × W taps)
+    with respect to the input:   ∂x = conv(ȳ, kernel mirrored, its channels swapped)
+    with respect to the kernel:  ∂kernel = conv(x with C as its batch, ȳ as a kernel of H × W taps)
 
-or products of matrices: by Winograd's algorithm for wide ones in float32 (`winograd.py`, the value
-too), from patches for small images and for halving (`patches.py`), and from differences of pixels
-for doubling (`doubling.py`, the value too). benchmarks/NOTES.md has what each gains.
+or products of matrices: Winograd's algorithm for wide layers in float32 (`winograd.py`, also for
+the value), patches for small images and for stride 2 (`patches.py`), and differences of pixels for
+upsampled images (`upsampled.py`, also for the value). benchmarks/NOTES.md has the gain of each.
 
-Nothing is a custom transpose: the tangent is the same linear map written in the form whose own
-transpose is the one above. So `grad`, `jvp`, `vmap`, `shard_map` and any composition of them hold.
-A form is fast in one direction only, so where the kernel stands still, as in a divergence along
-one direction, the tangent is the plain convolution, fast in forward mode.
+No transpose is customised. The JVP is the same linear map in the form whose own transpose is the
+gradient above, so `grad`, `jvp`, `vmap`, `shard_map` and any composition of them hold. A form is
+fast in only one direction. So when the kernel has no tangent, as in Hutchinson's trace estimator,
+the JVP is the plain convolution, which is fast in forward mode.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ddpm_jax.nn.convolution.doubling import doubled_convolution
 from ddpm_jax.nn.convolution.patches import convolution_by_patches, tangent_by_patches
+from ddpm_jax.nn.convolution.upsampled import upsampled_by_differences
 from ddpm_jax.nn.convolution.winograd import winograd_convolution, winograd_tangent
 from ddpm_jax.types import Array
 
@@ -42,10 +42,10 @@ def convolution(
 ) -> Array:
     """Convolves x [B, H, W, C] with kernel [h, w, C, C'], as `lax.conv_general_dilated` does.
 
-    Fits `flax.linen.Conv(conv_general_dilated=...)`, whose further `options` must be those of a
-    plain convolution. `padding` is "SAME", "VALID" or ((top, bottom), (left, right)). The gradients
-    of strides (1, 1) and of 3×3 kernels with strides (2, 2) on even sizes are the module's; every
-    other case is left to `lax`.
+    Fits `flax.linen.Conv(conv_general_dilated=...)`, whose other `options` must be those of a plain
+    convolution. `padding` is "SAME", "VALID" or ((top, bottom), (left, right)). This module has the
+    gradients for strides (1, 1), and for 3×3 kernels with strides (2, 2) on even sizes. Every other
+    case is left to `lax`.
 
     Raises ValueError for dilations, groups or another layout.
     """
@@ -57,26 +57,27 @@ def convolution(
     if strides == (1, 1):
         if any(low + high >= size for (low, high), size in zip(pads, kernel.shape, strict=False)):
             # An output larger than x would make XLA exchange the two operands of the kernel's
-            # gradient, and that form is a slow one.
+            # gradient, which gives a slow form.
             x, pads = jnp.pad(x, ((0, 0), *pads, (0, 0))), ((0, 0), (0, 0))
         return _unit(x, kernel, pads)
-    halved = strides == (2, 2) and kernel.shape[:2] == (3, 3)
+    strided = strides == (2, 2) and kernel.shape[:2] == (3, 3)
     even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
-    if halved and even and set(pads) <= {(0, 1), (1, 1)}:
-        return _halving(x, kernel, pads)
+    if strided and even and set(pads) <= {(0, 1), (1, 1)}:
+        return _strided(x, kernel, pads)
     return _plain(x, kernel, strides, pads)
 
 
 def upsampled_convolution(
     x: Array, kernel: Array, strides: Sequence[int], padding: Any, **options: Any
 ) -> Array:
-    """Doubles x [B, H, W, C] by repeating pixels, then convolves with kernel [3, 3, C, C'], "SAME".
+    """Repeats the pixels of x [B, H, W, C], then convolves: [B, 2H, 2W, C'].
 
-    Each of the four output pixels over one of x sees 2 × 2 pixels of x only, its kernel the sums of
-    those taps that meet the same pixel: (k₀, k₁ + k₂) above, (k₀ + k₁, k₂) below, across likewise.
-    As four 2×2 convolutions it is 16/36 of the arithmetic, from differences (CPUs) 9/36.
+    The kernel is [3, 3, C, C'], padding "SAME". Each of the four output pixels over one pixel of x
+    depends on only 2 × 2 pixels of x. The taps on the same pixel add up: (k₀, k₁ + k₂) above and
+    (k₀ + k₁, k₂) below, likewise left and right. Four 2×2 convolutions need 16/36 of the
+    arithmetic, differences (CPUs) 9/36.
 
-    Raises ValueError for another kernel, stride or padding: x [B, H, W, C] → [B, 2H, 2W, C'].
+    Raises ValueError for another kernel, stride or padding.
     """
     _check_options("upsampled_convolution", options)
     if kernel.shape[:2] != (3, 3) or tuple(strides) != (1, 1) or padding != "SAME":
@@ -85,20 +86,20 @@ def upsampled_convolution(
             f"{kernel.shape[:2]}, {tuple(strides)} and {padding!r}. Repeat the pixels yourself and "
             "call convolution."
         )
-    # In fewer bits the differences would be rounded too coarsely.
+    # Fewer bits would round the differences too coarsely.
     exact = x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.float64)
-    return _doubling(x, kernel) if exact else _by_phases(x, kernel, convolution)
+    return _upsampled(x, kernel) if exact else _by_phases(x, kernel, convolution)
 
 
 def _phases(kernel: Array, axis: int) -> tuple[Array, Array]:
-    """The two kernels of length 2 that a kernel of length 3 is to pixels repeated twice."""
+    """Splits a kernel of length 3, applied to repeated pixels, into two kernels of length 2."""
     first, middle, last = (jax.lax.slice_in_dim(kernel, i, i + 1, axis=axis) for i in range(3))
     upper = jnp.concatenate([first, middle + last], axis)
     return upper, jnp.concatenate([first + middle, last], axis)
 
 
 def _by_phases(x: Array, kernel: Array, convolve: Any) -> Array:
-    """The doubled image's convolution as four of x with 2×2 kernels, by `convolve`."""
+    """Convolves the upsampled image as four convolutions of x with 2×2 kernels."""
     batch, height, width, _ = x.shape
     y = [
         [
@@ -140,23 +141,23 @@ def _unit_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array, pad
         return winograd_tangent(x, kernel, dx, dkernel)
     if _patches_pay(x, kernel, pads):
         return tangent_by_patches(x, kernel, dx, dkernel)
-    dy = _by_kernel(x, dkernel, pads)
-    return dy if dx is None else dy + _by_input(dx, kernel, pads)
+    dy = _kernel_jvp(x, dkernel, pads)
+    return dy if dx is None else dy + _input_jvp(dx, kernel, pads)
 
 
-def _by_input(dx: Array, kernel: Array, pads: Pads) -> Array:
-    """conv(dx, kernel), linear in dx, its transpose in dx of the fast form.
+def _input_jvp(dx: Array, kernel: Array, pads: Pads) -> Array:
+    """conv(dx, kernel), written so that its transpose with respect to dx has the fast form.
 
-    The transpose keeps the kernel's memory order and swaps the names of its channels, so with them
-    swapped in memory it comes out as it should be.
+    The transpose keeps the kernel's memory order and swaps the names of its channel axes. Swapping
+    them in memory first gives the fast layout.
     """
     return jax.lax.conv_general_dilated(
         dx, kernel.swapaxes(2, 3), (1, 1), pads, dimension_numbers=("NHWC", "HWOI", "NHWC")
     )
 
 
-def _by_kernel(x: Array, dkernel: Array, pads: Pads) -> Array:
-    """conv(x, dkernel), linear in dkernel, its transpose in dkernel of the fast form."""
+def _kernel_jvp(x: Array, dkernel: Array, pads: Pads) -> Array:
+    """conv(x, dkernel), written so that its transpose with respect to dkernel has the fast form."""
     x = x.transpose(3, 1, 2, 0)
     dkernel = dkernel.transpose(2, 0, 1, 3)
     y = jax.lax.conv_general_dilated(
@@ -166,10 +167,11 @@ def _by_kernel(x: Array, dkernel: Array, pads: Pads) -> Array:
 
 
 def _winograd_pays(x: Array, kernel: Array, pads: Pads) -> bool:
-    """Whether Winograd's algorithm is the faster one on CPUs, forward and both gradients together.
+    """Whether Winograd's algorithm is faster on CPUs, forward and both gradients together.
 
-    Never by the batch, so that an example's result does not depend on its company. At 128 channels
-    in and out it is even on one kind of CPU, and half the time on another (benchmarks/NOTES.md).
+    Independent of the batch size, so that an example's result does not depend on the batch. At 128
+    channels in and out it breaks even on one kind of CPU and takes half the time on another
+    (benchmarks/NOTES.md).
     """
     height, width = x.shape[1:3]
     even = height % 2 == 0 and width % 2 == 0
@@ -178,9 +180,9 @@ def _winograd_pays(x: Array, kernel: Array, pads: Pads) -> bool:
 
 
 def _patches_pay(x: Array, kernel: Array, pads: Pads) -> bool:
-    """Whether gradients are faster from the output's patches on CPUs: a small or a narrow output.
+    """Whether gradients from patches are faster on CPUs: for a small or a narrow output.
 
-    For large and wide ones they would take nine times its memory, too.
+    The patches need nine times the output's memory.
     """
     channels, out = kernel.shape[2:]
     small = x.shape[1] * x.shape[2] <= 64 and out <= channels
@@ -191,49 +193,51 @@ def _keeps_size(kernel: Array, pads: Pads) -> bool:
     return kernel.shape[:2] == (3, 3) and pads == ((1, 1), (1, 1))
 
 
-# Stride 2 of 3×3 kernels.
+# 3×3 kernels with stride 2.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _halving(x: Array, kernel: Array, pads: Pads) -> Array:
-    return _halving_plain(x, kernel, pads)
+def _strided(x: Array, kernel: Array, pads: Pads) -> Array:
+    return _strided_plain(x, kernel, pads)
 
 
-@functools.partial(_halving.defjvp, symbolic_zeros=True)
-def _halving_jvp(pads, primals, tangents):
-    return _differentiate(_halving, _halving_tangent, _halving_plain, (pads,), primals, tangents)
+@functools.partial(_strided.defjvp, symbolic_zeros=True)
+def _strided_jvp(pads, primals, tangents):
+    return _differentiate(_strided, _strided_tangent, _strided_plain, (pads,), primals, tangents)
 
 
-def _halving_plain(x: Array, kernel: Array, pads: Pads) -> Array:
+def _strided_plain(x: Array, kernel: Array, pads: Pads) -> Array:
     return _plain(x, kernel, (2, 2), pads)
 
 
-def _halving_tangent(
+def _strided_tangent(
     x: Array, kernel: Array, dx: Array | None, dkernel: Array, pads: Pads
 ) -> Array:
     by_patches = functools.partial(convolution_by_patches, strides=(2, 2), pads=pads)
     return _bilinear_tangent(by_patches, x, kernel, dx, dkernel)
 
 
-# The doubled image, in float32 and float64.
+# Upsampled images, in float32 and float64.
 
 
 @jax.custom_jvp
-def _doubling(x: Array, kernel: Array) -> Array:
-    return jax.lax.platform_dependent(x, kernel, cpu=doubled_convolution, default=_doubling_plain)
+def _upsampled(x: Array, kernel: Array) -> Array:
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=upsampled_by_differences, default=_upsampled_plain
+    )
 
 
-@functools.partial(_doubling.defjvp, symbolic_zeros=True)
-def _doubling_jvp(primals, tangents):
-    return _differentiate(_doubling, _doubling_tangent, _doubling_plain, (), primals, tangents)
+@functools.partial(_upsampled.defjvp, symbolic_zeros=True)
+def _upsampled_jvp(primals, tangents):
+    return _differentiate(_upsampled, _upsampled_tangent, _upsampled_plain, (), primals, tangents)
 
 
-def _doubling_plain(x: Array, kernel: Array) -> Array:
+def _upsampled_plain(x: Array, kernel: Array) -> Array:
     return _by_phases(x, kernel, _plain)
 
 
-def _doubling_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array) -> Array:
-    return _bilinear_tangent(doubled_convolution, x, kernel, dx, dkernel)
+def _upsampled_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array) -> Array:
+    return _bilinear_tangent(upsampled_by_differences, x, kernel, dx, dkernel)
 
 
 # All three.
@@ -242,9 +246,9 @@ def _doubling_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array)
 def _differentiate(
     convolve: Any, fast: Any, plain: Any, fixed: tuple[Any, ...], primals: Any, tangents: Any
 ) -> tuple[Array, Array]:
-    """The value of `convolve`, and its tangent: on CPUs `fast`, elsewhere that of `plain`.
+    """Returns the value of `convolve` and its tangent: `fast` on CPUs, that of `plain` elsewhere.
 
-    Where the kernel stands still it is `convolve` again; where x does, `fast` gets None for dx.
+    When the kernel has no tangent, it is `convolve` of dx. When x has none, `fast` gets dx=None.
     """
     x, kernel = primals
     dx, dkernel = (None if isinstance(t, SymbolicZero) else t for t in tangents)
@@ -256,11 +260,11 @@ def _differentiate(
 
 @functools.cache
 def _tangent(fast: Any, plain: Any, fixed: tuple[Any, ...]) -> Any:
-    """The tangent: `fast` on CPUs, that of `plain` elsewhere, chosen when XLA compiles.
+    """Makes the tangent function: `fast` on CPUs, that of `plain` elsewhere.
 
-    One function per case, made once, so that JAX traces its branches once. Recomputing inside
-    (`jax.checkpoint`) costs nothing here and keeps the copies that gradients are made from out of
-    what the forward pass leaves for the backward one.
+    The platform is chosen when XLA compiles. Each function is made once, so that JAX traces its
+    branches once. `jax.checkpoint` costs nothing here, and keeps the intermediate copies out of
+    what the forward pass saves for the backward pass.
     """
 
     def tangent(x, kernel, dx, dkernel):
@@ -296,6 +300,6 @@ def _check_options(call: str, options: dict[str, Any]) -> None:
             value = tuple(value)
         if value is not None and value != plain.get(name):
             raise ValueError(
-                f"{call} knows plain convolutions of [B, H, W, C] only, got {name}={value!r}. Call "
-                "jax.lax.conv_general_dilated."
+                f"{call} computes only plain convolutions of [B, H, W, C], got {name}={value!r}. "
+                "Call jax.lax.conv_general_dilated."
             )

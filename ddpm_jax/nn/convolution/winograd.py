@@ -1,16 +1,17 @@
-"""3×3 convolutions by Winograd's F(2×2, 3×3): 16 products where the plain sum makes 36.
+"""3×3 convolutions by Winograd's F(2×2, 3×3): 16 products per 2×2 pixels instead of 36.
 
 Two neighbouring outputs of three taps, y₀ = d₀g₀ + d₁g₁ + d₂g₂ and y₁ = d₁g₀ + d₂g₁ + d₃g₂, share
-four products instead of making six:
+four products instead of needing six:
 
     y = Aᵀ[(G g) ⊙ (Bᵀ d)]
     Bᵀ d = (d₀ − d₂, d₁ + d₂, d₂ − d₁, d₁ − d₃)
     G g = (g₀, (g₀ + g₁ + g₂)/2, (g₀ − g₁ + g₂)/2, g₂)
     Aᵀ m = (m₀ + m₁ + m₂, m₁ − m₂ − m₃)
 
-and across likewise. Sums over channels turn each of the 16 products into a product of matrices. As
-linear in images and kernel as the plain sum is, so the gradients too are made at 16/36, from the
-gradient ȳ by the output: ∂d = B[(G g) ⊙ (A ȳ)] and ∂g = Gᵀ[(Bᵀ d) ⊙ (A ȳ)].
+The other axis works alike. Summing over channels makes each of the 16 products a product of
+matrices. The form is linear in the images and in the kernel, as the plain sum is. So the gradients
+also cost 16/36, computed from the gradient ȳ with respect to the output:
+∂d = B[(G g) ⊙ (A ȳ)] and ∂g = Gᵀ[(Bᵀ d) ⊙ (A ȳ)].
 Source: Lavin & Gray 2016, §4.1.
 """
 
@@ -21,19 +22,19 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.nn.convolution.transpose import transpose_of
+from ddpm_jax.nn.convolution.products import jvp_from_vjp
 from ddpm_jax.types import Array
 
-# Rows are stacked and columns are not: half the operations to compile of 4 × 4 arrays, and nearly
-# as fast. "Tiles" are four arrays [4, B, H/2, W/2, C], "taps" four arrays [4, C, C'].
+# Rows are stacked, columns are not: this has half the operations of 4 × 4 arrays to compile, and is
+# nearly as fast. "Tiles" are four arrays [4, B, H/2, W/2, C], "taps" four arrays [4, C, C'].
 
 
 @jax.named_scope("winograd")
 def winograd_convolution(x: Array, kernel: Array) -> Array:
-    """Convolves x [B, H, W, C] with kernel [3, 3, C, C'], stride 1, zeros around: [B, H, W, C'].
+    """Convolves x [B, H, W, C] with kernel [3, 3, C, C'], stride 1, "SAME": [B, H, W, C'].
 
-    H and W must be even, the dtypes equal. It rounds more than the plain sum does: sums of four
-    pixels, and of a kernel's taps, are rounded first.
+    H and W must be even and the dtypes equal. Sums of four pixels and of a kernel's taps are
+    rounded before they are multiplied, so rounding errors are larger than the plain sum's.
 
     Raises ValueError for another kernel and for odd sizes.
     """
@@ -50,20 +51,20 @@ def winograd_convolution(x: Array, kernel: Array) -> Array:
 
 @jax.named_scope("winograd")
 def winograd_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array) -> Array:
-    """The tangent of `winograd_convolution` along dx and dkernel; None is a dx of zero.
+    """The JVP of `winograd_convolution` along dx (None for zero) and dkernel.
 
-    Written as the transpose of the gradients, so that what reverse mode makes of it are those: the
-    tiles of ȳ made once for both, and each pixel of ∂x gathered where it lies.
+    It is the transpose of the VJP below, which reverse mode recovers. That VJP computes the tiles
+    of ȳ once for both gradients, and gathers each pixel of ∂x instead of scattering to it.
     """
 
-    def gradients(dy: Array) -> tuple[Array | None, Array]:
+    def vjp(dy: Array) -> tuple[Array | None, Array]:
         tiles = _tiles_of_gradient(dy)
-        by_kernel = _gradient_by_kernel(_tiles_of_images(x), tiles)
+        kernel_bar = _kernel_gradient(_tiles_of_images(x), tiles)
         if dx is None:
-            return None, by_kernel
-        return _gradient_by_images(tiles, _taps_of_kernel(kernel)), by_kernel
+            return None, kernel_bar
+        return _image_gradient(tiles, _taps_of_kernel(kernel)), kernel_bar
 
-    return transpose_of(gradients, winograd_convolution, x, kernel, (dx, dkernel))
+    return jvp_from_vjp(vjp, winograd_convolution, x, kernel, (dx, dkernel))
 
 
 def _tiles_of_images(x: Array) -> list[Array]:
@@ -86,8 +87,8 @@ def _tiles_of_gradient(dy: Array) -> list[Array]:
     return _A([rows[:, :, :, 0::2], rows[:, :, :, 1::2]])
 
 
-def _gradient_by_images(tiles: list[Array], taps: list[Array]) -> Array:
-    """B m Bᵀ of the products m, windows that overlap summed: [B, H, W, C]."""
+def _image_gradient(tiles: list[Array], taps: list[Array]) -> Array:
+    """B m Bᵀ of the products m, with overlapping windows summed: [B, H, W, C]."""
     products = _multiply(tiles, [k.swapaxes(1, 2) for k in taps])
     _, batch, rows, columns, channels = products[0].shape
     y = jnp.stack(_B(products, axis=3), axis=4).reshape(4, batch, rows, 2 * columns, channels)
@@ -95,7 +96,7 @@ def _gradient_by_images(tiles: list[Array], taps: list[Array]) -> Array:
     return y.reshape(batch, 2 * rows, 2 * columns, channels)
 
 
-def _gradient_by_kernel(images: list[Array], gradient: list[Array]) -> Array:
+def _kernel_gradient(images: list[Array], gradient: list[Array]) -> Array:
     """Gᵀ m G of the products m, summed over all tiles: [3, 3, C, C']."""
     products = [
         jnp.einsum("rnc,rnd->rcd", _rows(x), _rows(dy))
@@ -123,9 +124,9 @@ def _Bt(d: Sequence[Array]) -> list[Array]:
 
 
 def _B(m: Sequence[Array], axis: int) -> list[Array]:
-    """B m, windows one tile apart along `axis` added where they meet: even and odd pixels.
+    """B m with overlapping windows along `axis` added up: the even and the odd pixels.
 
-    B m = (m₀, m₁ − m₂ + m₃, m₂ + m₁ − m₀, −m₃), of which the outer two lie on neighbouring tiles.
+    B m = (m₀, m₁ − m₂ + m₃, m₂ + m₁ − m₀, −m₃). The outer two belong to the neighbouring tiles.
     """
     even = m[1] - m[2] + m[3] - _neighbour(m[3], axis, -1)
     odd = m[1] + m[2] - m[0] + _neighbour(m[0], axis, 1)
@@ -133,7 +134,7 @@ def _B(m: Sequence[Array], axis: int) -> list[Array]:
 
 
 def _neighbour(x: Array, axis: int, step: int) -> Array:
-    """What lies `step` = ±1 further along `axis`, zero beyond the border."""
+    """Shifts x by `step` = ±1 along `axis`, with zeros beyond the border."""
     low, high = max(-step, 0), max(step, 0)
     pads = [(low, high) if i == axis else (0, 0) for i in range(x.ndim)]
     return jax.lax.slice_in_dim(jnp.pad(x, pads), high, high + x.shape[axis], axis=axis)

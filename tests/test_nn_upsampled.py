@@ -1,4 +1,4 @@
-"""Doubling by differences against the doubled image's plain convolution."""
+"""Upsampling by differences against the plain convolution of the upsampled image."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.nn.convolution.dispatch import upsampled_convolution
-from ddpm_jax.nn.convolution.doubling import doubled_convolution
+from ddpm_jax.nn.convolution.upsampled import upsampled_by_differences
 
 
 def repeated(x, kernel):
@@ -35,10 +35,10 @@ def derivatives(f, x, kernel, dx, dkernel):
 
 
 @pytest.mark.parametrize("image", [(2, 3, 4, 3), (1, 1, 1, 3), (2, 1, 5, 3)])
-def test_it_is_the_doubled_images_convolution_in_float64(image):
+def test_it_is_the_upsampled_images_convolution_in_float64(image):
     with jax.enable_x64(True):
         given = arrays(image, (3, 3, 3, 5), np.float64)
-        got, expected = (derivatives(f, *given) for f in (doubled_convolution, repeated))
+        got, expected = (derivatives(f, *given) for f in (upsampled_by_differences, repeated))
         for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
@@ -58,7 +58,7 @@ def test_it_rounds_like_float32():
 def test_a_constant_image_has_no_differences():
     """Inside, each pixel is the image times the sum of the taps."""
     _, kernel, *_ = arrays((1, 1, 1, 3), (3, 3, 3, 5), np.float32)
-    y = doubled_convolution(jnp.ones((1, 6, 6, 3)), kernel)[0, 1:-1, 1:-1]
+    y = upsampled_by_differences(jnp.ones((1, 6, 6, 3)), kernel)[0, 1:-1, 1:-1]
     expected = np.broadcast_to(kernel.sum((0, 1, 2)), y.shape)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
@@ -74,5 +74,5 @@ def test_where_it_is_used(platform, dtype, used):
     for program in (ours, gradients):
         lowered = jax.jit(program).trace(x, kernel).lower(lowering_platforms=(platform,))
         text = lowered.as_text(debug_info=True)
-        assert bool(re.search(r"[/(]doubling[/)]", text)) == used
+        assert bool(re.search(r"[/(]upsampled[/)]", text)) == used
         assert ("stablehlo.convolution" in text) != used
