@@ -14,6 +14,7 @@ import pytest
 from flax import traverse_util
 
 from ddpm_jax.interop import (
+    ImportedModel,
     Process,
     hub,
     load_diffusers,
@@ -29,7 +30,13 @@ from ddpm_jax.programs.config import (
     from_json,
     to_json,
 )
-from ddpm_jax.programs.convert import FromDiffusers, FromTensorFlow, ToDiffusers, convert
+from ddpm_jax.programs.convert import (
+    FromDiffusers,
+    FromTensorFlow,
+    ToDiffusers,
+    convert,
+    write_run,
+)
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.training import Checkpoints
@@ -178,14 +185,50 @@ def test_the_authors_variables_as_a_run(tmp_path):
     assert run.config.diffusion.variance == "fixed_large"
 
 
-def test_a_configuration_from_before_the_padding_was_one(imported):
-    """Configurations of older runs do not name it, and mean DDPM's."""
+def test_configurations_of_older_runs(imported):
+    """They do not name the newer attributes of the network, and mean DDPM's."""
     config, _ = RunDirectory(imported).read()
     values = to_json(config)
     assert values["network"].pop("downsample_padding") == "symmetric"
+    newer = set(values["network"]) - {
+        "channels",
+        "channel_multipliers",
+        "num_res_blocks",
+        "attention_resolutions",
+        "dropout",
+        "num_groups",
+        "class_conditional",
+        "dtype",
+    }
+    assert {"num_heads", "scale_shift", "norm_epsilon", "embedding_order"} < newer
+    for name in newer:
+        del values["network"][name]
     old = from_json(TrainConfig, values)
-    assert old.network.downsample_padding == "same"
-    assert build_model(old, SHAPE, None).network.downsample_padding == "same"
+    papers = UNet(dtype=jnp.dtype("float32"), out_channels=2 * SHAPE[-1])
+    built = build_model(old, SHAPE, None).network
+    for name in newer | {"downsample_padding"}:
+        assert getattr(built, name) == getattr(papers, name)
+
+
+def test_other_projects_settings_are_runs(tmp_path):
+    """Every attribute that weights need goes through config.json, labels included."""
+    unet = UNET.clone(
+        num_classes=3,
+        out_channels=1,
+        head_channels=4,
+        middle_attention="plain",
+        scale_shift=True,
+        embedding_order="cos_sin",
+        embedding_shift=0,
+        norm_epsilon=1e-5,
+    )
+    params = random_params(unet, np.zeros((1, *SHAPE), np.float32), 0)
+    process = PROCESS._replace(variance="fixed_small")
+    options = FromDiffusers(tmp_path / "run", data_name="digits")
+    write_run(options, ImportedModel(unet, params, SHAPE, process), {"library": "diffusers"})
+    run = TrainedRun(RunOptions(tmp_path / "run"))
+    assert same(run.params, params)
+    assert run.model.network == unet.clone(dtype=jnp.dtype("float32"))
 
 
 class FakeHub:

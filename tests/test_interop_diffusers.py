@@ -1,6 +1,7 @@
 """The weight map: complete both ways by itself, and the same function where torch is installed."""
 
 import functools
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.interop import unet_params_from_diffusers, unet_params_to_diffusers
+from ddpm_jax.interop import (
+    unet_from_diffusers_config,
+    unet_params_from_diffusers,
+    unet_params_to_diffusers,
+    unet_to_diffusers_config,
+)
 from ddpm_jax.nn import UNet, count_parameters
 from tests.reference_unet import random_params
 
@@ -56,6 +62,8 @@ def test_there_and_back(small_params, small_state):
         {"attention_resolutions": ()},
         {"attention_resolutions": (16, 8, 4)},
         {"num_classes": 5, "out_channels": 6},
+        {"scale_shift": True, "head_channels": 8, "middle_attention": "plain"},
+        {"middle_attention": "none"},
         {"resample_with_conv": False},
     ],
 )
@@ -194,6 +202,9 @@ def test_params_of_another_network_are_refused(small_params):
         unet_params_to_diffusers(small_params, SMALL.clone(num_classes=3))
     with pytest.raises(ValueError, match=r"has shape \(\d+.*this UNet needs"):
         unet_params_to_diffusers(small_params, SMALL.clone(channels=32))
+    unet = SMALL.clone(cond_features=3)
+    with pytest.raises(ValueError, match="cond_dense"):
+        unet_params_to_diffusers(random_params(unet, images(), 0), unet)
     with pytest.raises(ValueError, match=r"\['params'\] without conv_in/kernel"):
         unet_params_to_diffusers({"params": small_params}, SMALL)
 
@@ -204,37 +215,22 @@ def test_importing_the_map_does_not_import_torch():
 
 
 def torch_unet(unet, height):
-    """The public UNet2DModel with the settings of google/ddpm-cifar10-32, every parameter moved."""
+    """The public UNet2DModel that computes what `unet` does, every parameter moved."""
     reason = "needs the extra [interop] to compare with PyTorch"
     torch = pytest.importorskip("torch", reason=reason)
     diffusers = pytest.importorskip("diffusers", reason=reason)
-    attended = [
-        height >> level in unet.attention_resolutions
-        for level in range(len(unet.channel_multipliers))
-    ]
     torch.manual_seed(0)
-    model = diffusers.UNet2DModel(
-        sample_size=height,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=[unet.channels * m for m in unet.channel_multipliers],
-        down_block_types=["AttnDownBlock2D" if here else "DownBlock2D" for here in attended],
-        up_block_types=["AttnUpBlock2D" if here else "UpBlock2D" for here in attended[::-1]],
-        layers_per_block=unet.num_res_blocks,
-        norm_num_groups=unet.num_groups,
-        norm_eps=1e-6,
-        act_fn="silu",
-        downsample_padding=0 if unet.downsample_padding == "same" else 1,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        attention_head_dim=None,
-        num_class_embeds=None if unet.num_classes is None else unet.num_classes + 1,
-    ).eval()
+    config = unet_to_diffusers_config(unet, (height, height, 3))
+    return torch, perturbed(torch, diffusers.UNet2DModel.from_config(config))
+
+
+def perturbed(torch, model):
+    """Moves every parameter, so that none is at a value where it has no effect."""
     with torch.no_grad():
         for parameter in model.parameters():
             spread = 0.5 if parameter.ndim == 1 else 0.5 * parameter.std()
             parameter.add_(spread * torch.randn_like(parameter))
-    return torch, model
+    return model.eval()
 
 
 def run_torch(torch, model, x, t, label=None):
@@ -263,6 +259,26 @@ NETWORKS = {
         SMALL.clone(downsample_padding="symmetric", num_classes=4),
         16,
     ),
+    "guided-diffusion's settings": (
+        SMALL.clone(
+            downsample_padding="symmetric",
+            num_heads=4,
+            scale_shift=True,
+            embedding_order="cos_sin",
+            embedding_shift=0,
+            norm_epsilon=1e-5,
+            num_classes=4,
+        ),
+        16,
+    ),
+    "scale and shift, unnormalised attention in the middle": (
+        SMALL.clone(scale_shift=True, middle_attention="plain", head_channels=8),
+        16,
+    ),
+    "no attention in the middle": (
+        SMALL.clone(middle_attention="none", embedding_order="cos_sin", norm_epsilon=1e-3),
+        16,
+    ),
 }
 
 
@@ -282,6 +298,49 @@ def test_outputs_equal_pytorch(name):
     state = unet_params_to_diffusers(params, unet)
     assert state.keys() == model.state_dict().keys()
     assert all(np.array_equal(state[key], value) for key, value in model.state_dict().items())
+
+
+# The network of diffusers' example train_unconditional.py, narrower by 4: everything that is not
+# here is UNet2DModel's default.
+EXAMPLE = {
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "block_out_channels": (32, 32, 64, 64, 128, 128),
+    "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+    "norm_num_groups": 8,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"num_class_embeds": 5}, {"resnet_time_scale_shift": "scale_shift"}],
+    ids=["default", "labels", "scale and shift"],
+)
+def test_their_training_example(change):
+    """Their config and weights give our network, and ours give theirs: the same function."""
+    torch, model = torch_unet(SMALL, 16)
+    model = perturbed(torch, type(model)(**EXAMPLE, **change))
+    # As config.json holds it.
+    config = json.loads(model.to_json_string())
+    unet, shape = unet_from_diffusers_config(config)
+    assert shape == (64, 64, 3) and unet.attention_resolutions == (4,)
+    x, t = images((2, *shape)), np.array([3, 999])
+    label = None if unet.num_classes is None else np.array([4, 1])
+    with torch.no_grad():
+        truth = run_torch(torch, model, torch.as_tensor(x), t, label).numpy()
+    params = unet_params_from_diffusers(model.state_dict(), unet)
+    assert np.std(truth) > 0.2
+    np.testing.assert_allclose(run_flax(unet, params, x, t, label), truth, atol=2e-5, rtol=0)
+
+    back = type(model).from_config(unet_to_diffusers_config(unet, shape)).eval()
+    state = unet_params_to_diffusers(params, unet)
+    back.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()})
+    with torch.no_grad():
+        again = run_torch(torch, back, torch.as_tensor(x), t, label).numpy()
+    np.testing.assert_allclose(again, truth, atol=1e-6)
 
 
 def test_gradients_equal_pytorch():

@@ -132,6 +132,10 @@ def test_the_papers_processes_by_their_public_configurations():
         (TINY, SHAPE),
         (TINY.clone(attention_resolutions=(), dropout=0.3, out_channels=2), SHAPE),
         (TINY.clone(downsample_padding="symmetric", attention_resolutions=(16, 8)), (16, 32, 1)),
+        (TINY.clone(num_classes=3, norm_epsilon=1e-5, embedding_order="cos_sin"), SHAPE),
+        (TINY.clone(embedding_shift=0, head_channels=8, middle_attention="none"), (4, 4, 1)),
+        (TINY.clone(scale_shift=True, head_channels=8, middle_attention="plain"), SHAPE),
+        (TINY.clone(scale_shift=True, head_channels=4, middle_attention="normalised"), SHAPE),
     ],
 )
 def test_networks_go_there_and_back(unet, shape):
@@ -142,22 +146,25 @@ def test_networks_go_there_and_back(unet, shape):
 @pytest.mark.parametrize(
     "change,named",
     [
-        ({"norm_eps": 1e-5}, r"norm_eps=1e-05 \(only 1e-06"),
+        ({"norm_eps": 0}, "norm_eps=0"),
+        ({"norm_eps": "1e-5"}, "norm_eps='1e-5'"),
         ({"act_fn": "gelu"}, "act_fn='gelu'"),
-        ({"add_attention": False}, "add_attention=False"),
-        ({"attention_head_dim": 8}, "attention_head_dim=8"),
+        ({"add_attention": 1}, "add_attention=1"),
+        ({"attention_head_dim": 96}, "attention_head_dim=96"),
+        ({"attention_head_dim": 8.0}, "attention_head_dim=8.0"),
         ({"attn_norm_num_groups": 16}, "attn_norm_num_groups=16"),
         ({"center_input_sample": True}, "center_input_sample=True"),
         ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
-        ({"num_class_embeds": 11}, "num_class_embeds=11"),
+        ({"num_class_embeds": 1}, "num_class_embeds=1"),
         ({"downsample_padding": 2}, "downsample_padding=2"),
         ({"downsample_type": "resnet"}, "downsample_type='resnet'"),
         ({"upsample_type": "resnet"}, "upsample_type='resnet'"),
-        ({"flip_sin_to_cos": True}, "flip_sin_to_cos=True"),
-        ({"freq_shift": 0}, "freq_shift=0"),
+        ({"flip_sin_to_cos": 2}, "flip_sin_to_cos=2"),
+        ({"freq_shift": 2}, "freq_shift=2"),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor=1.4"),
         ({"mid_block_type": None}, "mid_block_type=None"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift='scale_shift'"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift='spatial'"),
+        ({"resnet_time_scale_shift": [1]}, r"resnet_time_scale_shift=\[1\]"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
         ({"time_embedding_dim": 64}, "time_embedding_dim=64"),
         ({"dropout": 1.5}, "dropout=1.5"),
@@ -179,17 +186,38 @@ def test_settings_no_unet_of_ours_has_are_named(change, named):
 
 def test_absent_settings_mean_what_diffusers_takes_for_them():
     """Its own defaults are another network than DDPM's: an absent norm_eps is 1e-5."""
-    bare = {name: value for name, value in CIFAR10.items() if name != "norm_eps"}
-    with pytest.raises(ValueError, match=r"norm_eps=1e-05, its default"):
-        unet_from_diffusers_config(bare)
+    ours = {"norm_eps", "flip_sin_to_cos", "freq_shift", "attention_head_dim"}
+    bare = {name: value for name, value in CIFAR10.items() if name not in ours}
+    unet, _ = unet_from_diffusers_config(bare)
+    assert unet == UNet(
+        dropout=0.0,
+        out_channels=3,
+        norm_epsilon=1e-5,
+        embedding_order="cos_sin",
+        embedding_shift=0,
+        head_channels=8,
+    )
     with pytest.raises(ValueError, match=r"without \['sample_size'\]"):
         unet_from_diffusers_config({n: v for n, v in CIFAR10.items() if n != "sample_size"})
+
+
+def test_other_spellings_of_the_same_network():
+    """One head as wide as all levels with attention; several heads by their number."""
+    assert unet_from_diffusers_config(CIFAR10 | {"attention_head_dim": 256}) == (
+        UNet(dropout=0.0, out_channels=3),
+        (32, 32, 3),
+    )
+    heads = UNet(num_heads=4, attention_resolutions=(16, 8), out_channels=3)
+    read, _ = unet_from_diffusers_config(unet_to_diffusers_config(heads, (32, 32, 3)))
+    assert read == heads.clone(num_heads=1, head_channels=64)
 
 
 @pytest.mark.parametrize(
     "unet,named",
     [
-        (TINY.clone(num_classes=3), "num_classes=3"),
+        (TINY.clone(cond_features=3), "cond_features=3"),
+        (TINY.clone(middle_attention="plain"), "middle_attention='plain' without scale_shift"),
+        (TINY.clone(num_heads=2, attention_resolutions=(8,)), "num_heads=2"),
         (TINY.clone(resample_with_conv=False), "resample_with_conv=False"),
         (TINY.clone(channel_multipliers=(2, 4)), r"channel_multipliers=\(2, 4\)"),
     ],
@@ -361,6 +389,8 @@ def test_weights_in_several_files_are_refused():
 
 
 def test_nothing_is_written_for_a_model_without_counterpart(params, tmp_path):
+    with pytest.raises(ValueError, match="num_classes=3; DDPMPipeline passes no labels"):
+        save_diffusers(tmp_path / "a", TINY.clone(num_classes=3), params, SHAPE, PROCESS, SCHEDULE)
     with pytest.raises(ValueError, match="target='score'"):
         out, process = tmp_path / "out", PROCESS._replace(target="score")
         save_diffusers(out, TINY, params, SHAPE, process, SCHEDULE)

@@ -130,17 +130,26 @@ def test_their_pipelines_run_here(libraries, tmp_path):
     check_same_images(torch, pipeline, read.unet, read.process, read.params)
 
 
-def test_what_they_save_by_default_is_refused_by_name(libraries, tmp_path):
-    """A UNet2DModel with its own defaults is another network; a pickle is none to read."""
+def test_what_they_save_by_default_is_read(libraries, tmp_path):
+    """A UNet2DModel with its own defaults; a pickle of it is none to read."""
     torch, diffusers = libraries
-    small = {"block_out_channels": (8, 16), "sample_size": 8, "norm_num_groups": 4}
-    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    model = diffusers.UNet2DModel(**small, **blocks, layers_per_block=1)
+    torch.manual_seed(3)
+    model = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
     pipeline = diffusers.DDPMPipeline(model, diffusers.DDPMScheduler())
     pipeline.save_pretrained(tmp_path / "a")
-    named = "flip_sin_to_cos=True.*freq_shift=0.*norm_eps"
-    with pytest.raises(ValueError, match=named):
-        load_diffusers(tmp_path / "a")
+    read = load_diffusers(tmp_path / "a")
+    assert (read.unet.head_channels, read.unet.embedding_order) == (8, "cos_sin")
+    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path / "a", local_files_only=True)
+    check_same_images(torch, loaded, read.unet, read.process, read.params)
     pipeline.save_pretrained(tmp_path / "b", safe_serialization=False)
     with pytest.raises(ValueError, match="diffusion_pytorch_model.bin is a pickle"):
         load_diffusers(tmp_path / "b")

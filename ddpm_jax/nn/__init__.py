@@ -1,4 +1,4 @@
-"""Flax networks, all called as `network.apply(variables, x, t, label, dropout_keys=keys)`."""
+"""Flax networks, all called as `network.apply(variables, x, t, label, cond=…, dropout_keys=…)`."""
 
 from ddpm_jax.nn.embeddings import sinusoidal_embedding
 from ddpm_jax.nn.mlp import MLP
