@@ -120,6 +120,23 @@ def double(p, x):
     return x if p is None else conv3x3(p["conv"], x)
 
 
+def patches_to_channels(x, p):
+    """Channel (u p + v) C + c of position (i, j) is channel c of pixel (i p + u, j p + v)."""
+    corners = [x[:, u::p, v::p] for u in range(p) for v in range(p)]
+    return np.concatenate(corners, axis=-1)
+
+
+def channels_to_patches(h, p):
+    """The inverse of `patches_to_channels`, pixel by pixel of each patch."""
+    channels = h.shape[-1] // p**2
+    out = np.empty((h.shape[0], h.shape[1] * p, h.shape[2] * p, channels))
+    for u in range(p):
+        for v in range(p):
+            first = (u * p + v) * channels
+            out[:, u::p, v::p] = h[..., first : first + channels]
+    return out
+
+
 def conditions(p, embedding, label, cond, config):
     """Adds the row of each label's table and the projection of each vector."""
     batch = len(embedding)
@@ -134,7 +151,8 @@ def conditions(p, embedding, label, cond, config):
 
 def unet(params, x, t, label=None, cond=None, *, config):
     """Runs the network that `config`, a UNet, describes on x [B, H, W, C] and t [B] in float64."""
-    p, x, groups = to_float64(params), np.asarray(x, np.float64), config.num_groups
+    x = patches_to_channels(np.asarray(x, np.float64), config.patch_size)
+    p, groups = to_float64(params), config.num_groups
     epsilon = config.norm_epsilon
     levels = len(config.channel_multipliers)
     attended = [x.shape[1] // 2**level in config.attention_resolutions for level in range(levels)]
@@ -179,7 +197,8 @@ def unet(params, x, t, label=None, cond=None, *, config):
         if level > 0:
             h = double(p.get(f"up_{level}_upsample"), h)
     assert not kept
-    return conv3x3(p["conv_out"], silu(group_norm(p["norm_out"], h, groups, epsilon)))
+    h = conv3x3(p["conv_out"], silu(group_norm(p["norm_out"], h, groups, epsilon)))
+    return channels_to_patches(h, config.patch_size)
 
 
 def mlp(params, x, t, label=None, cond=None, *, config):

@@ -202,6 +202,8 @@ def test_params_of_another_network_are_refused(small_params):
         unet_params_to_diffusers(small_params, SMALL.clone(num_classes=3))
     with pytest.raises(ValueError, match=r"has shape \(\d+.*this UNet needs"):
         unet_params_to_diffusers(small_params, SMALL.clone(channels=32))
+    with pytest.raises(ValueError, match="patch_size=2; a UNet2DModel works on pixels"):
+        unet_params_to_diffusers(small_params, SMALL.clone(patch_size=2))
     unet = SMALL.clone(cond_features=3)
     with pytest.raises(ValueError, match="cond_dense"):
         unet_params_to_diffusers(random_params(unet, images(), 0), unet)

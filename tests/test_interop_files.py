@@ -216,6 +216,7 @@ def test_other_spellings_of_the_same_network():
     "unet,named",
     [
         (TINY.clone(cond_features=3), "cond_features=3"),
+        (TINY.clone(patch_size=2), "patch_size=2"),
         (TINY.clone(middle_attention="plain"), "middle_attention='plain' without scale_shift"),
         (TINY.clone(num_heads=2, attention_resolutions=(8,)), "num_heads=2"),
         (TINY.clone(resample_with_conv=False), "resample_with_conv=False"),

@@ -204,6 +204,10 @@ def _expected_shapes(
     call: str, unet: UNet, levels: list[int], in_channels: int
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Shapes of the parameters of `unet` with attention at these levels, by path."""
+    if unet.patch_size != 1:
+        raise ValueError(
+            f"{call} got a UNet with patch_size={unet.patch_size}; a UNet2DModel works on pixels."
+        )
     resolutions = sorted(set(unet.attention_resolutions), reverse=True)
     heights = {resolution << level for resolution, level in zip(resolutions, levels, strict=False)}
     if len(levels) != len(resolutions) or len(heights) > 1:

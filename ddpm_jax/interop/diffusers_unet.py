@@ -133,9 +133,9 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
 def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Writes the config.json of the UNet2DModel that computes what `unet` does on such images.
 
-    Raises ValueError for what UNet2DModel cannot express: `cond`, resampling without convolutions,
-    a first level wider than `channels`, heads of several sizes, and attention in the middle that is
-    "plain" without `scale_shift`.
+    Raises ValueError for what UNet2DModel cannot express: `cond`, patches, resampling without
+    convolutions, a first level wider than `channels`, heads of several sizes, and attention in the
+    middle that is "plain" without `scale_shift`.
 
     >>> from ddpm_jax.interop import unet_to_diffusers_config
     >>> unet_to_diffusers_config(dj.UNet(), (32, 32, 3))["block_out_channels"]
@@ -148,6 +148,8 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
     problems = []
     if unet.cond_features is not None:
         problems.append(f"cond_features={unet.cond_features} (it has no such input)")
+    if unet.patch_size != 1:
+        problems.append(f"patch_size={unet.patch_size} (it works on pixels)")
     if not unet.resample_with_conv:
         problems.append("resample_with_conv=False (its blocks resample by convolutions)")
     if unet.channel_multipliers[0] != 1:

@@ -47,15 +47,6 @@ def dropout(x: Array, rate: float, keys: Key | None, path: Sequence[str]) -> Arr
     return jnp.where(jax.vmap(keep)(keys), x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def check_dropout(call: str, rate: float) -> None:
-    """Raises ValueError unless 0 <= rate < 1."""
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(
-            f"{call} needs 0 <= dropout < 1, got dropout={rate}. It is the share of activations "
-            "dropped (DDPM: 0.1 on CIFAR-10, 0 elsewhere), not the share kept."
-        )
-
-
 def resolve_dropout_keys(module: nn.Module, rate: float, keys: Key | None, batch: int) -> Any:
     """Returns one key per example [batch], or None for no dropout.
 
@@ -90,13 +81,6 @@ def resolve_dropout_keys(module: nn.Module, rate: float, keys: Key | None, batch
 
 def _is_typed(keys: Any) -> bool:
     return hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-
-
-def check_float(call: str, x: Any) -> None:
-    """Raises TypeError unless x is an array of floating-point numbers."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        remedy = "Map them to [-1, 1] with from_pixels" if x.dtype == jnp.uint8 else "Convert them"
-        raise TypeError(f"{call} needs floating-point inputs, got {x.dtype}. {remedy}.")
 
 
 class GroupNorm(nn.Module):

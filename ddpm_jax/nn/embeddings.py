@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.nn.blocks import dense
+from ddpm_jax.nn.checks import check_conditions, check_embedding
 from ddpm_jax.types import Array, ArrayLike
 
 
@@ -65,22 +66,6 @@ def sinusoidal_embedding(
     return embedding
 
 
-def broadcast_steps(call: str, t: ArrayLike, batch: int) -> Array:
-    """Returns t as [batch], from [batch] or a scalar.
-
-    Raises ValueError for any other shape and TypeError for what is no number.
-    """
-    t = jnp.asarray(t)
-    if t.shape not in ((), (batch,)):
-        raise ValueError(
-            f"{call} needs one step t per example, shape ({batch},), or a scalar for all, "
-            f"got shape {t.shape}."
-        )
-    if not (jnp.issubdtype(t.dtype, jnp.integer) or jnp.issubdtype(t.dtype, jnp.floating)):
-        raise TypeError(f"{call} needs steps t that are integers or floats, got {t.dtype}.")
-    return jnp.broadcast_to(t, (batch,))
-
-
 class LabelEmbedding(nn.Module):
     """A table of num_classes + 1 learned rows, the last of which stands for "no label"."""
 
@@ -116,61 +101,3 @@ def add_conditions(
         vectors = jnp.zeros((batch, module.cond_features)) if cond is None else jnp.asarray(cond)
         embedding += dense(features, jnp.float32, name="cond_dense")(vectors)
     return embedding
-
-
-def check_conditions(
-    module: Any, batch: int, label: ArrayLike | None, cond: ArrayLike | None
-) -> None:
-    """Raises ValueError or TypeError for conditions that the network `module` cannot take."""
-    call, num_classes = type(module).__name__, module.num_classes
-    for name, value, attribute in (
-        ("label", label, "num_classes"),
-        ("cond", cond, "cond_features"),
-    ):
-        if value is not None and getattr(module, attribute) is None:
-            raise ValueError(
-                f"{call} got a {name} but {attribute}=None: such a network would ignore it. "
-                f"Build {call}({attribute}=...), or leave the {name} out."
-            )
-    if label is not None:
-        if jnp.shape(label) != (batch,):
-            raise ValueError(
-                f"{call} needs one label per example, shape ({batch},), got shape "
-                f"{jnp.shape(label)}. Pass integers 0 … {num_classes - 1}, and {num_classes} for "
-                "examples without a label."
-            )
-        if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
-            raise TypeError(
-                f"{call} needs integer labels, got {jnp.result_type(label)}. Convert them with "
-                "label.astype('int32'); one-hot labels with label.argmax(-1)."
-            )
-    if cond is not None:
-        if jnp.shape(cond) != (batch, module.cond_features):
-            raise ValueError(
-                f"{call} needs one vector cond per example, shape ({batch}, "
-                f"{module.cond_features}), got shape {jnp.shape(cond)}. Set cond_features to the "
-                "length of the vectors."
-            )
-        if not jnp.issubdtype(jnp.result_type(cond), jnp.floating):
-            raise TypeError(f"{call} needs a floating-point cond, got {jnp.result_type(cond)}.")
-
-
-def check_num_conditions(module: Any) -> None:
-    """Raises ValueError unless `num_classes` and `cond_features` are None or positive."""
-    for name in ("num_classes", "cond_features"):
-        value = getattr(module, name)
-        if value is not None and value < 1:
-            raise ValueError(
-                f"{type(module).__name__} needs {name} >= 1, got {value}. "
-                "Leave it None for a network without this condition."
-            )
-
-
-def check_embedding(call: str, order: str, shift: int) -> None:
-    """Raises ValueError for an unknown order or shift of the sinusoidal embedding."""
-    if order not in ("sin_cos", "cos_sin"):
-        raise ValueError(
-            f"{call} needs the order 'sin_cos' or 'cos_sin', got {order!r}. DDPM has 'sin_cos'."
-        )
-    if shift not in (0, 1):
-        raise ValueError(f"{call} needs the shift 0 or 1, got {shift!r}. DDPM has 1.")

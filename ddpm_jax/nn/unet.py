@@ -5,11 +5,12 @@ each level has `num_res_blocks` residual blocks, with attention after each where
 `attention_resolutions`; on the way up it has one more. Every feature map of the way down (conv_in,
 each block after its attention, each downsampling) is kept and concatenated on the way up, last in
 first out. In the middle: block, attention, block. One embedding of the step t enters every block.
+
+With `patch_size` p > 1 all of this happens on a grid of H/p × W/p positions, each a p × p patch of
+the image (`space_to_depth`): the same widths then cost 1/p² of the arithmetic.
 """
 
 from __future__ import annotations
-
-import warnings
 
 import flax.linen as nn
 import jax
@@ -24,19 +25,13 @@ from ddpm_jax.nn.blocks import (
     GroupNorm,
     ResidualBlock,
     Upsample,
-    check_dropout,
-    check_float,
     conv,
     dense,
     resolve_dropout_keys,
 )
-from ddpm_jax.nn.embeddings import (
-    add_conditions,
-    broadcast_steps,
-    check_embedding,
-    check_num_conditions,
-    sinusoidal_embedding,
-)
+from ddpm_jax.nn.checks import broadcast_steps, check_configuration, check_images, num_heads
+from ddpm_jax.nn.embeddings import add_conditions, sinusoidal_embedding
+from ddpm_jax.nn.space_to_depth import depth_to_space, space_to_depth
 from ddpm_jax.types import Array, ArrayLike, Key, PyTree
 
 
@@ -54,7 +49,7 @@ class UNet(nn.Module):
         channel_multipliers: width of each level as a multiple of `channels`, fine to coarse.
         num_res_blocks: residual blocks per level on the way down; the way up has one more.
         attention_resolutions: heights with attention after every block; each must occur in the
-            network.
+            network, whose first height is H / patch_size.
         dropout: share of activations dropped in each residual block when a call gives keys for it.
         out_channels: channels of the output, None for the input's C; 2C for a learned variance.
         num_groups: groups of each GroupNorm; must divide every level's width and should be smaller,
@@ -64,6 +59,8 @@ class UNet(nn.Module):
         resample_with_conv: True: halve with a convolution of stride 2; double by repeating pixels,
             then a convolution. False: halve with 2×2 means; double by repeating.
         downsample_padding: "same", as in TensorFlow and DDPM, or "symmetric", PyTorch's padding=1.
+        patch_size: side p of the square patches that the network takes as its pixels: it works on
+            H/p × W/p positions of p² C channels, and puts its output back in place. 1 for none.
         num_heads: attention heads at every level; each has an equal share of the channels.
         head_channels: channels per attention head, in place of `num_heads`: wide levels have more
             heads.
@@ -103,6 +100,7 @@ class UNet(nn.Module):
     cond_features: int | None = None
     resample_with_conv: bool = True
     downsample_padding: str = "same"
+    patch_size: int = 1
     num_heads: int = 1
     head_channels: int | None = None
     middle_attention: str = "normalised"
@@ -116,7 +114,7 @@ class UNet(nn.Module):
     def __post_init__(self) -> None:
         """Checks what can be checked without an input."""
         super().__post_init__()
-        _check_configuration(self)
+        check_configuration(self)
 
     @nn.compact
     def __call__(
@@ -141,10 +139,11 @@ class UNet(nn.Module):
                 do not depend on its place in the batch. `apply(..., rngs={"dropout": key})` does,
                 too: each row's index within this call is folded into `key`.
         """
-        _check_images(self, x)
+        check_images(self, x)
         batch, height, _, in_channels = x.shape
         dropout_keys = resolve_dropout_keys(self, self.dropout, dropout_keys, batch)
         dtype = jnp.float32 if self.dtype is None else self.dtype
+        height //= self.patch_size
         heights = [height >> level for level in range(len(self.channel_multipliers))]
         embedding = self._embed(broadcast_steps("UNet", t, batch), label, cond)
 
@@ -165,7 +164,7 @@ class UNet(nn.Module):
             return module(h, embedding, dropout_keys)
 
         def attend(h: Array, name: str, groups: int | None = self.num_groups) -> Array:
-            heads = _heads(self, h.shape[-1])
+            heads = num_heads(self, h.shape[-1])
             return attention_block(groups, dtype, self.norm_epsilon, heads, name=name)(h)
 
         def halve(h: Array, name: str) -> Array:
@@ -175,7 +174,7 @@ class UNet(nn.Module):
         def double(h: Array, name: str) -> Array:
             return Upsample(self.resample_with_conv, dtype, name=name)(h)
 
-        h = conv(self.channels, dtype, name="conv_in")(x)
+        h = conv(self.channels, dtype, name="conv_in")(space_to_depth(x, self.patch_size))
         skips = [h]
         last = len(heights) - 1
         for level, resolution in enumerate(heights):
@@ -207,7 +206,9 @@ class UNet(nn.Module):
         norm = GroupNorm(self.num_groups, self.norm_epsilon, name="norm_out")
         h = nn.silu(norm(h.astype(jnp.float32)))
         out_channels = in_channels if self.out_channels is None else self.out_channels
-        return conv(out_channels, jnp.float32, scale=NEAR_ZERO, name="conv_out")(h)
+        features = self.patch_size**2 * out_channels
+        h = conv(features, jnp.float32, scale=NEAR_ZERO, name="conv_out")(h)
+        return depth_to_space(h, self.patch_size)
 
     def _embed(self, t: Array, label: ArrayLike | None, cond: Array | None) -> Array:
         """Embeds steps t [B] and the conditions as float32 [B, 4 · channels]."""
@@ -227,95 +228,3 @@ def count_parameters(params: PyTree) -> int:
     9
     """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _heads(unet: UNet, width: int) -> int:
-    """Attention heads at a level of `width` channels; ValueError where they do not fit."""
-    size = width / unet.num_heads if unet.head_channels is None else unet.head_channels
-    if width % size or size % 1:
-        raise ValueError(
-            f"UNet(num_heads={unet.num_heads}, head_channels={unet.head_channels}) cannot split "
-            f"{width} channels into equal heads. Choose a divisor of the width of every level with "
-            "attention."
-        )
-    return int(width // size)
-
-
-def _check_configuration(unet: UNet) -> None:
-    """Raises ValueError for attributes that no input could make work."""
-    check_dropout("UNet", unet.dropout)
-    check_num_conditions(unet)
-    check_embedding("UNet", unet.embedding_order, unet.embedding_shift)
-    for name, choices, remark in (
-        ("downsample_padding", ("same", "symmetric"), "'same' pads only below and on the right"),
-        ("middle_attention", ("normalised", "plain", "none"), "DDPM has 'normalised'"),
-    ):
-        if getattr(unet, name) not in choices:
-            raise ValueError(
-                f"UNet needs {name} to be one of {choices}, got {getattr(unet, name)!r}. {remark}."
-            )
-    if not unet.channel_multipliers or unet.num_res_blocks < 1:
-        raise ValueError(
-            "UNet needs at least one level and one block per level, got channel_multipliers="
-            f"{unet.channel_multipliers}, num_res_blocks={unet.num_res_blocks}. "
-            "DDPM uses (1, 2, 2, 2) and 2."
-        )
-    if unet.num_heads < 1 or (unet.head_channels is not None and unet.head_channels < 1):
-        raise ValueError(
-            f"UNet needs positive num_heads and head_channels, got {unet.num_heads} and "
-            f"{unet.head_channels}. DDPM has one head: 1 and None."
-        )
-    if unet.num_heads > 1 and unet.head_channels is not None:
-        raise ValueError(
-            f"UNet got num_heads={unet.num_heads} and head_channels={unet.head_channels}. Give one "
-            "of them: a number of heads, or their size."
-        )
-    if not unet.norm_epsilon > 0:
-        raise ValueError(f"UNet needs norm_epsilon > 0, got {unet.norm_epsilon}. DDPM has 1e-6.")
-    widths = [unet.channels * m for m in unet.channel_multipliers]
-    for width in [unet.channels, *widths]:
-        if width < 1 or unet.num_groups < 1 or width % unet.num_groups:
-            raise ValueError(
-                f"UNet(channels={unet.channels}, channel_multipliers={unet.channel_multipliers}) "
-                f"has blocks of {width} channels, which num_groups={unet.num_groups} does not "
-                "divide. Choose num_groups to divide `channels`, a quarter of it for example."
-            )
-    if unet.num_groups in widths and not unet.scale_shift:
-        message = (
-            f"UNet(num_groups={unet.num_groups}) has blocks of {unet.num_groups} channels: "
-            "normalising each channel by itself removes the embedding of t there. Choose a smaller "
-            "num_groups, a quarter of `channels` for example."
-        )
-        if set(widths) == {unet.num_groups}:
-            raise ValueError(message)
-        warnings.warn(message, stacklevel=4)
-
-
-def _check_images(unet: UNet, x: Array) -> None:
-    """Raises ValueError or TypeError for images that the network cannot take."""
-    if x.ndim != 4:
-        raise ValueError(
-            f"UNet needs images [B, H, W, C], got shape {x.shape}. "
-            "Add the batch axis with x[None], or the channel axis with x[..., None]."
-        )
-    check_float("UNet", x)
-    height, width = x.shape[1:3]
-    halvings = len(unet.channel_multipliers) - 1
-    multiple = 2**halvings
-    # PyTorch's order, most often.
-    swapped = height <= 4 < min(width, x.shape[3])
-    hint = " Images [B, C, H, W] need x.transpose(0, 2, 3, 1) first." if swapped else ""
-    if min(height, width) < 1 or height % multiple or width % multiple:
-        raise ValueError(
-            f"UNet halves its images {halvings} times, so height and width must be multiples of "
-            f"{multiple}, got {height}×{width}. Pad or resize the images, or use fewer "
-            f"channel_multipliers.{hint}"
-        )
-    heights = [height >> level for level in range(halvings + 1)]
-    absent = sorted(set(unet.attention_resolutions) - set(heights))
-    if absent:
-        raise ValueError(
-            f"UNet never reaches attention_resolutions {absent}: on images of {height}×{width} its "
-            f"heights are {heights}. Choose among those, or () for attention in the middle only."
-            f"{hint}"
-        )

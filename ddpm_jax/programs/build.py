@@ -201,6 +201,7 @@ def build_network(
         embedding_order=config.embedding_order,
         embedding_shift=config.embedding_shift,
         norm_epsilon=config.norm_epsilon,
+        patch_size=config.patch_size,
         dtype=jnp.dtype(config.dtype),
         remat=remat,
     )

@@ -44,7 +44,8 @@ class NetworkConfig:
     num_res_blocks: int = 2
     """Residual blocks at each level on the way down; one more on the way up."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Image heights at which the residual blocks are followed by self-attention."""
+    """Heights at which the residual blocks are followed by self-attention; patches count as
+    pixels."""
     dropout: float = 0.1
     """Share of activations dropped in each residual block while training."""
     num_groups: int = 32
@@ -65,6 +66,8 @@ class NetworkConfig:
     """Its frequencies are max_period^(-i / (half - shift)); 0 in guided-diffusion and diffusers."""
     norm_epsilon: float = 1e-6
     """ε of every GroupNorm; PyTorch's default is 1e-5."""
+    patch_size: int = 1
+    """The network takes square patches of this many pixels per side as its pixels; 1 for none."""
     class_conditional: bool = False
     """Embed the label beside the step; some labels are dropped while training, for guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"

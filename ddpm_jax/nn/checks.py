@@ -1,0 +1,206 @@
+"""What the networks refuse: attributes and inputs that cannot work, each with one clear error.
+
+Everything checked here is static (shapes, dtypes, attributes), so it costs nothing under `jit`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+
+from ddpm_jax.types import Array, ArrayLike
+
+
+def check_dropout(call: str, rate: float) -> None:
+    """Raises ValueError unless 0 <= rate < 1."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(
+            f"{call} needs 0 <= dropout < 1, got dropout={rate}. It is the share of activations "
+            "dropped (DDPM: 0.1 on CIFAR-10, 0 elsewhere), not the share kept."
+        )
+
+
+def check_float(call: str, x: Any) -> None:
+    """Raises TypeError unless x is an array of floating-point numbers."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        remedy = "Map them to [-1, 1] with from_pixels" if x.dtype == jnp.uint8 else "Convert them"
+        raise TypeError(f"{call} needs floating-point inputs, got {x.dtype}. {remedy}.")
+
+
+def broadcast_steps(call: str, t: ArrayLike, batch: int) -> Array:
+    """Returns t as [batch], from [batch] or a scalar.
+
+    Raises ValueError for any other shape and TypeError for what is no number.
+    """
+    t = jnp.asarray(t)
+    if t.shape not in ((), (batch,)):
+        raise ValueError(
+            f"{call} needs one step t per example, shape ({batch},), or a scalar for all, "
+            f"got shape {t.shape}."
+        )
+    if not (jnp.issubdtype(t.dtype, jnp.integer) or jnp.issubdtype(t.dtype, jnp.floating)):
+        raise TypeError(f"{call} needs steps t that are integers or floats, got {t.dtype}.")
+    return jnp.broadcast_to(t, (batch,))
+
+
+def check_conditions(
+    module: Any, batch: int, label: ArrayLike | None, cond: ArrayLike | None
+) -> None:
+    """Raises ValueError or TypeError for conditions that the network `module` cannot take."""
+    call, num_classes = type(module).__name__, module.num_classes
+    for name, value, attribute in (
+        ("label", label, "num_classes"),
+        ("cond", cond, "cond_features"),
+    ):
+        if value is not None and getattr(module, attribute) is None:
+            raise ValueError(
+                f"{call} got a {name} but {attribute}=None: such a network would ignore it. "
+                f"Build {call}({attribute}=...), or leave the {name} out."
+            )
+    if label is not None:
+        if jnp.shape(label) != (batch,):
+            raise ValueError(
+                f"{call} needs one label per example, shape ({batch},), got shape "
+                f"{jnp.shape(label)}. Pass integers 0 … {num_classes - 1}, and {num_classes} for "
+                "examples without a label."
+            )
+        if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+            raise TypeError(
+                f"{call} needs integer labels, got {jnp.result_type(label)}. Convert them with "
+                "label.astype('int32'); one-hot labels with label.argmax(-1)."
+            )
+    if cond is not None:
+        if jnp.shape(cond) != (batch, module.cond_features):
+            raise ValueError(
+                f"{call} needs one vector cond per example, shape ({batch}, "
+                f"{module.cond_features}), got shape {jnp.shape(cond)}. Set cond_features to the "
+                "length of the vectors."
+            )
+        if not jnp.issubdtype(jnp.result_type(cond), jnp.floating):
+            raise TypeError(f"{call} needs a floating-point cond, got {jnp.result_type(cond)}.")
+
+
+def check_num_conditions(module: Any) -> None:
+    """Raises ValueError unless `num_classes` and `cond_features` are None or positive."""
+    for name in ("num_classes", "cond_features"):
+        value = getattr(module, name)
+        if value is not None and value < 1:
+            raise ValueError(
+                f"{type(module).__name__} needs {name} >= 1, got {value}. "
+                "Leave it None for a network without this condition."
+            )
+
+
+def check_embedding(call: str, order: str, shift: int) -> None:
+    """Raises ValueError for an unknown order or shift of the sinusoidal embedding."""
+    if order not in ("sin_cos", "cos_sin"):
+        raise ValueError(
+            f"{call} needs the order 'sin_cos' or 'cos_sin', got {order!r}. DDPM has 'sin_cos'."
+        )
+    if shift not in (0, 1):
+        raise ValueError(f"{call} needs the shift 0 or 1, got {shift!r}. DDPM has 1.")
+
+
+def num_heads(unet: Any, width: int) -> int:
+    """Returns the attention heads of a level of `width` channels.
+
+    Raises ValueError where they cannot be equal.
+    """
+    size = width / unet.num_heads if unet.head_channels is None else unet.head_channels
+    if width % size or size % 1:
+        raise ValueError(
+            f"UNet(num_heads={unet.num_heads}, head_channels={unet.head_channels}) cannot split "
+            f"{width} channels into equal heads. Choose a divisor of the width of every level with "
+            "attention."
+        )
+    return int(width // size)
+
+
+def check_configuration(unet: Any) -> None:
+    """Raises ValueError for attributes that no input could make work."""
+    check_dropout("UNet", unet.dropout)
+    check_num_conditions(unet)
+    check_embedding("UNet", unet.embedding_order, unet.embedding_shift)
+    for name, choices, remark in (
+        ("downsample_padding", ("same", "symmetric"), "'same' pads only below and on the right"),
+        ("middle_attention", ("normalised", "plain", "none"), "DDPM has 'normalised'"),
+    ):
+        if getattr(unet, name) not in choices:
+            raise ValueError(
+                f"UNet needs {name} to be one of {choices}, got {getattr(unet, name)!r}. {remark}."
+            )
+    if not unet.channel_multipliers or unet.num_res_blocks < 1:
+        raise ValueError(
+            "UNet needs at least one level and one block per level, got channel_multipliers="
+            f"{unet.channel_multipliers}, num_res_blocks={unet.num_res_blocks}. "
+            "DDPM uses (1, 2, 2, 2) and 2."
+        )
+    if not isinstance(unet.patch_size, int) or unet.patch_size < 1:
+        raise ValueError(
+            f"UNet needs a whole patch_size of at least 1, got {unet.patch_size!r}. 1 works on "
+            "pixels, 2 on patches of 2×2 pixels."
+        )
+    if unet.num_heads < 1 or (unet.head_channels is not None and unet.head_channels < 1):
+        raise ValueError(
+            f"UNet needs positive num_heads and head_channels, got {unet.num_heads} and "
+            f"{unet.head_channels}. DDPM has one head: 1 and None."
+        )
+    if unet.num_heads > 1 and unet.head_channels is not None:
+        raise ValueError(
+            f"UNet got num_heads={unet.num_heads} and head_channels={unet.head_channels}. Give one "
+            "of them: a number of heads, or their size."
+        )
+    if not unet.norm_epsilon > 0:
+        raise ValueError(f"UNet needs norm_epsilon > 0, got {unet.norm_epsilon}. DDPM has 1e-6.")
+    widths = [unet.channels * m for m in unet.channel_multipliers]
+    for width in [unet.channels, *widths]:
+        if width < 1 or unet.num_groups < 1 or width % unet.num_groups:
+            raise ValueError(
+                f"UNet(channels={unet.channels}, channel_multipliers={unet.channel_multipliers}) "
+                f"has blocks of {width} channels, which num_groups={unet.num_groups} does not "
+                "divide. Choose num_groups to divide `channels`, a quarter of it for example."
+            )
+    if unet.num_groups in widths and not unet.scale_shift:
+        message = (
+            f"UNet(num_groups={unet.num_groups}) has blocks of {unet.num_groups} channels: "
+            "normalising each channel by itself removes the embedding of t there. Choose a smaller "
+            "num_groups, a quarter of `channels` for example."
+        )
+        if set(widths) == {unet.num_groups}:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=4)
+
+
+def check_images(unet: Any, x: Array) -> None:
+    """Raises ValueError or TypeError for images that the U-Net cannot take."""
+    if x.ndim != 4:
+        raise ValueError(
+            f"UNet needs images [B, H, W, C], got shape {x.shape}. "
+            "Add the batch axis with x[None], or the channel axis with x[..., None]."
+        )
+    check_float("UNet", x)
+    height, width = x.shape[1:3]
+    halvings, patch = len(unet.channel_multipliers) - 1, unet.patch_size
+    multiple = patch * 2**halvings
+    # PyTorch's order of axes, in all likelihood.
+    swapped = height <= 4 < min(width, x.shape[3])
+    hint = " Images [B, C, H, W] need x.transpose(0, 2, 3, 1) first." if swapped else ""
+    if min(height, width) < 1 or height % multiple or width % multiple:
+        first = "" if patch == 1 else f"takes patches of {patch}×{patch} pixels and "
+        smaller = "" if patch == 1 else " or a smaller patch_size"
+        raise ValueError(
+            f"UNet {first}halves its images {halvings} times, so height and width must be "
+            f"multiples of {multiple}, got {height}×{width}. Pad or resize the images, or use "
+            f"fewer channel_multipliers{smaller}.{hint}"
+        )
+    heights = [height // patch >> level for level in range(halvings + 1)]
+    absent = sorted(set(unet.attention_resolutions) - set(heights))
+    if absent:
+        patches = "" if patch == 1 else f" in patches of {patch}×{patch}"
+        raise ValueError(
+            f"UNet never reaches attention_resolutions {absent}: on images of {height}×{width}"
+            f"{patches} its heights are {heights}. Choose among those, or () for attention in the "
+            f"middle only.{hint}"
+        )
