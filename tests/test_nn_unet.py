@@ -229,9 +229,9 @@ def test_no_dropout_without_keys_or_without_a_rate():
     for unet, more, draws in (
         (TINY, {}, 0),
         (TINY.clone(dropout=0.0), {"dropout_keys": keys}, 0),
-        (TINY.clone(dropout=0.0), {"rngs": {"dropout": keys[0]}}, 0),
+        (TINY.clone(dropout=0.0), {"rngs": {"dropout": jax.random.key(0)}}, 0),
         (TINY, {"dropout_keys": keys}, 8),  # 2 blocks down, 2 between, 4 up
-        (TINY, {"rngs": {"dropout": keys[0]}}, 8),
+        (TINY, {"rngs": {"dropout": jax.random.key(0)}}, 8),
     ):
         variables = jax.eval_shape(unet.init, jax.random.key(0), images(), 0)
         program = jax.make_jaxpr(functools.partial(unet.apply, **more))(variables, images(), 0)
@@ -275,8 +275,8 @@ def test_groups_of_one_channel():
         one, other = (
             module.apply({"params": params}, x, images((2, 16), seed=seed), None) for seed in (1, 2)
         )
-        assert (np.abs(one - other).max() > 0.1) == differs
-        np.testing.assert_allclose(one, other, atol=np.inf if differs else 1e-4)
+        moved = np.abs(one - other).max()
+        assert moved > 0.1 if differs else moved < 1e-4
 
 
 def test_group_norm_survives_a_mean_far_above_the_spread():

@@ -135,9 +135,9 @@ class UNet(nn.Module):
                 for all. Labels outside that range give NaN.
             cond: vectors [B, cond_features]; their projection is added to the embedding of t. None
                 is zeros for all, so set rows to zero to drop conditions while training.
-            dropout_keys: [B], one typed key per example, turn dropout on: the masks of an example
-                do not depend on its place in the batch. `apply(..., rngs={"dropout": key})` does,
-                too: each row's index within this call is folded into `key`.
+            dropout_keys: [B], one typed key per example. They turn dropout on, and the masks of an
+                example do not depend on its place in the batch. `apply(..., rngs={"dropout": key})`
+                turns it on, too, with each row's index in this call folded into `key`.
         """
         check_images(self, x)
         batch, height, _, in_channels = x.shape
