@@ -12,14 +12,14 @@ import scipy.stats
 from PIL import Image
 
 import ddpm_jax as dj
-from ddpm_jax.programs.toys import densities, models
-from ddpm_jax.programs.toys.field import FieldConfig, by_decile
-from ddpm_jax.programs.toys.fit import FitConfig, fit
-from ddpm_jax.programs.toys.manifold import ManifoldConfig
-from ddpm_jax.programs.toys.mixing import MixingConfig
-from ddpm_jax.programs.toys.models import ModelsConfig
-from ddpm_jax.programs.toys.objectives import ObjectivesConfig
-from ddpm_jax.programs.toys.page import FIGURES, ToyConfig, toy_2d
+from toy_2d import FIGURES, ToyConfig, toy_2d
+from toys import densities, models
+from toys.field import FieldConfig, by_decile
+from toys.fit import FitConfig, fit
+from toys.manifold import ManifoldConfig
+from toys.mixing import MixingConfig
+from toys.models import ModelsConfig
+from toys.objectives import ObjectivesConfig
 
 PLANES = {
     "two_gaussians": densities.two_gaussians(0.2, 1.5),

@@ -16,9 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import normal_per_example, split_each
-from ddpm_jax.programs.toys.densities import gaussian_mixture
-from ddpm_jax.programs.toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 from ddpm_jax.score import (
     denoising_score_matching,
     exact_score_matching,
@@ -27,6 +24,9 @@ from ddpm_jax.score import (
 )
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import Line, Panel
+from toys.densities import gaussian_mixture
+from toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
+from toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 
 HALF_WIDTH = 2.8
 CENTRES = 1.5 * np.array([[0.0, 1.0], [0.75**0.5, -0.5], [-(0.75**0.5), -0.5]])

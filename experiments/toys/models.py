@@ -19,9 +19,6 @@ from ddpm_jax.denoisers.prediction import make_denoiser
 from ddpm_jax.forward import cosine_schedule
 from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
 from ddpm_jax.losses import simple_loss
-from ddpm_jax.programs.toys.densities import checkerboard
-from ddpm_jax.programs.toys.figure import Figure, draw
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params
 from ddpm_jax.samplers import ancestral, initial_noise, sample
 from ddpm_jax.score import (
     annealed_langevin,
@@ -31,6 +28,9 @@ from ddpm_jax.score import (
 )
 from ddpm_jax.types import Key
 from ddpm_jax.visualize import Panel, Points
+from toys.densities import checkerboard
+from toys.figure import Figure, draw
+from toys.fit import FitConfig, OnProgress, fit, init_params
 
 CELLS = 4
 HALF_WIDTH = 2.0

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from ddpm_jax.programs.toys.densities import two_gaussians
-from ddpm_jax.programs.toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 from ddpm_jax.score import exact_score_matching
 from ddpm_jax.types import Key
 from ddpm_jax.visualize import Line, Panel, Points
+from toys.densities import two_gaussians
+from toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
+from toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 
 HALF_WIDTH = 8.0
 SCALE = 5.0

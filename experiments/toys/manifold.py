@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import normal_per_example, split_each
-from ddpm_jax.programs.toys.densities import Density, on_plane, swiss_roll
-from ddpm_jax.programs.toys.figure import Figure, draw, rms, squared_norms
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 from ddpm_jax.score import projections, sliced_score_matching
 from ddpm_jax.types import Key
 from ddpm_jax.visualize import Line, Panel, Points
+from toys.densities import Density, on_plane, swiss_roll
+from toys.figure import Figure, draw, rms, squared_norms
+from toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 
 BASIS = np.linalg.qr(np.array([[1.0, 0.0], [0.5, 1.0], [-0.7, 0.6]]))[0]
 """The plane, oblique to all axes so that no coordinate of the data is constant."""

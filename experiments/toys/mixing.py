@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import example_keys, fold_in_each
-from ddpm_jax.programs.toys.densities import two_gaussians
-from ddpm_jax.programs.toys.figure import Figure, draw, plane, shade
-from ddpm_jax.programs.toys.fit import OnProgress
 from ddpm_jax.score import annealed_langevin, geometric_noise_levels, langevin
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import Line, Panel, Points
+from toys.densities import two_gaussians
+from toys.figure import Figure, draw, plane, shade
+from toys.fit import OnProgress
 
 HALF_WIDTH = 8.0
 
