@@ -4,8 +4,8 @@
     python experiments/sample.py --run-dir runs/digits_conditional --guidance 2 --label 3
 
 Ho, Salimans 2022 (arXiv 2207.12598): one network with and without the label, which is dropped for
-one image in ten during training. Everything else is as in `train_digits.py`. Sheets of samples cycle
-through the classes.
+one image in ten during training. Everything else is as in `train_digits.py`. Sheets of samples
+cycle through the classes.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ paragraph."""
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import warnings
@@ -172,7 +173,7 @@ def _raised_by_us(error: BaseException, program: Callable) -> bool:
         trace = trace.tb_next
     if trace is None:
         return False
-    raised, script = (Path(f.co_filename) for f in (trace.tb_frame.f_code, program.__code__))
+    raised, script = Path(trace.tb_frame.f_code.co_filename), Path(inspect.getfile(program))
     # Scripts keep modules beside them or one folder below; a virtual environment is deeper.
     beside = script.parent in (raised.parent, raised.parent.parent)
     return beside or raised.is_relative_to(Path(__file__).parents[1])
