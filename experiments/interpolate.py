@@ -1,4 +1,4 @@
-"""Interpolation between images: DDPM's stochastic way beside DDIM's deterministic one.
+"""Interpolates between images, by DDPM's stochastic and DDIM's deterministic decoding.
 
     python experiments/interpolate.py --run-dir runs/digits
     python experiments/interpolate.py --run-dir runs/digits --first 0 40 --second 100 200

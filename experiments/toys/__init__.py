@@ -1,4 +1,5 @@
-"""The history of score matching on densities whose score is known: one module a figure, one page.
+"""The figures of `toy_2d.py`, one module per figure.
 
-`densities` → `fit` (a small network on any loss) → a module a figure → `page` (all of them).
+`densities` has the data and their scores, `fit` trains a small network on any loss, and `figure`
+has what the figures share.
 """
