@@ -120,12 +120,12 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     fade, *_, ddim_row = numbers
     plots = {
         "confidence": (
-            "Halfway, a classifier's top probability is {1:.2f} for DDIM, {0:.2f} for the fade",
-            "largest class probability (mean over pairs)",
+            "Halfway, DDIM reaches a class probability of {1:.2f}, the fade {0:.2f}",
+            "largest class probability",
         ),
         "distance_to_nearest_training_image": (
-            "Halfway, the nearest training image is {1:.0f} away for DDIM, {0:.0f} for the fade",
-            "distance to the nearest training image, in grey levels (mean over pairs)",
+            "Halfway, DDIM is {1:.0f} grey levels from the data, the fade {0:.0f}",
+            "distance to nearest training image (grey levels)",
         ),
     }
     for field, (title, ylabel) in plots.items():

@@ -120,8 +120,8 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
         {name: _staircase(values[:, 0]) for name, (_, values) in found.items()},
         "distance to the nearest training image, in grey levels",
         "cumulative share of images",
-        title=f"The median sample is {np.median(distances[:, 0]):.0f} grey levels from the "
-        f"training set, held-out images {typical:.0f}",
+        title=f"The median sample is {np.median(distances[:, 0]):.0f} grey levels away, the "
+        f"median held-out image {typical:.0f}",
     )
     write_json(
         files[2],

@@ -165,7 +165,7 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
         files[-1],
         {"x̂_0": (frame_steps, errors)},
         "step t of the process",
-        "difference between x̂_0(x_t) and the sample, in grey levels (RMS)",
+        "RMS of x̂_0(x_t) - sample, in grey levels",
         title=f"At t = {frame_steps[middle]}, x̂_0 is {errors[middle]:.0f} grey levels from the "
         "sample it becomes",
     )
@@ -178,9 +178,9 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
             "independent samples": (depth_steps, [apart] * len(depths)),
         },
         "step t at which they share x_t",
-        "difference between two samples, in grey levels (RMS)",
-        title=f"Samples that share x_t at t = {depth_steps[middle]} differ by "
-        f"{spread[middle]:.0f} grey levels, independent ones by {apart:.0f}",
+        "RMS difference of two samples, in grey levels",
+        title=f"Samples that share x_{depth_steps[middle]} differ by {spread[middle]:.0f} grey "
+        f"levels, others by {apart:.0f}",
     )
     files.append(out / "progressive.json")
     numbers = {

@@ -207,7 +207,7 @@ def _plot(path: Path, rows: dict[str, dict[str, Any]], heldout: dict[str, float]
         logx=True,
         logy=True,
         title=f"{best[0]} comes closest: {_distance(best):.2f} in {best[1]['evaluations']} "
-        f"evaluations (held-out images: {heldout['frechet_pixels']:.2f})",
+        "evaluations",
     )
 
 

@@ -320,10 +320,7 @@ class ReverseProcess:
 
 
 def common_chunk(counts: Sequence[int], target_chunks: int = 40) -> int:
-    """The steps per compiled call that divide all these counts, about target_chunks in the largest.
-
-    See `ReverseProcess`.
-    """
+    """Steps per compiled call that divide all counts, about target_chunks calls for the largest."""
     divisor = math.gcd(*counts)
     return chunk_length(divisor, math.ceil(target_chunks * divisor / max(counts)))
 

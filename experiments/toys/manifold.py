@@ -93,8 +93,8 @@ def make_figure(config: ManifoldConfig, key: Key, on_progress: OnProgress) -> Fi
         _settling_panel(config.sigma, cases["with_noise"].losses, minimum),
     ]
     title = (
-        "On a manifold the score does not exist; with a little noise it is learned with a relative "
-        f"error of {numbers['with_noise']['relative_score_error']:.2f}"
+        "On a manifold the score does not exist; with a little noise it is learned, with error "
+        f"{numbers['with_noise']['relative_score_error']:.2f}"
     )
     return Figure(title, panels, numbers, size=(3.4, 3.1))
 

@@ -119,8 +119,8 @@ def make_figure(config: MixingConfig, key: Key, on_progress: OnProgress) -> Figu
         _paths(config, path_plain, path_annealed),
     ]
     title = (
-        f"With the exact score, Langevin dynamics puts {shares['langevin']['estimate']:.0%} of its "
-        f"chains into the mode of weight {config.minor_weight:.0%}; annealed Langevin dynamics "
+        f"With the exact score, Langevin puts {shares['langevin']['estimate']:.0%} into a mode of "
+        f"weight {config.minor_weight:.0%}, annealed Langevin "
         f"{shares['annealed_langevin']['estimate']:.0%}"
     )
     return Figure(title, panels, numbers, columns=4, size=(2.75, 3.0))

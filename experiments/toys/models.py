@@ -110,8 +110,8 @@ def make_figure(config: ModelsConfig, key: Key, on_progress: OnProgress) -> Figu
         for name, title in titles.items()
     ]
     title = (
-        f"DDPM and NCSN learn one density: energy distances to the data {distance['ddpm']:.4f} and "
-        f"{distance['ncsn']:.4f}, with {config.num_timesteps} evaluations per sample"
+        f"With {config.num_timesteps} evaluations per sample, DDPM and NCSN come within "
+        f"{distance['ddpm']:.4f} and {distance['ncsn']:.4f} of the data"
     )
     return Figure(title, panels, numbers, size=(3.1, 3.3))
 
