@@ -151,8 +151,8 @@ def make_figure(config: ObjectivesConfig, key: Key, on_progress: OnProgress) -> 
     ]
     slower = seconds["exact"][-1] / seconds["denoising"][-1]
     title = (
-        f"Three objectives learn one score; at d = {config.dims[-1]} exact takes {slower:.0f} times "
-        "as long"
+        f"Three objectives learn one score; at d = {config.dims[-1]} exact takes {slower:.0f} "
+        "times as long"
     )
     return Figure(title, panels, numbers, columns=3, size=(2.6, 2.65))
 
