@@ -1,5 +1,4 @@
-"""DDPM on LSUN at 256×256 in the paper's configuration (Ho, Jain, Abbeel 2020, arXiv 2006.11239,
-App. B).
+"""DDPM on LSUN at 256×256 in the paper's configuration (Ho et al. 2020, 2006.11239, App. B).
 
     python experiments/train_lsun.py --data.path FOLDER_OF_IMAGES --run-dir runs/lsun_bedroom
 

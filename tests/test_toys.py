@@ -12,6 +12,7 @@ import scipy.stats
 from PIL import Image
 
 import ddpm_jax as dj
+from tests.small_run import program
 from toy_2d import FIGURES, ToyConfig, toy_2d
 from toys import densities, models
 from toys.field import FieldConfig, by_decile
@@ -210,3 +211,18 @@ def test_the_page_at_a_tiny_size_shows_what_it_claims(tmp_path):
     assert max(numbers["objectives"]["relative_score_error"].values()) < 0.9
     distance = numbers["models"]["energy_distance"]
     assert min(distance["ddpm"], distance["ncsn"]) > 0 < distance["data_to_data_mean"]
+
+
+@pytest.mark.parametrize("script", ["toy_2d.py", "ablation.py"])
+def test_a_wrong_option_of_a_script_gets_one_clear_error(script, tmp_path, capsys):
+    """Also where a module beside the script raises it."""
+    arguments = {
+        "toy_2d.py": ["--field.fit.num-steps=0"],
+        "ablation.py": ["digits", "v-mse", "--data.name=cifar10"],
+    }
+    out = {"toy_2d.py": "--out", "ablation.py": "--run-dir"}[script]
+    with pytest.raises(SystemExit) as stopped:
+        program(script, *arguments[script], f"{out}={tmp_path}")
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("error:") == 1 and "got" in message and "Traceback" not in message

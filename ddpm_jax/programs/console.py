@@ -173,10 +173,11 @@ def _raised_by_us(error: BaseException, program: Callable) -> bool:
         trace = trace.tb_next
     if trace is None:
         return False
-    raised, script = Path(trace.tb_frame.f_code.co_filename), Path(inspect.getfile(program))
+    files = trace.tb_frame.f_code.co_filename, inspect.getfile(program)
+    raised, script = (Path(file).resolve() for file in files)
     # Scripts keep modules beside them or one folder below; a virtual environment is deeper.
     beside = script.parent in (raised.parent, raised.parent.parent)
-    return beside or raised.is_relative_to(Path(__file__).parents[1])
+    return beside or raised.is_relative_to(Path(__file__).resolve().parents[1])
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
