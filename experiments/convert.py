@@ -1,4 +1,4 @@
-"""Weights in and out: other libraries' models as runs, and runs as diffusers pipelines.
+"""Converts weights: other libraries' models to runs, and runs to diffusers pipelines.
 
     python experiments/convert.py from-diffusers --folder FOLDER --run-dir runs/cifar10-google
     python experiments/convert.py from-diffusers --download google/ddpm-cifar10-32 \\
@@ -6,9 +6,9 @@
     python experiments/convert.py from-tensorflow --file variables.npz --run-dir runs/cifar10-2020
     python experiments/convert.py to-diffusers --run-dir runs/digits --out FOLDER
 
-What is made is sampled and studied like any run: experiments/sample.py --run-dir ... Only
-safetensors, npz and JSON are read, never pickles. Settings that the other side cannot express are
-refused by name.
+A converted model can be sampled and studied like any run: experiments/sample.py --run-dir ... Only
+safetensors, npz and JSON are read, never pickles. Settings that the other side cannot express raise
+an error that names them.
 """
 
 from ddpm_jax.programs.console import run_program
@@ -21,9 +21,9 @@ from ddpm_jax.programs.convert import (
 )
 
 CONVERSIONS: dict[str, tuple[str, Conversion]] = {
-    "from-diffusers": ("a DDPMPipeline's folder, or the hub's, as a run", FromDiffusers()),
-    "from-tensorflow": ("the DDPM authors' variables as a run", FromTensorFlow()),
-    "to-diffusers": ("a run as a DDPMPipeline's folder", ToDiffusers()),
+    "from-diffusers": ("a DDPMPipeline, from a folder or the hub, to a run", FromDiffusers()),
+    "from-tensorflow": ("the DDPM authors' variables to a run", FromTensorFlow()),
+    "to-diffusers": ("a run to the folder of a DDPMPipeline", ToDiffusers()),
 }
 
 if __name__ == "__main__":

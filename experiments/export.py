@@ -1,13 +1,13 @@
-"""A trained run with its sampler as one StableHLO program, run by JAX without this package.
+"""Exports a trained model with its sampler as a StableHLO program that runs without this package.
 
     python experiments/export.py --run-dir runs/digits --sampler ddim --num-steps 20 --out FILE
 
-and elsewhere, with nothing but JAX and flatbuffers installed:
+Elsewhere, with only JAX and flatbuffers installed:
 
     program = jax.export.deserialize(bytearray(open(FILE, "rb").read()))
     images = program.call(jax.random.normal(jax.random.key(0), (16, 8, 8, 1)))   # uint8
 
-The weights are in the file; the batch size is open unless --batch-size fixes it.
+The file contains the weights. Any batch size works unless --batch-size fixes it.
 """
 
 from ddpm_jax.programs.console import run_program

@@ -1,17 +1,336 @@
-"""Interpolation between images: Figure 8 of Ho et al. 2020 (2006.11239, §4.4) and Figure 6 of Song,
-Meng, Ermon 2020 (2010.02502, §5.3), side by side for a trained run.
+"""Interpolates between images, by DDPM's stochastic and DDIM's deterministic decoding.
 
-python experiments/interpolate.py --run-dir runs/digits
-python experiments/interpolate.py --run-dir runs/digits --first 0 40 --second 100 200
+    python experiments/interpolate.py --run-dir runs/digits
+    python experiments/interpolate.py --run-dir runs/digits --first 0 40 --second 100 200
 
-One picture a pair, its rows: pixels faded into one another; x_t mixed after few and after many
-steps, decoded by ancestral sampling; DDIM's latents mixed along the sphere. Expect few steps to
-superpose the two images, many to invent others and forget the sources, and DDIM to start and arrive
-exactly and to pass through images of the data's kind.
+Figure 8 of Ho et al. 2020 (arXiv 2006.11239, §4.4) and Figure 6 of Song, Meng, Ermon 2020
+(2010.02502, §5.3). One picture per pair; its rows are a cross-fade of the pixels, x_t mixed after
+few and after many steps and decoded by ancestral sampling, and DDIM latents mixed along the sphere.
+Expect few steps to superpose the two images and many steps to invent others that forget the
+sources. DDIM should reproduce both ends and pass through images of the data's kind.
 """
 
-from ddpm_jax.programs.console import run_program
-from ddpm_jax.programs.studies.interpolate import InterpolateConfig, interpolate
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax import evaluation, visualize
+from ddpm_jax.data import ImageDataset
+from ddpm_jax.files import write_json
+from ddpm_jax.forward import NoiseSchedule, Spacing
+from ddpm_jax.forward.pixels import from_pixels, to_pixels
+from ddpm_jax.forward.process import q_sample
+from ddpm_jax.keys import example_keys, normal_per_example
+from ddpm_jax.programs.build import build_grid
+from ddpm_jax.programs.config import SamplerOptions, to_json
+from ddpm_jax.programs.console import bar, run_program, say
+from ddpm_jax.programs.generator import ReverseProcess, common_chunk, depth_counts
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from ddpm_jax.samplers import ancestral, ddim, ddim_encode, lerp, slerp
+
+# A classifier is fitted where that takes seconds.
+_MAX_CLASSIFIED_IMAGES, _MAX_CLASSIFIED_VALUES = 5000, 1024
+
+
+@dataclass(frozen=True)
+class InterpolateConfig(RunOptions):
+    """Interpolates between images with a trained model."""
+
+    pairs: int = 8
+    """Pairs of held-out images, chosen by the seed, of two classes where there are classes."""
+    first: tuple[int, ...] | None = None
+    """Held-out images to start from, by index, instead of --pairs; goes with --second."""
+    second: tuple[int, ...] | None = None
+    """Held-out images to end at, one for each of --first."""
+    depths: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75, 1.0)
+    """How far images are diffused before they are mixed, as shares of the process."""
+    points: int = 11
+    """Values of λ from 0 to 1."""
+    num_steps: int | None = None
+    """Steps of the grid, for DDPM and DDIM alike; None for all T."""
+    spacing: Spacing = "fractional"
+    """How fewer steps than T are spread over them."""
+    corrections: int = 1
+    """Fixed-point corrections per step of DDIM's encoding; more reconstruct better."""
+    label: int | None = None
+    """Class used for all decoding, for a class-conditional run; None for no class."""
+    batch_size: int = 64
+    """Images at a time; changes speed and memory, not the images."""
+
+
+class InterpolateResult(NamedTuple):
+    """What the study made.
+
+    images   {method: uint8 [pairs, points, H, W, C]}, λ rising from 0 to 1
+    numbers  {method: see `_measure`}
+    files    what was written
+    """
+
+    images: dict[str, np.ndarray]
+    numbers: dict[str, dict[str, Any]]
+    files: list[Path]
+
+
+def interpolate(config: InterpolateConfig) -> InterpolateResult:
+    """Interpolates; writes pair-*.png, curves along the path, and interpolate.json.
+
+    Raises ValueError for invalid options, RunDirectoryError or DamagedCheckpointError for a run
+    that cannot be read.
+    """
+    _check(config)
+    run = TrainedRun(config)
+    data = run.heldout_data
+    first, second = _chosen_pairs(config, data)
+    label = None if config.label is None else run.labels(1, config.label)
+    grid = build_grid(
+        run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
+    )
+    classify = _classifier(run.train_data, config.seed)
+    out = run.folder("interpolate")
+    ends = np.stack([data.images[first], data.images[second]])
+    say(
+        f"{config.run_dir} at step {run.step:,}: {len(first)} pairs, {config.points} points each, "
+        f"{grid.num_timesteps} steps"
+    )
+    rows = _interpolations(config, run, grid, ends, label)
+    shares = np.linspace(0.0, 1.0, config.points)
+    numbers = {
+        name: _measure(images, rows["cross-fade"], ends, run.train_data, classify)
+        for name, images in rows.items()
+    }
+
+    for old in out.glob("pair-*.png"):  # from an earlier call with more pairs
+        old.unlink()
+    files = []
+    for i in range(len(first)):
+        start, goal = (np.broadcast_to(end[i], (len(rows), 1, *end[i].shape)) for end in ends)
+        path = np.stack([images[i] for images in rows.values()])
+        files.append(out / f"pair-{i}.png")
+        visualize.save_rows(
+            files[-1],
+            np.concatenate([start, path, goal], axis=1),
+            row_labels=list(rows),
+            column_labels=["source", *(f"λ = {share:.2g}" for share in shares), "source"],
+        )
+    fade, *_, ddim_row = numbers
+    plots = {
+        "confidence": (
+            "Halfway, DDIM reaches a class probability of {1:.2f}, the fade {0:.2f}",
+            "largest class probability",
+        ),
+        "distance_to_nearest_training_image": (
+            "Halfway, DDIM is {1:.0f} grey levels from the data, the fade {0:.0f}",
+            "distance to nearest training image (grey levels)",
+        ),
+    }
+    for field, (title, ylabel) in plots.items():
+        curves = {name: (shares, row[field]) for name, row in numbers.items() if field in row}
+        if curves:
+            halfway = [curves[name][1][config.points // 2] for name in (fade, ddim_row)]
+            files.append(out / f"{field}.png")
+            visualize.save_curves(
+                files[-1],
+                curves,
+                "λ, from one source to the other",
+                ylabel,
+                title=title.format(*halfway),
+            )
+    files.append(out / "interpolate.json")
+    write_json(
+        files[-1],
+        {
+            **run.provenance(),
+            "options": to_json(config),
+            "num_steps": grid.num_timesteps,
+            "pairs": np.stack([first, second], axis=1).tolist(),
+            "lambda": shares.tolist(),
+            "methods": numbers,
+        },
+    )
+    _print_table(numbers)
+    for path in files:
+        say(f"  {path}")
+    return InterpolateResult(rows, numbers, files)
+
+
+def _interpolations(config, run, grid, ends, label) -> dict[str, np.ndarray]:
+    """All pairs by every method, {method: uint8 [pairs, points, H, W, C]}; ends [2, pairs, …]."""
+    count, shape, total = ends.shape[1], run.model.image_shape, grid.num_timesteps
+    a, b = (from_pixels(end) for end in ends)
+    streams = np.repeat(np.arange(count), config.points)
+    share = np.tile(np.linspace(0.0, 1.0, config.points, dtype=np.float32), count)
+    labels = None if label is None else np.resize(label, len(streams))
+
+    def along(mix, x, y):
+        """Every pair at every λ, [pairs · points, ...]."""
+        return np.asarray(mix(np.asarray(x)[streams], np.asarray(y)[streams], share))
+
+    depths = sorted({*depth_counts(total, config.depths, "--depths")})
+    key_encode, key = (
+        jax.random.fold_in(jax.random.key(config.seed), purpose) for purpose in range(2)
+    )
+    steps = np.arange(total)[::-1]
+    options = {"devices": run.devices, "batch_size": config.batch_size}
+    variance = run.config.diffusion.variance
+    reverse_ddpm = ReverseProcess(
+        run.params,
+        lambda _: ancestral(grid, variance=variance),
+        run.model.guided(1.0),
+        chunk=common_chunk([*depths, total]),
+        **options,
+    )
+    # Clipping x̂_0 would make DDIM's ODE impossible to invert.
+    unclipped = run.model.guided(1.0, clip=False)
+    last = _latent_step(grid)
+    reverse_ddim = ReverseProcess(
+        run.params, lambda _: ddim(grid), unclipped, chunk=common_chunk([last + 1]), **options
+    )
+
+    @jax.jit
+    def encode(params, x_0):
+        labels = None if label is None else np.resize(label, len(x_0)).astype(np.int32)
+        denoise = unclipped(params, labels)
+        return ddim_encode(grid, denoise, x_0, last_step=last, corrections=config.corrections)
+
+    # The same noise for both ends, so that mixing does not weaken it.
+    noise = normal_per_example(example_keys(key_encode, np.arange(count)), shape)
+    rows = {"cross-fade": along(lerp, a, b)}
+    per_image = (1 + config.corrections) * (last + 1)
+    work = 2 * count * per_image + len(streams) * (last + 1 + sum(depths))
+    with bar(work, "interpolating", unit="img·step") as progress:
+        for depth in depths:
+            t = np.full(count, depth - 1, np.int32)
+            x, y = (q_sample(grid, end, t, noise) for end in (a, b))
+            trajectory = reverse_ddpm(
+                key,
+                along(lerp, x, y),
+                steps[total - depth :],
+                streams,
+                labels=labels,
+                on_progress=progress.update,
+            )
+            rows[f"DDPM, t = {int(grid.timesteps[depth - 1])}"] = trajectory.x
+        latents = []
+        for end in (a, b):
+            latents.append(encode(run.params, end))
+            jax.block_until_ready(latents[-1])
+            progress.update(count * per_image)
+        trajectory = reverse_ddim(
+            key,
+            along(slerp, *latents),
+            steps[total - last - 1 :],
+            streams,
+            labels=labels,
+            on_progress=progress.update,
+        )
+        rows[f"DDIM, t = {int(grid.timesteps[last])}"] = trajectory.x
+    return {
+        name: np.asarray(to_pixels(x)).reshape(count, config.points, *shape)
+        for name, x in rows.items()
+    }
+
+
+def _latent_step(grid: NoiseSchedule) -> int:
+    """The grid step of DDIM's latents: the last one before σ = √(1-ᾱ)/√ᾱ grows tenfold in a step.
+
+    The cosine schedule's last step multiplies σ by 32, that of a zero-terminal-SNR schedule by
+    infinity. Euler's method loses the image there: DDIM reconstructs the digits to 60 grey levels
+    from the last step, and to 0.5 from the one before it.
+    """
+    log_sigma = -0.5 * np.asarray(grid.log_snr, np.float64)
+    last = grid.num_timesteps - 1
+    while last > 0 and log_sigma[last] - log_sigma[last - 1] > np.log(10.0):
+        last -= 1
+    return last
+
+
+def _measure(images, cross_fade, ends, train: ImageDataset, classify) -> dict[str, Any]:
+    """Compares one method with the sources; lists go along λ, numbers are means over the pairs."""
+    count, points = images.shape[:2]
+    flat = images.reshape(-1, *images.shape[2:])
+    nearest = evaluation.nearest_neighbours(flat, train.images).distances
+    result = {
+        "rms_to_source_at_0": evaluation.rms_difference(images[:, 0], ends[0]),
+        "rms_to_source_at_1": evaluation.rms_difference(images[:, -1], ends[1]),
+        "rms_to_cross_fade": [
+            evaluation.rms_difference(images[:, i], cross_fade[:, i]) for i in range(points)
+        ],
+        "distance_to_nearest_training_image": nearest.reshape(count, points).mean(0).tolist(),
+    }
+    if classify is not None:
+        confidence = classify(flat).max(axis=1)
+        result["confidence"] = confidence.reshape(count, points).mean(0).tolist()
+    return result
+
+
+def _classifier(train: ImageDataset, seed: int) -> evaluation.Classify | None:
+    """A classifier fitted to the training data; None if they have no labels or are large."""
+    values = int(np.prod(train.images.shape[1:]))
+    small = len(train.images) <= _MAX_CLASSIFIED_IMAGES and values <= _MAX_CLASSIFIED_VALUES
+    if train.num_classes is None or not small:
+        return None
+    return evaluation.fit_classifier(train.images, train.labels, seed)
+
+
+def _chosen_pairs(config: InterpolateConfig, data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to start from and to end at."""
+    size = len(data.images)
+    if config.first is not None and config.second is not None:
+        for index in (*config.first, *config.second):
+            if not 0 <= index < size:
+                raise ValueError(
+                    f"--first and --second must be indices from 0 of the {size} images of "
+                    f"{data.name}; got {index}."
+                )
+        return np.array(config.first), np.array(config.second)
+    random = np.random.default_rng(config.seed)
+    first = random.integers(size, size=config.pairs)
+    second = []
+    for index in first:
+        others = np.flatnonzero(data.labels != data.labels[index])
+        if not len(others):  # no labels, or one class
+            others = np.flatnonzero(np.arange(size) != index)
+        second.append(random.choice(others))
+    return first, np.array(second)
+
+
+def _check(config: InterpolateConfig) -> None:
+    for name, minimum in (("pairs", 1), ("points", 2), ("corrections", 0), ("batch_size", 1)):
+        if getattr(config, name) < minimum:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least {minimum}, got {getattr(config, name)}.")
+    if len(config.first or ()) != len(config.second or ()) or config.first == ():
+        raise ValueError(
+            f"--first and --second need equally many indices, got {config.first} and "
+            f"{config.second}."
+        )
+    depth_counts(1, config.depths, "--depths")
+
+
+def _print_table(numbers: dict[str, dict[str, Any]]) -> None:
+    some = next(iter(numbers.values()))
+    half = len(some["rms_to_cross_fade"]) // 2
+    classified = "confidence" in some
+    say("")
+    say(f"{'rms in grey levels of 255':27}   at the ends     halfway, λ = ½")
+    say(
+        f"{'':27}   from sources    from cross-fade   nearest training image"
+        + ("   classifier confidence" if classified else "")
+    )
+    for name, r in numbers.items():
+        ends = (r["rms_to_source_at_0"] ** 2 + r["rms_to_source_at_1"] ** 2) / 2
+        line = (
+            f"{name:27}   {np.sqrt(ends):12.1f}    {r['rms_to_cross_fade'][half]:15.1f}   "
+            f"{r['distance_to_nearest_training_image'][half]:22.0f}"
+        )
+        say(line + (f"   {r['confidence'][half]:21.2f}" if classified else ""))
+    say("")
+
 
 if __name__ == "__main__":
     run_program(interpolate, InterpolateConfig(), __doc__)

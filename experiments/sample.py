@@ -1,4 +1,4 @@
-"""Samples from a trained run: a sheet, a GIF of the way from noise, and the images themselves.
+"""Samples from a trained run: a sheet, a GIF of the denoising, and the images themselves.
 
 python experiments/sample.py --run-dir runs/digits --sampler ddim --num-steps 20 --count 100
 """

@@ -3,17 +3,16 @@
     python experiments/train_cifar_conditional.py --data.download
     python experiments/sample.py --run-dir runs/cifar10_conditional --guidance 1.5 --label 3
 
-The configuration of `train_cifar.py` with the label embedded beside the step, and one label in ten
-dropped. Not yet run.
+The configuration of `train_cifar.py`, with the label embedded beside the step and one label in ten
+dropped during training. Not yet run.
 """
 
 import dataclasses
 from pathlib import Path
 
-from train_cifar import CONFIG as CIFAR
-
 from ddpm_jax.programs.console import run_program
 from ddpm_jax.programs.train import train
+from train_cifar import CONFIG as CIFAR
 
 CONFIG = dataclasses.replace(
     CIFAR,

@@ -1,11 +1,11 @@
-"""A DDPM on scikit-learn's 1,797 handwritten digits of 8×8: the whole program, in minutes.
+"""A DDPM on scikit-learn's 1,797 handwritten digits of 8×8 pixels, trained in minutes.
 
     python experiments/train_digits.py
 
-Paper: Ho, Jain, Abbeel 2020 (arXiv 2006.11239), with a U-Net of two levels and 200 steps instead of
-1000; the cosine schedule of Nichol, Dhariwal 2021 (2102.09672), and steps t stratified over each
-batch (Kingma et al. 2021, 2107.00630). Measured result and time: the README, from the report.json
-that this script writes.
+Ho, Jain, Abbeel 2020 (arXiv 2006.11239), with a U-Net of two levels and 200 steps instead of 1000,
+the cosine schedule of Nichol, Dhariwal 2021 (2102.09672), and steps t stratified over each batch
+(Kingma et al. 2021, 2107.00630). The README shows the result, from the report.json that this script
+writes.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from ddpm_jax.programs.config import (
     TrainConfig,
 )
 from ddpm_jax.programs.console import run_program
-from ddpm_jax.programs.digits_report import train_digits
+from digits_report import train_and_report
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/digits"),
@@ -46,4 +46,4 @@ CONFIG = TrainConfig(
 
 
 if __name__ == "__main__":
-    run_program(train_digits, CONFIG, __doc__)
+    run_program(train_and_report, CONFIG, __doc__)

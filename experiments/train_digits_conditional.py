@@ -3,17 +3,17 @@
     python experiments/train_digits_conditional.py
     python experiments/sample.py --run-dir runs/digits_conditional --guidance 2 --label 3
 
-Paper: Ho, Salimans 2022 (arXiv 2207.12598): one network with and without the label, which one image
-in ten is trained without. Everything else is `train_digits.py`. Classes take turns on the sheet.
+Ho, Salimans 2022 (arXiv 2207.12598): one network with and without the label, which is dropped for
+one image in ten during training. Everything else is as in `train_digits.py`. Sheets of samples
+cycle through the classes.
 """
 
 import dataclasses
 from pathlib import Path
 
-from train_digits import CONFIG as DIGITS
-
 from ddpm_jax.programs.console import run_program
-from ddpm_jax.programs.digits_report import train_digits
+from digits_report import train_and_report
+from train_digits import CONFIG as DIGITS
 
 CONFIG = dataclasses.replace(
     DIGITS,
@@ -23,4 +23,4 @@ CONFIG = dataclasses.replace(
 )
 
 if __name__ == "__main__":
-    run_program(train_digits, CONFIG, __doc__)
+    run_program(train_and_report, CONFIG, __doc__)

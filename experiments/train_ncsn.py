@@ -5,29 +5,29 @@
     python experiments/train_ncsn.py cifar10-v2 --data.path FOLDER       # NCSNv2's
     python experiments/sample.py --run-dir runs/ncsn_digits --sampler annealed_langevin
 
-Song, Ermon 2019 (arXiv 1907.05600) and 2020 (2006.09011). The same program, network and checkpoints
-as DDPM's: the network sees x_0 + σ ε and predicts ε, that is -σ times the score, so that its mean
-squared error is the papers' ½ Σ σ² ‖s + z/σ‖² but for a constant. Data are in [-1, 1] and the
-papers' in [0, 1], hence twice their levels. The U-Net is DDPM's, not the papers' RefineNet. They
-report FID 25.32 (NCSN) and 10.87 (NCSNv2) on CIFAR-10; here not yet run.
+Song, Ermon 2019 (arXiv 1907.05600) and 2020 (2006.09011). Program, network and checkpoints are
+DDPM's: the network sees x_0 + σ ε and predicts ε, which is -σ times the score, so its mean squared
+error equals the papers' ½ Σ σ² ‖s + z/σ‖² up to a factor. Data are in [-1, 1] here and in [0, 1] in
+the papers, so the noise levels are twice theirs. The U-Net is DDPM's, not the papers' RefineNet.
+They report FID 25.32 (NCSN) and 10.87 (NCSNv2) on CIFAR-10; not yet run here.
 """
 
 import dataclasses
 from pathlib import Path
-
-from train_cifar import CONFIG as CIFAR
-from train_digits import CONFIG as DIGITS
+from typing import Any
 
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import run_program
-from ddpm_jax.programs.digits_report import train_digits
 from ddpm_jax.programs.train import train
+from digits_report import train_and_report
+from train_cifar import CONFIG as CIFAR
+from train_digits import CONFIG as DIGITS
 
 
 def ncsn(
     base: TrainConfig, name: str, sigmas: tuple[float, float, int], langevin: tuple[int, float]
 ) -> TrainConfig:
-    """The configuration of a ladder (σ_1, σ_L, L), with (steps a level, their ε/σ²)."""
+    """The configuration of noise levels (σ_1, σ_L, L) and (steps per level, their size ε/σ²)."""
     sigma_max, sigma_min, num_levels = sigmas
     steps, rate = langevin
     return dataclasses.replace(
@@ -85,9 +85,9 @@ ROWS = {
 }
 
 
-def program(config: TrainConfig) -> None:
-    """Trains; the digits end with their table."""
-    (train_digits if config.data.name == "digits" else train)(config)
+def program(config: TrainConfig) -> Any:
+    """Trains; the digits end with their report."""
+    return (train_and_report if config.data.name == "digits" else train)(config)
 
 
 if __name__ == "__main__":

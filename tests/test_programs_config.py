@@ -1,11 +1,19 @@
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import ablation
+import train_celebahq
+import train_cifar
+import train_cifar_conditional
+import train_digits
+import train_digits_conditional
+import train_lsun
+import train_mnist
+import train_ncsn
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.build import build_model, build_schedule
 from ddpm_jax.programs.config import (
@@ -18,18 +26,6 @@ from ddpm_jax.programs.config import (
 )
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.training_run import check_config
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
-import ablation_cifar  # noqa: E402
-import ablation_digits  # noqa: E402
-import train_celebahq  # noqa: E402
-import train_cifar  # noqa: E402
-import train_cifar_conditional  # noqa: E402
-import train_digits  # noqa: E402
-import train_digits_conditional  # noqa: E402
-import train_lsun  # noqa: E402
-import train_mnist  # noqa: E402
-import train_ncsn  # noqa: E402
 
 CONFIGS = {
     module.__name__: module.CONFIG
@@ -44,9 +40,9 @@ CONFIGS = {
     )
 }
 PRESETS = {
-    f"{module.__name__} {name}": config
-    for module in (ablation_cifar, ablation_digits, train_ncsn)
-    for name, (_, config) in module.ROWS.items()
+    f"{table} {name}": config
+    for table, rows in {**ablation.ROWS, "train_ncsn": train_ncsn.ROWS}.items()
+    for name, (_, config) in rows.items()
 }
 CONFIGS |= PRESETS
 SHAPES = {
@@ -209,7 +205,7 @@ def test_every_preset_is_a_run_of_its_own_that_can_be_built(name):
 
 def test_the_ablation_is_the_papers_table():
     """Ho et al. 2020, Table 2: prediction by objective, L_simple among them."""
-    rows = {name: config.diffusion for name, (_, config) in ablation_cifar.ROWS.items()}
+    rows = {name: config.diffusion for name, (_, config) in ablation.ROWS["cifar10"].items()}
     cells = {(d.target, d.loss, d.variance) for d in rows.values()}
     objectives = [("bound", "learned"), ("bound", "fixed_large"), ("simple", "fixed_large")]
     targets = ("previous_mean", "epsilon", "x_0", "v")

@@ -11,8 +11,8 @@ import ddpm_jax as dj
 from ddpm_jax import evaluation
 from ddpm_jax.data import load_digits
 from ddpm_jax.programs.config import SamplerOptions
-from ddpm_jax.programs.studies.steps_vs_quality import StepsConfig, _draw, _network
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from steps_vs_quality import StepsConfig, _draw, _network
 from tests.small_run import make_run, program
 
 pytestmark = pytest.mark.slow

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import load_digits
-from ddpm_jax.programs.studies.inpaint import MASKS, measure, read_mask
-from ddpm_jax.programs.studies.measure import rms_difference, rms_pairwise
-from ddpm_jax.programs.studies.neighbours import summary
-from ddpm_jax.programs.studies.walk import common_chunk, depth_counts
+from ddpm_jax.evaluation import rms_difference, rms_pairwise
+from ddpm_jax.programs.generator import common_chunk, depth_counts
+from inpaint import MASKS, measure, read_mask
+from neighbours import summary
 from tests.small_run import make_run, program
 
 pytestmark = pytest.mark.slow

@@ -12,14 +12,15 @@ import scipy.stats
 from PIL import Image
 
 import ddpm_jax as dj
-from ddpm_jax.programs.toys import densities, models
-from ddpm_jax.programs.toys.field import FieldConfig, by_decile
-from ddpm_jax.programs.toys.fit import FitConfig, fit
-from ddpm_jax.programs.toys.manifold import ManifoldConfig
-from ddpm_jax.programs.toys.mixing import MixingConfig
-from ddpm_jax.programs.toys.models import ModelsConfig
-from ddpm_jax.programs.toys.objectives import ObjectivesConfig
-from ddpm_jax.programs.toys.page import FIGURES, ToyConfig, toy_2d
+from tests.small_run import program
+from toy_2d import FIGURES, ToyConfig, toy_2d
+from toys import densities, models
+from toys.field import FieldConfig, by_decile
+from toys.fit import FitConfig, fit
+from toys.manifold import ManifoldConfig
+from toys.mixing import MixingConfig
+from toys.models import ModelsConfig
+from toys.objectives import ObjectivesConfig
 
 PLANES = {
     "two_gaussians": densities.two_gaussians(0.2, 1.5),
@@ -210,3 +211,18 @@ def test_the_page_at_a_tiny_size_shows_what_it_claims(tmp_path):
     assert max(numbers["objectives"]["relative_score_error"].values()) < 0.9
     distance = numbers["models"]["energy_distance"]
     assert min(distance["ddpm"], distance["ncsn"]) > 0 < distance["data_to_data_mean"]
+
+
+@pytest.mark.parametrize("script", ["toy_2d.py", "ablation.py"])
+def test_a_wrong_option_of_a_script_gets_one_clear_error(script, tmp_path, capsys):
+    """Also where a module beside the script raises it."""
+    arguments = {
+        "toy_2d.py": ["--field.fit.num-steps=0"],
+        "ablation.py": ["digits", "v-mse", "--data.name=cifar10"],
+    }
+    out = {"toy_2d.py": "--out", "ablation.py": "--run-dir"}[script]
+    with pytest.raises(SystemExit) as stopped:
+        program(script, *arguments[script], f"{out}={tmp_path}")
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("error:") == 1 and "got" in message and "Traceback" not in message

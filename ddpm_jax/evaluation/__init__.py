@@ -30,6 +30,8 @@ from ddpm_jax.evaluation.metrics import (
     frechet_distance,
     moments,
     pixel_features,
+    rms_difference,
+    rms_pairwise,
     update_moments,
 )
 from ddpm_jax.evaluation.neighbours import Neighbours, nearest_neighbours
@@ -97,6 +99,8 @@ __all__ = [
     "read_torch_file",
     "resize_pytorch",
     "resize_tf1",
+    "rms_difference",
+    "rms_pairwise",
     "save_statistics",
     "share_confident",
     "summarize_features",

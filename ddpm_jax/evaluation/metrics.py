@@ -161,6 +161,36 @@ def fitted_gaussian_images(images: npt.ArrayLike, count: int, seed: int) -> npt.
     return levels.astype(np.uint8).reshape(count, *pixels.shape[1:])
 
 
+def rms_difference(
+    a: npt.ArrayLike, b: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = None
+) -> float:
+    """Computes √mean (a - b)² in float64 over all entries, or those where `where` is True.
+
+    The arrays are broadcast, `where` too. Raises ValueError when `where` is False everywhere.
+    """
+    squares = np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    if where is None:
+        return float(np.sqrt(squares.mean()))
+    chosen = np.broadcast_to(where, squares.shape)
+    if not chosen.any():
+        raise ValueError(
+            "rms_difference has nothing to compare: `where` is False everywhere. Select at least "
+            "one entry."
+        )
+    return float(np.sqrt(squares[chosen].mean()))
+
+
+def rms_pairwise(images: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = None) -> float:
+    """Computes the RMS difference of two distinct images in groups of K ≥ 2, [..., K, H, W, C].
+
+    √(2 Σ_k (x_k - x̄)²/(K-1)), with the mean over groups and entries taken inside the root. For
+    draws from one distribution it estimates the difference of two fresh draws, whatever K.
+    `where` [..., H, W, C] broadcasts to the images without their axis K.
+    """
+    variance = np.asarray(images, np.float64).var(axis=-4, ddof=1)
+    return rms_difference(np.sqrt(2.0 * variance), 0.0, where)
+
+
 class Interval(NamedTuple):
     """A statistic's value on all examples, and the bounds of its sampling error about it."""
 

@@ -4,10 +4,12 @@ paragraph."""
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -109,7 +111,7 @@ def _run(program: Callable[[C], Any], config: C) -> None:
     try:
         program(config)
     except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
-        if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error):
+        if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error, program):
             raise
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
@@ -164,13 +166,18 @@ def forgiving_output() -> Iterator[None]:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether the error was raised by a `raise` in this package, rather than deep inside a
-    library."""
+def _raised_by_us(error: BaseException, program: Callable) -> bool:
+    """Whether the error was raised by this package or beside the program, not inside a library."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("ddpm_jax")
+    if trace is None:
+        return False
+    files = trace.tb_frame.f_code.co_filename, inspect.getfile(program)
+    raised, script = (Path(file).resolve() for file in files)
+    # Scripts keep modules beside them or one folder below; a virtual environment is deeper.
+    beside = script.parent in (raised.parent, raised.parent.parent)
+    return beside or raised.is_relative_to(Path(__file__).resolve().parents[1])
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
+from ddpm_jax.programs.bound import bound_row, measure_bound
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.evaluation_table import PUBLISHED_COUNT, markdown_row, tell
@@ -32,7 +33,6 @@ from ddpm_jax.programs.metrics import (
     pixel_features,
 )
 from ddpm_jax.programs.shards import CHANGING, read_shards, remember_plan, sample_shards
-from ddpm_jax.programs.studies.likelihood import bound_row, measure_bound
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
 

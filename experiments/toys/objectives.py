@@ -1,8 +1,8 @@
-"""Exact, sliced and denoising score matching reach one field; they differ in what a step costs.
+"""Exact, sliced and denoising score matching learn the same field, at different costs per step.
 
-All are trained on the same blurred density, whose score is the minimiser of each. The trace of the
-exact objective takes d products with the Jacobian of the score, the others one or none: the reason
-that images waited for them.
+All are trained on the same blurred density, whose score minimises each of them. The trace in the
+exact objective takes d products with the Jacobian of the score, the other objectives one or none:
+only they are affordable for images.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import normal_per_example, split_each
-from ddpm_jax.programs.toys.densities import gaussian_mixture
-from ddpm_jax.programs.toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 from ddpm_jax.score import (
     denoising_score_matching,
     exact_score_matching,
@@ -27,34 +24,37 @@ from ddpm_jax.score import (
 )
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import Line, Panel
+from toys.densities import gaussian_mixture
+from toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
+from toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 
 HALF_WIDTH = 2.8
 CENTRES = 1.5 * np.array([[0.0, 1.0], [0.75**0.5, -0.5], [-(0.75**0.5), -0.5]])
 DENSITY = gaussian_mixture([0.5, 0.3, 0.2], CENTRES, 0.4)
 SCALE = 0.5
-"""What the network's input is divided by: a wider input learns a field of more detail."""
+"""The network's input is divided by this: wider inputs let it learn finer detail."""
 OBJECTIVES = ("exact", "sliced", "sliced, reduced variance", "denoising")
 TIMED = ("exact", "sliced, reduced variance", "denoising")
 
 
 @dataclass(frozen=True)
 class ObjectivesConfig:
-    """One network, four objectives, and their times against the dimension."""
+    """One network, four objectives, and their cost against the dimension."""
 
     fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=2000))
     """Training, the same for all."""
     sigma: float = 0.3
-    """The noise of the density that all are trained on."""
+    """Noise of the density that all are trained on."""
     count: int = 4000
-    """Draws that errors are averaged over."""
+    """Samples that errors are averaged over."""
     dims: tuple[int, ...] = (2, 6, 20, 60, 200)
-    """Dimensions that a step is timed in."""
+    """Dimensions in which a step is timed."""
     timed_batch: int = 128
-    """Examples of a timed step."""
+    """Batch size of a timed step."""
     timed_features: int = 128
     """Width of the timed network."""
     repeats: int = 25
-    """Steps that the median time is taken of."""
+    """Timed steps, of which the median counts."""
 
 
 def objective(name: str, score_fn: Callable[[Array], Array], x: Array, keys: Key, sigma: float):
@@ -71,7 +71,7 @@ def objective(name: str, score_fn: Callable[[Array], Array], x: Array, keys: Key
 
 
 def make_figure(config: ObjectivesConfig, key: Key, on_progress: OnProgress) -> Figure:
-    """Trains all, and times them."""
+    """Trains with each objective, and times each."""
     key_params, key_fit, key_data = jax.random.split(key, 3)
     sigma = config.sigma
     start = init_params(config.fit, key_params, 2)
@@ -131,7 +131,7 @@ def make_figure(config: ObjectivesConfig, key: Key, on_progress: OnProgress) -> 
             legend="upper right",
         ),
         Panel(
-            "Time a step against dimension",
+            "Time per step against dimension",
             [
                 Line(
                     config.dims,
@@ -143,13 +143,17 @@ def make_figure(config: ObjectivesConfig, key: Key, on_progress: OnProgress) -> 
                 for name in TIMED
             ],
             xlabel="dimension d",
-            ylabel="ms a training step",
+            ylabel="ms per training step",
             logx=True,
             logy=True,
             legend="upper left",
         ),
     ]
-    title = "Three objectives reach one score; only the exact one costs more with d"
+    slower = seconds["exact"][-1] / seconds["denoising"][-1]
+    title = (
+        f"Three objectives learn one score; at d = {config.dims[-1]} exact takes {slower:.0f} "
+        "times as long"
+    )
     return Figure(title, panels, numbers, columns=3, size=(2.6, 2.65))
 
 
@@ -159,13 +163,13 @@ def _noisy(keys: Key, sigma: float) -> Array:
 
 
 def seconds_per_step(config: ObjectivesConfig, name: str, dim: int, key: Key) -> float:
-    """The median time of a loss with its gradient in `dim` dimensions, compiled before."""
+    """The median time of a loss and its gradient in `dim` dimensions, without compilation."""
     size = FitConfig(features=config.timed_features)
     key_params, key_data = jax.random.split(jax.random.fold_in(key, dim))
     params = init_params(size, key_params, dim)
     x, noise, v = jax.random.normal(key_data, (3, config.timed_batch, dim))
 
-    # Noise and directions are given: drawing them grows with d, alike for all.
+    # Noise and directions are drawn outside: that cost grows with d for all objectives alike.
     @jax.jit
     def step(params):
         def mean_loss(params):

@@ -1,8 +1,8 @@
-"""Langevin dynamics with the exact score gets far modes' shares wrong (NCSN §3.2.2, Figure 3).
+"""Langevin dynamics with the exact score gets the weights of far modes wrong (NCSN §3.2.2, Fig. 3).
 
-Where p = w p_1 + (1-w) p_2 and the supports hardly meet, ∇ log p is that of one part alone and does
-not know w. A chain stays in the mode whose basin it began in. Annealed Langevin dynamics begins
-where the noise joins the modes, and the shares settle before they part.
+If p = w p_1 + (1-w) p_2 and the supports hardly overlap, ∇ log p is that of one part alone and does
+not depend on w. A chain stays in the mode in whose basin it started. Annealed Langevin dynamics
+starts at a noise level that joins the modes, and the weights settle before the modes separate.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import example_keys, fold_in_each
-from ddpm_jax.programs.toys.densities import two_gaussians
-from ddpm_jax.programs.toys.figure import Figure, draw, plane, shade
-from ddpm_jax.programs.toys.fit import OnProgress
 from ddpm_jax.score import annealed_langevin, geometric_noise_levels, langevin
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import Line, Panel, Points
+from toys.densities import two_gaussians
+from toys.figure import Figure, draw, plane, shade
+from toys.fit import OnProgress
 
 HALF_WIDTH = 8.0
 
 
 @dataclass(frozen=True)
 class MixingConfig:
-    """Two samplers of two Gaussians, with as many evaluations of the exact score each."""
+    """Two samplers of two Gaussians, with equally many evaluations of the exact score."""
 
     count: int = 2000
     """Chains, started uniformly on the square."""
     minor_weight: float = 0.2
     """The share of the smaller Gaussian."""
     step_size: float = 0.1
-    """Of plain Langevin dynamics; the Gaussians have variance 1."""
+    """Step size of plain Langevin dynamics; the Gaussians have variance 1."""
     num_levels: int = 20
-    """Noise levels of the annealed one."""
+    """Noise levels of annealed Langevin dynamics."""
     steps_per_level: int = 50
-    """Steps at each of them; plain Langevin takes as many as all together."""
+    """Steps per level; plain Langevin dynamics takes as many steps as all levels together."""
     sigma_max: float = 10.0
     """The first level."""
     sigma_min: float = 0.1
@@ -45,7 +45,7 @@ class MixingConfig:
     rate: float = 0.2
     """Step size of a level over its σ²."""
     shown: int = 1200
-    """Points in the picture."""
+    """Points shown."""
 
 
 def make_figure(config: MixingConfig, key: Key, on_progress: OnProgress) -> Figure:
@@ -118,7 +118,11 @@ def make_figure(config: MixingConfig, key: Key, on_progress: OnProgress) -> Figu
         *(_scatter(title, p, x[: config.shown]) for title, x in shown.items()),
         _paths(config, path_plain, path_annealed),
     ]
-    title = "With the exact score, Langevin dynamics gets the weights of the modes wrong"
+    title = (
+        f"With the exact score, Langevin puts {shares['langevin']['estimate']:.0%} into a mode of "
+        f"weight {config.minor_weight:.0%}, annealed Langevin "
+        f"{shares['annealed_langevin']['estimate']:.0%}"
+    )
     return Figure(title, panels, numbers, columns=4, size=(2.75, 3.0))
 
 
@@ -150,7 +154,7 @@ def _scatter(title: str, p: np.ndarray, x: np.ndarray) -> Panel:
 
 
 def _paths(config: MixingConfig, plain: np.ndarray, annealed: np.ndarray) -> Panel:
-    """The share in the lower mode as the chains go on, with 95 % binomial bands."""
+    """The share in the lower mode along the chains, with 95 % binomial bands."""
 
     def line(steps, shares, label, colour, marker="") -> Line:
         margin = 1.96 * np.array([binomial_error(s, config.count) for s in shares])
@@ -163,7 +167,7 @@ def _paths(config: MixingConfig, plain: np.ndarray, annealed: np.ndarray) -> Pan
         "Share in the lower mode",
         [
             line(steps, plain, "Langevin", 1),
-            line(levels, annealed, "annealed, every level", 0),
+            line(levels, annealed, "annealed, after each level", 0),
             Line([0, steps[-1]], [config.minor_weight] * 2, "truth", "#000000", "--"),
         ],
         xlabel="steps",

@@ -1,12 +1,14 @@
-"""How good the digits are: a table of held-out loss, Fréchet distances and a classifier's opinion.
+"""How good are the digits? Held-out loss, Fréchet distances, and a classifier's confidence.
 
-Each figure stands beside its floor and its naive rival, so that it can be read without knowing the
-scale: real held-out digits in the place of samples, and draws from a Gaussian with the training
-    set's mean and
-covariance. All three sets have as many images, since the Fréchet distance grows as they get fewer.
+Each number stands beside its floor and a naive rival, so that it can be read without knowing the
+scale: real held-out digits in place of samples, and draws from a Gaussian with the training set's
+mean and covariance. All three sets have equally many images, because the Fréchet distance grows as
+the images get fewer. `train_digits.py` and its relatives end with this report.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +24,23 @@ from ddpm_jax.programs.training_run import Run
 from ddpm_jax.training import StopRequest, TrainState
 
 
-def train_digits(config: TrainConfig) -> None:
-    """Trains on the digits and reports; ValueError for other data, whose labels the table needs."""
+def train_and_report(config: TrainConfig) -> dict[str, Any] | None:
+    """Trains on the digits and returns the report; None if training was stopped before its end.
+
+    Raises ValueError for other data, whose labels the table needs, and whatever `train` raises.
+    """
     if config.data.name != "digits":
         raise ValueError(
-            f"the table of this study is about digits, got --data.name {config.data.name}. Train "
+            f"this script's report is about the digits, got --data.name {config.data.name}. Train "
             "other data with their own script: train_mnist.py, train_cifar.py, …"
         )
-    train(config, finish=report_digits)
+    reports = []
+    train(config, finish=lambda *finished: reports.append(report_digits(*finished)))
+    return reports[0] if reports else None
 
 
-def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
-    """Prints the table and writes it to report.json."""
+def report_digits(run: Run, state: TrainState, stop: StopRequest) -> dict[str, Any]:
+    """Prints the table, writes it to report.json, and returns what it wrote."""
     real, heldout = run.train_data, run.heldout_data
     count = len(heldout.images)
     samples = pictures.draw_images(
@@ -42,7 +49,7 @@ def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
         "sampling for the table",
         seed=(run.config.seed + 1) % 2**32,
         count=count,
-        # The batch of the last pictures: its program is compiled already.
+        # The batch size of the last sheet, whose program is already compiled.
         batch_size=run.config.report.final_count,
         labels=run.model.cycled_labels(count),
         should_stop=stop,
@@ -51,19 +58,16 @@ def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
     rows = {"samples": samples, "held-out digits": heldout.images, "fitted Gaussian": gaussian}
     classify = evaluation.fit_classifier(real.images, real.labels)
     truth = evaluation.moments(evaluation.pixel_features(real.images))
-    neighbours = {
-        name: evaluation.nearest_neighbours(images, real.images).distances[:, 0]
-        for name, images in rows.items()
-    }
     table = {}
     for name, images in rows.items():
         probabilities = classify(images)
         features = evaluation.pixel_features(images)
+        distances = evaluation.nearest_neighbours(images, real.images).distances[:, 0]
         table[name] = {
             "frechet_pixels": evaluation.frechet_distance(truth, evaluation.moments(features)),
             "share_confident": evaluation.share_confident(probabilities, 0.9),
             "label_counts": np.bincount(probabilities.argmax(1), minlength=10).tolist(),
-            "median_distance_to_nearest_training_image": float(np.median(neighbours[name])),
+            "median_distance_to_nearest_training_image": float(np.median(distances)),
         }
     draws = run.config.report.heldout_draws
     losses = {
@@ -90,3 +94,4 @@ def report_digits(run: Run, state: TrainState, stop: StopRequest) -> None:
             f"{row['median_distance_to_nearest_training_image']:19.2f}"
         )
     say("")
+    return report

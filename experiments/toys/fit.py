@@ -1,7 +1,7 @@
-"""A small network fitted to any loss: one training loop, compiled once, scanned over its steps.
+"""Fits a small network to any loss, in one compiled scan over the training steps.
 
-Every batch is drawn anew from the density, by keys: there is no training set to be learned by
-heart, and what error is left is that of the objective, the network and the number of steps.
+Every batch is drawn fresh from the density. There is no training set to memorise, so the remaining
+error comes from the objective, the network and the number of steps.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ OnProgress = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long a network is fitted, and to how much."""
+    """Size of the network and its training."""
 
     num_steps: int = 2000
     """Training steps."""
     batch_size: int = 256
-    """Examples a step, drawn anew."""
+    """Examples per step, drawn fresh."""
     learning_rate: float = 3e-3
     """Adam's peak learning rate."""
     features: int = 64
     """Width of the network's hidden layers."""
     num_layers: int = 2
-    """Residual layers of the network, each of two linear maps."""
+    """Residual layers of the network, with two linear maps each."""
     decay: Decay = "cosine"
-    """What the learning rate does after its warm-up."""
+    """Decay of the learning rate after its warm-up."""
 
     def network(self) -> MLP:
         """The network of this size."""
@@ -49,8 +49,13 @@ class FitConfig:
 
 
 class Fitted(NamedTuple):
-    """Parameters, the mean loss of every step [N], and what was watched [W, ...] after `steps` [W]
-    (None unless it was)."""
+    """A trained network and its history.
+
+    params   the parameters
+    losses   [N], the mean loss of every step
+    steps    [W], the steps after which it was watched
+    watched  [W, ...], what `watch` returned there; None without it
+    """
 
     params: PyTree
     losses: np.ndarray
@@ -71,7 +76,7 @@ def _compiled_init(features: int, num_layers: int) -> Callable[..., PyTree]:
 
 
 def score_network(config: FitConfig, params: PyTree, scale: float = 1.0) -> Callable[[Array], Any]:
-    """`x [B, D] -> s [B, D]`: the network at t = 0, shown x/scale, its output taken as score."""
+    """`x [B, D] -> s [B, D]`: the network's output at x/scale and t = 0, taken as the score."""
     return lambda x: config.network().apply(params, x / scale, 0)
 
 
@@ -88,13 +93,13 @@ def fit(
     """Minimises the mean of `loss_fn(params, keys [B]) -> [B]` by Adam.
 
     Args:
-        loss_fn: draws its examples and noise from the keys, one an example.
+        loss_fn: draws its examples and noise from the keys, one key per example.
         params: where to start.
         key: batch i of step s draws from `fold_in(fold_in(key, s), i)`.
         config: steps, batch size, learning rate.
-        watch: `params -> arrays`, looked at before the first step and after every part.
-        reports: parts the steps are cut into, at least.
-        on_progress: told the number of steps done since the last call.
+        watch: `params -> arrays`, evaluated before the first step and after every part.
+        reports: the least number of parts that the steps are cut into.
+        on_progress: called with the number of steps done since the last call.
 
     Raises ValueError for counts below one.
     """
@@ -123,15 +128,15 @@ def fit(
     def part(carry, first):
         return jax.lax.scan(one_step, carry, first + jnp.arange(chunk))
 
-    look = None if watch is None else jax.jit(watch)
+    observe = None if watch is None else jax.jit(watch)
     carry, losses, steps = (params, optimizer.init(params)), [], [0]
-    seen = [] if look is None else [jax.device_get(look(params))]
+    observed = [] if observe is None else [jax.device_get(observe(params))]
     for first in range(0, config.num_steps, chunk):
         carry, loss = part(carry, first)
         losses.append(np.asarray(loss))
         steps.append(first + chunk)
-        if look is not None:
-            seen.append(jax.device_get(look(carry[0])))
+        if observe is not None:
+            observed.append(jax.device_get(observe(carry[0])))
         on_progress(chunk)
-    watched = jax.tree.map(lambda *values: np.stack(values), *seen) if seen else None
+    watched = jax.tree.map(lambda *values: np.stack(values), *observed) if observed else None
     return Fitted(carry[0], np.concatenate(losses), np.array(steps), watched)

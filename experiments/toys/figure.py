@@ -1,4 +1,4 @@
-"""What every figure of the page is made of: panels, numbers, and a plane to draw fields on."""
+"""What the figures share: panels with numbers, and a plane to draw fields on."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Figure(NamedTuple):
 
 
 def draw(sample: Callable[[Key], Array], key: Key, count: int) -> Array:
-    """`count` draws [count, dim], compiled; draw i depends on the key and i alone."""
+    """Draws `count` samples [count, dim]; sample i depends on the key and i alone."""
     return jax.jit(sample)(example_keys(key, jnp.arange(count)))
 
 
 def plane(half_width: float, count: int) -> Array:
-    """The centres of count² cells on [-half_width, half_width]², [count², 2], x fastest."""
+    """The centres of count² cells of [-half_width, half_width]², as [count², 2], x fastest."""
     edge = half_width * (1.0 - 1.0 / count)
     line = np.linspace(-edge, edge, count)
     x, y = np.meshgrid(line, line)

@@ -1,8 +1,9 @@
 """Data on a manifold have no score; a little noise gives them one (NCSN §3.2.1, Figure 1).
 
-A Swiss roll in a plane of R³. Off the plane nothing is known, and s = -k n along the normal n costs
-½k²·0 - k on the data: the sliced loss has no minimum and falls without end. With noise N(0, σ² I)
-added its minimum is -½ E‖∇ log p_σ‖², and training settles there.
+A Swiss roll in a plane of R³. A model score -k h n, where h is the height above the plane along the
+normal n, vanishes on the data, but its divergence lowers the loss by k: the sliced loss has no
+minimum and falls without end. With noise N(0, σ² I) added, the minimum is -½ E‖∇ log p_σ‖², and
+training settles there.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import normal_per_example, split_each
-from ddpm_jax.programs.toys.densities import Density, on_plane, swiss_roll
-from ddpm_jax.programs.toys.figure import Figure, draw, rms, squared_norms
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 from ddpm_jax.score import projections, sliced_score_matching
 from ddpm_jax.types import Key
 from ddpm_jax.visualize import Line, Panel, Points
+from toys.densities import Density, on_plane, swiss_roll
+from toys.figure import Figure, draw, rms, squared_norms
+from toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 
 BASIS = np.linalg.qr(np.array([[1.0, 0.0], [0.5, 1.0], [-0.7, 0.6]]))[0]
-"""The plane, oblique to all axes so that no coordinate of the data is constant."""
+"""A basis of the plane, oblique to all axes so that no coordinate of the data is constant."""
 DENSITY = on_plane(swiss_roll(), BASIS)
 SCALE = 0.5
-"""What the network's input is divided by: a wider input learns a field of more detail."""
+"""The network's input is divided by this: wider inputs let it learn finer detail."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ManifoldConfig:
     sigma: float = 0.1
     """The noise; the roll is 4 across and 0.1 thick within its plane."""
     count: int = 4000
-    """Draws that errors are averaged over."""
+    """Samples that errors are averaged over."""
 
 
 def make_figure(config: ManifoldConfig, key: Key, on_progress: OnProgress) -> Figure:
@@ -51,7 +52,7 @@ def make_figure(config: ManifoldConfig, key: Key, on_progress: OnProgress) -> Fi
     clean = np.asarray(draw(DENSITY.sample, key_data, config.count))
     noisy = draw(lambda keys: noisy_sample(DENSITY, keys, config.sigma), key_data, config.count)
     true = np.asarray(jax.jit(DENSITY.score)(noisy, config.sigma))
-    # The plain score within the plane is known even where the one of R³ does not exist.
+    # The score within the plane exists even though the one in R³ does not.
     flat = jnp.asarray(clean @ BASIS, jnp.float32)
     in_plane = np.asarray(jax.jit(swiss_roll().score)(flat, 0.0))
     cases = {}
@@ -91,7 +92,10 @@ def make_figure(config: ManifoldConfig, key: Key, on_progress: OnProgress) -> Fi
         _both_panel(cases["without_noise"].losses, cases["with_noise"].losses),
         _settling_panel(config.sigma, cases["with_noise"].losses, minimum),
     ]
-    title = "On a manifold the score does not exist; a little noise restores it"
+    title = (
+        "On a manifold the score does not exist; with a little noise it is learned, with error "
+        f"{numbers['with_noise']['relative_score_error']:.2f}"
+    )
     return Figure(title, panels, numbers, size=(3.4, 3.1))
 
 
@@ -102,7 +106,7 @@ def noisy_sample(density: Density, keys: Key, sigma: float):
 
 
 def describe(losses: np.ndarray) -> dict[str, float]:
-    """The loss in the first and last fifth of training: where it is, and how it scatters."""
+    """Level and scatter of the loss in the first and last fifth of training."""
     last = losses[-max(2, len(losses) // 5) :]
     earlier = losses[: max(1, len(losses) // 5)]
     return {
@@ -115,7 +119,7 @@ def describe(losses: np.ndarray) -> dict[str, float]:
 
 
 def _data_panel(clean: np.ndarray) -> Panel:
-    """The roll and its plane, seen from above and the side."""
+    """The roll and its plane, seen obliquely."""
     eye = np.array([[0.94, 0.34, 0.0], [-0.16, 0.45, 0.88]])
     square = 2.3 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) @ BASIS.T @ eye.T
     return Panel(
@@ -151,7 +155,7 @@ def _settling_panel(sigma: float, losses: np.ndarray, minimum: float) -> Panel:
     means = losses[: count * width].reshape(count, width).mean(axis=1)
     steps = np.arange(1, len(losses) + 1)
     return Panel(
-        f"With noise (σ = {sigma:g}) it settles",
+        f"With noise (σ = {sigma:g}) the loss settles",
         [
             Line(steps, losses, None, "#9cc8e5", width=0.5),
             Line(middles, means, f"mean of {width} batches", 0),

@@ -1,13 +1,13 @@
 """Densities in two or three dimensions: samples, log-densities, and scores at every noise level.
 
-Each knows the density of x + σz, z ~ N(0, I), for any σ: mixtures of Gaussians stay mixtures,
+The density of x + σz, z ~ N(0, I), is known for every σ. Mixtures of Gaussians stay mixtures,
 
     p_σ = Σ_m w_m N(μ_m, (c² + σ²) I),     ∇ log p_σ = Σ_m r_m(x) (μ_m - x)/(c² + σ²),
 
-blurred circles have a Bessel function, blurred squares a product of differences of Φ. So the error
-of a learned score, and a sampler that has the true one, need no estimate of the truth.
+blurred circles lead to a Bessel function, blurred squares to products of differences of Φ. So the
+error of a learned score can be measured against the truth, and samplers can be given the true one.
 
-σ is a number, [] or [B]. Row i of a sample comes from keys[i] alone.
+σ is a number, [] or [B]. Row i of a sample depends on keys[i] alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Density(NamedTuple):
         log_density: `(x [B, dim], sigma) -> log p_σ(x)` [B].
         score: `(x [B, dim], sigma) -> ∇ log p_σ(x)` [B, dim].
 
-    Where p_0 has no density or no score, sigma must be above 0; the maker says so.
+    Where p_0 has no density or no score, sigma must be above 0, as the docstring then says.
     """
 
     dim: int
@@ -46,9 +46,9 @@ class Density(NamedTuple):
 
 
 def gaussian_mixture(weights: npt.ArrayLike, means: npt.ArrayLike, width: float) -> Density:
-    """Σ_m w_m N(μ_m, width² I), weights [M] and means [M, D]. Smooth at σ = 0 too for width > 0.
+    """Σ_m w_m N(μ_m, width² I), weights [M] and means [M, D]. For width > 0 also smooth at σ = 0.
 
-    Raises ValueError for shapes that do not fit, weights that are no distribution, width < 0.
+    Raises ValueError for mismatched shapes, weights that are not a distribution, and width < 0.
     """
     w, mu = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if mu.ndim != 2 or w.shape != mu.shape[:1] or (w <= 0).any() or abs(w.sum() - 1.0) > 1e-6:
@@ -95,7 +95,7 @@ def two_gaussians(minor_weight: float = 0.2, distance: float = 5.0) -> Density:
 
 
 def rings(radii: Sequence[float] = (1.0, 2.0), width: float = 0.1) -> Density:
-    """Circles about 0, each drawn from in proportion to its length, blurred by N(0, width² I).
+    """Circles around 0, weighted by their length and blurred by N(0, width² I).
 
     With ρ = ‖x‖ and v = width² + σ², a circle of radius r has
     p_σ = exp(-(ρ² + r²)/(2v)) I_0(ρr/v)/(2πv), I_0 the modified Bessel function. Raises ValueError
@@ -110,10 +110,10 @@ def rings(radii: Sequence[float] = (1.0, 2.0), width: float = 0.1) -> Density:
     def terms(x: Array, sigma: ArrayLike) -> tuple[Array, Array, Array]:
         """The log of each circle's share of p_σ [B, K], z = ρr/v [B, K], and v [B, 1]."""
         variance = width**2 + jnp.square(_column(sigma, x))
-        # Not quite 0 at the centre, where the root has no derivative.
+        # Kept above 0 at the centre, where the root has no derivative.
         rho = jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=1, keepdims=True), 1e-12))
         z = rho * circle[None] / variance
-        # The scaled Bessel function e^{-z} I_0(z): the plain one overflows at z = 89.
+        # The scaled Bessel function e^{-z} I_0(z): I_0 itself overflows at z = 89.
         log_circle = -jnp.square(rho - circle[None]) / (2.0 * variance) + jnp.log(i0e(z))
         return log_weights[None] + log_circle - LOG_2_PI - jnp.log(variance), z, variance
 
@@ -141,9 +141,9 @@ def rings(radii: Sequence[float] = (1.0, 2.0), width: float = 0.1) -> Density:
 def checkerboard(cells: int = 4, half_width: float = 2.0) -> Density:
     """Uniform on every other square of a board of cells² squares on [-half_width, half_width]².
 
-    p_σ is a sum over the squares of Π_j [Φ((b_j - x_j)/σ) - Φ((a_j - x_j)/σ)] over their areas. At
-    σ = 0 it jumps and has no score: sigma must be above 0. Raises ValueError for less than two
-    cells, and for a number sigma <= 0.
+    p_σ is the mean over the squares of Π_j [Φ((b_j - x_j)/σ) - Φ((a_j - x_j)/σ)] / area. At σ = 0
+    it jumps and has no score: sigma must be above 0. Raises ValueError for fewer than two cells,
+    and if sigma is a Python number <= 0.
     """
     if cells < 2 or not half_width > 0:
         raise ValueError(
@@ -155,12 +155,12 @@ def checkerboard(cells: int = 4, half_width: float = 2.0) -> Density:
     log_share = -float(np.log(len(chosen) * side**2))
 
     def terms(x: Array, sigma: ArrayLike) -> tuple[Array, Array]:
-        """log p_σ's share of each square [B, S], and that share's own score [B, S, 2]."""
+        """The log of each square's part of p_σ [B, S], and the score of that part [B, S, 2]."""
         _needs_noise("checkerboard", sigma)
         scale = _column(sigma, x)[:, :, None]
         low = (corners[None] - x[:, None, :]) / scale
         high = (corners[None] + side - x[:, None, :]) / scale
-        # Φ(high) - Φ(low) cancels in the upper tail; mirrored into the lower it does not.
+        # Φ(high) - Φ(low) cancels in the upper tail, so it is mirrored into the lower one.
         mirrored = low + high > 0
         near, far = jnp.where(mirrored, -low, high), jnp.where(mirrored, -high, low)
         log_far = log_ndtr(far) - log_ndtr(near)
@@ -191,14 +191,14 @@ def checkerboard(cells: int = 4, half_width: float = 2.0) -> Density:
 def swiss_roll(width: float = 0.1, outer_radius: float = 2.0, nodes: int = 256) -> Density:
     """(u cos u, u sin u) for u uniform in [3π/2, 9π/2], scaled to outer_radius, plus N(0, width²).
 
-    p_σ is the integral over u by Gauss–Legendre with so many nodes: a mixture. With 256 it is right
-    to 1e-6 as long as √(width² + σ²) ≥ 0.05 outer_radius. Raises ValueError for a width that is not
-    positive or that the nodes cannot resolve.
+    p_σ is an integral over u, computed by Gauss–Legendre quadrature: a mixture of `nodes` normals.
+    With 256 nodes the error is below 1e-6 if √(width² + σ²) ≥ 0.05 outer_radius. Raises ValueError
+    for a width that is not positive or that the nodes cannot resolve.
     """
     if not width > 0 or width * nodes < 12.0 * outer_radius:
         raise ValueError(
             f"swiss_roll needs width > 0 and nodes >= 12 outer_radius/width, got {width=}, "
-            f"{outer_radius=}, {nodes=}: its turns would come apart into beads."
+            f"{outer_radius=}, {nodes=}: the curve would break up into beads."
         )
     low, high = 1.5 * np.pi, 4.5 * np.pi
     scale = outer_radius / high
@@ -217,11 +217,12 @@ def swiss_roll(width: float = 0.1, outer_radius: float = 2.0, nodes: int = 256) 
 
 
 def on_plane(density: Density, basis: npt.ArrayLike) -> Density:
-    """The density carried into R^D by an orthonormal basis [D, d] of a plane through 0.
+    """Embeds a density into R^D, on the plane through 0 with the orthonormal basis B [D, d].
 
     Without noise all mass lies on the plane and there is no density in R^D: sigma must be above 0.
-    Then log p_σ(x) = log p_σ(Bᵀx in the plane) + log N(the rest of x; 0, σ² I). Raises ValueError
-    for a basis that is not orthonormal, and for a number sigma <= 0.
+    Then log p_σ(x) = log p_σ(Bᵀx) + log N(x - BBᵀx; 0, σ² I), the normal in the D - d dimensions
+    off the plane. Raises ValueError for a basis that is not orthonormal, and if sigma is a Python
+    number <= 0.
     """
     B = np.asarray(basis, np.float64)
     if B.ndim != 2 or B.shape[1] != density.dim or B.shape[0] <= B.shape[1]:

@@ -1,8 +1,8 @@
-"""DDPM and NCSN on one density, with one network and as many evaluations of it a sample.
+"""DDPM and NCSN on one density, with one network and as many evaluations of it per sample.
 
-DDPM learns the noise of every step and samples by its ancestral chain (Ho et al. 2020); NCSN learns
+DDPM learns the noise of every step and samples by its ancestral chain (Ho et al. 2020). NCSN learns
 the score of every noise level and samples by annealed Langevin dynamics (Song, Ermon 2019). Both
-losses are denoising score matching; processes, weights and samplers differ.
+losses are denoising score matching; the processes, weightings and samplers differ.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from ddpm_jax.denoisers.prediction import make_denoiser
 from ddpm_jax.forward import cosine_schedule
 from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
 from ddpm_jax.losses import simple_loss
-from ddpm_jax.programs.toys.densities import checkerboard
-from ddpm_jax.programs.toys.figure import Figure, draw
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params
 from ddpm_jax.samplers import ancestral, initial_noise, sample
 from ddpm_jax.score import (
     annealed_langevin,
@@ -31,12 +28,15 @@ from ddpm_jax.score import (
 )
 from ddpm_jax.types import Key
 from ddpm_jax.visualize import Panel, Points
+from toys.densities import checkerboard
+from toys.figure import Figure, draw
+from toys.fit import FitConfig, OnProgress, fit, init_params
 
 CELLS = 4
 HALF_WIDTH = 2.0
 DENSITY = checkerboard(CELLS, HALF_WIDTH)
 VARIANCE = HALF_WIDTH**2 / 3.0
-"""Of each coordinate, near enough; what NCSN's input is scaled by."""
+"""Approximate variance of each coordinate, by which NCSN's input is scaled."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class ModelsConfig:
     )
     """Training, the same for both."""
     num_timesteps: int = 200
-    """DDPM's T, on the cosine schedule: so few steps of the linear one blur the edges."""
+    """DDPM's T, on the cosine schedule: with so few steps the linear one blurs the edges."""
     num_levels: int = 20
-    """NCSN's levels, with T/levels steps each."""
+    """NCSN's noise levels, with T/levels steps each."""
     sigma_max: float = 4.0
     """NCSN's first level; the board is 4 across."""
     sigma_min: float = 0.02
     """NCSN's last level."""
     count: int = 4000
-    """Samples of each."""
+    """Samples of each model."""
     floors: int = 10
-    """Pairs of data sets whose distance is the floor."""
+    """Pairs of data sets whose mean distance is the floor."""
 
 
 def make_figure(config: ModelsConfig, key: Key, on_progress: OnProgress) -> Figure:
-    """Trains both, samples both, and measures how far from the data they are."""
+    """Trains and samples both, and measures their distances to the data."""
     key_params, key_fit, key_sample, key_data = jax.random.split(key, 4)
     start = init_params(config.fit, key_params, 2)
     x = {"data": np.asarray(draw(DENSITY.sample, key_data, config.count))}
@@ -110,7 +110,8 @@ def make_figure(config: ModelsConfig, key: Key, on_progress: OnProgress) -> Figu
         for name, title in titles.items()
     ]
     title = (
-        f"One network, {config.num_timesteps} evaluations a sample: DDPM and NCSN learn one density"
+        f"With {config.num_timesteps} evaluations per sample, DDPM and NCSN come within "
+        f"{distance['ddpm']:.4f} and {distance['ncsn']:.4f} of the data"
     )
     return Figure(title, panels, numbers, size=(3.1, 3.3))
 
@@ -143,7 +144,7 @@ def _ncsn(config: ModelsConfig):
     def score(params, x, level):
         """-ε̂/σ, ε̂ of order one at every level (NCSNv2, Technique 3)."""
         sigma = sigmas[level][:, None]
-        # Levels are told apart by the embedding as well as DDPM's steps are.
+        # Levels are as far apart in the embedding as all of DDPM's steps.
         t = level * (config.num_timesteps // config.num_levels)
         return -net.apply(params, x / jnp.sqrt(VARIANCE + jnp.square(sigma)), t) / sigma
 
@@ -174,14 +175,14 @@ def _steps_per_level(config: ModelsConfig) -> int:
 def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
     """2 E‖A - B‖ - E‖A - A'‖ - E‖B - B'‖ over all pairs of rows of a [N, d] and b [M, d].
 
-    At least 0, and 0 for equal sets; for two sets from one density about E‖A - A'‖ (1/N + 1/M).
-    (Székely, Rizzo 2013.)
+    It is at least 0, and 0 for equal sets. For two sets drawn from one density it is about
+    E‖A - A'‖ (1/N + 1/M) (Székely, Rizzo 2013).
     """
     return float(2.0 * cdist(a, b).mean() - cdist(a, a).mean() - cdist(b, b).mean())
 
 
 def share_inside(x: np.ndarray) -> float:
-    """The share of points [N, 2] on the squares that the data lie on."""
+    """The share of points [N, 2] that lie on the squares of the data."""
     cell = np.floor((x + HALF_WIDTH) / (2.0 * HALF_WIDTH / CELLS)).astype(int)
     on_board = ((cell >= 0) & (cell < CELLS)).all(axis=1)
     return float(np.mean(on_board & (cell.sum(axis=1) % 2 == 0)))

@@ -1,7 +1,7 @@
 """A score learned by plain score matching is wrong where data are rare (NCSN §3.2.1, Figure 2).
 
-The objective weighs the error at x by p(x), so that of two Gaussians far apart the plane between,
-through which every chain of Langevin dynamics must come, is learned from next to nothing.
+The objective weights the error at x by p(x). Between two distant Gaussians there are almost no data
+to learn from, but every chain of Langevin dynamics that changes modes must cross that region.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from ddpm_jax.programs.toys.densities import two_gaussians
-from ddpm_jax.programs.toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
-from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 from ddpm_jax.score import exact_score_matching
 from ddpm_jax.types import Key
 from ddpm_jax.visualize import Line, Panel, Points
+from toys.densities import two_gaussians
+from toys.figure import Figure, arrows, draw, plane, rms, shade, squared_norms
+from toys.fit import FitConfig, OnProgress, fit, init_params, score_network
 
 HALF_WIDTH = 8.0
 SCALE = 5.0
-"""What the network's input is divided by."""
+"""The network's input is divided by this."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FieldConfig:
     fit: FitConfig = field(default_factory=lambda: FitConfig(num_steps=3000))
     """Its training."""
     count: int = 20_000
-    """Draws of the data that the error is averaged over."""
+    """Samples of the data that the error is averaged over."""
 
 
 def make_figure(config: FieldConfig, key: Key, on_progress: OnProgress) -> Figure:
@@ -49,16 +49,16 @@ def make_figure(config: FieldConfig, key: Key, on_progress: OnProgress) -> Figur
         learned = score_network(config.fit, params, SCALE)
         return density.score(x, 0.0), learned(x), density.log_density(x, 0.0)
 
-    def look(x):
-        """The true score, the learned one, the squared error, and log p, at x."""
+    def scores_at(x):
+        """The true score, the learned one, its squared error, and log p at x."""
         true, found, log_density = jax.device_get(evaluate(x))
         return true, found, squared_norms(found - true), log_density
 
-    data = look(draw(density.sample, key_data, config.count))
+    data = scores_at(draw(density.sample, key_data, config.count))
     everywhere = plane(HALF_WIDTH, 100)
-    fine = look(everywhere)
+    fine = scores_at(everywhere)
     coarse_points = plane(HALF_WIDTH, 17)
-    coarse = look(coarse_points)
+    coarse = scores_at(coarse_points)
     numbers = {
         "rms_error_data_weighted": rms(data[2]),
         "rms_error_unweighted": rms(fine[2]),
@@ -91,7 +91,11 @@ def make_figure(config: FieldConfig, key: Key, on_progress: OnProgress) -> Figur
 
 
 def by_decile(squared_error, squared_score, log_density) -> dict[str, list[float]]:
-    """The rms error in each tenth of the points by density, rarest first; and over the score's."""
+    """The RMS error in each tenth of the points by density, rarest first.
+
+    All arguments are [N]: the squared errors, the squared norms of the true score, and log p. The
+    error is also given relative to the RMS norm of the score.
+    """
     order = np.argsort(log_density, kind="stable")
     tenths = np.array_split(order, 10)
     errors = [rms(squared_error[tenth]) for tenth in tenths]
@@ -104,7 +108,7 @@ def by_decile(squared_error, squared_score, log_density) -> dict[str, list[float
 
 
 def _error_panel(data, fine) -> Panel:
-    """Error against log-density at every point of the plane, with its mean in bins."""
+    """Error against log-density at every point of the plane, with its RMS in bins."""
     edges = np.linspace(fine[3].min(), fine[3].max() + 1e-6, 21)
     which = np.digitize(fine[3], edges) - 1
     middle = 0.5 * (edges[1:] + edges[:-1])

@@ -1,0 +1,158 @@
+"""The variational bound of a trained run, step by step, on many images and all devices.
+
+Every step of the bound is evaluated for several variances of p_θ(x_{t-1} | x_t) at once, from the
+same network outputs and the same noise (Ho et al. 2020, Eq. 5).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.denoisers.prediction import (
+    Variance,
+    is_learned,
+    p_mean_variance,
+    predict_epsilon,
+    split_output,
+)
+from ddpm_jax.devices import processes
+from ddpm_jax.forward.process import q_sample
+from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
+from ddpm_jax.likelihood.bound import bound_term, prior_term
+from ddpm_jax.likelihood.variational import VariationalBound, mean_and_standard_error
+from ddpm_jax.programs.console import bar
+from ddpm_jax.programs.model import Model
+from ddpm_jax.programs.trained_run import TrainedRun
+from ddpm_jax.types import mean_per_example
+
+
+class MeasuredBound(NamedTuple):
+    """The parts of the bound for N images, on the host.
+
+    terms        {variance: [T, N]}, L_0 .. L_{T-1} in bits/dim
+    x_0_mse      [T, N], ‖x_0 - x̂_0‖²/d
+    epsilon_mse  [T, N], ‖ε - ε̂‖²/d
+    prior        [N], L_T in bits/dim
+    """
+
+    terms: dict[str, np.ndarray]
+    x_0_mse: np.ndarray
+    epsilon_mse: np.ndarray
+    prior: np.ndarray
+
+    def variational_bound(self, variance: str) -> VariationalBound:
+        """The bound for one of the variances, as `variational_bound` returns it."""
+        terms, prior = jnp.asarray(self.terms[variance]), jnp.asarray(self.prior)
+        errors = jnp.asarray(self.x_0_mse), jnp.asarray(self.epsilon_mse)
+        return VariationalBound(prior, terms, prior + terms.sum(axis=0), *errors)
+
+
+def measure_bound(
+    run: TrainedRun,
+    variances: dict[str, Variance],
+    data: ImageDataset,
+    *,
+    count: int,
+    batch_size: int,
+    name: str,
+) -> MeasuredBound:
+    """Measures all T terms on the first `count` images of a data set.
+
+    Args:
+        run: its model, parameters, devices and seed.
+        variances: {name: variance of p_θ}; each gets its own terms.
+        data: the images, with labels for a class-conditional run.
+        count: how many images; fewer if the data set has fewer.
+        batch_size: images at a time over all devices; changes speed and memory only.
+        name: label of the progress bar.
+    """
+    count = min(count, len(data.images))
+    devices = len(run.devices)
+    size = -(-min(batch_size, count) // devices) * devices
+    schedule = run.model.schedule
+    T = schedule.num_timesteps
+    mesh = processes.make_mesh(run.devices)
+    whole, rows = PartitionSpec(), PartitionSpec(processes.AXES)
+    split = NamedSharding(mesh, rows)
+    params = processes.spread(run.params, NamedSharding(mesh, whole))
+
+    def terms_at(params, images, labels, t, index):
+        keys = example_keys(jax.random.key(run.options.seed), index)
+        return _terms_at(run.model, variances, params, images, labels, t, keys)
+
+    step = jax.jit(
+        jax.shard_map(
+            terms_at,
+            mesh=mesh,
+            in_specs=(whole, rows, rows, whole, rows),
+            out_specs=(rows, PartitionSpec(None, processes.AXES)),
+        )
+    )
+    prior_of = jax.jit(lambda x: prior_term(schedule, prepare_images(x, None, flip=False)))
+    terms = {kind: np.zeros((T, count)) for kind in variances}
+    errors = np.zeros((2, T, count))
+    prior = np.zeros(count)
+    with bar(T * count, name, unit="img·step") as progress:
+        for first in range(0, count, size):
+            # The last batch is padded with its last image, so that one program serves all batches.
+            index = np.minimum(np.arange(first, first + size), count - 1)
+            real = min(size, count - first)
+            part = slice(first, first + real)
+            labels = None if run.model.num_classes is None else data.labels[index]
+            prior[part] = np.asarray(prior_of(data.images[index]))[:real]
+            images, labels, index = processes.put(
+                (data.images[index], labels, index.astype(np.uint32)), split
+            )
+            for t in range(T):
+                values, squares = processes.fetch(step(params, images, labels, np.int32(t), index))
+                for kind, value in values.items():
+                    terms[kind][t, part] = value[:real]
+                errors[:, t, part] = squares[:, :real]
+                progress.update(real)
+    return MeasuredBound(terms, errors[0], errors[1], prior)
+
+
+def _terms_at(model: Model, variances, params, images, labels, t, keys):
+    """The terms of step t [] for every variance, and the squared errors of x̂_0 and ε̂ [2, b]."""
+    schedule, diffusion = model.schedule, model.config.diffusion
+    x_0 = prepare_images(images, None, flip=False)
+    noise = normal_per_example(fold_in_each(keys, schedule.timesteps[t]), x_0.shape[1:])
+    x_t = q_sample(schedule, x_0, t, noise)
+    steps = jnp.broadcast_to(t, x_0.shape[:1])
+    output = model.bind(params, label=labels)(x_t, steps)
+    prediction, _ = split_output(output, x_t, diffusion.variance)
+    terms, x_0_hat = {}, x_0
+    for name, variance in variances.items():
+        reverse = p_mean_variance(
+            schedule,
+            output if is_learned(variance) else prediction,
+            x_t,
+            steps,
+            target=diffusion.target,
+            variance=variance,
+            clip=diffusion.clip,
+        )
+        terms[name] = bound_term(schedule, reverse, x_0, x_t, steps)
+        x_0_hat = reverse.x_0_hat
+    epsilon_hat = predict_epsilon(schedule, prediction, x_t, steps, target=diffusion.target)
+    errors = (x_0 - x_0_hat, noise - epsilon_hat)
+    return terms, jnp.stack([mean_per_example(jnp.square(error)) for error in errors])
+
+
+def bound_row(measured: MeasuredBound, variance: str) -> dict[str, float]:
+    """One row of a table, in bits/dim: the total with its standard error, and its parts."""
+    terms = measured.terms[variance]
+    mean, error = mean_and_standard_error(measured.prior + terms.sum(axis=0))
+    return {
+        "bits_per_dim": mean,
+        "standard_error": error,
+        "prior": float(measured.prior.mean()),
+        "rate": float(measured.prior.mean() + terms[1:].sum(axis=0).mean()),
+        "distortion": float(terms[0].mean()),
+    }
