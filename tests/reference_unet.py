@@ -110,8 +110,26 @@ def double(p, x):
     return x if p is None else conv3x3(p["conv"], x)
 
 
+def patches_to_channels(x, p):
+    """Channel (u p + v) C + c of position (i, j) is channel c of pixel (i p + u, j p + v)."""
+    corners = [x[:, u::p, v::p] for u in range(p) for v in range(p)]
+    return np.concatenate(corners, axis=-1)
+
+
+def channels_to_patches(h, p):
+    """The inverse of `patches_to_channels`, pixel by pixel of each patch."""
+    channels = h.shape[-1] // p**2
+    out = np.empty((h.shape[0], h.shape[1] * p, h.shape[2] * p, channels))
+    for u in range(p):
+        for v in range(p):
+            first = (u * p + v) * channels
+            out[:, u::p, v::p] = h[..., first : first + channels]
+    return out
+
+
 def unet(params, x, t, label=None, *, config):
     """Runs the network that `config`, a UNet, describes on x [B, H, W, C] and t [B] in float64."""
+    x = patches_to_channels(np.asarray(x, np.float64), config.patch_size)
     p, x, groups = to_float64(params), np.asarray(x, np.float64), config.num_groups
     levels = len(config.channel_multipliers)
     attended = [x.shape[1] // 2**level in config.attention_resolutions for level in range(levels)]
@@ -144,7 +162,8 @@ def unet(params, x, t, label=None, *, config):
         if level > 0:
             h = double(p.get(f"up_{level}_upsample"), h)
     assert not kept
-    return conv3x3(p["conv_out"], silu(group_norm(p["norm_out"], h, groups)))
+    h = conv3x3(p["conv_out"], silu(group_norm(p["norm_out"], h, groups)))
+    return channels_to_patches(h, config.patch_size)
 
 
 def mlp(params, x, t, label=None, *, config):

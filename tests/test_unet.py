@@ -69,6 +69,8 @@ CASES = {
         TINY.clone(channel_multipliers=(1, 2, 3), num_res_blocks=2, attention_resolutions=(8, 2)),
         (2, 8, 12, 1),
     ),
+    "patches of 2×2 pixels": (TINY.clone(patch_size=2, out_channels=6), (2, 16, 8, 3)),
+    "patches of 3×3 pixels": (TINY.clone(patch_size=3, attention_resolutions=()), (2, 6, 12, 1)),
     "one level": (TINY.clone(channel_multipliers=(2,), attention_resolutions=(5,)), (2, 5, 3, 2)),
 }
 
@@ -256,9 +258,44 @@ def _equations(jaxpr):
                 yield from _equations(value.jaxpr)
 
 
+def test_patches_change_only_the_ends():
+    """The widths inside are the same; the first convolution reads p² C channels, the last writes
+    p² C', and the positions are p² fewer."""
+    shapes = {
+        p: jax.eval_shape(
+            TINY.clone(patch_size=p, attention_resolutions=(8 // p,), out_channels=6).init,
+            jax.random.key(0),
+            jnp.zeros(SHAPE),
+            0,
+        )["params"]
+        for p in (1, 2)
+    }
+    flat = {p: traverse_util.flatten_dict(tree, sep="/") for p, tree in shapes.items()}
+    assert flat[1].keys() == flat[2].keys()
+    changed = {name for name in flat[1] if flat[1][name].shape != flat[2][name].shape}
+    assert changed == {"conv_in/kernel", "conv_out/kernel", "conv_out/bias"}
+    assert flat[2]["conv_in/kernel"].shape == (3, 3, 12, 8)
+    assert flat[2]["conv_out/kernel"].shape == (3, 3, 8, 24)
+
+
+def test_learned_variances_of_patches_stay_with_their_pixels():
+    """The last bias alone, C mean channels and C variance channels for each pixel of a patch."""
+    unet = TINY.clone(patch_size=2, out_channels=6, attention_resolutions=())
+    params = random_params(unet, images(), 0)
+    params["conv_out"]["kernel"] = np.zeros_like(params["conv_out"]["kernel"])
+    params["conv_out"]["bias"] = np.arange(24, dtype=np.float32)
+    got = apply(unet, params, images(), np.array([3, 40]))
+    for u in range(2):
+        for v in range(2):
+            pixel = 6 * (2 * u + v) + np.arange(6)
+            np.testing.assert_array_equal(got[:, u::2, v::2], np.broadcast_to(pixel, (2, 4, 4, 6)))
+
+
 @pytest.mark.parametrize(
     "change,message",
     [
+        ({"patch_size": 0}, "whole patch_size of at least 1, got 0"),
+        ({"patch_size": 1.5}, r"patch_size of at least 1, got 1\.5"),
         ({"dropout": 1.0}, r"0 <= dropout < 1, got dropout=1\.0"),
         ({"dropout": -0.1}, r"got dropout=-0\.1"),
         ({"downsample_padding": "valid"}, "'same' or 'symmetric', got 'valid'"),
@@ -281,6 +318,8 @@ def test_impossible_configurations_are_refused(change, message):
         ({}, (2, 8, 7, 3), 0, {}, "multiples of 2, got 8×7"),
         ({"channel_multipliers": (1, 1, 1, 1)}, (2, 28, 28, 1), 0, {}, "multiples of 8, got 28×28"),
         ({}, (2, 0, 8, 3), 0, {}, "multiples of 2, got 0×8"),
+        ({"patch_size": 2}, (2, 8, 10, 3), 0, {}, "2×2 pixels and halves .* of 4, got 8×10"),
+        ({"patch_size": 2, "attention_resolutions": (8,)}, SHAPE, 0, {}, r"2×2 its .* \[4, 2\]"),
         ({"attention_resolutions": (16,)}, SHAPE, 0, {}, r"\[16\].*8×8 its heights are \[8, 4\]"),
         ({"attention_resolutions": (4,)}, (2, 16, 4, 3), 0, {}, r"\[4\].* are \[16, 8\]"),
         ({"attention_resolutions": (8, 2)}, SHAPE, 0, {}, r"attention_resolutions \[2\]"),

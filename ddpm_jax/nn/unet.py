@@ -5,6 +5,9 @@ each level has `num_res_blocks` residual blocks, with attention after each where
 `attention_resolutions`; on the way up it has one more. Every feature map of the way down (conv_in,
 each block after its attention, each downsampling) is kept and joined on the way up, last in first
 out. Between the ways: block, attention, block. The step t enters every block through one embedding.
+
+With `patch_size` p > 1 all of this happens on a grid of H/p × W/p, whose pixels are the image's
+p × p patches (`space_to_depth`): the same widths then cost 1/p² of the arithmetic.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from ddpm_jax.nn.embeddings import (
     check_num_classes,
     sinusoidal_embedding,
 )
+from ddpm_jax.nn.space_to_depth import depth_to_space, space_to_depth
 from ddpm_jax.types import Array, ArrayLike, Key, PyTree
 
 
@@ -47,7 +51,7 @@ class UNet(nn.Module):
         channel_multipliers: width of each level over `channels`, from fine to coarse.
         num_res_blocks: residual blocks a level on the way down; the way up has one more.
         attention_resolutions: heights with attention after every block; each must occur in the
-            network. The middle always has attention.
+            network, whose first height is H / patch_size. The middle always has attention.
         dropout: share of activations dropped in each residual block when `dropout_keys` are given.
         out_channels: channels of the output, None for the input's C; 2C for a learned variance.
         num_groups: groups of each GroupNorm; must divide every level's width, and should be fewer
@@ -56,6 +60,8 @@ class UNet(nn.Module):
         resample_with_conv: True: halve by a convolution of stride 2, double by repeating pixels and
             a convolution. False: halve by 2×2 means, double by repeating.
         downsample_padding: "same", TensorFlow's and DDPM's, or "symmetric", PyTorch's padding=1.
+        patch_size: side p of the square patches that the network takes as pixels. It works on
+            H/p × W/p positions of p² C channels, and its output is put back in place. 1 for none.
         dtype: computation dtype, None for float32. Parameters, group statistics, softmax, the last
             convolution and the output are float32 whatever it is.
         remat: keep only what enters each block for the backward pass, and compute its inside again
@@ -74,6 +80,7 @@ class UNet(nn.Module):
     num_classes: int | None = None
     resample_with_conv: bool = True
     downsample_padding: str = "same"
+    patch_size: int = 1
     dtype: Dtype | None = None
     remat: bool = False
 
@@ -98,6 +105,7 @@ class UNet(nn.Module):
         """
         _check_input(self, x, label)
         batch, height, _, in_channels = x.shape
+        height //= self.patch_size
         check_dropout_keys("UNet", dropout_keys, batch)
         dtype = jnp.float32 if self.dtype is None else self.dtype
         heights = [height >> level for level in range(len(self.channel_multipliers))]
@@ -121,7 +129,7 @@ class UNet(nn.Module):
         def double(h: Array, name: str) -> Array:
             return Upsample(self.resample_with_conv, dtype, name=name)(h)
 
-        h = conv(self.channels, dtype, name="conv_in")(x)
+        h = conv(self.channels, dtype, name="conv_in")(space_to_depth(x, self.patch_size))
         skips = [h]
         last = len(heights) - 1
         for level, resolution in enumerate(heights):
@@ -151,7 +159,9 @@ class UNet(nn.Module):
         # 8 bits.
         h = nn.silu(GroupNorm(self.num_groups, name="norm_out")(h.astype(jnp.float32)))
         out_channels = in_channels if self.out_channels is None else self.out_channels
-        return conv(out_channels, jnp.float32, scale=NEAR_ZERO, name="conv_out")(h)
+        features = self.patch_size**2 * out_channels
+        h = conv(features, jnp.float32, scale=NEAR_ZERO, name="conv_out")(h)
+        return depth_to_space(h, self.patch_size)
 
     def _embed(self, t: Array, label: ArrayLike | None) -> Array:
         """Embeds steps t [B] and labels as float32 [B, 4 · channels]."""
@@ -173,6 +183,11 @@ def _check_configuration(unet: UNet) -> None:
     """Raises ValueError for attributes no input could make work."""
     check_dropout("UNet", unet.dropout)
     check_num_classes("UNet", unet.num_classes)
+    if not isinstance(unet.patch_size, int) or unet.patch_size < 1:
+        raise ValueError(
+            f"UNet needs a whole patch_size of at least 1, got {unet.patch_size!r}. 1 works on "
+            "pixels, 2 on patches of 2×2 pixels."
+        )
     if unet.downsample_padding not in ("same", "symmetric"):
         raise ValueError(
             "UNet needs downsample_padding 'same' or 'symmetric', got "
@@ -202,18 +217,21 @@ def _check_input(unet: UNet, x: Array, label: ArrayLike | None) -> None:
             "Add the batch axis with x[None], or the channel axis with x[..., None]."
         )
     height, width = x.shape[1:3]
-    halvings = len(unet.channel_multipliers) - 1
-    multiple = 2**halvings
+    halvings, patch = len(unet.channel_multipliers) - 1, unet.patch_size
+    multiple = patch * 2**halvings
     if min(height, width) < 1 or height % multiple or width % multiple:
+        first = "" if patch == 1 else f"takes patches of {patch}×{patch} pixels and "
+        smaller = "" if patch == 1 else " or a smaller patch_size"
         raise ValueError(
-            f"UNet halves its images {halvings} times, so height and width must be multiples of "
-            f"{multiple}, got {height}×{width}. Pad or resize the images, or use fewer "
-            "channel_multipliers."
+            f"UNet {first}halves its images {halvings} times, so height and width must be "
+            f"multiples of {multiple}, got {height}×{width}. Pad or resize the images, or use "
+            f"fewer channel_multipliers{smaller}."
         )
-    heights = [height >> level for level in range(halvings + 1)]
+    heights = [height // patch >> level for level in range(halvings + 1)]
     absent = sorted(set(unet.attention_resolutions) - set(heights))
     if absent:
         raise ValueError(
-            f"UNet never reaches attention_resolutions {absent}: on images of {height}×{width} its "
-            f"heights are {heights}. Choose among those, or () for attention in the middle only."
+            f"UNet never reaches attention_resolutions {absent}: on images of {height}×{width}"
+            f"{'' if patch == 1 else f' in patches of {patch}×{patch}'} its heights are {heights}. "
+            "Choose among those, or () for attention in the middle only."
         )

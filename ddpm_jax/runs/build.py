@@ -194,6 +194,7 @@ def build_network(
         num_groups=config.num_groups,
         num_classes=num_classes,
         downsample_padding=config.downsample_padding,
+        patch_size=config.patch_size,
         dtype=jnp.dtype(config.dtype),
         remat=remat,
     )

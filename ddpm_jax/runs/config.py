@@ -44,13 +44,16 @@ class NetworkConfig:
     num_res_blocks: int = 2
     """Residual blocks at each level on the way down; one more on the way up."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Image heights at which the residual blocks are followed by self-attention."""
+    """Heights at which the residual blocks are followed by self-attention; patches count as
+    pixels."""
     dropout: float = 0.1
     """Share of activations dropped in each residual block while training."""
     num_groups: int = 32
     """Groups of every GroupNorm; must divide all channel counts, and be fewer."""
     downsample_padding: Literal["same", "symmetric"] = "same"
     """Where convolutions of stride 2 are padded: below and right, as DDPM does, or all around."""
+    patch_size: int = 1
+    """The network takes square patches of so many pixels a side as its pixels; 1 for none."""
     class_conditional: bool = False
     """Embed the label beside the step; some labels are dropped while training, for guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"
