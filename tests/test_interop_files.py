@@ -191,6 +191,7 @@ def test_absent_settings_mean_what_diffusers_takes_for_them():
     [
         (TINY.clone(num_classes=3), "num_classes=3"),
         (TINY.clone(resample_with_conv=False), "resample_with_conv=False"),
+        (TINY.clone(patch_size=2), "patch_size=2"),
         (TINY.clone(channel_multipliers=(2, 4)), r"channel_multipliers=\(2, 4\)"),
     ],
 )

@@ -25,6 +25,7 @@ import ablation_digits  # noqa: E402
 import train_celebahq  # noqa: E402
 import train_cifar  # noqa: E402
 import train_cifar_conditional  # noqa: E402
+import train_cifar_cpu  # noqa: E402
 import train_digits  # noqa: E402
 import train_digits_conditional  # noqa: E402
 import train_lsun  # noqa: E402
@@ -37,6 +38,7 @@ CONFIGS = {
         train_celebahq,
         train_cifar,
         train_cifar_conditional,
+        train_cifar_cpu,
         train_digits,
         train_digits_conditional,
         train_lsun,
@@ -105,6 +107,12 @@ def test_unknown_and_missing_fields_are_named():
     del values["run_dir"]
     with pytest.raises(ValueError, match="missing fields \\['run_dir'\\]"):
         from_json(TrainConfig, values)
+
+
+def test_configurations_from_before_a_field_take_its_default():
+    values = to_json(train_digits.CONFIG)
+    del values["network"]["patch_size"]
+    assert from_json(TrainConfig, values) == train_digits.CONFIG
 
 
 def test_epsilon_with_a_vanishing_signal_is_refused():
