@@ -12,8 +12,8 @@ The cosine schedule and v keep the loss even over the steps. The variance is lea
 loss, whose bound leaves the mean alone: the pictures are those of L_simple, and there are bits/dim.
 No dropout, since no image is seen more than some hundred times. The learning rate is constant, so
 that the run may be ended or extended at any step. 100,000 steps take about 40 hours; the same
-command goes on after each interruption. The trials behind this are in
-docs/results/cifar10/small/TRIALS.md.
+command goes on after each interruption. docs/results/cifar10/small/TRIALS.md has the speeds, and
+short trials; the width was chosen for the length of the run, and these cannot say whether rightly.
 """
 
 from pathlib import Path
