@@ -216,7 +216,11 @@ def test_accelerators_get_the_plain_form():
     [
         (convolution, {"rhs_dilation": (2, 2)}, "rhs_dilation"),
         (convolution, {"feature_group_count": 3}, "feature_group_count=3"),
-        (upsampled_convolution, {"lhs_dilation": (2, 2)}, "upsampled_convolution computes only plain"),
+        (
+            upsampled_convolution,
+            {"lhs_dilation": (2, 2)},
+            "upsampled_convolution computes only plain",
+        ),
     ],
 )
 def test_other_convolutions_are_refused(call, options, message):

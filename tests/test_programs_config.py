@@ -33,6 +33,7 @@ CONFIGS = {
         train_celebahq,
         train_cifar,
         train_cifar_conditional,
+        train_cifar_cpu,
         train_digits,
         train_digits_conditional,
         train_lsun,

@@ -152,6 +152,8 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
         problems.append(f"patch_size={unet.patch_size} (it works on pixels)")
     if not unet.resample_with_conv:
         problems.append("resample_with_conv=False (its blocks resample by convolutions)")
+    if unet.patch_size != 1:
+        problems.append(f"patch_size={unet.patch_size} (it works on pixels)")
     if unet.channel_multipliers[0] != 1:
         problems.append(
             f"channel_multipliers={unet.channel_multipliers} (its first level has `channels`)"
