@@ -9,6 +9,7 @@ import ablation
 import train_celebahq
 import train_cifar
 import train_cifar_conditional
+import train_cifar_cpu
 import train_digits
 import train_digits_conditional
 import train_lsun
