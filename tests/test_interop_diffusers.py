@@ -339,7 +339,7 @@ def test_their_training_example(change):
 
     back = type(model).from_config(unet_to_diffusers_config(unet, shape)).eval()
     state = unet_params_to_diffusers(params, unet)
-    back.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()})
+    back.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
     with torch.no_grad():
         again = run_torch(torch, back, torch.as_tensor(x), t, label).numpy()
     np.testing.assert_allclose(again, truth, atol=1e-6)

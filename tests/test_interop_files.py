@@ -133,7 +133,7 @@ def test_the_papers_processes_by_their_public_configurations():
         (TINY.clone(attention_resolutions=(), dropout=0.3, out_channels=2), SHAPE),
         (TINY.clone(downsample_padding="symmetric", attention_resolutions=(16, 8)), (16, 32, 1)),
         (TINY.clone(num_classes=3, norm_epsilon=1e-5, embedding_order="cos_sin"), SHAPE),
-        (TINY.clone(embedding_shift=0, head_channels=8, middle_attention="none"), (4, 4, 1)),
+        (TINY.clone(embedding_shift=0, head_channels=4, middle_attention="none"), (4, 4, 1)),
         (TINY.clone(scale_shift=True, head_channels=8, middle_attention="plain"), SHAPE),
         (TINY.clone(scale_shift=True, head_channels=4, middle_attention="normalised"), SHAPE),
     ],

@@ -237,7 +237,7 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         kind = values["resnet_time_scale_shift"]
         problems.append(f"resnet_time_scale_shift={kind!r} (only {' and '.join(SCALE_SHIFTS)})")
     if not _number(values["norm_eps"]) or not 0 < values["norm_eps"] < 1:
-        problems.append(f"norm_eps={values['norm_eps']!r} (a number above 0)")
+        problems.append(f"norm_eps={values['norm_eps']!r} (a number between 0 and 1)")
     classes = values["num_class_embeds"]
     if classes is not None and not (_whole(classes) and classes > 1):
         problems.append(f"num_class_embeds={classes!r} (None, or two rows at least)")
