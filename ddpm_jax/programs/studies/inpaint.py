@@ -16,7 +16,6 @@ from ddpm_jax.data import ImageDataset
 from ddpm_jax.files import write_json
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.keys import example_keys
-from ddpm_jax.programs.build import build_grid
 from ddpm_jax.programs.config import SamplerOptions, to_json
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.run_directory import RunDirectoryError
@@ -58,7 +57,7 @@ def study_inpainting(config: InpaintConfig) -> None:
     """
     _check(config)
     run = TrainedRun(config)
-    shape, schedule = run.model.image_shape, run.model.schedule
+    shape = run.model.image_shape
     known = read_mask(config.mask, shape, config.seed)
     data = run.heldout_data
     chosen = _choose(config, data)
@@ -66,7 +65,6 @@ def study_inpainting(config: InpaintConfig) -> None:
     if labels is not None and config.label is None:
         labels = data.labels[chosen]
     sampler = run.sampler(config)
-    grid = build_grid(schedule, config)
     baseline = run.train_data.images.mean(axis=0, dtype=np.float64)
     out = run.folder("inpaint")
     say(
@@ -75,7 +73,7 @@ def study_inpainting(config: InpaintConfig) -> None:
     )
 
     def filling_in(x_0: Any) -> Sampler:
-        return inpaint(sampler, grid, x_0, jnp.asarray(known), num_resamples=config.num_resamples)
+        return inpaint(sampler, x_0, jnp.asarray(known), num_resamples=config.num_resamples)
 
     walk = Walk(
         run,

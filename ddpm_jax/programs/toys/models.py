@@ -24,7 +24,7 @@ from ddpm_jax.programs.toys.figure import Figure, draw
 from ddpm_jax.programs.toys.fit import FitConfig, OnProgress, fit, init_params
 from ddpm_jax.samplers import ancestral, initial_noise, sample
 from ddpm_jax.score import (
-    annealed_langevin,
+    annealed_langevin_chains,
     geometric_noise_levels,
     langevin_step_size,
     ncsn_loss,
@@ -155,7 +155,7 @@ def _ncsn(config: ModelsConfig):
         return ncsn_loss(score_fn, DENSITY.sample(x_keys), level, noise, sigmas)
 
     def sample_fn(params, keys):
-        return annealed_langevin(
+        return annealed_langevin_chains(
             lambda x, level: score(params, x, level),
             sigmas[0] * normal_per_example(fold_in_each(keys, 0), (2,)),
             sigmas,
