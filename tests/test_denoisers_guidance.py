@@ -122,6 +122,33 @@ def test_classifier_free_is_a_line_through_both_networks(target):
         np.testing.assert_allclose(x_0_hat, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("events", [X_T[:, 0], X_T, X_T[:, :, None, None] * jnp.ones((5, 2, 5, 5))])
+@pytest.mark.parametrize("how", ["classifier", "classifier_free"])
+def test_a_scale_per_example_guides_each_row_by_its_own(how, events):
+    """Also where an event's axis has the batch's length, and a scale could meet the wrong axis."""
+    scales, t = jnp.array([0.0, 1.0, 2.5, 4.0, -1.0]), jnp.asarray(T)
+
+    def guide(scale):
+        if how == "classifier_free":
+            return classifier_free(lambda x, t: jnp.tanh(x), lambda x, t: 0.5 * x, scale)
+
+        def log_probability(x, t):
+            return -jnp.square(x - 0.3).reshape(5, -1).sum(-1)
+
+        return classifier_guided(SCHEDULE, lambda x, t: 0.5 * x, log_probability, scale)
+
+    rows = [guide(float(scale))(events, t)[i] for i, scale in enumerate(scales)]
+    np.testing.assert_allclose(guide(scales)(events, t), jnp.stack(rows), rtol=1e-6)
+
+
+def test_both_kinds_of_guidance_combine():
+    """Their shifts of ε̂ add up: 2 of the networks' difference, and a classifier's."""
+    t, free = jnp.asarray(T), classifier_free(lambda x, t: x, lambda x, t: 0.5 * x, 2.0)
+    both = classifier_guided(SCHEDULE, free, posterior(0), 1.5)(X_T, t)
+    alone = classifier_guided(SCHEDULE, lambda x, t: 0.0 * x, posterior(0), 1.5)(X_T, t)
+    np.testing.assert_allclose(both, 1.5 * X_T + alone, rtol=1e-5)
+
+
 def test_the_variance_is_the_conditional_networks():
     guided = classifier_free(
         network(CLASSES[0].denoise, "epsilon", variance_output=0.7),
@@ -163,6 +190,15 @@ def test_sampling_with_scale_1_gives_the_class(how):
         (lambda f: classifier_guided(SCHEDULE, f, f, target="eps"), "classifier_guided knows"),
         (lambda f: classifier_guided(SCHEDULE, f, f, variance="no"), "classifier_guided knows"),
         (lambda f: classifier_free(f, f, 1.0, variance="learned")(X_T, T), "doubles"),
+        (lambda f: classifier_free(f, f, jnp.ones(2))(X_T, T), "one scale per example"),
+        (lambda f: classifier_free(f, f, jnp.ones((5, 1)))(X_T, T), "one scale per example"),
+        (lambda f: classifier_guided(SCHEDULE, f, log_joint)(X_T, jnp.asarray(T)), r"\[B, K\]"),
+        (
+            lambda f: classifier_guided(SCHEDULE, f, posterior(0), jnp.ones(2))(
+                X_T, jnp.asarray(T)
+            ),
+            "one scale per example",
+        ),
     ],
 )
 def test_bad_values_are_named(call, words):

@@ -112,9 +112,24 @@ def test_masks_and_data_of_any_shape_that_fits(mask_shape, x_0_shape):
     [
         ({"num_resamples": 0}, "num_resamples"),
         ({"mask": jnp.ones(3)}, "bool mask"),
+        ({"known": jnp.zeros(3, jnp.uint8)}, "from_pixels"),
+        ({"known": FULL}, "known data"),  # the schedule is the sampler's own
+        ({"sampler": dj.ddim}, "needs a Sampler"),
     ],
 )
 def test_bad_calls_are_named(kwargs, words):
     args = {"sampler": dj.ddim(FULL), "known": jnp.zeros(3), "mask": MASK}
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         inpaint(**(args | kwargs))
+
+
+@pytest.mark.parametrize(
+    "known,mask",
+    [((8, 8, 3), (8, 8)), ((8, 8, 3), (8, 8, 2)), ((8, 8), (8, 8, 3)), ((5, 8, 8, 3), ())],
+)
+def test_shapes_that_do_not_fit_the_samples_are_refused(known, mask):
+    """A mask without its channel axis would be aligned with the wrong axes where sizes agree."""
+    sampler = inpaint(dj.ddim(FULL), jnp.zeros(known), jnp.ones(mask, bool))
+    keys = dj.example_keys(jax.random.key(0), np.arange(4))
+    with pytest.raises(ValueError, match=r"axes of size 1 are broadcast"):
+        dj.sample(sampler, lambda x, t: 0.5 * x, jnp.zeros((4, 8, 8, 3)), keys=keys)

@@ -1,5 +1,7 @@
 """Predictor-corrector sampling against the paper's algorithms in float64, and its limits."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,10 +84,18 @@ def test_correctors_pull_a_wrong_predictor_towards_the_data():
 
 def test_a_vanishing_score_is_left_alone():
     sampler = predictor_corrector(dj.ddim(GRID))
-    state = sampler.step(
-        lambda x, t: 0.0 * x, jnp.zeros((2, 3)), jnp.full(2, 5), jnp.ones((2, 3)), ()
-    )
-    np.testing.assert_array_equal(state.x, np.zeros((2, 3)))
+    zeros, ones = jnp.zeros((2, 40)), jnp.ones((2, 40))
+    state = sampler.step(lambda x, t: 0.0 * x, zeros, jnp.full(2, 5), ones, ())
+    np.testing.assert_array_equal(state.x, zeros)
+
+
+@pytest.mark.parametrize("size,snr,warned", [(1, 0.16, 1), (31, 0.16, 1), (32, 0.16, 0), (1, 0, 0)])
+def test_few_dimensions_warn(size, snr, warned):
+    sampler, x = predictor_corrector(dj.ddim(GRID), snr=snr), jnp.ones((2, size))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sampler.step(lambda x, t: 0.5 * x, x, jnp.full(2, 5), x, ())
+    assert len(caught) == warned and all("too wide" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from ddpm_jax.samplers.base import (
 )
 from ddpm_jax.types import Array, bcast_right, x_0_of
 
-_FEWEST_DIMENSIONS = 10
+# With fewer, samples of a Gaussian are more than 6 % too wide.
+_FEWEST_DIMENSIONS = 32
 
 
 def predictor_corrector(
@@ -35,8 +36,10 @@ def predictor_corrector(
     r is `snr`, the paper's signal-to-noise ratio; all tables are those of the level t-1 reached.
     Nothing follows the last step. The norms are each example's own, so examples do not influence
     one another (the authors' code averages them over the batch). That suits events of many
-    dimensions, whose norms hardly vary; in few dimensions a step size that depends on z and s
-    biases the samples, and sampling warns.
+    dimensions, whose norms hardly vary; in few, a step size that depends on z and s biases the
+    samples. Measured on Gaussian data of standard deviation 0.3 with 250 ancestral steps, which
+    alone give 0.30: 284, 0.74, 0.43, 0.34, 0.32 and 0.30 in 1, 2, 4, 16, 32 and 256 dimensions.
+    Sampling warns below 32.
 
     Needs predictor.num_draws + num_corrections draws and 1 + num_corrections evaluations per step.
     The trajectory's x̂_0 is the predictor's.
@@ -64,9 +67,9 @@ def predictor_corrector(
     def step(denoise, x_t, t, noise, state):
         if snr > 0 and (size := math.prod(x_t.shape[1:])) < _FEWEST_DIMENSIONS:
             warnings.warn(
-                f"predictor_corrector on events of {size} dimension(s): the step size follows the "
-                "norms of noise and score, which vary too much in so few, and biases the samples. "
-                "Use score.langevin or annealed_langevin, whose step sizes are fixed.",
+                f"predictor_corrector on events with {size} dimension(s): with fewer than "
+                f"{_FEWEST_DIMENSIONS} its step size, a ratio of norms, varies so much that "
+                "samples come out too wide. annealed_langevin has a fixed step size.",
                 stacklevel=2,
             )
         own = split_draws(noise, num_draws, 0, predictor.num_draws)

@@ -58,8 +58,8 @@ def langevin_step(score: Array, x: Array, step_size: ArrayLike, noise: Array) ->
     Raises ValueError when score or noise is not of x's shape, or step_size neither [] nor [B].
 
     >>> x = jnp.ones((2, 3))
-    >>> score.langevin_step(-x, x, 0.1, jnp.zeros((2, 3)))[0, 0].round(3)
-    Array(0.95, dtype=float32)
+    >>> round(float(score.langevin_step(-x, x, 0.1, jnp.zeros((2, 3)))[0, 0]), 3)
+    0.95
     """
     x = jnp.asarray(x)
     if not jnp.shape(score) == jnp.shape(noise) == x.shape:
