@@ -37,6 +37,7 @@ from ddpm_jax.forward import (
     constant_schedule,
     cosine_schedule,
     jsd_schedule,
+    karras_timesteps,
     linear_schedule,
     quadratic_schedule,
     rescale_zero_terminal_snr,
@@ -126,7 +127,6 @@ from ddpm_jax.samplers import (
     heun,
     initial_noise,
     inpaint,
-    karras_timesteps,
     lerp,
     predictor_corrector,
     sample,
@@ -135,6 +135,7 @@ from ddpm_jax.samplers import (
 )
 from ddpm_jax.types import (
     Array,
+    Denoised,
     Denoiser,
     Key,
     bcast_right,
@@ -145,6 +146,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Array",
+    "Denoised",
     "Denoiser",
     "FlowLikelihood",
     "FlowSolution",

@@ -1,33 +1,116 @@
-"""Random numbers by example: every example draws from a key of its own.
+"""Random numbers per example: every example draws from its own key.
 
-Example i of a batch uses `fold_in(key, i)`, i counting over the global batch. What it draws
-therefore depends neither on the size of the batch it happens to be computed in nor on how many
-devices share the work.
+Example i of a batch uses `fold_in(key, i)`, where i counts over the global batch. Its random
+numbers therefore depend neither on the batch it is computed in nor on the number of devices.
+That needs a generator whose numbers under `vmap` depend on each row's key alone: threefry, JAX's
+default. "rbg" and "unsafe_rbg" draw a whole batch from its first key, and are refused.
 """
 
 from __future__ import annotations
 
+import operator
+
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.types import Array, ArrayLike, Key
+from ddpm_jax.types import Array, ArrayLike, Key, describe
+
+
+def make_key(seed: ArrayLike) -> Key:
+    """The key of a seed [], always threefry's: JAX_DEFAULT_PRNG_IMPL does not change it.
+
+    >>> dj.keys.make_key(0).shape
+    ()
+    """
+    return jax.random.key(seed, impl="threefry2x32")
 
 
 def example_keys(key: Key, index: ArrayLike) -> Key:
-    """One key per example [B], from one key and the examples' global indices [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index))
+    """One key per example [B], from one key [] and the examples' global indices, int [B].
+
+    Raises TypeError if `key` is not a typed key or `index` not of integers, and ValueError for
+    other shapes and for keys of "rbg" generators.
+
+    >>> dj.example_keys(jax.random.key(0), jnp.arange(4)).shape
+    (4,)
+    """
+    _check_key("example_keys", key, "one key [], such as jax.random.key(0)", ())
+    index = jnp.asarray(index)
+    if not jnp.issubdtype(index.dtype, jnp.integer) or index.ndim != 1:
+        raise TypeError(
+            "example_keys needs the examples' indices, int [B], such as jnp.arange(B); got "
+            f"{describe(index)}."
+        )
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
 def fold_in_each(keys: Key, data: ArrayLike) -> Key:
-    """Folds the same number `data` [] into every key [B]: a new stream per example."""
+    """Folds the same number `data` [] into every key [B]: a new stream per example.
+
+    Raises as `check_keys` does.
+
+    >>> dj.keys.fold_in_each(dj.example_keys(jax.random.key(0), jnp.arange(4)), 7).shape
+    (4,)
+    """
+    check_keys("fold_in_each", keys)
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jnp.asarray(data))
 
 
 def split_each(keys: Key, num: int) -> tuple[Key, ...]:
-    """Splits every key [B] into `num` independent streams, one [B] array a purpose."""
+    """Splits every key [B] into `num` independent streams, one [B] array per purpose.
+
+    >>> [k.shape for k in dj.keys.split_each(dj.example_keys(jax.random.key(0), jnp.arange(4)), 2)]
+    [(4,), (4,)]
+    """
     return tuple(fold_in_each(keys, purpose) for purpose in range(num))
 
 
 def normal_per_example(keys: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """Standard normal noise [B, *shape], row i from keys[i] alone."""
+    """Standard normal noise [B, *shape], row i from keys[i] alone.
+
+    `shape` is one event's, without the batch. Raises as `check_keys` does, and TypeError for a
+    shape that is not a tuple of whole numbers or a dtype that is not floating point.
+
+    >>> dj.normal_per_example(dj.example_keys(jax.random.key(0), jnp.arange(4)), (8, 8, 1)).shape
+    (4, 8, 8, 1)
+    """
+    check_keys("normal_per_example", keys)
+    try:
+        shape = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise TypeError(
+            "normal_per_example needs one event's shape as a tuple of whole numbers, such as "
+            f"(32, 32, 3), or () for scalars; got {shape!r}."
+        ) from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"normal_per_example needs a floating-point dtype, got {jnp.dtype(dtype)}.")
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+
+def check_keys(call: str, keys: Key, count: int | None = None) -> None:
+    """Raises, in the name of the call, unless `keys` is [B] typed keys, B = count if given.
+
+    TypeError for anything but typed keys; ValueError for another shape, such as one key [] for a
+    whole batch, and for generators that under `vmap` draw all rows from the first key.
+    """
+    wanted = "keys [B], one per example: example_keys(key, jnp.arange(B))"
+    if count is not None:
+        wanted += f", B = {count}"
+    _check_key(call, keys, wanted, None if count is None else (count,))
+
+
+def _check_key(call: str, key: Key, wanted: str, shape: tuple[int, ...] | None) -> None:
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(
+            f"{call} needs {wanted}; got {describe(key)}. Typed keys come from jax.random.key, not "
+            "from PRNGKey."
+        )
+    if key.shape != shape if shape is not None else key.ndim != 1:
+        raise ValueError(f"{call} needs {wanted}; got keys of shape {key.shape}.")
+    if "rbg" in (impl := str(jax.random.key_impl(key))):
+        raise ValueError(
+            f"{call} got a key of the generator {impl!r}, which draws a whole batch from its first "
+            "key, so that an example would depend on its batch. Unset JAX_DEFAULT_PRNG_IMPL "
+            "(jax_default_prng_impl), or make the key with jax.random.key(seed, "
+            "impl='threefry2x32')."
+        )

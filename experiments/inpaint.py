@@ -26,7 +26,6 @@ from ddpm_jax.evaluation import rms_difference, rms_pairwise
 from ddpm_jax.files import write_json
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.keys import example_keys
-from ddpm_jax.programs.build import build_grid
 from ddpm_jax.programs.config import SamplerOptions, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk
@@ -84,7 +83,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     """
     _check(config)
     run = TrainedRun(config)
-    shape, schedule = run.model.image_shape, run.model.schedule
+    shape = run.model.image_shape
     known = read_mask(config.mask, shape, config.seed)
     data = run.heldout_data
     chosen = _chosen_images(config, data)
@@ -92,7 +91,6 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     if labels is not None and config.label is None:
         labels = data.labels[chosen]
     sampler = run.sampler(config)
-    grid = build_grid(schedule, config)
     baseline = run.train_data.images.mean(axis=0, dtype=np.float64)
     out = run.folder("inpaint")
     say(
@@ -101,7 +99,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     )
 
     def inpainting(x_0: Any) -> Sampler:
-        return inpaint(sampler, grid, x_0, jnp.asarray(known), num_resamples=config.num_resamples)
+        return inpaint(sampler, x_0, jnp.asarray(known), num_resamples=config.num_resamples)
 
     reverse = ReverseProcess(
         run.params,

@@ -156,7 +156,7 @@ def _draw(
         x = initial_noise(keys, run.model.image_shape)
         state = sampler.init(x)
         for t in np.asarray(grid_steps(sampler)):
-            noise = step_noise(keys, t, x, sampler.draws) if sampler.stochastic else None
+            noise = step_noise(keys, t, x, sampler.num_draws) if sampler.stochastic else None
             steps = jnp.full((size,), t)
             result = sampler.step(lambda x, t: network(x, t, batch_labels), x, steps, noise, state)  # noqa: B023
             x, state = result.x, result.state

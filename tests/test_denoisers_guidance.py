@@ -41,14 +41,14 @@ def mixture(x_t, t):
     return sum(weights[:, y, None] * CLASSES[y].denoise(x_t, t) for y in (0, 1))
 
 
-def network(denoise, target, spread=None):
+def network(denoise, target, variance_output=None):
     """A network that says this x̂_0 in the language of this target."""
 
     def apply_fn(x_t, t):
         out = dj.convert_prediction(SCHEDULE, denoise(x_t, t), x_t, t, source="x_0", target=target)
-        if spread is None:
+        if variance_output is None:
             return out
-        return jnp.concatenate([out, jnp.full_like(out, spread)], axis=-1)
+        return jnp.concatenate([out, jnp.full_like(out, variance_output)], axis=-1)
 
     return apply_fn
 
@@ -57,9 +57,8 @@ def network(denoise, target, spread=None):
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_exact_classifier_makes_the_exact_conditional_denoiser(target, y):
     """E[x_0 | x_t, y] = E[x_0 | x_t] + (1-ᾱ)/√ᾱ ∇ log p(y | x_t), by Bayes and Tweedie."""
-    guided = classifier_guided(
-        SCHEDULE, network(mixture, target), posterior(y), target=target, clip=False
-    )(X_T, jnp.asarray(T))
+    guided = classifier_guided(SCHEDULE, network(mixture, target), posterior(y), target=target)
+    guided = dj.make_denoiser(SCHEDULE, guided, target=target, clip=False)(X_T, jnp.asarray(T))
     np.testing.assert_allclose(guided, CLASSES[y].denoise(X_T, jnp.asarray(T)), atol=3e-4)
     assert np.abs(mixture(X_T, T) - CLASSES[y].denoise(X_T, T)).max() > 0.1
 
@@ -73,7 +72,8 @@ def test_classifier_guidance_is_algorithm_2_of_dhariwal_and_nichol():
     wanted = epsilon(X_T, t) - scale * sigma * gradient
     wanted = dj.predict_x_0(SCHEDULE, wanted, X_T, t, target="epsilon")
     for clip in (False, True, lambda x: 0.5 * x):
-        got = classifier_guided(SCHEDULE, epsilon, posterior(1), scale, clip=clip)(X_T, t)
+        guided = classifier_guided(SCHEDULE, epsilon, posterior(1), scale)
+        got = dj.make_denoiser(SCHEDULE, guided, clip=clip)(X_T, t)
         expected = clip(wanted) if callable(clip) else jnp.clip(wanted, -1, 1) if clip else wanted
         np.testing.assert_allclose(got, expected, atol=2e-4)
 
@@ -81,17 +81,12 @@ def test_classifier_guidance_is_algorithm_2_of_dhariwal_and_nichol():
 def test_classifier_guidance_on_a_grid_and_with_a_variance():
     steps = [0, 7, 40, 80, 99]
     grid = dj.respace(SCHEDULE, steps)
-    denoise = classifier_guided(
-        SCHEDULE,
-        network(mixture, "v", spread=0.25),
-        posterior(0),
-        target="v",
-        variance="learned_range",
-        clip=False,
-    )
-    x_0_hat, spread = denoise(X_T, grid.timesteps)
+    kind = {"target": "v", "variance": "learned_range"}
+    guided = classifier_guided(SCHEDULE, network(mixture, "v", 0.25), posterior(0), **kind)
+    denoise = dj.make_denoiser(SCHEDULE, guided, clip=False, **kind)
+    x_0_hat, variance_output = denoise(X_T, grid.timesteps)
     np.testing.assert_allclose(x_0_hat, CLASSES[0].denoise(X_T, jnp.asarray(T)), atol=3e-4)
-    np.testing.assert_array_equal(spread, np.full((5, 2), 0.25))
+    np.testing.assert_array_equal(variance_output, np.full((5, 2), 0.25))
 
 
 def test_where_nothing_is_left_of_x_0_a_classifier_guides_nothing():
@@ -107,9 +102,8 @@ def test_where_nothing_is_left_of_x_0_a_classifier_guides_nothing():
 
     t = jnp.full(5, 99)
     for target in ("v", "x_0"):
-        guided = classifier_guided(
-            schedule, apply_fn, log_probability, 3.0, target=target, clip=False
-        )
+        guided = classifier_guided(schedule, apply_fn, log_probability, 3.0, target=target)
+        guided = dj.make_denoiser(schedule, guided, target=target, clip=False)
         plain = dj.make_denoiser(schedule, apply_fn, target=target, clip=False)
         np.testing.assert_array_equal(guided(X_T, t), plain(X_T, t))
 
@@ -128,10 +122,37 @@ def test_classifier_free_is_a_line_through_both_networks(target):
         np.testing.assert_allclose(x_0_hat, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("events", [X_T[:, 0], X_T, X_T[:, :, None, None] * jnp.ones((5, 2, 5, 5))])
+@pytest.mark.parametrize("how", ["classifier", "classifier_free"])
+def test_a_scale_per_example_guides_each_row_by_its_own(how, events):
+    """Also where an event's axis has the batch's length, and a scale could meet the wrong axis."""
+    scales, t = jnp.array([0.0, 1.0, 2.5, 4.0, -1.0]), jnp.asarray(T)
+
+    def guide(scale):
+        if how == "classifier_free":
+            return classifier_free(lambda x, t: jnp.tanh(x), lambda x, t: 0.5 * x, scale)
+
+        def log_probability(x, t):
+            return -jnp.square(x - 0.3).reshape(5, -1).sum(-1)
+
+        return classifier_guided(SCHEDULE, lambda x, t: 0.5 * x, log_probability, scale)
+
+    rows = [guide(float(scale))(events, t)[i] for i, scale in enumerate(scales)]
+    np.testing.assert_allclose(guide(scales)(events, t), jnp.stack(rows), rtol=1e-6)
+
+
+def test_both_kinds_of_guidance_combine():
+    """Their shifts of ε̂ add up: 2 of the networks' difference, and a classifier's."""
+    t, free = jnp.asarray(T), classifier_free(lambda x, t: x, lambda x, t: 0.5 * x, 2.0)
+    both = classifier_guided(SCHEDULE, free, posterior(0), 1.5)(X_T, t)
+    alone = classifier_guided(SCHEDULE, lambda x, t: 0.0 * x, posterior(0), 1.5)(X_T, t)
+    np.testing.assert_allclose(both, 1.5 * X_T + alone, rtol=1e-5)
+
+
 def test_the_variance_is_the_conditional_networks():
     guided = classifier_free(
-        network(CLASSES[0].denoise, "epsilon", spread=0.7),
-        network(mixture, "epsilon", spread=-0.2),
+        network(CLASSES[0].denoise, "epsilon", variance_output=0.7),
+        network(mixture, "epsilon", variance_output=-0.2),
         2.0,
         variance="learned",
     )
@@ -147,12 +168,12 @@ def test_the_variance_is_the_conditional_networks():
 def test_sampling_with_scale_1_gives_the_class(how):
     """Ancestral and guided towards class 0: its mean and standard deviation, not the mixture's."""
     if how == "classifier":
-        denoise = classifier_guided(SCHEDULE, network(mixture, "epsilon"), posterior(0), clip=False)
+        apply_fn = classifier_guided(SCHEDULE, network(mixture, "epsilon"), posterior(0))
     else:
         apply_fn = classifier_free(
             network(CLASSES[0].denoise, "epsilon"), network(mixture, "epsilon"), 1.0
         )
-        denoise = dj.make_denoiser(SCHEDULE, apply_fn, clip=False)
+    denoise = dj.make_denoiser(SCHEDULE, apply_fn, clip=False)
     keys = dj.example_keys(jax.random.key(0), jnp.arange(4096))
     x_T = dj.initial_noise(keys, (2,))
     sampler = dj.ancestral(SCHEDULE, variance="fixed_large")
@@ -169,6 +190,15 @@ def test_sampling_with_scale_1_gives_the_class(how):
         (lambda f: classifier_guided(SCHEDULE, f, f, target="eps"), "classifier_guided knows"),
         (lambda f: classifier_guided(SCHEDULE, f, f, variance="no"), "classifier_guided knows"),
         (lambda f: classifier_free(f, f, 1.0, variance="learned")(X_T, T), "doubles"),
+        (lambda f: classifier_free(f, f, jnp.ones(2))(X_T, T), "one scale per example"),
+        (lambda f: classifier_free(f, f, jnp.ones((5, 1)))(X_T, T), "one scale per example"),
+        (lambda f: classifier_guided(SCHEDULE, f, log_joint)(X_T, jnp.asarray(T)), r"\[B, K\]"),
+        (
+            lambda f: classifier_guided(SCHEDULE, f, posterior(0), jnp.ones(2))(
+                X_T, jnp.asarray(T)
+            ),
+            "one scale per example",
+        ),
     ],
 )
 def test_bad_values_are_named(call, words):

@@ -131,7 +131,7 @@ def test_the_grid_sampler_and_the_score_rooms_dynamics_are_one(final_denoise):
     x_T = jax.random.normal(jax.random.key(1), (5, 3))
     sampler = annealed_langevin(ladder, steps_per_level=K, rate=rate, final_denoise=final_denoise)
     on_grid = dj.sample(sampler, denoiser_from_score(ladder, score_fn), x_T, noise=noise)
-    chains = score.annealed_langevin(
+    chains = score.annealed_langevin_chains(
         score_fn,
         x_T * float(np.hypot(1.0, sigmas[0])),
         jnp.asarray(sigmas, jnp.float32),

@@ -155,11 +155,26 @@ def iddpm_spacing(T, S):
     return steps
 
 
-@pytest.mark.parametrize(
-    "T,S", [(1000, 10), (1000, 23), (1000, 250), (4000, 100), (17, 17), (9, 1)]
-)
+@pytest.mark.parametrize("T,S", [(1000, 10), (1000, 23), (1000, 250), (4000, 100), (17, 17)])
 def test_fractional_spacing(T, S):
     np.testing.assert_array_equal(dj.spaced_timesteps(T, S, "fractional"), iddpm_spacing(T, S))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_single_step_starts_from_noise(spacing):
+    """x_T ~ N(0, I) is the law at step T-1, not at step 0, where several rules would begin."""
+    np.testing.assert_array_equal(dj.spaced_timesteps(1000, 1, spacing), [999])
+
+
+def test_traced_schedules_and_steps_are_refused():
+    schedule = dj.linear_schedule(10)
+    for traced in (
+        lambda x: dj.respace(schedule.replace(beta=x * schedule.beta), [0, 5]),
+        lambda x: dj.respace(schedule, x.astype(int) * jnp.arange(3)),
+        lambda x: dj.karras_timesteps(schedule.replace(log_snr=x * schedule.log_snr), 5),
+    ):
+        with pytest.raises(TypeError, match="runs on the host"):
+            jax.jit(traced)(1.0)
 
 
 def test_spacings_of_the_literature():

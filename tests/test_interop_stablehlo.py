@@ -23,7 +23,7 @@ SAMPLERS = {
     "ancestral": dj.ancestral(GRID),
     "dpm_solver_pp": dj.dpm_solver_pp(GRID),
     "heun": dj.heun(GRID, process=SCHEDULE),
-    "predictor_corrector": dj.predictor_corrector(dj.ancestral(GRID), GRID),
+    "predictor_corrector": dj.predictor_corrector(dj.ancestral(GRID)),
 }
 
 
@@ -78,7 +78,7 @@ def test_given_noise_is_replayed(name):
     program = through_bytes(
         export_sampler(sampler, denoiser_of, PARAMS, SHAPE, inputs="x_T_noise", batch_size=2)
     )
-    draws = (sampler.draws,) if sampler.draws > 1 else ()
+    draws = (sampler.num_draws,) if sampler.num_draws > 1 else ()
     noise = np.random.default_rng(5).normal(size=(4, *draws, 2, *SHAPE)).astype(np.float32)
     images = program.call(start(2), noise)
     close(images, truth(sampler, start(2), noise=jnp.asarray(noise)))

@@ -75,7 +75,7 @@ def test_learned_variance_of_the_extremes_equals_the_fixed_ones():
     for value, fixed in [(1.0, "fixed_large"), (-1.0, "fixed_small")]:
 
         def denoise(x, t, value=value):
-            return toy_denoise(x, t), jnp.full_like(x, value)
+            return dj.Denoised(toy_denoise(x, t), jnp.full_like(x, value))
 
         learned = dj.sample(dj.ancestral(grid, variance="learned_range"), denoise, x_T, keys=keys)
         exact = dj.sample(dj.ancestral(grid, variance=fixed), toy_denoise, x_T, keys=keys)
@@ -189,7 +189,7 @@ def test_the_network_is_traced_once():
                 x,
                 keys=jax.random.split(jax.random.key(0), 2),
             ),
-            "x_0_hat alone",
+            "x̂_0 alone",
         ),
     ],
 )

@@ -80,7 +80,7 @@ def even(num_steps):
 
 
 def karras(num_steps):
-    return dj.respace(FULL, samplers.karras_timesteps(FULL, num_steps))
+    return dj.respace(FULL, dj.karras_timesteps(FULL, num_steps))
 
 
 CASES = {
@@ -94,8 +94,8 @@ CASES = {
     "dpm 2 sde": lambda: samplers.dpm_solver_pp(karras(80), sde=True),
     "heun": lambda: samplers.heun(karras(40)),
     "heun churn": lambda: samplers.heun(karras(60), churn=10.0, process=FULL),
-    "pc ancestral": lambda: samplers.predictor_corrector(samplers.ancestral(g := even(250)), g),
-    "pc ddim": lambda: samplers.predictor_corrector(samplers.ddim(g := even(250)), g, snr=0.08),
+    "pc ancestral": lambda: samplers.predictor_corrector(samplers.ancestral(even(250))),
+    "pc ddim": lambda: samplers.predictor_corrector(samplers.ddim(even(250)), snr=0.08),
 }
 
 

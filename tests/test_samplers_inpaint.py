@@ -35,7 +35,7 @@ def conditional():
 def draw(num_resamples, num_steps, count=1024):
     grid = dj.respace(FULL, dj.spaced_timesteps(1000, num_steps, "trailing"))
     sampler = inpaint(
-        dj.ancestral(grid), grid, jnp.array([KNOWN, 0, 0]), MASK, num_resamples=num_resamples
+        dj.ancestral(grid), jnp.array([KNOWN, 0, 0]), MASK, num_resamples=num_resamples
     )
     keys = dj.example_keys(jax.random.key(0), np.arange(count))
     x_T = dj.initial_noise(keys, (3,))
@@ -59,7 +59,7 @@ def test_resampling_approaches_the_conditional_distribution():
 def test_the_known_region_is_at_the_level_of_noise_reached():
     """Whatever the sampler does, the known part of x at step t-1 is q(x_{t-1} | x_0)."""
     grid = dj.respace(FULL, dj.spaced_timesteps(1000, 10))
-    sampler = inpaint(dj.ddim(grid), grid, jnp.float32(KNOWN), MASK)
+    sampler = inpaint(dj.ddim(grid), jnp.float32(KNOWN), MASK)
     z = jnp.float32(np.random.default_rng(0).standard_normal((2, 3)))
     got = sampler.step(gaussian_denoise, jnp.ones((2, 3)), jnp.array([7, 1]), z, ()).x
     a = np.asarray(grid.alpha_bar)[[6, 0]]
@@ -72,8 +72,8 @@ def test_a_resampled_step_is_step_diffuse_step():
     """Three rounds of a deterministic sampler by hand, with the noise in its documented order."""
     grid = dj.respace(FULL, dj.spaced_timesteps(1000, 10))
     base = dj.ddim(grid)
-    sampler = inpaint(base, grid, jnp.float32(KNOWN), MASK, num_resamples=3)
-    assert sampler.draws == 5
+    sampler = inpaint(base, jnp.float32(KNOWN), MASK, num_resamples=3)
+    assert sampler.num_draws == 5
     z = jnp.float32(np.random.default_rng(1).standard_normal((5, 2, 3)))
     t = jnp.full(2, 6)
     a, beta = np.asarray(grid.alpha_bar)[5], np.asarray(grid.beta)[6]
@@ -98,7 +98,7 @@ def test_masks_and_data_of_any_shape_that_fits(mask_shape, x_0_shape):
     rng = np.random.default_rng(0)
     mask, x_0 = rng.random(mask_shape) < 0.5, jnp.float32(rng.uniform(-1, 1, x_0_shape))
     grid = dj.respace(FULL, [0, 999])
-    sampler = inpaint(dpm_solver_pp(grid), grid, x_0, jnp.asarray(mask), num_resamples=2)
+    sampler = inpaint(dpm_solver_pp(grid), x_0, jnp.asarray(mask), num_resamples=2)
     keys = dj.example_keys(jax.random.key(0), np.arange(2))
     x_T = dj.initial_noise(keys, (4, 4, 3))
     got = np.asarray(dj.sample(sampler, lambda x, t: 0.5 * x, x_T, keys=keys))
@@ -112,10 +112,24 @@ def test_masks_and_data_of_any_shape_that_fits(mask_shape, x_0_shape):
     [
         ({"num_resamples": 0}, "num_resamples"),
         ({"mask": jnp.ones(3)}, "bool mask"),
-        ({"schedule": dj.respace(FULL, [3])}, "1000 steps, got one of 1"),
+        ({"known": jnp.zeros(3, jnp.uint8)}, "from_pixels"),
+        ({"known": FULL}, "known data"),  # the schedule is the sampler's own
+        ({"sampler": dj.ddim}, "needs a Sampler"),
     ],
 )
 def test_bad_calls_are_named(kwargs, words):
-    args = {"sampler": dj.ddim(FULL), "schedule": FULL, "x_0": jnp.zeros(3), "mask": MASK}
-    with pytest.raises(ValueError, match=words):
+    args = {"sampler": dj.ddim(FULL), "known": jnp.zeros(3), "mask": MASK}
+    with pytest.raises((ValueError, TypeError), match=words):
         inpaint(**(args | kwargs))
+
+
+@pytest.mark.parametrize(
+    "known,mask",
+    [((8, 8, 3), (8, 8)), ((8, 8, 3), (8, 8, 2)), ((8, 8), (8, 8, 3)), ((5, 8, 8, 3), ())],
+)
+def test_shapes_that_do_not_fit_the_samples_are_refused(known, mask):
+    """A mask without its channel axis would be aligned with the wrong axes where sizes agree."""
+    sampler = inpaint(dj.ddim(FULL), jnp.zeros(known), jnp.ones(mask, bool))
+    keys = dj.example_keys(jax.random.key(0), np.arange(4))
+    with pytest.raises(ValueError, match=r"axes of size 1 are broadcast"):
+        dj.sample(sampler, lambda x, t: 0.5 * x, jnp.zeros((4, 8, 8, 3)), keys=keys)

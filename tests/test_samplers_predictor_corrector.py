@@ -1,5 +1,7 @@
 """Predictor-corrector sampling against the paper's algorithms in float64, and its limits."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +42,8 @@ def test_equals_a_float64_run():
                 r = 0.16 * np.linalg.norm(z[b]) / np.linalg.norm(score)
                 size = 2 * (1 - tables.beta[i - 1]) * r**2
                 x[b] = x[b] + size * score + np.sqrt(2 * size) * z[b]
-    sampler = predictor_corrector(dj.ancestral(GRID), GRID, num_corrections=2)
-    assert sampler.draws == 3
+    sampler = predictor_corrector(dj.ancestral(GRID), num_corrections=2)
+    assert sampler.num_draws == 3
     got = dj.sample(sampler, denoise, jnp.float32(X_T), noise=jnp.float32(NOISE))
     np.testing.assert_allclose(got, x, rtol=1e-4, atol=2e-5)
 
@@ -49,10 +51,10 @@ def test_equals_a_float64_run():
 @pytest.mark.parametrize("make", [dj.ancestral, dj.ddim, dpm_solver_pp])
 def test_a_ratio_of_zero_leaves_the_predictor_alone(make):
     predictor = make(GRID)
-    sampler = predictor_corrector(predictor, GRID, snr=0.0)
-    assert sampler.draws == predictor.draws + 1
-    noise = jnp.float32(NOISE[:, :2] if predictor.draws else NOISE[:, 0])
-    own = jnp.float32(NOISE[:, 0]) if predictor.draws else None
+    sampler = predictor_corrector(predictor, snr=0.0)
+    assert sampler.num_draws == predictor.num_draws + 1
+    noise = jnp.float32(NOISE[:, :2] if predictor.num_draws else NOISE[:, 0])
+    own = jnp.float32(NOISE[:, 0]) if predictor.num_draws else None
     got = dj.sample(sampler, denoise, jnp.float32(X_T), noise=noise)
     expected = dj.sample(predictor, denoise, jnp.float32(X_T), noise=own)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
@@ -76,27 +78,34 @@ def test_correctors_pull_a_wrong_predictor_towards_the_data():
         draw = jax.jit(lambda x: dj.sample(sampler, data.denoise, x, keys=keys))
         return np.std(draw(x_T))
 
-    corrected = predictor_corrector(bad, grid, snr=0.1, num_corrections=4)
+    corrected = predictor_corrector(bad, snr=0.1, num_corrections=4)
     assert abs(width(corrected) - 0.4) < 0.4 * abs(width(bad) - 0.4)
 
 
 def test_a_vanishing_score_is_left_alone():
-    sampler = predictor_corrector(dj.ddim(GRID), GRID)
-    state = sampler.step(
-        lambda x, t: 0.0 * x, jnp.zeros((2, 3)), jnp.full(2, 5), jnp.ones((2, 3)), ()
-    )
-    np.testing.assert_array_equal(state.x, np.zeros((2, 3)))
+    sampler = predictor_corrector(dj.ddim(GRID))
+    zeros, ones = jnp.zeros((2, 40)), jnp.ones((2, 40))
+    state = sampler.step(lambda x, t: 0.0 * x, zeros, jnp.full(2, 5), ones, ())
+    np.testing.assert_array_equal(state.x, zeros)
+
+
+@pytest.mark.parametrize("size,snr,warned", [(1, 0.16, 1), (31, 0.16, 1), (32, 0.16, 0), (1, 0, 0)])
+def test_few_dimensions_warn(size, snr, warned):
+    sampler, x = predictor_corrector(dj.ddim(GRID), snr=snr), jnp.ones((2, size))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sampler.step(lambda x, t: 0.5 * x, x, jnp.full(2, 5), x, ())
+    assert len(caught) == warned and all("too wide" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: predictor_corrector(dj.ddim(GRID), GRID, snr=-0.1), "snr >= 0"),
-        (lambda: predictor_corrector(dj.ddim(GRID), GRID, num_corrections=0), "num_corrections"),
-        (lambda: predictor_corrector(dj.ddim(GRID), FULL), "12 steps, got one of 1000"),
+        (lambda: predictor_corrector(dj.ddim(GRID), snr=-0.1), "snr >= 0"),
+        (lambda: predictor_corrector(dj.ddim(GRID), num_corrections=0), "num_corrections"),
         (
             lambda: dj.sample(
-                predictor_corrector(dj.ancestral(GRID), GRID),
+                predictor_corrector(dj.ancestral(GRID)),
                 denoise,
                 jnp.float32(X_T),
                 noise=jnp.float32(NOISE[:, 0]),

@@ -11,7 +11,7 @@ from scipy import stats
 
 import ddpm_jax as dj
 from ddpm_jax.score import (
-    annealed_langevin,
+    annealed_langevin_chains,
     geometric_noise_levels,
     langevin,
     langevin_step,
@@ -96,7 +96,7 @@ def test_steps_beyond_four_variances_diverge():
             ).x
         ),
         lambda x, keys: (
-            annealed_langevin(
+            annealed_langevin_chains(
                 lambda x, level: -x, x, [2.0, 0.5], step_size=0.1, steps_per_level=2, keys=keys
             ).x
         ),
@@ -221,7 +221,7 @@ def test_annealing_finds_the_weights_of_far_modes_and_plain_chains_do_not():
 
     @jax.jit
     def both(x):
-        annealed = annealed_langevin(
+        annealed = annealed_langevin_chains(
             noisy_score, x, sigmas, step_size=0.003, steps_per_level=50, keys=keys(100)
         )
         plain = langevin(
@@ -255,7 +255,7 @@ def test_annealed_steps_replay_algorithm_1(final_denoise):
         assert level.shape == (2,) and level.dtype == jnp.int32
         return score(x, level.astype(x.dtype), jnp)
 
-    got = annealed_langevin(
+    got = annealed_langevin_chains(
         traced,
         f32(x),
         sigmas,
@@ -282,7 +282,7 @@ def test_every_level_draws_anew():
 
     @jax.jit
     def run(x):
-        return annealed_langevin(
+        return annealed_langevin_chains(
             lambda x, level: 0.0 * x,
             x,
             [2.0, 1.0],
@@ -297,7 +297,7 @@ def test_every_level_draws_anew():
 
 
 X = f32(np.zeros((2, 3)))
-anneal = partial(annealed_langevin, lambda x, i: x, X, step_size=0.1, steps_per_level=1)
+anneal = partial(annealed_langevin_chains, lambda x, i: x, X, step_size=0.1, steps_per_level=1)
 adjust = partial(metropolis_adjusted_langevin, quartic, X, 0.1, num_steps=2)
 
 
@@ -310,7 +310,8 @@ adjust = partial(metropolis_adjusted_langevin, quartic, X, 0.1, num_steps=2)
         (lambda: langevin(wavy, X, 0.1, num_steps=2, keys=keys(3)), r"keys \[B\]"),
         (lambda: langevin(wavy, X, 0.1, num_steps=0, keys=keys(2)), "at least one step"),
         (lambda: langevin(wavy, X, -0.1, num_steps=1, keys=keys(2)), "step_size > 0"),
-        (lambda: langevin(wavy, X.astype(int), 0.1, num_steps=1, keys=keys(2)), "floating point"),
+        (lambda: langevin(wavy, X, jnp.ones(3), num_steps=1, keys=keys(2)), "one step_size per"),
+        (lambda: langevin_step(X, X, jnp.ones(3), X), "one step_size per"),
         (lambda: adjust(noise=f32(np.zeros((2, 2, 3)))), "uniform"),
         (lambda: adjust(keys=keys(2), uniform=f32(np.zeros((2, 2)))), "none with keys"),
         (lambda: metropolis_adjusted_langevin(jnp.sum, X, 0.1, num_steps=1, keys=keys(2)), "log_d"),

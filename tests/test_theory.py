@@ -17,8 +17,8 @@ from scipy import stats
 import ddpm_jax as dj
 from ddpm_jax.denoisers.scores import noise_levels
 from ddpm_jax.likelihood.normal import normal_kl
-from ddpm_jax.score.langevin import annealed_langevin, langevin, langevin_step
-from ddpm_jax.score.objectives import (
+from ddpm_jax.score.langevin import annealed_langevin_chains, langevin, langevin_step
+from ddpm_jax.score.matching import (
     denoising_score_matching,
     exact_score_matching,
     ncsn_loss,
@@ -238,7 +238,7 @@ def test_every_rung_is_the_same_task_and_the_same_walk():
         np.testing.assert_allclose(loss(level), wanted, rtol=1e-12)
 
     h = 0.1 * 0.5**2
-    path = annealed_langevin(
+    path = annealed_langevin_chains(
         lambda x, level: -x / sigmas[level][:, None] ** 2,
         jnp.ones((1, 1)),
         sigmas,

@@ -12,6 +12,7 @@ from ddpm_jax.denoisers.prediction import p_mean_variance as p_mean_variance
 from ddpm_jax.denoisers.prediction import predict_epsilon as predict_epsilon
 from ddpm_jax.denoisers.prediction import predict_x_0 as predict_x_0
 from ddpm_jax.denoisers.prediction import training_target as training_target
+from ddpm_jax.denoisers.scheduled import ScheduledDenoiser as ScheduledDenoiser
 from ddpm_jax.denoisers.scores import denoiser_from_score as denoiser_from_score
 from ddpm_jax.denoisers.scores import noise_levels as noise_levels
 from ddpm_jax.denoisers.scores import score_from_denoiser as score_from_denoiser

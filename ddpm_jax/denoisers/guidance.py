@@ -1,6 +1,7 @@
-"""Guidance: steering a sampler towards a class, by two networks' difference or by a classifier.
+"""Guidance: steering a sampler towards a class, with two networks or with a classifier.
 
-Both change what the sampler takes for the network's word, so every sampler can be guided.
+Both return a network `(x_t, timesteps) -> output` in the place of the unguided one, so they combine
+with every denoiser and sampler, and with each other.
 """
 
 from __future__ import annotations
@@ -11,19 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoisers.prediction import (
-    Clip,
     Target,
     Variance,
     check_target,
     check_variance,
-    predict_x_0,
     schedule_rows,
     split_output,
-    threshold_x_0,
 )
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.process import at_step
-from ddpm_jax.types import ApplyFn, Array, Denoiser
+from ddpm_jax.forward.process import at_step, posterior_coefficients
+from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
 
 
 class LogProbability(Protocol):
@@ -37,7 +35,7 @@ class LogProbability(Protocol):
 def classifier_free(
     conditional: ApplyFn,
     unconditional: ApplyFn,
-    scale: float,
+    scale: ArrayLike,
     *,
     variance: Variance = "fixed_large",
 ) -> ApplyFn:
@@ -45,22 +43,29 @@ def classifier_free(
 
     Every target (ε, x_0, v, the previous mean, the score) is affine in x̂_0 with the same
     coefficients in both networks, so one formula guides all of them. s = 0 is unconditional, s = 1
-    conditional; the paper's w (2207.12598, Eq. 6) is s - 1. A learned variance is the conditional
-    network's.
+    conditional; the paper's w (arXiv 2207.12598, Eq. 6) is s - 1. A learned variance is the
+    conditional network's.
 
     Args:
-        conditional, unconditional: as a rule one network with the labels bound, and with the label
-            that stands for none, which training with label dropout has taught it.
-        scale: s; above 1 it trades variety for typicality.
+        conditional, unconditional: usually one network with the labels bound, and with the label
+            that stands for none, which it learned from label dropout.
+        scale: s, [] or one per example [B]; above 1 it trades variety for typicality.
         variance: the kind the network was trained with; says whether half its output is variance.
+
+    Raises ValueError for an unknown variance; the network raises it for a scale that is neither []
+    nor [B] and for outputs of another shape than x_t asks for.
+
+    >>> guided = dj.classifier_free(lambda x, t: x, lambda x, t: 0.0 * x, jnp.array([1.0, 3.0]))
+    >>> guided(jnp.ones((2, 1)), jnp.zeros(2, int)).ravel()
+    Array([1., 3.], dtype=float32)
     """
     check_variance("classifier_free", variance)
 
     def apply_fn(x_t: Array, timesteps: Array) -> Array:
-        labelled, spread = split_output(conditional(x_t, timesteps), x_t, variance)
+        labelled, variance_output = split_output(conditional(x_t, timesteps), x_t, variance)
         plain, _ = split_output(unconditional(x_t, timesteps), x_t, variance)
-        guided = plain + scale * (labelled - plain)
-        return guided if spread is None else jnp.concatenate([guided, spread], axis=-1)
+        s = _scale("classifier_free", scale, x_t)
+        return _joined(plain + s * (labelled - plain), variance_output)
 
     return apply_fn
 
@@ -69,39 +74,77 @@ def classifier_guided(
     schedule: NoiseSchedule,
     apply_fn: ApplyFn,
     log_probability: LogProbability,
-    scale: float = 1.0,
+    scale: ArrayLike = 1.0,
     *,
     target: Target = "epsilon",
     variance: Variance = "fixed_large",
-    clip: Clip = True,
-) -> Denoiser:
-    """x̂_0 + s (1-ᾱ_t)/√ᾱ_t ∇ log p(y | x_t): a denoiser of the score plus the classifier's.
+) -> ApplyFn:
+    """ε̂ - s √(1-ᾱ_t) ∇ log p(y | x_t), and the same for every other target.
 
-    The same as ε̂ - s √(1-ᾱ_t) ∇ log p(y | x_t) (Dhariwal, Nichol 2021, 2105.05233, Alg. 2), for
-    any target; with an exact classifier and s = 1 it is E[x_0 | x_t, y]. Clipping comes last. Where
-    ᾱ_t is 0 a classifier of x_t knows nothing, and x̂_0 stays as it is.
+    In terms of x̂_0 this adds s (1-ᾱ_t)/√ᾱ_t ∇ log p(y | x_t); with an exact classifier and s = 1
+    the guided network stands for E[x_0 | x_t, y]. Clipping, as `make_denoiser` does it, comes last.
+    Where ᾱ_t is 0 a classifier of x_t knows nothing, and the output stays as it is. A learned
+    variance stays the network's. Dhariwal, Nichol 2021 (arXiv 2105.05233), Algorithm 2.
 
     Args:
         schedule: the full process the network was trained on.
         apply_fn: the unconditional network.
         log_probability: log p(y | x_t) [B] for the wanted classes, of a classifier trained on x_t.
-        scale: s.
-        target, variance, clip: as for `make_denoiser`.
+        scale: s, [] or one per example [B].
+        target, variance: as for `make_denoiser`, which turns the guided network into a denoiser.
+
+    Raises ValueError for unknown kinds; the network raises it for a scale that is neither [] nor
+    [B] and for log-probabilities that are not [B].
+
+    >>> schedule, log_p = dj.linear_schedule(), lambda x, t: -0.5 * jnp.sum(x**2, -1)
+    >>> guided = dj.classifier_guided(schedule, lambda x, t: 0.1 * x, log_p, 2.0)
+    >>> dj.make_denoiser(schedule, guided)(jnp.ones((2, 3)), jnp.array([10, 500])).shape
+    (2, 3)
     """
     check_target("classifier_guided", target)
     check_variance("classifier_guided", variance)
 
-    def denoise(x_t: Array, t: Array):
-        row = schedule_rows(schedule, t)
-        prediction, spread = split_output(apply_fn(x_t, t), x_t, variance)
-        x_0_hat = predict_x_0(schedule, prediction, x_t, row, target=target)
-        gradient = jax.grad(lambda x: jnp.sum(log_probability(x, t)))(x_t)
-        signal = at_step(schedule.signal_scale, row, x_t.ndim)
-        noise = at_step(schedule.noise_scale, row, x_t.ndim)
-        # At ᾱ = 0 the classifier's gradient is 0, and of 0/0 nothing can be learnt: no guidance.
-        gone = signal == 0
-        step = jnp.where(gone, 0.0, noise**2 / jnp.where(gone, 1.0, signal))
-        x_0_hat = threshold_x_0(x_0_hat + scale * step * gradient, clip)
-        return x_0_hat if spread is None else (x_0_hat, spread)
+    def guided(x_t: Array, timesteps: Array) -> Array:
+        prediction, variance_output = split_output(apply_fn(x_t, timesteps), x_t, variance)
 
-    return denoise
+        def total(x: Array) -> Array:
+            log_p = log_probability(x, timesteps)
+            if jnp.shape(log_p) != x.shape[:1]:
+                raise ValueError(
+                    "classifier_guided needs log p(y | x_t) [B] of the wanted classes, one number "
+                    f"per example: x_t has shape {x.shape}, log_probability {jnp.shape(log_p)}. "
+                    "Pick each example's class from log-probabilities [B, K] first."
+                )
+            return jnp.sum(log_p)
+
+        row = schedule_rows(schedule, timesteps)
+        push = _scale("classifier_guided", scale, x_t) * jax.grad(total)(x_t)
+        return _joined(prediction + _gain(schedule, row, x_t.ndim, target) * push, variance_output)
+
+    return guided
+
+
+def _gain(schedule: NoiseSchedule, row: Array, ndim: int, target: Target) -> Array:
+    """How a target moves with ∇ log p(y | x_t), the score's own gain being 1; 0 where ᾱ is 0."""
+    signal = at_step(schedule.signal_scale, row, ndim)
+    noise = at_step(schedule.noise_scale, row, ndim)
+    gone = signal == 0
+    finite = jnp.where(gone, 1.0, signal)
+    gains = {
+        "epsilon": -noise,
+        "x_0": noise**2 / finite,
+        "v": -noise / finite,
+        "previous_mean": posterior_coefficients(schedule, row, ndim)[0] * noise**2 / finite,
+        "score": jnp.ones_like(noise),
+    }
+    return jnp.where(gone, 0.0, gains[target])
+
+
+def _scale(call: str, scale: ArrayLike, x_t: Array) -> Array:
+    return bcast_right(per_example(call, "scale", scale, x_t), x_t.ndim)
+
+
+def _joined(prediction: Array, variance_output: Array | None) -> Array:
+    if variance_output is None:
+        return prediction
+    return jnp.concatenate([prediction, variance_output], axis=-1)

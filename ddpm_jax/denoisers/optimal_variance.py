@@ -1,7 +1,7 @@
 """The best fixed variance of the reverse steps, in closed form (Bao et al. 2022, 2201.06503).
 
 A reverse step with mean μ̃_t(x̂_0, x_t) and variance σ_t² I costs, in expectation over q,
-½ (log σ_t² + (β̃_t + w_t² m_t)/σ_t²) + const a dimension, with
+½ (log σ_t² + (β̃_t + w_t² m_t)/σ_t²) + const per dimension, with
 
     w_t = √ᾱ_{t-1} β_t/(1-ᾱ_t)      the weight of x_0 in μ̃_t
     m_t = E‖x_0 - x̂_0(x_t)‖²/d       the mean squared error of the denoiser
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.types import Array, ArrayLike, host_array
 
 
 def optimal_log_variance(schedule: NoiseSchedule, x_0_mse: ArrayLike) -> Array:
@@ -26,14 +26,19 @@ def optimal_log_variance(schedule: NoiseSchedule, x_0_mse: ArrayLike) -> Array:
 
     Args:
         schedule: the S steps to be sampled or measured on, respaced or not.
-        x_0_mse: m_t [T], the mean squared error of x̂_0 a dimension, for every step of the full
+        x_0_mse: m_t [T], the mean squared error of x̂_0 per dimension, for every step of the full
             process; read at `schedule.timesteps`.
 
     A host function, in float64. Pass the table as `variance=`. At t = 0, where β̃ is 0, it is m_0,
-    the variance of the decoder. Raises ValueError for negative or missing entries.
+    the variance of the decoder. Raises ValueError for negative or missing entries, TypeError for
+    traced arguments.
+
+    >>> schedule = dj.linear_schedule()
+    >>> dj.optimal_log_variance(schedule, np.full(1000, 0.01)).shape
+    (1000,)
     """
-    mse = np.asarray(x_0_mse, dtype=np.float64)
-    steps = np.asarray(schedule.timesteps)
+    mse = host_array("optimal_log_variance", "x_0_mse", x_0_mse, np.float64)
+    steps = host_array("optimal_log_variance", "the schedule", schedule.timesteps)
     if mse.ndim != 1 or mse.size <= steps.max():
         raise ValueError(
             f"optimal_log_variance needs x_0_mse for steps 0..{steps.max()} of the full process, "
@@ -47,7 +52,7 @@ def optimal_log_variance(schedule: NoiseSchedule, x_0_mse: ArrayLike) -> Array:
             f"{steps[worst]}. These are variances, not their logarithms."
         )
     beta, posterior, previous, noise = (
-        np.asarray(table, dtype=np.float64)
+        host_array("optimal_log_variance", "the schedule", table, np.float64)
         for table in (
             schedule.beta,
             schedule.posterior_variance,
@@ -63,17 +68,21 @@ def optimal_log_variance(schedule: NoiseSchedule, x_0_mse: ArrayLike) -> Array:
 def x_0_mse_from_epsilon(schedule: NoiseSchedule, second_moment: ArrayLike) -> Array:
     """m_t = (1-ᾱ_t)/ᾱ_t (1 - Γ_t) from Γ_t = E‖ε̂(x_t, t)‖²/d [T], for an exact denoiser.
 
-    Γ needs no clean data, only samples of x_t: the estimator of Bao et al. 2022 (Eq. 8). Where the
-    estimate of Γ exceeds 1 it is taken for 1. Raises ValueError unless Γ has one entry a step, and
-    where ᾱ reaches 0, for there ε̂ says nothing about x_0.
+    Γ needs no clean data, only samples of x_t: the estimator of Bao et al. 2022 (Eq. 8). Estimates
+    of Γ above 1 count as 1. Raises ValueError unless Γ has one entry per step, and if ᾱ reaches 0,
+    where ε̂ says nothing about x_0; TypeError for traced arguments.
+
+    >>> dj.x_0_mse_from_epsilon(dj.linear_schedule(), np.full(1000, 0.9)).shape
+    (1000,)
     """
-    gamma = np.asarray(second_moment, dtype=np.float64)
+    gamma = host_array("x_0_mse_from_epsilon", "second_moment", second_moment, np.float64)
     if gamma.shape != (schedule.num_timesteps,):
         raise ValueError(
             f"x_0_mse_from_epsilon needs a second moment for each of {schedule.num_timesteps} "
             f"steps, got shape {gamma.shape}."
         )
-    ratio = np.exp(-np.asarray(schedule.log_snr, dtype=np.float64))
+    log_snr = host_array("x_0_mse_from_epsilon", "the schedule", schedule.log_snr, np.float64)
+    ratio = np.exp(-log_snr)
     if not np.isfinite(ratio).all():
         raise ValueError(
             f"x_0_mse_from_epsilon needs ᾱ > 0 at every step, got ᾱ = 0 at step "

@@ -20,9 +20,10 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
+from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import at_step, posterior_coefficients, posterior_mean
-from ddpm_jax.types import ApplyFn, Array, ArrayLike, Denoiser, bcast_right
+from ddpm_jax.types import ApplyFn, Array, ArrayLike, Denoised, bcast_right
 
 Target = Literal["epsilon", "x_0", "v", "previous_mean", "score"]
 VarianceKind = Literal["fixed_large", "fixed_small", "learned", "learned_range"]
@@ -300,10 +301,10 @@ def p_mean_variance(
 
 
 def schedule_rows(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
-    """The steps of the schedule that feed the network these numbers; T where none does."""
-    fed = jnp.asarray(schedule.timesteps)
-    near = jnp.minimum(jnp.searchsorted(fed, timesteps), fed.size - 1)
-    return jnp.where(fed[near] == timesteps, near, fed.size)
+    """Index of each network timestep in `schedule.timesteps`; T (out of range) if absent."""
+    known = jnp.asarray(schedule.timesteps)
+    near = jnp.minimum(jnp.searchsorted(known, timesteps), known.size - 1)
+    return jnp.where(known[near] == timesteps, near, known.size)
 
 
 def make_denoiser(
@@ -313,23 +314,28 @@ def make_denoiser(
     target: Target = "epsilon",
     variance: Variance = "fixed_large",
     clip: Clip = True,
-) -> Denoiser:
-    """Turns a network into a denoiser: `(x_t, t) -> x̂_0`, t being what the network is fed.
+) -> ScheduledDenoiser:
+    """Turns a network into a denoiser: `(x_t, timesteps) -> x̂_0`.
 
-    `t` [B] are numbers of `schedule.timesteps`, for a full process its steps 0..T-1. Samplers on a
-    subset of the steps call with those numbers, so the full schedule serves every grid. A number
-    that the schedule does not have gives NaN. With a learned variance the denoiser returns
-    `(x̂_0, variance_output)`.
+    `timesteps` [B] are numbers of `schedule.timesteps`, for a full process its steps 0..T-1.
+    Samplers on a subset of the steps call with those numbers, so the full schedule serves every
+    grid. A number that the schedule does not have gives NaN. With a learned variance the denoiser
+    returns `Denoised(x_0, variance_output)`. Samplers check their grid against `schedule`.
+
+    >>> schedule = dj.linear_schedule()
+    >>> denoise = dj.make_denoiser(schedule, lambda x, t: 0.1 * x)
+    >>> denoise(jnp.ones((2, 3)), jnp.array([10, 500])).shape
+    (2, 3)
     """
     check_target("make_denoiser", target)
     check_variance("make_denoiser", variance)
 
-    def denoise(x_t: Array, t: Array):
-        row = schedule_rows(schedule, t)
-        output = apply_fn(x_t, jnp.asarray(t))
+    def denoise(x_t: Array, timesteps: Array):
+        row = schedule_rows(schedule, timesteps)
+        output = apply_fn(x_t, jnp.asarray(timesteps))
         prediction, variance_output = split_output(output, x_t, variance)
         x_0_hat = predict_x_0(schedule, prediction, x_t, row, target=target)
         x_0_hat = threshold_x_0(x_0_hat, clip)
-        return x_0_hat if variance_output is None else (x_0_hat, variance_output)
+        return x_0_hat if variance_output is None else Denoised(x_0_hat, variance_output)
 
-    return denoise
+    return ScheduledDenoiser(schedule, denoise)

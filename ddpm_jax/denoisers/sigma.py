@@ -5,12 +5,12 @@ their variables):
 
     y = x_t/√ᾱ_t = x_0 + σ ε,      σ = √((1-ᾱ)/ᾱ) = exp(-log_snr/2),      ᾱ = 1/(1+σ²).
 
-Every σ between those of the table is a noise level as good as theirs: the process at σ has ᾱ(σ)
-exactly, and only the number t that the network is fed has to be made up, linearly in log σ between
-the table's entries. Between two steps σ moves by a few per cent, and networks read t through smooth
-sinusoids. A network that looks t up in a table cannot be used off the grid.
+Any σ between two of the table is a noise level, too: the process at σ has ᾱ(σ) exactly, and only
+the network's timestep has to be interpolated, linearly in log σ. Between two steps σ changes by a
+few per cent, and networks embed timesteps by smooth sinusoids. A network that looks timesteps up in
+a table cannot be used off the grid.
 
-With x = y/√(1+σ²) fed to the network, x̂_0 follows from its output without a division by √ᾱ:
+With x = y/√(1+σ²) as the network's input, x̂_0 follows from its output without a division by √ᾱ:
 
     epsilon   y - σ ε̂            v       (y/√(1+σ²) - σ v̂)/√(1+σ²)
     x_0       x̂_0                score   y + σ²/√(1+σ²) ŝ
@@ -33,13 +33,15 @@ from ddpm_jax.denoisers.prediction import (
     Variance,
     check_target,
     check_variance,
+    schedule_rows,
     split_output,
 )
+from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
-from ddpm_jax.types import ApplyFn, Array, ArrayLike, Denoiser, bcast_right
+from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, host_array, per_example
 
-# How far, in log σ, a noise level may lie outside the table and still be read as its end. Rounding
-# σ through exp and log takes 1e-6 of it at most; a level that is really elsewhere misses by more.
+# How far, in log σ, a noise level may lie outside the table and still count as its end. Rounding σ
+# through exp and log costs 1e-6 at most; a level that is really elsewhere misses by more.
 _SLACK = 1e-4
 
 
@@ -71,48 +73,50 @@ def check_sigmas(call: str, sigma_min: float, sigma_max: float) -> None:
 def sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
     """The noise levels σ = √((1-ᾱ)/ᾱ) of the first and of the last step, as host floats.
 
-    The paper's schedule runs from 0.0100 to 157.4. A host function: the schedule must be concrete.
-    Raises ValueError when ᾱ_T is 0, where σ is infinite.
+    The paper's schedule runs from 0.0100 to 157.4. A host function. Raises ValueError when ᾱ_T is
+    0, where σ is infinite, and TypeError for a traced schedule.
+
+    >>> [round(sigma, 2) for sigma in dj.sigma_range(dj.linear_schedule())]
+    [0.01, 157.41]
     """
-    log_snr = np.asarray(schedule.log_snr, dtype=np.float64)
+    log_snr = host_array("sigma_range", "the schedule", schedule.log_snr, np.float64)
     if not np.isfinite(log_snr).all():
         last = schedule.num_timesteps - 1
         raise ValueError(
             f"sigma_range needs a schedule with ᾱ > 0 throughout, got log_snr = {log_snr[-1]} at "
-            f"step {last}: nothing of x_0 is left there and σ is infinite. Leave that step out, "
+            f"step {last}: nothing of x_0 is left there and σ is infinite. Drop that step, "
             f"respace(schedule, np.arange({last})), and start from the noise level before it."
         )
     return float(np.exp(-0.5 * log_snr[0])), float(np.exp(-0.5 * log_snr[-1]))
 
 
 def timesteps_at_sigma(schedule: NoiseSchedule, sigma: ArrayLike) -> Array:
-    """The step t of noise level σ, [] or [B], in fractions of `schedule.timesteps`.
+    """The timestep of noise level σ, [] or [B], as a fraction between `schedule.timesteps`.
 
-    Linear in log σ between the table's entries, and equal to them at theirs. Outside the table's
-    range the answer is NaN, as it is for any step that a schedule does not have; levels within
-    1e-4 of an end, relative, count as that end, so that rounding does not leave the range. Where
-    ᾱ_T is 0 the range ends at the last finite σ.
+    Linear in log σ between the table's entries, and exact at them. NaN outside the table's range;
+    levels within 1e-4 of an end, relative, count as that end, so that rounding does not leave the
+    range. Where ᾱ_T is 0 the range ends at the last finite σ.
     """
     log_sigma = _log_sigma(schedule)
-    fed = jnp.asarray(schedule.timesteps).astype(log_sigma.dtype)
+    known = jnp.asarray(schedule.timesteps).astype(log_sigma.dtype)
     wanted = jnp.log(jnp.asarray(sigma, log_sigma.dtype))
-    # The slope of an interval that ends at σ = ∞ is 0: the step before it is what such σ would get.
-    t = jnp.interp(wanted, log_sigma, fed)
+    # An interval that ends at σ = ∞ has slope 0: all of it gets the timestep before.
+    t = jnp.interp(wanted, log_sigma, known)
     end = jnp.max(jnp.where(jnp.isfinite(log_sigma), log_sigma, -jnp.inf))
     inside = (wanted >= log_sigma[0] - _SLACK) & (wanted <= end + _SLACK)
     return jnp.where(inside, t, jnp.nan)
 
 
 def sigma_at_timesteps(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
-    """σ at steps of `schedule.timesteps`, whole or in fractions: `timesteps_at_sigma` backwards.
+    """σ at timesteps, whole or fractional: the inverse of `timesteps_at_sigma`.
 
-    Linear in log σ between the table's entries; NaN outside of the schedule's range.
+    Linear in log σ between the table's entries; NaN outside the schedule's range.
     """
     log_sigma = _log_sigma(schedule)
-    fed = jnp.asarray(schedule.timesteps).astype(log_sigma.dtype)
-    t = jnp.asarray(timesteps).astype(log_sigma.dtype)
-    inside = (t >= fed[0]) & (t <= fed[-1])
-    return jnp.where(inside, jnp.exp(jnp.interp(t, fed, log_sigma)), jnp.nan)
+    known = jnp.asarray(schedule.timesteps).astype(log_sigma.dtype)
+    wanted = jnp.asarray(timesteps).astype(log_sigma.dtype)
+    inside = (wanted >= known[0]) & (wanted <= known[-1])
+    return jnp.where(inside, jnp.exp(jnp.interp(wanted, known, log_sigma)), jnp.nan)
 
 
 def sigma_denoiser(
@@ -125,13 +129,14 @@ def sigma_denoiser(
 ) -> SigmaDenoiser:
     """Turns a network of a discrete process into a denoiser of every σ in the table's range.
 
-    The network is fed x = y/√(1+σ²) [B, ...] and the fractional steps `timesteps_at_sigma` [B];
-    its output is converted with the exact ᾱ(σ), so at the table's own levels the result is
-    `make_denoiser`'s. Of a learned variance the half that speaks of x_0 is used.
+    The network gets x = y/√(1+σ²) [B, ...] and the fractional `timesteps_at_sigma` [B]; its output
+    is converted with the exact ᾱ(σ), so at the table's own levels the result is `make_denoiser`'s.
+    A learned variance is ignored.
 
     Args:
         schedule: the process the network was trained on.
-        apply_fn: `(x [B, ...], t [B]) -> output`; t is a float here, and the network must take it.
+        apply_fn: `(x [B, ...], timesteps [B]) -> output`; the network must take timesteps that are
+            floats.
         target: what the network predicts; not "previous_mean".
         variance: as in `make_denoiser`; a learned one doubles the output's channels.
         clip: limits x̂_0 to [-1, 1]. Off, because clipping kinks the ODE and zeroes the derivatives
@@ -139,6 +144,10 @@ def sigma_denoiser(
 
     A σ outside the range, by more than rounding, gives NaN. Raises ValueError for unknown kinds and
     for the target "previous_mean"; the denoiser raises it for a σ that is neither [] nor [B].
+
+    >>> denoise = dj.sigma_denoiser(dj.linear_schedule(), lambda x, t: 0.1 * x)
+    >>> denoise(jnp.ones((2, 3)), jnp.array([0.5, 10.0])).shape
+    (2, 3)
     """
     check_target("sigma_denoiser", target)
     check_variance("sigma_denoiser", variance)
@@ -151,12 +160,12 @@ def sigma_denoiser(
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
         y = jnp.asarray(y)
-        sigma = _per_example("a sigma_denoiser", "sigma", sigma, y)
+        sigma = per_example("a sigma_denoiser", "sigma", sigma, y)
         level = bcast_right(sigma.astype(jnp.promote_types(y.dtype, jnp.float32)), y.ndim)
         # √(1+σ²); the process at σ has signal scale 1/norm and noise scale σ/norm.
         norm = jnp.hypot(1.0, level)
-        t = timesteps_at_sigma(schedule, sigma)
-        output = apply_fn((y / norm).astype(y.dtype), t)
+        timesteps = timesteps_at_sigma(schedule, sigma)
+        output = apply_fn((y / norm).astype(y.dtype), timesteps)
         prediction, _ = split_output(output, y, variance)
         if target == "epsilon":
             x_0_hat = y - level * prediction
@@ -166,8 +175,9 @@ def sigma_denoiser(
             x_0_hat = y + level * (level / norm) * prediction
         else:
             x_0_hat = prediction
-        # A network that never looks at t would answer at any σ: the range is the schedule's.
-        x_0_hat = jnp.where(bcast_right(jnp.isnan(t), y.ndim), jnp.nan, x_0_hat).astype(y.dtype)
+        # A network that ignores its timesteps would answer at any σ: the range is the schedule's.
+        outside = bcast_right(jnp.isnan(timesteps), y.ndim)
+        x_0_hat = jnp.where(outside, jnp.nan, x_0_hat).astype(y.dtype)
         return jnp.clip(x_0_hat, -1.0, 1.0) if clip else x_0_hat
 
     return denoise
@@ -180,10 +190,10 @@ def denoise_one(
     sigma: Array,
     conditions: tuple[Any, ...] = (),
 ) -> Array:
-    """D(y; σ) of one example, y [...] and σ [], by a batch of one; to be mapped over a batch.
+    """D(y; σ) of one example, y [...] and σ [], as a batch of one; to be mapped over a batch.
 
     `conditions` are pytrees of that example's values, passed on after y and σ. Raises ValueError,
-    in the name of the call, for an output of another shape than the batch of one has.
+    in the name of the call, for an output that is not of the shape of the batch of one.
     """
     rows = jax.tree.map(lambda value: value[None], conditions)
     x_0_hat = denoise(y[None], sigma[None], *rows)
@@ -196,21 +206,23 @@ def denoise_one(
     return x_0_hat[0].astype(y.dtype)
 
 
-def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -> Denoiser:
-    """Turns a model in σ into a denoiser of a schedule, for every sampler that walks a grid.
+def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -> ScheduledDenoiser:
+    """Turns a model in σ into a denoiser of a schedule, for every sampler.
 
-    `denoise(x_t, t)` calls `sigma_denoise(x_t/√ᾱ_t, σ_t)`, t being numbers of `schedule.timesteps`
-    as everywhere. Any schedule will do, if the model knows its noise levels (`sigma_range`). A
-    number the schedule does not have gives NaN, and so does a step with ᾱ_t = 0, where y has no
-    finite scale: sample on a grid without it.
+    `denoise(x_t, timesteps)` calls `sigma_denoise(x_t/√ᾱ_t, σ_t)`. Any schedule will do, if the
+    model knows its noise levels (`sigma_range`). A timestep the schedule does not have gives NaN,
+    and so does one with ᾱ_t = 0, where y has no finite scale: sample on a grid without it. The
+    denoiser raises ValueError for timesteps that are neither [] nor [B].
+
+    >>> denoise = dj.denoiser_from_sigma(dj.linear_schedule(), lambda y, sigma: 0.5 * y)
+    >>> denoise(jnp.ones((2, 3)), jnp.array([10, 500])).shape
+    (2, 3)
     """
 
-    def denoise(x_t: Array, t: ArrayLike) -> Array:
+    def denoise(x_t: Array, timesteps: ArrayLike) -> Array:
         x_t = jnp.asarray(x_t)
-        t = _per_example("a denoiser_from_sigma", "t", t, x_t)
-        fed = jnp.asarray(schedule.timesteps)
-        near = jnp.minimum(jnp.searchsorted(fed, t), fed.size - 1)
-        row = jnp.where(fed[near] == t, near, fed.size)
+        timesteps = per_example("a denoiser_from_sigma", "timesteps", timesteps, x_t)
+        row = schedule_rows(schedule, timesteps)
         signal = bcast_right(lookup(schedule.signal_scale, row), x_t.ndim)
         sigma = jnp.exp(lookup(_log_sigma(schedule), row))
         y = (x_t / signal).astype(x_t.dtype)
@@ -218,15 +230,4 @@ def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -
         missing = bcast_right(~jnp.isfinite(sigma), x_t.ndim)
         return jnp.where(missing, jnp.nan, x_0_hat)
 
-    return denoise
-
-
-def _per_example(call: str, name: str, value: ArrayLike, x: Array) -> Array:
-    """`value` as an array [B], from [B] or []; ValueError, in the name of the call, otherwise."""
-    value = jnp.asarray(value)
-    if x.ndim == 0 or value.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"{call} needs events [B, ...] and one {name} an example, [B], or [] for one shared by "
-            f"all; got events of shape {x.shape} and {name} of shape {value.shape}."
-        )
-    return jnp.broadcast_to(value, x.shape[:1])
+    return ScheduledDenoiser(schedule, denoise)

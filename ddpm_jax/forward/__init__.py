@@ -17,6 +17,7 @@ from ddpm_jax.forward.process import q_posterior as q_posterior
 from ddpm_jax.forward.process import q_sample as q_sample
 from ddpm_jax.forward.respacing import SPACINGS as SPACINGS
 from ddpm_jax.forward.respacing import Spacing as Spacing
+from ddpm_jax.forward.respacing import karras_timesteps as karras_timesteps
 from ddpm_jax.forward.respacing import respace as respace
 from ddpm_jax.forward.respacing import spaced_timesteps as spaced_timesteps
 from ddpm_jax.forward.schedule import NoiseSchedule as NoiseSchedule

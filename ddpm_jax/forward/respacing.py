@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.forward.schedule import NoiseSchedule, build_tables, check_num_timesteps
-from ddpm_jax.types import ArrayLike
+from ddpm_jax.types import ArrayLike, host_array
 
 Spacing = Literal["fractional", "uniform", "quadratic", "leading", "trailing"]
 SPACINGS: tuple[Spacing, ...] = ("fractional", "uniform", "quadratic", "leading", "trailing")
@@ -22,12 +22,13 @@ def respace(schedule: NoiseSchedule, timesteps: ArrayLike) -> NoiseSchedule:
     """The process that visits only the steps τ = `timesteps`, rising, of `schedule`.
 
     β'_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}}, while ᾱ and what the network is fed stay those of τ_i (iDDPM
-    §4).
-    A host function: the schedule must be concrete. Raises ValueError for steps that repeat, fall,
-        or lie
-    outside the schedule.
+    §4). A host function: both arguments must be concrete. Raises ValueError for steps that repeat,
+    fall, or lie outside the schedule, TypeError for traced arguments.
+
+    >>> dj.respace(dj.linear_schedule(), [0, 499, 999]).num_timesteps
+    3
     """
-    steps = np.asarray(timesteps)
+    steps = host_array("respace", "timesteps", timesteps)
     T = schedule.num_timesteps
     if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
         raise ValueError(
@@ -37,22 +38,22 @@ def respace(schedule: NoiseSchedule, timesteps: ArrayLike) -> NoiseSchedule:
     if steps.min() < 0 or steps.max() >= T or (np.diff(steps) <= 0).any():
         raise ValueError(
             f"respace needs strictly rising steps in 0..{T - 1}, got {steps.min()}..{steps.max()}"
-            f"{', not strictly rising' if (np.diff(steps) <= 0).any() else ''}. Samplers walk the "
-            "grid downwards by themselves."
+            f"{', not strictly rising' if (np.diff(steps) <= 0).any() else ''}. Samplers "
+            "themselves visit them downwards."
         )
     # log(1-β_t) from β where β is small, for there the ratio of float32 ᾱs cancels (β' off by 6e-4
     # relative at β = 1e-4); from that ratio where β is near 1 and 1-β cancels instead (cosine's
     # last step, off by 1.3e-5).
     beta, alpha_bar, alpha_bar_prev = (
-        np.asarray(table, dtype=np.float64)
+        host_array("respace", "the schedule", table, np.float64)
         for table in (schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev)
     )
     with np.errstate(divide="ignore"):
         log_kept = np.where(beta < 0.5, np.log1p(-beta), np.log(alpha_bar / alpha_bar_prev))
     log_alpha_bar = np.cumsum(log_kept)[steps]
     new_beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
-    fed = np.asarray(schedule.timesteps)[steps]
-    return build_tables(new_beta, log_alpha_bar, fed, schedule.beta.dtype)
+    kept = np.asarray(schedule.timesteps)[steps]
+    return build_tables(new_beta, log_alpha_bar, kept, schedule.beta.dtype)
 
 
 def spaced_timesteps(
@@ -68,7 +69,8 @@ def spaced_timesteps(
     trailing    T-1 downwards by T/S, rounded; always includes the last step (Lin et al. 2023, §3.3)
 
     Where the quadratic rule names a step twice, later ones move up by one: S steps are always
-    returned. Raises ValueError when S is not in 1..T, for an unknown spacing, and for "uniform"
+    returned. A single step is T-1 with every spacing, because it must start from x_T ~ N(0, I).
+    Raises ValueError when S is not in 1..T, for an unknown spacing, and for "uniform"
     when no whole stride gives exactly S steps.
     """
     check_num_timesteps("spaced_timesteps", num_timesteps)
@@ -79,9 +81,13 @@ def spaced_timesteps(
             f"spaced_timesteps needs 1 <= num_steps <= num_timesteps, got {num_steps=}, "
             f"{num_timesteps=}. A sampler cannot take more steps than the process has."
         )
+    if spacing not in SPACINGS:
+        raise ValueError(f"spaced_timesteps knows the spacings {SPACINGS}, got {spacing!r}.")
     T, S = int(num_timesteps), int(num_steps)
-    if spacing == "fractional":
-        stride = (T - 1) / (S - 1) if S > 1 else 0.0
+    if S == 1:
+        steps = np.array([T - 1])
+    elif spacing == "fractional":
+        stride = (T - 1) / (S - 1)
         # Added up rather than multiplied out: the sums that fall on .5 then round as in the
         # authors' code.
         steps = np.round(np.cumsum(np.concatenate([[0.0], np.full(S - 1, stride)])))
@@ -95,14 +101,46 @@ def spaced_timesteps(
             )
         steps = np.arange(0, T, strides[0])
     elif spacing == "quadratic":
-        steps = np.floor(np.linspace(0.0, math.sqrt(0.8 * T), S) ** 2)
-        index = np.arange(S)
-        steps = np.maximum.accumulate(steps - index) + index
-        steps = np.minimum(steps, T - S + index)
+        steps = _distinct(np.floor(np.linspace(0.0, math.sqrt(0.8 * T), S) ** 2), T)
     elif spacing == "leading":
         steps = np.arange(S) * (T // S)
-    elif spacing == "trailing":
-        steps = np.sort(np.round(T - np.arange(S) * (T / S)) - 1)
     else:
-        raise ValueError(f"spaced_timesteps knows the spacings {SPACINGS}, got {spacing!r}.")
+        steps = np.sort(np.round(T - np.arange(S) * (T / S)) - 1)
     return steps.astype(np.int32)
+
+
+def karras_timesteps(
+    schedule: NoiseSchedule, num_steps: int, rho: float = 7.0, *, sigma_max: float = math.inf
+) -> np.ndarray:
+    """EDM's grid on a discrete process: strictly rising int32 [num_steps], on the host.
+
+    σ_i = (σ_max^{1/ρ} + i/(S-1) (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ, i = 0 … S-1, each replaced by the
+    step of nearest σ; where two fall on one step, later ones move up by one. σ_min is the
+    schedule's, σ_max its largest that is finite and at most `sigma_max` (EDM uses 80). Raises
+    ValueError when that leaves fewer than num_steps steps, and for rho <= 0; TypeError for a traced
+    schedule. Karras et al. 2022 (arXiv 2206.00364), Eq. 5.
+
+    >>> steps = dj.karras_timesteps(dj.linear_schedule(), 18)
+    >>> int(steps[0]), int(steps[-1])
+    (0, 999)
+    """
+    log_snr = host_array("karras_timesteps", "the schedule", schedule.log_snr, np.float64)
+    sigma = np.exp(-0.5 * log_snr)
+    sigma = sigma[np.isfinite(sigma) & (sigma <= sigma_max)]
+    T, S = sigma.size, num_steps
+    if not 1 <= S <= T or not rho > 0:
+        raise ValueError(
+            f"karras_timesteps needs 1 <= num_steps <= {T}, the number of steps with a finite "
+            f"σ <= {sigma_max}, and rho > 0, got {num_steps=}, {rho=}. EDM uses rho=7."
+        )
+    root = np.linspace(sigma[0] ** (1 / rho), sigma[-1] ** (1 / rho), S) if S > 1 else None
+    wanted = sigma[-1:] if root is None else root**rho
+    nearest = np.abs(sigma[None, :] - wanted[:, None]).argmin(axis=1)
+    return _distinct(nearest, T).astype(np.int32)
+
+
+def _distinct(steps: np.ndarray, T: int) -> np.ndarray:
+    """Makes steps [S] rise strictly within 0..T-1: where two coincide, later ones move up."""
+    index = np.arange(steps.size)
+    steps = np.maximum.accumulate(steps - index) + index
+    return np.minimum(steps, T - steps.size + index)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.files import read_json_object
 from ddpm_jax.forward.pixels import to_pixels
-from ddpm_jax.keys import example_keys
+from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.samplers import Sampler, initial_noise, sample
 from ddpm_jax.types import Array, Denoiser, PyTree
 
@@ -86,7 +86,7 @@ def export_sampler(
         return to_pixels(sample(sampler, denoise, x_T, keys=keys, noise=noise))
 
     def keys_of(seed: Array, first: Array | int, count: Any) -> Array:
-        return example_keys(jax.random.key(seed), first + jnp.arange(count, dtype=jnp.uint32))
+        return example_keys(make_key(seed), first + jnp.arange(count, dtype=jnp.uint32))
 
     def from_start(params, x_T, seed=None):
         keys = None if seed is None else keys_of(seed, 0, x_T.shape[0])
@@ -103,7 +103,7 @@ def export_sampler(
     B: Any = jax.export.symbolic_shape("b")[0] if batch_size is None else batch_size
     x_T = jax.ShapeDtypeStruct((B, *shape), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.uint32)
-    draws = (sampler.draws,) if sampler.draws > 1 else ()
+    draws = (sampler.num_draws,) if sampler.num_draws > 1 else ()
     noise = jax.ShapeDtypeStruct((sampler.num_steps, *draws, B, *shape), jnp.float32)
     program, arguments = {
         "x_T": (from_start, (x_T, number) if sampler.stochastic else (x_T,)),

@@ -18,6 +18,7 @@ from ddpm_jax.forward import (
     constant_schedule,
     cosine_schedule,
     jsd_schedule,
+    karras_timesteps,
     linear_schedule,
     quadratic_schedule,
     rescale_zero_terminal_snr,
@@ -43,7 +44,6 @@ from ddpm_jax.samplers import (
     ddim,
     dpm_solver_pp,
     heun,
-    karras_timesteps,
     predictor_corrector,
 )
 from ddpm_jax.score import geometric_noise_levels
@@ -123,9 +123,7 @@ def build_sampler(
         "annealed_langevin": lambda: annealed_langevin(
             grid, steps_per_level=options.langevin_steps, rate=options.langevin_rate
         ),
-        "predictor_corrector": lambda: predictor_corrector(
-            ancestral(grid, variance=variance), grid
-        ),
+        "predictor_corrector": lambda: predictor_corrector(ancestral(grid, variance=variance)),
     }
     if name not in makers:
         raise ValueError(f"--sampler knows {sorted(makers)}, got {name!r}.")

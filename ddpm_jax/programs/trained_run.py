@@ -27,9 +27,8 @@ from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.samplers.base import x_0_of
 from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
-from ddpm_jax.types import Array, PyTree, mean_per_example
+from ddpm_jax.types import Array, PyTree, mean_per_example, x_0_of
 
 
 @dataclass(frozen=True)
@@ -247,5 +246,6 @@ def _x_0_errors(model: Model, params, images, labels, t, keys) -> Array:
     noise = normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
     steps = jnp.broadcast_to(t, x_0.shape[:1])
     denoise = model.denoiser_of(params, labels)
-    x_0_hat = x_0_of(denoise(q_sample(model.schedule, x_0, t, noise), steps))
+    x_t = q_sample(model.schedule, x_0, t, noise)
+    x_0_hat = x_0_of(denoise(x_t, steps), x_t)
     return mean_per_example(jnp.square(x_0 - x_0_hat))

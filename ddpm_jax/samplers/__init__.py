@@ -14,7 +14,7 @@ from ddpm_jax.samplers.base import (
 )
 from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_encode_trajectory
 from ddpm_jax.samplers.dpm_solver import dpm_solver_pp
-from ddpm_jax.samplers.heun import heun, karras_timesteps
+from ddpm_jax.samplers.heun import heun
 from ddpm_jax.samplers.inpaint import inpaint
 from ddpm_jax.samplers.interpolation import lerp, slerp
 from ddpm_jax.samplers.predictor_corrector import predictor_corrector
@@ -34,7 +34,6 @@ __all__ = [
     "heun",
     "initial_noise",
     "inpaint",
-    "karras_timesteps",
     "lerp",
     "predictor_corrector",
     "sample",

@@ -1,5 +1,4 @@
-"""Ancestral sampling: x_{t-1} ~ p_θ(x_{t-1} | x_t), the paper's sampler (Ho et al. 2020, Algorithm
-2)."""
+"""Ancestral sampling: x_{t-1} ~ p_θ(x_{t-1} | x_t) (Ho et al. 2020, Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -8,18 +7,25 @@ import jax.numpy as jnp
 from ddpm_jax.denoisers.prediction import Variance, check_variance, is_learned, reverse_variance
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import posterior_mean
-from ddpm_jax.samplers.base import Sampler, StepResult, no_state, x_0_of
-from ddpm_jax.types import bcast_right
+from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, no_state
+from ddpm_jax.types import Denoised, bcast_right, x_0_of
 
 
 def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") -> Sampler:
-    """x_{t-1} = μ̃_t(x̂_0, x_t) + σ_t z, with no noise at the last step (Ho et al. 2020, Algorithm
-    2).
+    """x_{t-1} = μ̃_t(x̂_0, x_t) + σ_t z, without noise at the last step (Ho et al. 2020, Alg. 2).
 
-    σ_t² is β_t (fixed_large), β̃_t (fixed_small), from a table of log-variances for this schedule
-    (`optimal_log_variance`), or learned: then the denoiser must return the pair
-    `(x̂_0, variance_output)`, and the range is that of this schedule, respaced or not (iDDPM §4).
+    σ_t² is β_t (fixed_large), β̃_t (fixed_small), taken from a table of log-variances for this
+    schedule (`optimal_log_variance`), or learned: then the denoiser must return
+    `Denoised(x_0, variance_output)`, and the range is that of this schedule, respaced or not
+    (iDDPM §4). Raises ValueError for an unknown variance or a table of another length; the step
+    raises it if a learned variance is missing.
+
+    >>> keys = dj.example_keys(jax.random.key(0), jnp.arange(4))
+    >>> x_T = dj.initial_noise(keys, (3,))
+    >>> dj.sample(dj.ancestral(dj.linear_schedule(10)), lambda x, t: 0.5 * x, x_T, keys=keys).shape
+    (4, 3)
     """
+    check_schedule("ancestral", schedule)
     check_variance("ancestral", variance)
     if not isinstance(variance, str) and jnp.shape(variance)[0] != schedule.num_timesteps:
         raise ValueError(
@@ -29,16 +35,14 @@ def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") ->
 
     def step(denoise, x_t, t, noise, state):
         denoised = denoise(x_t, schedule.timesteps[t])
-        variance_output = None
-        if is_learned(variance):
-            if not isinstance(denoised, tuple):
-                raise ValueError(
-                    f"ancestral(variance={variance!r}) needs a denoiser that returns (x_0_hat, "
-                    "variance_output), got x_0_hat alone. Build it with make_denoiser(..., "
-                    f"variance={variance!r}), or sample with a fixed variance."
-                )
-            variance_output = denoised[1]
-        x_0_hat = x_0_of(denoised)
+        x_0_hat = x_0_of(denoised, x_t)
+        variance_output = denoised.variance_output if isinstance(denoised, Denoised) else None
+        if is_learned(variance) and variance_output is None:
+            raise ValueError(
+                f"ancestral(variance={variance!r}) needs a denoiser that returns Denoised(x_0, "
+                "variance_output), got x̂_0 alone. Build it with make_denoiser(..., "
+                f"variance={variance!r}), or sample with a fixed variance."
+            )
         mean = posterior_mean(schedule, x_0_hat, x_t, t)
         _, log_variance = reverse_variance(
             schedule, t, mean.shape, variance=variance, variance_output=variance_output
@@ -46,4 +50,4 @@ def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") ->
         sigma = jnp.where(bcast_right(t == 0, mean.ndim), 0.0, jnp.exp(0.5 * log_variance))
         return StepResult(mean + sigma * noise, x_0_hat, state)
 
-    return Sampler(no_state, step, schedule.num_timesteps, draws=1)
+    return Sampler(schedule, no_state, step, num_draws=1)

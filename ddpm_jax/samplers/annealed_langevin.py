@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.process import at_step
-from ddpm_jax.samplers.base import Sampler, StepResult, no_state, x_0_of
-from ddpm_jax.samplers.levels import level_at
+from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
+from ddpm_jax.types import x_0_of
 
 
 def annealed_langevin(
@@ -18,29 +17,34 @@ def annealed_langevin(
     rate: float = 0.2,
     final_denoise: bool = True,
 ) -> Sampler:
-    """K Langevin steps at every level, from the noisiest to the least (NCSN Algorithm 1).
+    """K Langevin steps at every level, from the noisiest to the least noisy (NCSN Algorithm 1).
 
         y ← y + (ε_t/2) s(y, σ_t) + √ε_t z,    ε_t = ε σ_t²/σ_0²,    y = x/√ᾱ = x_0 + σ noise
 
-    With s = (x̂_0 - y)/σ² and ε/σ_0² = `rate`, a number without a scale, that is
+    With s = (x̂_0 - y)/σ² and ε/σ_0² = `rate`, a number without a scale, this is
 
         x ← x + (rate/2) (√ᾱ_t x̂_0 - x) + √(rate (1-ᾱ_t)) z
 
-    so any denoiser of any process is sampled by it: NCSN's own, whose levels are
-    `schedule_from_noise_levels(sigmas)`, and a DDPM on some of its steps. Between levels y stays
-    what it is. At the end comes y + σ² s = x̂_0, which takes out the last noise (NCSNv2, 2006.09011,
-    §3.5), or y itself. A step of the grid takes K draws and K + 1 evaluations, the last for x̂_0.
+    so it samples any denoiser of any process: NCSN's own, whose levels are
+    `schedule_from_noise_levels(sigmas)`, or a DDPM on some of its steps. y is kept from one level
+    to the next. At the end comes y + σ² s = x̂_0, which removes the last noise (NCSNv2, 2006.09011,
+    §3.5), or y itself. Each grid step takes K draws and K + 1 evaluations, the last for x̂_0.
 
     Args:
-        schedule: the levels, noisiest last. σ should fall by a steady factor: across a gap the
-            noise of the level before is left over. `karras_timesteps` picks such steps of a DDPM.
+        schedule: the levels, noisiest last. σ should fall by a steady factor: across a gap, noise
+            of the level before is left over. `karras_timesteps` picks such steps of a DDPM.
         steps_per_level: K; NCSN uses 100 at each of 10 levels, NCSNv2 5 at each of 232.
         rate: ε/σ_0²; NCSN's is 2e-5/0.01² = 0.2, NCSNv2's 0.124 (its ε of 6.2e-6
             is half of this ε). Unstable from 4 on.
         final_denoise: return x̂_0.
 
     Raises ValueError for values outside these.
+
+    >>> levels = dj.schedule_from_noise_levels(score.geometric_noise_levels(1.0, 0.01, 10))
+    >>> dj.annealed_langevin(levels, steps_per_level=5).num_draws
+    5
     """
+    check_schedule("annealed_langevin", schedule)
     if steps_per_level < 1 or not 0.0 < rate < 4.0:
         raise ValueError(
             f"annealed_langevin needs steps_per_level >= 1 and 0 < rate < 4, got "
@@ -48,24 +52,23 @@ def annealed_langevin(
         )
 
     def step(denoise, x_t, t, noise, state):
-        ndim = x_t.ndim
-        signal = at_step(schedule.signal_scale, t, ndim)
-        sigma = at_step(schedule.noise_scale, t, ndim)
+        here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)
+
+        def estimate(x):
+            return x_0_of(denoise(x, schedule.timesteps[t]), x)
 
         def langevin(x, z):
-            x_0_hat = x_0_of(denoise(x, schedule.timesteps[t]))
-            moved = x + 0.5 * rate * (signal * x_0_hat - x) + jnp.sqrt(rate) * sigma * z
-            return moved.astype(x.dtype), None
+            drift = 0.5 * rate * (here.signal * estimate(x) - x)
+            return (x + drift + jnp.sqrt(rate) * here.noise * z).astype(x.dtype), None
 
         x, _ = jax.lax.scan(langevin, x_t, noise[None] if steps_per_level == 1 else noise)
-        there = level_at(schedule, t - 1, ndim)
-        # One more evaluation a level, so that the trajectory's x̂_0 is that of the level's end.
-        x_0_hat = x_0_of(denoise(x, schedule.timesteps[t]))
+        # One more evaluation per level, so that the trajectory's x̂_0 is that of the level's end.
+        x_0_hat = estimate(x)
         # From ᾱ = 0, where y is infinite, the noise is scaled instead: DDIM's step.
-        kept = there.signal / jnp.where(signal > 0, signal, 1.0) * x
-        moved = jnp.where(signal > 0, kept, there.signal * x_0_hat + there.noise * x)
+        kept = there.signal / jnp.where(here.signal > 0, here.signal, 1.0) * x
+        moved = jnp.where(here.signal > 0, kept, there.signal * x_0_hat + there.noise * x)
         if final_denoise:
             moved = jnp.where(there.noise > 0, moved, x_0_hat)
         return StepResult(moved, x_0_hat, state)
 
-    return Sampler(no_state, step, schedule.num_timesteps, draws=steps_per_level)
+    return Sampler(schedule, no_state, step, num_draws=steps_per_level)

@@ -1,5 +1,6 @@
-"""DDIM: the non-Markovian family with DDPM's marginals, and its inversion (Song, Meng, Ermon 2020,
-arXiv 2010.02502).
+"""DDIM: the non-Markovian family with DDPM's marginals, and its inversion.
+
+Song, Meng, Ermon 2020 (arXiv 2010.02502).
 
 With σ = √(1-ᾱ)/√ᾱ and y = x/√ᾱ, DDIM is Euler's scheme of dy/dσ = ε̂ (their Eq. 14): falling σ
 decodes noise to data, rising σ encodes data to noise.
@@ -12,11 +13,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.samplers.base import Sampler, StepResult, no_state, x_0_of
-from ddpm_jax.samplers.levels import level_at
-from ddpm_jax.types import Array, Denoiser
+from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
+from ddpm_jax.types import Array, Denoiser, describe, x_0_of
 
 Convention = Literal["euler", "fed_next", "data_is_step_0"]
 
@@ -26,8 +27,13 @@ def ddim(schedule: NoiseSchedule, *, eta: float = 0.0) -> Sampler:
 
     η = 0 is deterministic, the Euler scheme of the probability-flow ODE in √(1-ᾱ)/√ᾱ; η = 1 equals
     ancestral sampling with fixed_small. ε̂ is recomputed from the (clipped) x̂_0. Raises ValueError
-    unless 0 <= η <= 1.
+    unless 0 <= eta <= 1.
+
+    >>> grid = dj.respace(dj.linear_schedule(), dj.spaced_timesteps(1000, 50))
+    >>> dj.sample(dj.ddim(grid), lambda x, t: 0.5 * x, jnp.ones((4, 3))).shape
+    (4, 3)
     """
+    check_schedule("ddim", schedule)
     if not 0.0 <= eta <= 1.0:
         raise ValueError(
             f"ddim needs 0 <= eta <= 1, got {eta}. 0 is deterministic; 1 has DDPM's posterior "
@@ -35,24 +41,19 @@ def ddim(schedule: NoiseSchedule, *, eta: float = 0.0) -> Sampler:
         )
 
     def step(denoise, x_t, t, noise, state):
-        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]))
-        ndim = x_t.ndim
-        noise_scale = at_step(schedule.noise_scale, t, ndim)
-        epsilon_hat = (x_t - at_step(schedule.signal_scale, t, ndim) * x_0_hat) / noise_scale
-        variance = at_step(schedule.posterior_variance, t, ndim)
-        # 1-ᾱ_{t-1} as β̃_t (1-ᾱ_t)/β_t: no subtraction from 1.
-        previous_noise_variance = variance * noise_scale**2 / at_step(schedule.beta, t, ndim)
-        left = previous_noise_variance - eta**2 * variance
+        here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)
+        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]), x_t)
+        epsilon_hat = (x_t - here.signal * x_0_hat) / here.noise
+        variance = eta**2 * at_step(schedule.posterior_variance, t, x_t.ndim)
         # Zero at the last step, where the square root has no gradient: keep it away from 0.
+        left = there.noise**2 - variance
         direction = jnp.where(left > 0, jnp.sqrt(jnp.where(left > 0, left, 1.0)), 0.0)
-        x_s = (
-            jnp.sqrt(at_step(schedule.alpha_bar_prev, t, ndim)) * x_0_hat + direction * epsilon_hat
-        )
+        x_s = there.signal * x_0_hat + direction * epsilon_hat
         if eta > 0:
-            x_s = x_s + eta * jnp.sqrt(variance) * noise
+            x_s = x_s + jnp.sqrt(variance) * noise
         return StepResult(x_s, x_0_hat, state)
 
-    return Sampler(no_state, step, schedule.num_timesteps, draws=int(eta > 0))
+    return Sampler(schedule, no_state, step, num_draws=int(eta > 0))
 
 
 def ddim_encode(
@@ -68,8 +69,8 @@ def ddim_encode(
 
         y_t = y_{t-1} + (σ_t - σ_{t-1}) ε̂(x_{t-1}, t-1)   (DDIM Eq. 14 reversed)
 
-    Euler at the current point: a function rather than a `Sampler`, for it rises where samplers
-    fall, starts from the data where they end, and draws nothing. Decode with `sample(ddim(...))`,
+    Euler at the current point. A function rather than a `Sampler`: its steps rise, it starts from
+    the data, and it draws nothing. Decode with `sample(ddim(...))`,
     or from a lower step with `advance(ddim(...), denoise, x, (), jnp.arange(last_step, -1, -1))`.
     Encoding and then decoding returns x_0 up to an error of first order in the step size.
 
@@ -78,26 +79,31 @@ def ddim_encode(
         y_t ← y_{t-1} + (σ_t - σ_{t-1}) ε̂(x_t, t),
 
     so that decoding becomes exact in the limit, wherever the iteration contracts (steps short
-    against 1/|∂ε̂/∂y|: coarse grids near σ = 0 may not). Costs 1 + corrections evaluations a step.
+    against 1/|∂ε̂/∂y|: coarse grids near σ = 0 may not). Costs 1 + corrections evaluations per step.
 
-    The denoiser must not clip (`make_denoiser(..., clip=False)`): a clipped x̂_0 forgets part of
-    x_t, and nothing can bring it back. Where ᾱ_T is 0 the last step's x_T = ε̂ forgets x_0 too.
+    The denoiser must not clip (`make_denoiser(..., clip=False)`): a clipped x̂_0 loses part of x_t
+    for good. Where ᾱ_T is 0 the last step's x_T = ε̂ loses x_0 too.
 
     Args:
         schedule: the grid, respaced or not.
-        denoise: `(x_t, t) -> x̂_0`.
-        x_0: the data.
+        denoise: `(x_t, timesteps) -> x̂_0`.
+        x_0: the data, floating point.
         last_step: the grid step to stop at, 0..S-1; the grid's last when None.
-        corrections: fixed-point iterations a step.
+        corrections: fixed-point iterations per step.
         convention: where ε̂ is evaluated before any correction. "euler": at the current point and
-            its own step; the data, at σ = 0, is fed the grid's first step. "fed_next": at the
-            current point, but fed the step gone to (diffusers' DDIMInverseScheduler).
+            its own step; for the data, at σ = 0, at the grid's first step. "fed_next": at the
+            current point, but at the step it moves to (diffusers' DDIMInverseScheduler).
             "data_is_step_0": as "euler", but x_0 is taken to be at grid step 0 already
             (guided-diffusion's ddim_reverse_sample, which goes one more step, to ᾱ = 0).
 
-    Raises ValueError for a last_step off the grid, negative corrections, an unknown convention.
+    Raises ValueError for a last_step off the grid, negative corrections, an unknown convention and
+    a denoiser of another process; TypeError for x_0 that is not floating point.
+
+    >>> grid = dj.respace(dj.linear_schedule(), dj.spaced_timesteps(1000, 50))
+    >>> dj.ddim_encode(grid, lambda x, t: 0.5 * x, jnp.ones((4, 3))).shape
+    (4, 3)
     """
-    return _encode(schedule, denoise, x_0, last_step, corrections, convention)[0]
+    return _encode("ddim_encode", schedule, denoise, x_0, last_step, corrections, convention)[0]
 
 
 def ddim_encode_trajectory(
@@ -112,11 +118,26 @@ def ddim_encode_trajectory(
     """As `ddim_encode`, and also x at every grid step on the way: (x, [last_step+1, B, ...]).
 
     Row t is x at grid step t, so one call serves every depth of encoding.
+
+    >>> grid = dj.respace(dj.linear_schedule(), dj.spaced_timesteps(1000, 50))
+    >>> x, xs = samplers.ddim_encode_trajectory(grid, lambda x, t: 0.5 * x, jnp.ones((4, 3)))
+    >>> xs.shape
+    (50, 4, 3)
     """
-    return _encode(schedule, denoise, x_0, last_step, corrections, convention, keep=True)
+    return _encode(
+        "ddim_encode_trajectory",
+        schedule,
+        denoise,
+        x_0,
+        last_step,
+        corrections,
+        convention,
+        keep=True,
+    )
 
 
 def _encode(
+    call: str,
     schedule: NoiseSchedule,
     denoise: Denoiser,
     x_0: Array,
@@ -125,21 +146,29 @@ def _encode(
     convention: str,
     keep: bool = False,
 ) -> tuple[Array, Any]:
+    check_schedule(call, schedule)
+    x_0 = jnp.asarray(x_0)
+    if x_0.ndim == 0 or not jnp.issubdtype(x_0.dtype, jnp.floating):
+        raise TypeError(
+            f"{call} needs floating-point data x_0 [B, ...], got {describe(x_0)}. from_pixels maps "
+            "uint8 images to [-1, 1]."
+        )
+    check_denoiser(call, schedule, denoise)
     size = schedule.num_timesteps
     last_step = size - 1 if last_step is None else last_step
     if not 0 <= last_step < size or corrections < 0:
         raise ValueError(
-            f"ddim_encode needs last_step in 0..{size - 1} and corrections >= 0, got "
+            f"{call} needs last_step in 0..{size - 1} and corrections >= 0, got "
             f"{last_step=}, {corrections=}. Steps count on the grid, not on the full process."
         )
     if convention not in ("euler", "fed_next", "data_is_step_0"):
         raise ValueError(
-            "ddim_encode knows the conventions 'euler', 'fed_next' and 'data_is_step_0', got "
+            f"{call} knows the conventions 'euler', 'fed_next' and 'data_is_step_0', got "
             f"{convention!r}."
         )
 
     def epsilon_hat(x, t):
-        x_0_hat = x_0_of(denoise(x, jnp.full(x.shape[:1], schedule.timesteps[t])))
+        x_0_hat = x_0_of(denoise(x, jnp.full(x.shape[:1], schedule.timesteps[t])), x)
         return (x - schedule.signal_scale[t] * x_0_hat) / schedule.noise_scale[t]
 
     def move(x, t):

@@ -1,6 +1,6 @@
 """DPM-Solver++: exponential integrators in the half log-SNR (Lu et al. 2022, arXiv 2211.01095).
 
-With λ = log(√ᾱ/√(1-ᾱ)) the probability-flow ODE and the reverse SDE are linear in x but for x̂_0.
+With λ = log(√ᾱ/√(1-ᾱ)) the probability-flow ODE and the reverse SDE are linear in x except for x̂_0.
 Over a step from λ_t to λ_s, h = λ_s - λ_t, the linear part is solved exactly and x̂_0 is held at one
 value D:
 
@@ -19,9 +19,8 @@ import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.samplers.base import Sampler, StepResult, no_state, x_0_of
-from ddpm_jax.samplers.levels import level_at
-from ddpm_jax.types import Array, bcast_right
+from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
+from ddpm_jax.types import Array, bcast_right, x_0_of
 
 
 class Previous(NamedTuple):
@@ -32,7 +31,7 @@ class Previous(NamedTuple):
 
 
 def dpm_solver_pp(schedule: NoiseSchedule, *, order: int = 2, sde: bool = False) -> Sampler:
-    """DPM-Solver++ of order 1, or 2 ("2M", multistep), with one network evaluation a step.
+    """DPM-Solver++ of order 1, or 2 ("2M", multistep), with one network evaluation per step.
 
     order=1 is `ddim(eta=0)`, with sde=True `ddim(eta=1)`. order=2 is Algorithm 2 of the paper; with
     sde=True its SDE form (§5), which draws noise. Wherever sampling starts, the first step is of
@@ -42,7 +41,12 @@ def dpm_solver_pp(schedule: NoiseSchedule, *, order: int = 2, sde: bool = False)
     order 1 too: no slope in λ reaches back to -∞. The denoiser must then predict x_0 or v.
 
     Grids even in λ suit it best. Raises ValueError for any other order.
+
+    >>> grid = dj.respace(dj.linear_schedule(), dj.spaced_timesteps(1000, 20))
+    >>> dj.sample(dj.dpm_solver_pp(grid), lambda x, t: 0.5 * x, jnp.ones((4, 3))).shape
+    (4, 3)
     """
+    check_schedule("dpm_solver_pp", schedule)
     if order not in (1, 2):
         raise ValueError(
             f"dpm_solver_pp knows the orders 1 and 2, got {order}. Order 2 is the authors' choice; "
@@ -53,7 +57,7 @@ def dpm_solver_pp(schedule: NoiseSchedule, *, order: int = 2, sde: bool = False)
         return Previous(jnp.zeros_like(x_T), jnp.zeros(x_T.shape[:1], bool))
 
     def step(denoise, x_t, t, noise, state):
-        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]))
+        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]), x_t)
         ndim = x_t.ndim
         here, there = level_at(schedule, t, ndim), level_at(schedule, t - 1, ndim)
         kept = here.signal / there.signal * there.noise / here.noise  # e^{-h}, also for h = ∞
@@ -78,4 +82,4 @@ def dpm_solver_pp(schedule: NoiseSchedule, *, order: int = 2, sde: bool = False)
         x_s = jnp.where(bcast_right(t > 0, ndim), x_s, x_0_hat)
         return StepResult(x_s, x_0_hat, state)
 
-    return Sampler(init if order == 2 else no_state, step, schedule.num_timesteps, draws=int(sde))
+    return Sampler(schedule, init if order == 2 else no_state, step, num_draws=int(sde))

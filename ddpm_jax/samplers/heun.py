@@ -1,5 +1,6 @@
-"""Heun's method in the noise level, with optional churn: EDM's sampler (Karras et al. 2022, arXiv
-2206.00364).
+"""Heun's method in the noise level, with optional churn: EDM's sampler.
+
+Karras et al. 2022 (arXiv 2206.00364).
 
 With σ = √((1-ᾱ)/ᾱ) and y = x/√ᾱ the probability-flow ODE is dy/dσ = ε̂ = (y - x̂_0)/σ. The steps
 are taken in x, where they stay finite at any ᾱ.
@@ -13,18 +14,25 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.samplers.base import Sampler, StepResult, no_state, unless_data, x_0_of
-from ddpm_jax.samplers.levels import level_at
-from ddpm_jax.types import Array, bcast_right
+from ddpm_jax.samplers.base import (
+    Sampler,
+    StepResult,
+    check_schedule,
+    level_at,
+    no_state,
+    skip_at_last_step,
+)
+from ddpm_jax.types import Array, bcast_right, host_array, x_0_of
 
 
 class _Raised(NamedTuple):
-    """Where churn lifts each grid step to, [S]: level, what the network is fed, noise to add."""
+    """Where churn lifts each grid step to, [S]: level, its timestep, and noise to add."""
 
     signal: Array
     noise: Array
-    fed: Array
+    timesteps: Array
     added: Array
 
 
@@ -36,7 +44,7 @@ def heun(
     churn_noise: float = 1.0,
     process: NoiseSchedule | None = None,
 ) -> Sampler:
-    """Second order in σ, two network evaluations a step but one at the last (EDM Algorithm 2).
+    """Second order in σ, two network evaluations per step, one at the last (EDM Algorithm 2).
 
         σ̂ = σ_t (1+γ),  ŷ = y_t + √(σ̂² - σ_t²) S_noise z,  d = ε̂(ŷ, σ̂)
         y_s = ŷ + (σ_s - σ̂) d,  then, unless σ_s = 0,  y_s = ŷ + (σ_s - σ̂) (d + ε̂(y_s, σ_s))/2
@@ -55,33 +63,42 @@ def heun(
             rounded to the nearest of its σ not below σ_t. Churn smaller than half the distance
             between the process's own levels is therefore lost. It must be concrete, not traced.
 
-    Raises ValueError for churn below 0, and for churn without a process that has the grid's steps.
+    Raises ValueError for churn below 0, and for churn without a process that has the grid's steps;
+    TypeError for churn on traced schedules.
+
+    >>> process = dj.linear_schedule()
+    >>> grid = dj.respace(process, dj.karras_timesteps(process, 18))
+    >>> dj.sample(dj.heun(grid), lambda x, t: 0.5 * x, jnp.ones((4, 3))).shape
+    (4, 3)
     """
+    check_schedule("heun", schedule)
     if not churn >= 0:
         raise ValueError(f"heun needs churn >= 0, got {churn}. 0 is deterministic; EDM uses 0…80.")
     raised = None
     if churn > 0:
         if process is None:
             raise ValueError(
-                f"heun with {churn=} raises the noise between grid steps, and the network must be "
-                "fed a step it knows: pass process=, the schedule that the grid was respaced from."
+                f"heun with {churn=} raises the noise to steps between the grid's, which must be "
+                "known: pass process=, the schedule that the grid was respaced from."
             )
         raised = _raise_levels(schedule, process, churn, churn_range, churn_noise)
 
     def step(denoise, x_t, t, noise, state):
         ndim = x_t.ndim
         here, there = level_at(schedule, t, ndim), level_at(schedule, t - 1, ndim)
-        x_hat, signal, sigma, fed = x_t, here.signal, here.noise, schedule.timesteps[t]
+        x_hat, signal, sigma, timesteps = x_t, here.signal, here.noise, schedule.timesteps[t]
         if raised is not None:
             signal, sigma = bcast_right(raised.signal[t], ndim), bcast_right(raised.noise[t], ndim)
             up = jnp.where(signal == here.signal, 1.0, signal / here.signal)
-            x_hat, fed = up * x_t + bcast_right(raised.added[t], ndim) * noise, raised.fed[t]
-        x_0_hat = x_0_of(denoise(x_hat, fed))
+            x_hat = up * x_t + bcast_right(raised.added[t], ndim) * noise
+            timesteps = raised.timesteps[t]
+        x_0_hat = x_0_of(denoise(x_hat, timesteps), x_hat)
         epsilon_hat = (x_hat - signal * x_0_hat) / sigma
         euler = (there.signal * x_0_hat + there.noise * epsilon_hat).astype(x_t.dtype)
 
         def corrected(euler):
-            x_0_there = x_0_of(denoise(euler, schedule.timesteps[jnp.maximum(t - 1, 0)]))
+            timesteps = schedule.timesteps[jnp.maximum(t - 1, 0)]
+            x_0_there = x_0_of(denoise(euler, timesteps), euler)
             epsilon_there = (euler - there.signal * x_0_there) / jnp.where(
                 there.noise > 0, there.noise, 1.0
             )
@@ -90,35 +107,9 @@ def heun(
             length = jnp.where(signal > 0, length, 0.0)
             return (euler + 0.5 * length * (epsilon_there - epsilon_hat)).astype(x_t.dtype)
 
-        return StepResult(unless_data(t, euler, corrected), x_0_hat, state)
+        return StepResult(skip_at_last_step(t, euler, corrected), x_0_hat, state)
 
-    return Sampler(no_state, step, schedule.num_timesteps, draws=int(churn > 0))
-
-
-def karras_timesteps(
-    schedule: NoiseSchedule, num_steps: int, rho: float = 7.0, *, sigma_max: float = math.inf
-) -> np.ndarray:
-    """EDM's grid on a discrete process: strictly rising int32 [num_steps], on the host.
-
-    σ_i = (σ_max^{1/ρ} + i/(S-1) (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ, i = 0 … S-1 (EDM Eq. 5), each
-    replaced by the step of nearest σ; where two fall on one step, later ones move up by one. σ_min
-    is the schedule's, σ_max its largest that is finite and at most `sigma_max` (EDM uses 80).
-    Raises ValueError when that leaves fewer than num_steps steps, and for rho <= 0.
-    """
-    sigma = np.exp(-0.5 * np.asarray(schedule.log_snr, np.float64))
-    sigma = sigma[np.isfinite(sigma) & (sigma <= sigma_max)]
-    T, S = sigma.size, num_steps
-    if not 1 <= S <= T or not rho > 0:
-        raise ValueError(
-            f"karras_timesteps needs 1 <= num_steps <= {T}, the number of steps with a finite "
-            f"σ <= {sigma_max}, and rho > 0, got {num_steps=}, {rho=}. EDM uses rho=7."
-        )
-    root = np.linspace(sigma[0] ** (1 / rho), sigma[-1] ** (1 / rho), S) if S > 1 else None
-    wanted = sigma[-1:] if root is None else root**rho
-    index = np.arange(S)
-    steps = np.abs(sigma[None, :] - wanted[:, None]).argmin(axis=1)
-    steps = np.maximum.accumulate(steps - index) + index
-    return np.minimum(steps, T - S + index).astype(np.int32)
+    return Sampler(schedule, no_state, step, num_draws=int(churn > 0))
 
 
 def _raise_levels(
@@ -129,26 +120,28 @@ def _raise_levels(
     churn_noise: float,
 ) -> _Raised:
     """Rounds σ_t (1+γ) to levels of the process, in float64 on the host."""
-    fed, known = np.asarray(schedule.timesteps), np.asarray(process.timesteps)
-    row = np.searchsorted(known, fed).clip(max=known.size - 1)
-    if (known[row] != fed).any():
-        raise ValueError(
-            "heun's process must have every step of the grid, but does not have "
-            f"{fed[known[row] != fed][0]}. Pass the schedule that the grid was respaced from."
-        )
-    half_log_snr = 0.5 * np.asarray(process.log_snr, np.float64)
+    check_schedule("heun (process)", process)
+
+    def read(name, source, dtype=np.float64):
+        return host_array("heun with churn", name, source, dtype)
+
+    wanted = read("the schedule", schedule.timesteps, np.int32)
+    known = read("process", process.timesteps, np.int32)
+    check_process("heun", schedule, process, "its process")
+    row = rows_on_host(known, wanted)
+    half_log_snr = 0.5 * read("process", process.log_snr)
     sigma = np.exp(-half_log_snr)
     last = np.flatnonzero(np.isfinite(sigma))[-1]
-    gamma = min(churn / fed.size, math.sqrt(2.0) - 1.0)
+    gamma = min(churn / wanted.size, math.sqrt(2.0) - 1.0)
     to = row.copy()
     for i, r in enumerate(row):
         if r < last and churn_range[0] <= sigma[r] <= churn_range[1]:
             above = sigma[r : last + 1]
             to[i] = r + np.abs(above - sigma[r] * (1.0 + gamma)).argmin()
-    signal = np.asarray(process.signal_scale, np.float64)
-    noise = np.asarray(process.noise_scale, np.float64)
+    signal = read("process", process.signal_scale)
+    noise = read("process", process.noise_scale)
     # √ᾱ̂ √(σ̂² - σ²), with the difference taken of the logarithms.
-    kept = np.ones(fed.size)  # σ²/σ̂²
+    kept = np.ones(wanted.size)  # σ²/σ̂²
     lifted = to > row
     kept[lifted] = np.exp(2.0 * (half_log_snr[to[lifted]] - half_log_snr[row[lifted]]))
     dtype = schedule.beta.dtype

@@ -8,90 +8,118 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.samplers.base import Sampler, StepResult, take_draws, unless_data
-from ddpm_jax.samplers.levels import level_at
-from ddpm_jax.types import Array
+from ddpm_jax.samplers.base import (
+    Sampler,
+    StepResult,
+    check_sampler,
+    level_at,
+    skip_at_last_step,
+    split_draws,
+)
+from ddpm_jax.types import Array, ArrayLike, describe
 
 
 def inpaint(
-    sampler: Sampler, schedule: NoiseSchedule, x_0: Array, mask: Array, *, num_resamples: int = 1
+    sampler: Sampler, known: ArrayLike, mask: ArrayLike, *, num_resamples: int = 1
 ) -> Sampler:
-    """A sampler that fills in x_0 where mask is False and keeps it exactly where mask is True.
+    """A sampler that keeps `known` exactly where mask is True, and fills in the rest.
 
-    After each step of `sampler` the known region is replaced by q(x_{t-1} | x_0) with fresh noise,
-    at the end by x_0 itself. With num_resamples = U > 1 each step is then repeated U-1 times: x is
-    diffused back by q(x_t | x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I), stepped and replaced again
-    (RePaint Algorithm 1 without longer jumps), except at the last step.
+    After each step of `sampler` the known region is replaced by q(x_{t-1} | x_0 = known) with fresh
+    noise, at the end by the known values themselves. With num_resamples = U > 1 each step is then
+    repeated U-1 times: x is diffused back by q(x_t | x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I), stepped
+    and replaced again (RePaint Algorithm 1 without longer jumps), except at the last step.
 
-    One replacement a step is only an approximation: the unknown region heeds the known one no
-    further than one denoising step carries, and comes out too close to unconditional. Resampling
-    lets the two agree at U times the evaluations, but repeats the sampler's own error in variance
-    too. Measured on correlated Gaussian data with 250 ancestral steps, the error of the conditional
-    mean 0.39 is 0.14, 0.07, 0.03 and 0.006 for U = 1, 2, 5 and 20; with U = 20 the conditional
-    variance 0.09 is met to 0.001 with fixed_large, and is 0.02 short with fixed_small.
+    One replacement per step is only an approximation: the unknown region follows the known one only
+    as far as one denoising step carries, and comes out too close to unconditional. Resampling lets
+    the two agree at U times the evaluations, but repeats the sampler's own error in variance too.
+    Measured on correlated Gaussian data with 250 ancestral steps, the error of the conditional mean
+    0.39 is 0.14, 0.07, 0.03 and 0.006 for U = 1, 2, 5 and 20; with U = 20 the conditional variance
+    0.09 is met to 0.001 with fixed_large, and is 0.02 short with fixed_small.
 
-    Needs (sampler.draws + 2) U - 1 draws a step.
+    Needs (sampler.num_draws + 2) U - 1 draws per step.
 
     Args:
-        sampler: any sampler on `schedule`'s grid.
-        schedule: that grid.
-        x_0: the data, of the samples' shape [B, ...] or that of one event.
-        mask: bool, True = known; of any shape that broadcasts to x_0's, such as [H, W, 1].
+        sampler: any sampler.
+        known: the data, floating point, of the samples' shape [B, ...], of one event's, or [].
+        mask: bool, True = known; of the samples' shape [B, ...], of one event's, or []; axes of
+            size 1 are broadcast, as in [H, W, 1].
         num_resamples: U, at least 1; RePaint uses 10.
 
-    Raises ValueError for num_resamples below 1, another number of steps, and a mask that is not
-    bool.
+    Raises ValueError for num_resamples below 1, a mask that is not bool, and, when it samples, for
+    shapes that do not fit x; TypeError if `sampler` is no Sampler or `known` not floating point.
+
+    >>> left = jnp.arange(8) < 4
+    >>> sampler = dj.inpaint(dj.ddim(dj.linear_schedule(10)), jnp.zeros(8), left)
+    >>> sampler.num_draws
+    1
     """
-    x_0, mask = jnp.asarray(x_0), jnp.asarray(mask)
+    check_sampler("inpaint", sampler)
     if num_resamples < 1:
         raise ValueError(
             f"inpaint needs num_resamples >= 1, got {num_resamples}. 1 replaces the known region "
-            "once a step; RePaint uses 10."
+            "once per step; RePaint uses 10."
         )
-    if mask.dtype != jnp.bool_:
+    if not (isinstance(known, float) or jnp.issubdtype(_dtype(known), jnp.floating)):
+        raise TypeError(
+            "inpaint needs the known data in floating point, scaled as the model's data, got "
+            f"{describe(known)}. from_pixels maps uint8 images to [-1, 1]."
+        )
+    if _dtype(mask) != jnp.bool_:
         raise ValueError(
-            f"inpaint needs a bool mask, True where x_0 is known, got dtype {mask.dtype}. Many "
+            f"inpaint needs a bool mask, True where the data is known, got {describe(mask)}. Many "
             "tools mark the region to fill instead: compare and, if need be, negate."
         )
-    if schedule.num_timesteps != sampler.num_steps:
-        raise ValueError(
-            f"inpaint needs the sampler's own schedule, of {sampler.num_steps} steps, got one of "
-            f"{schedule.num_timesteps}. Respace once and pass it to both."
-        )
-    per_round = sampler.draws + 2
-    draws = per_round * num_resamples - 1
+    known, mask = jnp.asarray(known), jnp.asarray(mask)
+    schedule = sampler.schedule
+    per_round = sampler.num_draws + 2
+    num_draws = per_round * num_resamples - 1
 
     def step(denoise, x_t, t, noise, state):
         ndim = x_t.ndim
+        x_0, is_known = _fit("known", known, x_t), _fit("mask", mask, x_t)
         there = level_at(schedule, t - 1, ndim)
 
         def step_and_replace(x, noises):
-            own = take_draws(noises, sampler.draws + 1, 0, sampler.draws)
-            fresh = take_draws(noises, sampler.draws + 1, sampler.draws, 1)
+            own = split_draws(noises, sampler.num_draws + 1, 0, sampler.num_draws)
+            fresh = split_draws(noises, sampler.num_draws + 1, sampler.num_draws, 1)
             # A multistep sampler remembers the steps before this one, not its earlier tries.
             result = sampler.step(denoise, x, t, own, state)
-            known = there.signal * jnp.broadcast_to(x_0, x.shape) + there.noise * fresh
-            x_s = jnp.where(jnp.broadcast_to(mask, x.shape), known, result.x).astype(x.dtype)
-            return x_s, result.x_0_hat, result.state
+            noised = there.signal * x_0 + there.noise * fresh
+            return jnp.where(is_known, noised, result.x).astype(x.dtype), *result[1:]
 
-        first = take_draws(noise, draws, 0, sampler.draws + 1)
+        first = split_draws(noise, num_draws, 0, sampler.num_draws + 1)
         moved = step_and_replace(x_t, first)
         if num_resamples > 1:
             kept = at_step(schedule.signal_scale, t, ndim) / there.signal
             beta = at_step(schedule.beta, t, ndim)
             rounds = jnp.reshape(
-                noise[sampler.draws + 1 :], (num_resamples - 1, per_round, *x_t.shape)
+                noise[sampler.num_draws + 1 :], (num_resamples - 1, per_round, *x_t.shape)
             )
 
             def again(moved, noises):
                 x_again = (kept * moved[0] + jnp.sqrt(beta) * noises[0]).astype(x_t.dtype)
-                rest = take_draws(noises, per_round, 1, sampler.draws + 1)
+                rest = split_draws(noises, per_round, 1, sampler.num_draws + 1)
                 return step_and_replace(x_again, rest), None
 
-            moved = unless_data(t, moved, lambda moved: jax.lax.scan(again, moved, rounds)[0])
-        x_s, x_0_hat, state = moved
-        return StepResult(x_s, x_0_hat, state)
+            moved = skip_at_last_step(t, moved, lambda moved: jax.lax.scan(again, moved, rounds)[0])
+        return StepResult(*moved)
 
-    return Sampler(sampler.init, step, sampler.num_steps, draws)
+    return Sampler(schedule, sampler.init, step, num_draws)
+
+
+def _dtype(value: ArrayLike):
+    return getattr(value, "dtype", None) or jnp.result_type(value)
+
+
+def _fit(name: str, value: Array, x: Array) -> Array:
+    """`value` at x's shape [B, ...], from [B, ...], one event's shape or []."""
+    shape = (1,) * (x.ndim - value.ndim) + value.shape
+    if value.ndim not in (0, x.ndim - 1, x.ndim) or any(
+        size not in (1, full) for size, full in zip(shape, x.shape, strict=True)
+    ):
+        raise ValueError(
+            f"inpaint needs {name} of the samples' shape {x.shape}, of one event's {x.shape[1:]} "
+            f"(axes of size 1 are broadcast, as in [H, W, 1]) or [], got {value.shape}."
+        )
+    return jnp.broadcast_to(value, x.shape)

@@ -1,17 +1,21 @@
-"""Between two images or two latents: along the straight line, and along the sphere."""
+"""Interpolation between two images or two latents, on the line and on the sphere."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
-from ddpm_jax.types import Array, ArrayLike, bcast_right
+from ddpm_jax.types import Array, ArrayLike, bcast_right, describe, per_example
 
 
 def lerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
     """(1-f) a + f b for a, b [B, ...] and f [B], or [] shared by all.
 
-    Halfway between independent noises this has norm ‖a‖/√2, which no latent a decoder has seen has;
-    `slerp` keeps the norm. Raises ValueError when a and b differ in shape.
+    Halfway between independent noises this has norm ‖a‖/√2, which no latent in training has;
+    `slerp` keeps the norm. Raises ValueError when a and b differ in shape or the fraction is
+    neither [] nor [B], and TypeError for images that are not floating point.
+
+    >>> dj.lerp(jnp.zeros((2, 3)), jnp.ones((2, 3)), 0.25)[0, 0]
+    Array(0.25, dtype=float32)
     """
     f = _fraction("lerp", a, b, fraction)
     return (1.0 - f) * a + f * b
@@ -22,18 +26,21 @@ def slerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
 
     θ is taken over all axes of an example, and f may lie outside 0..1. Between vectors of one norm
     this is the great circle: each point has that norm, and the angle to `a` is fθ. Parallel vectors
-    give `lerp`. Opposite ones have no shortest way: the result is not finite, or huge from
-    rounding. Raises ValueError when a and b differ in shape.
+    give `lerp`. Opposite ones have no shortest path: the result is not finite, or huge from
+    rounding. Raises as `lerp` does.
 
     Shoemake 1985; for diffusion latents Song, Meng, Ermon 2020 (2010.02502), App. D.5.
+
+    >>> dj.slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(3)
+    Array([[0.707, 0.707]], dtype=float32)
     """
     f = _fraction("slerp", a, b, fraction)
     unit_a, unit_b = a / _norm(a), b / _norm(b)
-    # Not the arc cosine of the dot product: in float32 that sees no angle below 3e-4.
+    # Not the arc cosine of the dot product: in float32 it resolves no angle below 3e-4.
     theta = 2.0 * jnp.arctan2(_norm(unit_a - unit_b), _norm(unit_a + unit_b))
 
     def weight(share):
-        # sin(share θ)/sin θ with sin x = x sinc(x/π), which also stands at θ = 0.
+        # sin(share θ)/sin θ with sin x = x sinc(x/π), which also holds at θ = 0.
         return share * jnp.sinc(share * theta / jnp.pi) / jnp.sinc(theta / jnp.pi)
 
     return weight(1.0 - f) * a + weight(f) * b
@@ -46,6 +53,13 @@ def _norm(x: Array) -> Array:
 
 
 def _fraction(name: str, a: Array, b: Array, fraction: ArrayLike) -> Array:
+    for x in (a, b):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} needs floating-point batches, got {describe(x)}. from_pixels maps uint8 "
+                "images to [-1, 1]."
+            )
     if a.shape != b.shape:
         raise ValueError(f"{name} needs two batches of one shape, got {a.shape} and {b.shape}.")
-    return bcast_right(jnp.asarray(fraction, a.dtype), a.ndim)
+    f = per_example(name, "fraction", jnp.asarray(fraction, a.dtype), a)
+    return bcast_right(f, a.ndim)

@@ -1,74 +1,98 @@
-"""Predictor-corrector sampling: Langevin steps at every level behind a sampler's own (Song et al.
-2020, arXiv 2011.13456)."""
+"""Predictor-corrector sampling (Song et al. 2020, arXiv 2011.13456).
+
+Each step of a sampler, the predictor, is followed by Langevin steps at the level it reached.
+"""
 
 from __future__ import annotations
+
+import math
+import warnings
 
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.samplers.base import Sampler, StepResult, take_draws, unless_data, x_0_of
-from ddpm_jax.types import Array, bcast_right
+from ddpm_jax.samplers.base import (
+    Sampler,
+    StepResult,
+    check_sampler,
+    level_at,
+    skip_at_last_step,
+    split_draws,
+)
+from ddpm_jax.types import Array, bcast_right, x_0_of
+
+# With fewer, samples of a Gaussian are more than 6 % too wide.
+_FEWEST_DIMENSIONS = 32
 
 
 def predictor_corrector(
-    predictor: Sampler, schedule: NoiseSchedule, *, snr: float = 0.16, num_corrections: int = 1
+    predictor: Sampler, *, snr: float = 0.16, num_corrections: int = 1
 ) -> Sampler:
     """After each step of `predictor`, Langevin steps at the level reached (Algorithms 3 and 5).
 
         s = (√ᾱ x̂_0 - x)/(1-ᾱ),   ε = 2 (1-β) (r ‖z‖/‖s‖)²,   x ← x + ε s + √(2ε) z
 
     r is `snr`, the paper's signal-to-noise ratio; all tables are those of the level t-1 reached.
-    Nothing follows the last step. The norms are each example's own, so that no example sees another
-    (the authors' code averages them over the batch): that suits events of many dimensions, whose
-    norms hardly vary; in one or two dimensions a step size that depends on z biases the samples.
+    Nothing follows the last step. The norms are each example's own, so examples do not influence
+    one another (the authors' code averages them over the batch). That suits events of many
+    dimensions, whose norms hardly vary; in few, a step size that depends on z and s biases the
+    samples. Measured on Gaussian data of standard deviation 0.3 with 250 ancestral steps, which
+    alone give 0.30: 284, 0.74, 0.43, 0.34, 0.32 and 0.30 in 1, 2, 4, 16, 32 and 256 dimensions.
+    Sampling warns below 32.
 
-    Needs predictor.draws + num_corrections draws and 1 + num_corrections evaluations a step. The
-    trajectory's x̂_0 is the predictor's.
+    Needs predictor.num_draws + num_corrections draws and 1 + num_corrections evaluations per step.
+    The trajectory's x̂_0 is the predictor's.
 
     Args:
-        predictor: any sampler on the same grid, in the paper `ancestral(schedule)`.
-        schedule: the predictor's own schedule.
-        snr: r, at least 0; 0.16 is the paper's for CIFAR-10, where 0 leaves the predictor as it is.
-        num_corrections: M, Langevin steps a level, at least 1.
+        predictor: any sampler, in the paper `ancestral(schedule)`.
+        snr: r, at least 0; 0.16 is the paper's for CIFAR-10, 0 leaves the predictor as it is.
+        num_corrections: M, Langevin steps per level, at least 1.
 
-    Raises ValueError for values outside these, and when schedule and predictor differ in steps.
+    Raises ValueError for values outside these, TypeError if `predictor` is no Sampler.
+
+    >>> sampler = dj.predictor_corrector(dj.ancestral(dj.linear_schedule(10)), num_corrections=2)
+    >>> sampler.num_steps, sampler.num_draws
+    (10, 3)
     """
+    check_sampler("predictor_corrector", predictor)
     if not (snr >= 0 and num_corrections >= 1):
         raise ValueError(
             f"predictor_corrector needs snr >= 0 and num_corrections >= 1, got {snr=}, "
             f"{num_corrections=}. Song et al. (2020) use 0.16 and 1 on CIFAR-10."
         )
-    if schedule.num_timesteps != predictor.num_steps:
-        raise ValueError(
-            f"predictor_corrector needs the predictor's own schedule, of {predictor.num_steps} "
-            f"steps, got one of {schedule.num_timesteps}. Respace once and pass it to both."
-        )
-    draws = predictor.draws + num_corrections
+    schedule = predictor.schedule
+    num_draws = predictor.num_draws + num_corrections
 
     def step(denoise, x_t, t, noise, state):
-        own = take_draws(noise, draws, 0, predictor.draws)
+        if snr > 0 and (size := math.prod(x_t.shape[1:])) < _FEWEST_DIMENSIONS:
+            warnings.warn(
+                f"predictor_corrector on events with {size} dimension(s): with fewer than "
+                f"{_FEWEST_DIMENSIONS} its step size, a ratio of norms, varies so much that "
+                "samples come out too wide. annealed_langevin has a fixed step size.",
+                stacklevel=2,
+            )
+        own = split_draws(noise, num_draws, 0, predictor.num_draws)
         result = predictor.step(denoise, x_t, t, own, state)
-        rest = take_draws(noise, draws, predictor.draws, num_corrections)
+        rest = split_draws(noise, num_draws, predictor.num_draws, num_corrections)
         rest = rest[None] if num_corrections == 1 else rest
-        level = jnp.maximum(t - 1, 0)
+        s = jnp.maximum(t - 1, 0)
+        there = level_at(schedule, s, x_t.ndim)
+        beta = at_step(schedule.beta, s, x_t.ndim)
+
+        def langevin(x, z):
+            x_0_hat = x_0_of(denoise(x, schedule.timesteps[s]), x)
+            score = (there.signal * x_0_hat - x) / there.noise**2
+            size = 2.0 * (1.0 - beta) * (snr * norm_ratio(z, score)) ** 2
+            return (x + size * score + jnp.sqrt(2.0 * size) * z).astype(x.dtype), None
 
         def correct(x: Array) -> Array:
             return jax.lax.scan(langevin, x, rest)[0]
 
-        def langevin(x, z):
-            x_0_hat = x_0_of(denoise(x, schedule.timesteps[level]))
-            signal = at_step(schedule.signal_scale, level, x.ndim)
-            score = (signal * x_0_hat - x) / at_step(schedule.noise_scale, level, x.ndim) ** 2
-            ratio = snr * norm_ratio(z, score)
-            size = 2.0 * (1.0 - at_step(schedule.beta, level, x.ndim)) * ratio**2
-            return (x + size * score + jnp.sqrt(2.0 * size) * z).astype(x.dtype), None
-
-        x_s = unless_data(t, result.x.astype(x_t.dtype), correct)
+        x_s = skip_at_last_step(t, result.x.astype(x_t.dtype), correct)
         return StepResult(x_s, result.x_0_hat, result.state)
 
-    return Sampler(predictor.init, step, predictor.num_steps, draws)
+    return Sampler(schedule, predictor.init, step, num_draws)
 
 
 def norm_ratio(z: Array, score: Array) -> Array:

@@ -1,18 +1,18 @@
-"""Langevin dynamics: sampling a density of which only the score is known.
+"""Langevin dynamics: sampling a density from its score alone.
 
     x ← x + ½ε s(x) + √ε z,   z ~ N(0, I),   s = ∇ log p
 
-is one step of size ε. As ε → 0 and steps are many, x has density p. At finite ε it has not quite:
+is one step of size ε. After many steps with ε → 0, x has density p. At finite ε it has not quite:
 for p = N(m, c²) the chain settles at variance ε/(1 - (1 - ε/(2c²))²) = c²/(1 - ε/(4c²)), and for
-ε >= 4c² it diverges. `metropolis_adjusted_langevin` is right at every ε, but needs p up to a factor
-as well. Neither crosses between far modes in any affordable time; `annealed_langevin` does, by a
-ladder of noise levels (Song, Ermon 2019, arXiv 1907.05600, Algorithm 1).
+ε >= 4c² it diverges. `metropolis_adjusted_langevin` is exact at every ε, but also needs p up to a
+factor. Neither crosses between distant modes in affordable time; `annealed_langevin_chains` does,
+through a sequence of noise levels (Song, Ermon 2019, arXiv 1907.05600, Algorithm 1).
 
 The literature also writes x + ε s + √(2ε) z (NCSNv2, arXiv 2006.09011): its ε is half of ours.
 
-Chains are the rows of x [B, ...] and know nothing of one another. Example i draws from keys[i]
+Chains are the rows of x [B, ...] and independent of one another. Example i draws from keys[i]
 alone; its steps use the streams 1, 2, …, which leaves stream 0 for the start
-(`normal_per_example(fold_in_each(keys, 0), shape)`). Noise may be given instead, to replay a run.
+(`initial_noise(keys, shape)`). Noise may be given instead, to replay a run.
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.errors import TracerArrayConversionError
 
-from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
-from ddpm_jax.types import Array, ArrayLike, Key, bcast_right
+from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example, split_each
+from ddpm_jax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    LevelScore,
+    bcast_right,
+    describe,
+    per_example,
+)
 
 
 class Chains(NamedTuple):
-    """Where chains ended, x [B, ...], and where they had been [N, B, ...] (None unless kept)."""
+    """The end of each chain, x [B, ...], and the states before, [N, B, ...] (None unless kept)."""
 
     x: Array
     trajectory: Any
@@ -47,7 +55,11 @@ class AdjustedChains(NamedTuple):
 def langevin_step(score: Array, x: Array, step_size: ArrayLike, noise: Array) -> Array:
     """x + ½ε s + √ε z for score, x, noise [B, ...] and step_size ε [] or [B], in x's dtype.
 
-    Raises ValueError when score or noise is not of x's shape.
+    Raises ValueError when score or noise is not of x's shape, or step_size neither [] nor [B].
+
+    >>> x = jnp.ones((2, 3))
+    >>> round(float(score.langevin_step(-x, x, 0.1, jnp.zeros((2, 3)))[0, 0]), 3)
+    0.95
     """
     x = jnp.asarray(x)
     if not jnp.shape(score) == jnp.shape(noise) == x.shape:
@@ -55,7 +67,7 @@ def langevin_step(score: Array, x: Array, step_size: ArrayLike, noise: Array) ->
             f"langevin_step needs a score and noise of x's shape {x.shape}, got "
             f"{jnp.shape(score)} and {jnp.shape(noise)}."
         )
-    size = bcast_right(jnp.asarray(step_size, x.dtype), x.ndim)
+    size = _step_size("langevin_step", step_size, x)
     return (x + 0.5 * size * score + jnp.sqrt(size) * noise).astype(x.dtype)
 
 
@@ -69,9 +81,9 @@ def langevin(
     noise: Array | None = None,
     keep: bool = False,
 ) -> Chains:
-    """Runs `num_steps` unadjusted Langevin steps from x [B, ...], by one scan.
+    """Runs `num_steps` unadjusted Langevin steps x ← x + ½ε s(x) + √ε z from x [B, ...].
 
-    See the module's docstring for what a finite step size costs, and the size beyond which chains
+    The module's docstring gives the error of a finite step size, and the size beyond which chains
     diverge.
 
     Args:
@@ -83,8 +95,13 @@ def langevin(
         noise: [N, *x.shape] instead of keys.
         keep: also return x after every step [N, B, ...].
 
-    Raises ValueError unless exactly one of keys and noise is given, for noise of another shape, and
-    for a number step_size <= 0.
+    Raises ValueError unless exactly one of keys and noise is given, for keys, noise or step_size of
+    another shape, and if step_size is a Python number <= 0; TypeError for x that is not floating
+    point and for untyped keys.
+
+    >>> keys = dj.example_keys(jax.random.key(0), jnp.arange(4))
+    >>> score.langevin(lambda x: -x, jnp.zeros((4, 2)), 0.1, num_steps=100, keys=keys).x.shape
+    (4, 2)
     """
     x = jnp.asarray(x)
     _check_call("langevin", x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
@@ -126,15 +143,21 @@ def metropolis_adjusted_langevin(
         x: where the chains start [B, ...], floating point; p > 0 there.
         step_size: ε, [] or [B].
         num_steps: N.
-        score_fn: `∇ log p`, by default the gradient of log_density. Chains stay right with any
-            other that is a function of x alone (a learned one), only slower.
+        score_fn: `∇ log p`, by default the gradient of log_density. Chains stay exact with any
+            other function of x alone (a learned score), only slower.
         keys: one typed key per chain [B], see `example_keys`.
         noise: z of the proposals [N, *x.shape], together with `uniform` instead of keys.
         uniform: draws from [0, 1) that decide acceptance [N, B].
         keep: also return x after every step [N, B, ...].
 
-    Raises ValueError as `langevin` does, for `uniform` without `noise`, and for a log_density that
-    is not [B].
+    Raises as `langevin` does, and ValueError for `uniform` without `noise` and for a log_density
+    that is not [B].
+
+    >>> keys = dj.example_keys(jax.random.key(0), jnp.arange(4))
+    >>> log_p, x = lambda x: -0.5 * jnp.sum(x**2, axis=-1), jnp.zeros((4, 2))
+    >>> chains = score.metropolis_adjusted_langevin(log_p, x, 0.5, num_steps=100, keys=keys)
+    >>> chains.acceptance_rate.shape
+    (4,)
     """
     call = "metropolis_adjusted_langevin"
     x = jnp.asarray(x)
@@ -145,7 +168,7 @@ def metropolis_adjusted_langevin(
             f"{call} needs uniform [num_steps, B] with noise, and none with keys: expected "
             f"{expected}, got {None if uniform is None else jnp.shape(uniform)}."
         )
-    size = bcast_right(jnp.asarray(step_size, x.dtype), x.ndim)
+    size = _step_size(call, step_size, x)
 
     def evaluate(x):
         if score_fn is not None:
@@ -163,9 +186,9 @@ def metropolis_adjusted_langevin(
         step, z, u = inputs
         if z is None:
             z, u = _draw_with_uniform(keys, step, x)
-        proposal = langevin_step(score, x, size, z)
+        proposal = langevin_step(score, x, step_size, z)
         log_p_new, score_new = evaluate(proposal)
-        # The noise that would lead back is -(z + δ), δ = ½√ε (s + s'). log q(x|x') - log q(x'|x) is
+        # The noise of the reverse move is -(z + δ), δ = ½√ε (s + s'). log q(x|x') - log q(x'|x) is
         # then ½(‖z‖² - ‖z + δ‖²) = -½ δᵀ(2z + δ): squares of large numbers need not cancel.
         delta = 0.5 * jnp.sqrt(size) * (score + score_new)
         log_back = -0.5 * jnp.sum(delta * (2.0 * z + delta), axis=tuple(range(1, x.ndim)))
@@ -183,8 +206,8 @@ def metropolis_adjusted_langevin(
     return AdjustedChains(x, accepted / num_steps, trajectory)
 
 
-def annealed_langevin(
-    score_fn: Callable[[Array, Array], Array],
+def annealed_langevin_chains(
+    score_fn: LevelScore,
     x: Array,
     sigmas: ArrayLike,
     *,
@@ -197,30 +220,38 @@ def annealed_langevin(
 ) -> Chains:
     """K Langevin steps at each level σ_1 > … > σ_L, of size ε_i = ε σ_i²/σ_L²  (NCSN, Alg. 1).
 
-    The density of level i is the data's, blurred by N(0, σ_i² I); chains find the right share of
-    every mode while the blur joins them, and keep it as it lifts. Two scans, one inside the other.
+    The density of level i is the data's, blurred by N(0, σ_i² I). While the blur joins the modes,
+    chains reach each in its right proportion, and keep it as the blur shrinks. For a denoiser
+    instead of a score there is the sampler `annealed_langevin`.
 
     Args:
         score_fn: `(x, level) -> s` [B, ...], level int32 [B], 0 for sigmas[0].
-        x: where the chains start, usually noise as wide as σ_1 or uniform.
+        x: where the chains start [B, ...], usually noise as wide as σ_1 or uniform.
         sigmas: [L], falling.
         step_size: ε, that of the last level, [] or [B]; `langevin_step_size` picks one.
         steps_per_level: K.
         keys: one typed key per chain [B], see `example_keys`.
         noise: [L, K, *x.shape] instead of keys, first entry for the first (noisiest) level.
         final_denoise: end with x + σ_L² s(x), the mean of the clean x given the last (NCSNv2), to
-            remove the noise of σ_L that samples keep otherwise.
+            remove the remaining noise of σ_L.
         keep: also return x after every level [L, B, ...], before the last denoising.
 
-    Raises ValueError unless exactly one of keys and noise is given, for noise of another shape, for
-    a number step_size <= 0, and for sigmas that are not positive and falling.
+    Raises as `langevin` does, and ValueError for sigmas that are not positive and falling.
+
+    >>> sigmas = score.geometric_noise_levels(1.0, 0.1, 5)
+    >>> keys, x = dj.example_keys(jax.random.key(0), jnp.arange(4)), jnp.zeros((4, 2))
+    >>> score_fn = lambda x, level: -x / (1 + sigmas[level][:, None] ** 2)
+    >>> score.annealed_langevin_chains(
+    ...     score_fn, x, sigmas, step_size=0.001, steps_per_level=10, keys=keys
+    ... ).x.shape
+    (4, 2)
     """
-    call = "annealed_langevin"
+    call = "annealed_langevin_chains"
     x = jnp.asarray(x)
     try:
         host = np.asarray(sigmas)
     except TracerArrayConversionError:
-        host = None  # inside of a trace only the shape is known
+        host = None  # inside a trace only the shape is known
     if host is not None:
         if host.ndim != 1 or not host.size or not (host > 0).all() or (np.diff(host) >= 0).any():
             raise ValueError(
@@ -232,7 +263,7 @@ def annealed_langevin(
     num_levels = sigmas.shape[0]
     layout = "[num_levels, steps_per_level, *x.shape]"
     _check_call(call, x, step_size, keys, noise, (num_levels, steps_per_level), layout)
-    step_size = jnp.asarray(step_size, x.dtype)
+    step_size = per_example(call, "step_size", jnp.asarray(step_size, x.dtype), x)
 
     def at_level(level):
         return lambda x: score_fn(x, jnp.full(x.shape[:1], level, jnp.int32))
@@ -262,7 +293,7 @@ def _draw(keys: Any, step: Array, x: Array) -> Array:
 
 
 def _draw_with_uniform(keys: Any, step: Array, x: Array) -> tuple[Array, Array]:
-    """The noise of a proposal, and what decides on it, from two streams of the step's own."""
+    """The noise of a proposal and the uniform number that accepts it, from two streams."""
     proposal_keys, accept_keys = split_each(fold_in_each(keys, step), 2)
     z = normal_per_example(proposal_keys, x.shape[1:], x.dtype)
     return z, jax.vmap(jax.random.uniform)(accept_keys)
@@ -286,15 +317,14 @@ def _check_call(
     steps: tuple[int, ...],
     layout: str,
 ) -> None:
-    """Raises ValueError, in the name of the call, for what none of the samplers can run on."""
+    """Raises, in the name of the call, for what none of the samplers can run on."""
     if min(steps) < 1:
         raise ValueError(f"{call} needs at least one step, got {steps}.")
     if isinstance(step_size, int | float) and not step_size > 0:
         raise ValueError(f"{call} needs step_size > 0, got {step_size}.")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"{call} needs x [B, ...] of floating point, got {x.dtype}. Chains move in real space."
-        )
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{call} needs floating-point chains x [B, ...], got {describe(x)}.")
+    _step_size(call, step_size, x)
     expected = (*steps, *x.shape)
     if (keys is None) == (noise is None):
         raise ValueError(
@@ -304,8 +334,11 @@ def _check_call(
         )
     if noise is not None and jnp.shape(noise) != expected:
         raise ValueError(f"{call} needs noise {layout} = {expected}, got shape {jnp.shape(noise)}.")
-    if keys is not None and jnp.shape(keys) != x.shape[:1]:
-        raise ValueError(
-            f"{call} needs keys [B], one per chain, for x of shape {x.shape}, got shape "
-            f"{jnp.shape(keys)}. Make them with example_keys(key, jnp.arange(B))."
-        )
+    if keys is not None:
+        check_keys(call, keys, x.shape[0])
+
+
+def _step_size(call: str, step_size: ArrayLike, x: Array) -> Array:
+    """ε [] or [B] in x's dtype, shaped to multiply x."""
+    size = per_example(call, "step_size", jnp.asarray(step_size, x.dtype), x)
+    return bcast_right(size, x.ndim)

@@ -1,12 +1,12 @@
-"""Ladders of noise σ_1 > … > σ_L for score networks, and the step size that suits one.
+"""Noise levels σ_1 > … > σ_L for score networks, and the step size that suits them.
 
-Song, Ermon 2019 (NCSN, arXiv 1907.05600) take a geometric ladder; Song, Ermon 2020 (NCSNv2, arXiv
+Song, Ermon 2019 (NCSN, arXiv 1907.05600) take a geometric sequence; Song, Ermon 2020 (NCSNv2, arXiv
 2006.09011) say which:
 
     Technique 1   σ_1 as large as the largest distance between two examples
     Technique 2   the ratio γ = σ_{i-1}/σ_i, so that neighbouring levels overlap:
                   Φ(√(2d) (γ-1) + 3γ) - Φ(√(2d) (γ-1) - 3γ) = C ≈ 0.5
-    Technique 4   the step size that T Langevin steps a level bring closest to the level's variance
+    Technique 4   the step size with which T Langevin steps per level end closest to its variance
 
 Everything here is computed on the host in float64, from numbers and NumPy arrays.
 """
@@ -20,9 +20,8 @@ import numpy as np
 
 from ddpm_jax.types import Array, ArrayLike
 
+# Technique 2: the share of a level within three standard deviations of its neighbour's shell.
 _REACH = 3.0
-"""Technique 2 asks how much of a level lies within three standard deviations of its neighbour's
-shell."""
 
 
 def geometric_noise_levels(sigma_max: float, sigma_min: float, num_levels: int) -> Array:
@@ -31,6 +30,9 @@ def geometric_noise_levels(sigma_max: float, sigma_min: float, num_levels: int) 
     In units of the data. NCSN: 1 to 0.01 in 10 levels, NCSNv2 on CIFAR-10: 50 to 0.01 in 232, both
     for pixels in [0, 1]; pixels in [-1, 1] are twice as far apart. Raises ValueError unless
     sigma_max > sigma_min > 0 and num_levels >= 2, and when float32 cannot tell levels apart.
+
+    >>> score.geometric_noise_levels(1.0, 0.01, 3)
+    Array([1.  , 0.1 , 0.01], dtype=float32)
     """
     _check_range("geometric_noise_levels", sigma_max, sigma_min)
     if num_levels < 2:
@@ -51,11 +53,14 @@ def largest_pairwise_distance(data: ArrayLike, *, block_size: int = 1024) -> flo
     """The largest Euclidean distance between two examples of data [N, ...]: a σ_1 (Technique 1).
 
     σ_1 has to be comparable with it for chains to cross between any two examples. Exact, in
-    N²d/2 multiplications by matrix products of `block_size` examples, without a second copy of the
-    data; on a subset it is a lower bound, and usually a close one. In units of the data as given:
-    rescale uint8 pixels as the network will see them.
+    N²d/2 multiplications, as matrix products of `block_size` examples without a second copy of the
+    data; a subset gives a lower bound, usually a close one. In units of the data as given: rescale
+    uint8 pixels to the network's range first.
 
     Raises ValueError for fewer than two examples, and for values that are not finite.
+
+    >>> score.largest_pairwise_distance(np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]))
+    5.0
     """
     data = np.asarray(data)
     if data.ndim == 0 or len(data) < 2 or data[0].size == 0 or block_size < 1:
@@ -83,7 +88,7 @@ def largest_pairwise_distance(data: ArrayLike, *, block_size: int = 1024) -> flo
             row, column = np.unravel_index(np.argmax(squared), squared.shape)
             if squared[row, column] > best:
                 best, pair = squared[row, column], (i + int(row), j + int(column))
-    # float32 has found the pair; its distance is taken anew.
+    # float32 found the pair; its distance is computed again in float64.
     first, second = (data[index].astype(np.float64) for index in pair)
     return float(np.linalg.norm(first - second))
 
@@ -104,6 +109,9 @@ def geometric_ratio(dim: int, *, overlap: float = 0.5) -> float:
 
     Raises ValueError for dim < 5, where levels of any ratio overlap by almost 1: choose a ratio by
     hand there, 2 for instance.
+
+    >>> round(score.geometric_ratio(32 * 32 * 3), 2)
+    1.04
     """
     if not (dim >= 5 and 0 < overlap <= 0.99):
         raise ValueError(
@@ -131,11 +139,14 @@ def geometric_ratio(dim: int, *, overlap: float = 0.5) -> float:
 def ncsnv2_noise_levels(
     sigma_max: float, sigma_min: float, dim: int, *, overlap: float = 0.5
 ) -> Array:
-    """The ladder from sigma_max to sigma_min whose ratio is nearest to `geometric_ratio`'s, [L].
+    """Levels from sigma_max to sigma_min whose ratio is nearest to `geometric_ratio`'s, [L].
 
-    Techniques 1 and 2: sigma_max from `largest_pairwise_distance`, sigma_min small enough not to be
-    seen (0.01 in the paper, for pixels in [0, 1]). See `geometric_ratio` for `overlap` and what is
-    raised.
+    Techniques 1 and 2: sigma_max from `largest_pairwise_distance`, sigma_min small enough to be
+    invisible (0.01 in the paper, for pixels in [0, 1]). `overlap` and errors are those of
+    `geometric_ratio`.
+
+    >>> score.ncsnv2_noise_levels(50.0, 0.01, 32 * 32 * 3).shape
+    (219,)
     """
     _check_range("ncsnv2_noise_levels", sigma_max, sigma_min)
     ratio = geometric_ratio(dim, overlap=overlap)
@@ -144,7 +155,7 @@ def ncsnv2_noise_levels(
 
 
 def langevin_step_size(sigmas: ArrayLike, num_steps_per_level: int) -> float:
-    """The `step_size` of `annealed_langevin` for a geometric ladder (NCSNv2, Technique 4).
+    """The `step_size` of `annealed_langevin_chains` for geometric levels (NCSNv2, Technique 4).
 
     For data at one point, a chain that enters level i with variance σ_{i-1}² = γ² σ_i² leaves it
     after T steps with variance s_T²,
@@ -159,7 +170,11 @@ def langevin_step_size(sigmas: ArrayLike, num_steps_per_level: int) -> float:
         sigmas: [L], geometric and falling.
         num_steps_per_level: T.
 
-    Raises ValueError for a ladder of another kind, or T < 1.
+    Raises ValueError for levels of another kind, or T < 1.
+
+    >>> sigmas = score.geometric_noise_levels(50.0, 0.01, 232)
+    >>> round(score.langevin_step_size(sigmas, 5), 7)
+    1.24e-05
     """
     levels = np.asarray(sigmas, np.float64)
     if num_steps_per_level < 1:
@@ -173,7 +188,7 @@ def langevin_step_size(sigmas: ArrayLike, num_steps_per_level: int) -> float:
     mean_step = (logs[0] - logs[-1]) / (len(levels) - 1)
     if not (mean_step > 0 and np.allclose(-np.diff(logs), mean_step, rtol=0.02, atol=1e-6)):
         raise ValueError(
-            "langevin_step_size needs a geometric ladder, falling by one ratio; the ratios here "
+            "langevin_step_size needs geometric levels, falling by one ratio; the ratios here "
             f"lie between {np.exp(-np.diff(logs).max()):.6g} and {np.exp(-np.diff(logs).min()):.6g}"
             ". geometric_noise_levels makes one."
         )

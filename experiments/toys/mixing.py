@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import example_keys, fold_in_each
-from ddpm_jax.score import annealed_langevin, geometric_noise_levels, langevin
+from ddpm_jax.score import annealed_langevin_chains, geometric_noise_levels, langevin
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import Line, Panel, Points
 from toys.densities import two_gaussians
@@ -76,7 +76,7 @@ def make_figure(config: MixingConfig, key: Key, on_progress: OnProgress) -> Figu
     @jax.jit
     def annealed(key):
         keys = example_keys(key, jnp.arange(config.count))
-        x, visited = annealed_langevin(
+        x, visited = annealed_langevin_chains(
             lambda x, level: density.score(x, sigmas[level]),
             start(keys),
             sigmas,

@@ -21,7 +21,7 @@ from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
 from ddpm_jax.losses import simple_loss
 from ddpm_jax.samplers import ancestral, initial_noise, sample
 from ddpm_jax.score import (
-    annealed_langevin,
+    annealed_langevin_chains,
     geometric_noise_levels,
     langevin_step_size,
     ncsn_loss,
@@ -156,7 +156,7 @@ def _ncsn(config: ModelsConfig):
         return ncsn_loss(score_fn, DENSITY.sample(x_keys), level, noise, sigmas)
 
     def sample_fn(params, keys):
-        return annealed_langevin(
+        return annealed_langevin_chains(
             lambda x, level: score(params, x, level),
             sigmas[0] * normal_per_example(fold_in_each(keys, 0), (2,)),
             sigmas,

@@ -26,11 +26,11 @@ SAMPLERS = {
     "dpm 2 sde": lambda s: samplers.dpm_solver_pp(s, sde=True),
     "heun": lambda s: samplers.heun(s),
     "heun churn": lambda s: samplers.heun(s, churn=5.0, process=FULL),
-    "pc ancestral": lambda s: samplers.predictor_corrector(dj.ancestral(s), s),
-    "pc ddim": lambda s: samplers.predictor_corrector(dj.ddim(s), s, num_corrections=2),
+    "pc ancestral": lambda s: samplers.predictor_corrector(dj.ancestral(s)),
+    "pc ddim": lambda s: samplers.predictor_corrector(dj.ddim(s), num_corrections=2),
     "annealed Langevin": lambda s: samplers.annealed_langevin(s, steps_per_level=20, rate=0.5),
     "inpaint nothing": lambda s: samplers.inpaint(
-        samplers.dpm_solver_pp(s), s, jnp.zeros(()), jnp.zeros((), bool), num_resamples=2
+        samplers.dpm_solver_pp(s), jnp.zeros(()), jnp.zeros((), bool), num_resamples=2
     ),
 }
 EXTRA_EVALUATIONS = {
@@ -80,8 +80,8 @@ def test_replaying_the_noise_replays_the_sample(name):
     drawn = jitted(name)(x_T, keys)
     noise = None
     if sampler.stochastic:
-        noise = jnp.stack([step_noise(keys, t, x_T, sampler.draws) for t in range(9, -1, -1)])
-        assert noise.shape == (10, *[sampler.draws][: sampler.draws > 1], 4, 3)
+        noise = jnp.stack([step_noise(keys, t, x_T, sampler.num_draws) for t in range(9, -1, -1)])
+        assert noise.shape == (10, *[sampler.num_draws][: sampler.num_draws > 1], 4, 3)
     replayed = dj.sample(sampler, EXACT.denoise, x_T, noise=noise)
     np.testing.assert_allclose(replayed, drawn, rtol=1e-4, atol=1e-5)
 

@@ -1,19 +1,19 @@
-"""Score matching: fitting s(x) ≈ ∇ log p(x) without the normaliser of p, in the order of history.
+"""Score matching: fitting s(x) ≈ ∇ log p(x) without the normaliser of p, oldest method first.
 
     exact      E[½ ‖s‖² + tr ∇s]                      Hyvärinen 2005
     sliced     E[½ (vᵀs)² + vᵀ ∇s v]                  Song, Garg, Shi, Ermon 2019 (1905.07088)
     denoising  E[½ ‖s(x + σz) + z/σ‖²]                Vincent 2011
     ladder     E[½ σ^p ‖s(x + σz, level) + z/σ‖²]     Song, Ermon 2019 (1907.05600), p = 2
 
-The first two have the minimiser of ½ E‖s - ∇ log p‖², the last two that of the perturbed density
-p ∗ N(0, σ² I); they differ from it by a constant that s does not enter.
+The first two are ½ E‖s - ∇ log p‖² up to a constant independent of s, the last two the same for
+the perturbed density p ∗ N(0, σ² I).
 
-A score function is any callable `score_fn(x) -> [B, ...]` on x [B, ...] that treats every row by
-itself: row i of its value depends on row i of x alone (no batch normalisation). One forward-mode
-product of the whole batch is then the product of every example with its own Jacobian.
+A score function is any callable `score_fn(x) -> [B, ...]` on x [B, ...] that works row by row: row
+i of its value depends on row i of x alone (no batch normalisation). One forward-mode product of the
+whole batch is then the product of every example with its own Jacobian.
 
 Every loss is [B], *summed* over the event's axes as in the papers (the losses of `ddpm_jax.losses`
-are means over them); the caller averages. No keys here: noise and projections are passed in.
+are means over them); the caller averages. Noise and projections are arguments.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.keys import fold_in_each, normal_per_example
-from ddpm_jax.types import Array, ArrayLike, Key, bcast_right
+from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example
+from ddpm_jax.types import Array, ArrayLike, Key, LevelScore, bcast_right, per_example
 
 ScoreFn = Callable[[Array], Array]
 """`score_fn(x) -> s`, x and s [B, ...], row by row."""
-
-LevelScoreFn = Callable[[Array, Array], Array]
-"""`score_fn(x, level) -> s`, level int32 [B] counting the noise levels, 0 for the largest."""
 
 PROJECTIONS = ("rademacher", "gaussian", "sphere")
 
 
 def score_of_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
-    """The score of p ∝ e^{-f}: s = -∇f. The normaliser does not depend on x and falls away.
+    """The score of p ∝ e^{-f}: s = -∇f; the normaliser does not depend on x and drops out.
 
     `energy(x, *conditions) -> f` [B] of x [B, ...], row by row; the score takes the same arguments
     (an energy of x and a level makes a score for `ncsn_loss`). It is an ordinary function of
     whatever parameters `energy` closes over. Raises ValueError when the energy is not [B].
+
+    >>> score.score_of_energy(lambda x: 0.5 * jnp.sum(x**2, axis=-1))(jnp.ones((2, 3)))[0]
+    Array([-1., -1., -1.], dtype=float32)
     """
 
     def score(x: Array, *conditions) -> Array:
@@ -62,12 +62,15 @@ def score_of_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
 def exact_score_matching(score_fn: ScoreFn, x: Array) -> Array:
     """½ ‖s(x)‖² + tr ∇s(x), [B], for x [B, ...]  (Hyvärinen 2005).
 
-    The trace is a sum of d Jacobian-vector products, d the number of an event's dimensions: a
-    cost of d evaluations of the score, and twice to thrice that for its gradient. For toy densities
+    The trace is a sum of d Jacobian-vector products, d the number of an event's dimensions: it
+    costs d evaluations of the score, and its gradient two to three times that. For toy densities
     and checks; for images use `sliced_score_matching` or `denoising_score_matching`.
 
     Assumes that p falls off at infinity (or at its border); on data of finitely many values the
-    minimum is -∞. Raises ValueError when the score is not of x's shape.
+    minimum is -∞. Raises ValueError when the score is not of x's shape or x not floating point.
+
+    >>> score.exact_score_matching(lambda x: -x, jnp.ones((2, 3)))
+    Array([-1.5, -1.5], dtype=float32)
     """
     x = _check_events("exact_score_matching", x)
     d = int(np.prod(x.shape[1:], dtype=np.int64))
@@ -88,7 +91,7 @@ def sliced_score_matching(
     With `variance_reduced`, ½ ‖s‖² + vᵀ ∇s v (Eq. 8): (vᵀs)² replaced by its mean. For E[vvᵀ] = I,
     as `projections` draws them, the mean of either over v is `exact_score_matching`, for 1 + K
     evaluations of the score. For Gaussian v the variance falls by ½‖s‖⁴ + 2 sᵀ ∇s s: a gain in
-    many dimensions, though a small loss near a mode, where ‖s‖ is small and ∇s negative.
+    many dimensions, though slightly worse near a mode, where ‖s‖ is small and ∇s negative.
 
     Args:
         score_fn: see the module's docstring.
@@ -97,6 +100,10 @@ def sliced_score_matching(
         variance_reduced: take ½ ‖s‖² exactly.
 
     Raises ValueError for projections or a score of another shape.
+
+    >>> v = score.projections(dj.example_keys(jax.random.key(0), jnp.arange(2)), 1, (3,))
+    >>> score.sliced_score_matching(lambda x: -x, jnp.ones((2, 3)), v).shape
+    (2,)
     """
     x = _check_events("sliced_score_matching", x)
     shape = jnp.shape(projections)
@@ -118,12 +125,16 @@ def sliced_score_matching(
 def projections(
     keys: Key, num: int, shape: tuple[int, ...], kind: str = "rademacher", dtype=jnp.float32
 ) -> Array:
-    """`num` random directions an example, [num, B, *shape], row i from keys[i], with E[vvᵀ] = I.
+    """`num` random directions per example, [num, B, *shape], row i from keys[i], E[vvᵀ] = I.
 
     "rademacher" (±1; the least variance of vᵀ ∇s v), "gaussian", or "sphere": uniform on the sphere
     of radius √d, not 1, so that E[vvᵀ] = I holds for it too. The first k of them do not depend on
-    `num`. Raises ValueError for another kind or num < 1.
+    `num`. Raises ValueError for another kind or num < 1, and as `check_keys` for keys.
+
+    >>> score.projections(dj.example_keys(jax.random.key(0), jnp.arange(2)), 5, (3,)).shape
+    (5, 2, 3)
     """
+    check_keys("projections", keys)
     if kind not in PROJECTIONS or num < 1:
         raise ValueError(
             f"projections needs kind in {PROJECTIONS} and num >= 1, got {kind=}, {num=}."
@@ -145,19 +156,25 @@ def projections(
 def denoising_score_matching(score_fn: ScoreFn, x: Array, noise: Array, sigma: ArrayLike) -> Array:
     """½ ‖s(x + σz) + z/σ‖², [B], for x and noise z [B, ...], sigma [] or [B]  (Vincent 2011).
 
-    Its minimiser is the score of x + σz. The loss grows as d/(2σ²): `ncsn_loss` is scaled. Raises
-    ValueError for noise or a score of another shape than x's, and for a number sigma <= 0.
+    Its minimiser is the score of x + σz. The loss grows as d/(2σ²); `ncsn_loss` is scaled. Raises
+    ValueError for noise or a score that is not of x's shape, for a sigma that is neither [] nor
+    [B], and for a Python number sigma <= 0.
+
+    >>> x, noise = jnp.zeros((2, 3)), jnp.ones((2, 3))
+    >>> score.denoising_score_matching(lambda x: -x, x, noise, 1.0)
+    Array([0., 0.], dtype=float32)
     """
     x = _check_events("denoising_score_matching", x)
     if isinstance(sigma, int | float) and not sigma > 0:
         raise ValueError(f"denoising_score_matching needs sigma > 0, got {sigma}.")
-    sigma = bcast_right(jnp.asarray(sigma, x.dtype), x.ndim)
+    sigma = per_example("denoising_score_matching", "sigma", jnp.asarray(sigma, x.dtype), x)
+    sigma = bcast_right(sigma, x.ndim)
     residual = _scaled_residual("denoising_score_matching", score_fn, x, noise, sigma)
     return 0.5 * _sum_per_example(jnp.square(residual / sigma))
 
 
 def ncsn_loss(
-    score_fn: LevelScoreFn,
+    score_fn: LevelScore,
     x: Array,
     level: ArrayLike,
     noise: Array,
@@ -167,28 +184,32 @@ def ncsn_loss(
 ) -> Array:
     """½ σ^p ‖s(x + σz, level) + z/σ‖², [B], σ = sigmas[level]  (1907.05600, Eq. 6).
 
-    Computed as ½ σ^{p-2} ‖σ s + z‖², which for the paper's p = 2 is of one size at every level and
-    divides by nothing small.
+    Computed as ½ σ^{p-2} ‖σ s + z‖², which for the paper's p = 2 has the same size at every level
+    and no division by a small σ.
 
     Args:
         score_fn: `(x, level) -> s`, level int32 [B].
         x: data [B, ...].
         level: int [B] or [], 0 for sigmas[0]; outside the ladder the loss is NaN.
         noise: z, standard normal, of x's shape.
-        sigmas: [L], as `geometric_noise_levels` makes them.
+        sigmas: [L], as from `geometric_noise_levels`.
         power: p, the weight's exponent.
 
-    Raises ValueError for noise or a score of another shape than x's, TypeError for levels that are
-    not whole numbers.
+    Raises ValueError for noise or a score that is not of x's shape and levels that are neither []
+    nor [B], TypeError for levels that are not integers.
+
+    >>> sigmas, x = score.geometric_noise_levels(1.0, 0.1, 5), jnp.zeros((2, 3))
+    >>> score.ncsn_loss(lambda x, level: -x, x, jnp.array([0, 4]), jnp.ones((2, 3)), sigmas).shape
+    (2,)
     """
     x = _check_events("ncsn_loss", x)
     level = jnp.asarray(level)
     if not jnp.issubdtype(level.dtype, jnp.integer):
         raise TypeError(
-            f"ncsn_loss needs level, whole numbers that count sigmas, got dtype {level.dtype}. "
-            "Draw them with jax.random.randint(key, (), 0, len(sigmas)) per example."
+            f"ncsn_loss needs integer levels that index sigmas, got dtype {level.dtype}. Draw them "
+            "with jax.random.randint(key, (), 0, len(sigmas)) per example."
         )
-    level = jnp.broadcast_to(level, x.shape[:1]).astype(jnp.int32)
+    level = per_example("ncsn_loss", "level", level, x).astype(jnp.int32)
     table = jnp.asarray(sigmas, x.dtype)
     # Plain indexing would clamp a level beyond the ladder and wrap -1 round to its smallest σ.
     sigma = table.at[level].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -220,7 +241,7 @@ def _score_and_forms(
     if num == 1:
         return score, form(jnp.zeros((), jnp.int32))[None]
     # One direction after the other: side by side they would need `num` times the memory. So would
-    # the gradient if it kept each direction's intermediates; it computes them again instead.
+    # the gradient if it kept each direction's intermediates; it recomputes them instead.
     return score, jax.lax.map(jax.checkpoint(form), jnp.arange(num))
 
 

@@ -336,7 +336,7 @@ def test_events_may_be_scalars():
         (lambda x: projections(keys(2), 0, (3,)), ValueError, "num=0"),
         (lambda x: denoising_score_matching(lambda x: x, x, x[0], 1.0), ValueError, "noise of x"),
         (lambda x: denoising_score_matching(lambda x: x, x, x, 0.0), ValueError, "sigma > 0"),
-        (lambda x: ncsn_loss(lambda x, i: x, x, 0.5, x, SIGMAS), TypeError, "whole numbers"),
+        (lambda x: ncsn_loss(lambda x, i: x, x, 0.5, x, SIGMAS), TypeError, "integer levels"),
         (lambda x: score_of_energy(jnp.sum)(x), ValueError, "energy f"),
     ],
 )
