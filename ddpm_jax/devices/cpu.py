@@ -63,9 +63,9 @@ def keep_freed_memory(batch_size: int, image_shape: tuple[int, ...], channels: i
     when they are freed, and the system zeroes every page of the next one: 240,000 to 380,000 page
     faults per training step of DDPM's network at batch 16. Kept memory saves them. Its price is a
     single heap for all threads: the digits' step took 52 ms with it and 32 without, and compiled in
-    18 s instead of 13. Without the limit to one heap, kept memory costs nothing but saves nothing:
-    large blocks are mapped anew (benchmarks/NOTES.md, *Which networks keep freed memory*). So
-    memory is kept if a feature map takes LARGE_MAP_BYTES or more.
+    18 s instead of 13. Without the limit to one heap it costs nothing, but saves less than half of
+    the faults (benchmarks/NOTES.md, *Which networks keep freed memory*). So memory is kept if a
+    feature map takes LARGE_MAP_BYTES or more.
 
     The process then holds its peak memory until it ends. Call it before JAX is used: threads that
     run already have heaps of their own, too small for large blocks. It does nothing and returns

@@ -48,7 +48,7 @@ def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
 
 
 def state_specs(state: TrainState, shards: int) -> TrainState:
-    """The specs of a state: parameters, average and optimiser are split alike, the rest is whole."""
+    """The specs of a state: parameters, average and optimiser split alike, the rest whole."""
 
     def split(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: parameter_spec(leaf.shape, shards), tree)
