@@ -77,7 +77,7 @@ class Model:
         return self._state(jax.jit(self.network.init, compiler_options=fast))
 
     def init_shapes(self) -> TrainState:
-        """The shapes of `init`, as `jax.ShapeDtypeStruct`, without compiling or drawing anything."""
+        """The shapes of `init`, as `jax.ShapeDtypeStruct`; compiles and draws nothing."""
         return jax.eval_shape(lambda: self._state(self.network.init))
 
     def _state(self, init: Callable[..., PyTree]) -> TrainState:

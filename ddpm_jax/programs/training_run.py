@@ -63,7 +63,6 @@ class TrainingRun:
         self.sampling_devices: tuple[Device, ...] = (
             tuple(jax.local_devices()) if every_core else self.parallel.devices
         )
-        self.parallel.check_batch_size(config.batch_size, devices.microbatches)
         self.model: Model = build_model(config, image_shape, data.num_classes)
         self.train_step = make_train_step(
             self.model.training_losses,
@@ -74,6 +73,7 @@ class TrainingRun:
             num_microbatches=devices.microbatches,
             spike_factor=config.optimizer.spike_factor,
         )
+        self.parallel.check_batch_size(config.batch_size, devices.microbatches)
         self.directory = RunDirectory(config.run_dir)
         platform = self.parallel.devices[0].platform
         self.max_chunk = config.devices.steps_per_dispatch or (1 if platform == "cpu" else 10)

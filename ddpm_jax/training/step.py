@@ -78,15 +78,18 @@ def make_train_step(
     """
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(
-            f"make_train_step needs 0 <= ema_decay < 1, got {ema_decay}. At 1 the average would "
-            "never change."
+            f"make_train_step needs 0 <= ema_decay < 1 (--optimizer.ema-decay), got {ema_decay}. "
+            "At 1 the average would never change."
         )
     if num_microbatches < 1:
-        raise ValueError(f"make_train_step needs num_microbatches >= 1, got {num_microbatches}.")
+        raise ValueError(
+            "make_train_step needs num_microbatches >= 1 (--devices.microbatches), got "
+            f"{num_microbatches}."
+        )
     if spike_factor is not None and not spike_factor > 1.0:
         raise ValueError(
-            f"make_train_step needs spike_factor > 1 or None, got {spike_factor}: at 1 every other "
-            "step would be a spike."
+            "make_train_step needs spike_factor > 1 or None (--optimizer.spike-factor), got "
+            f"{spike_factor}: at 1 every other step would be a spike."
         )
 
     def gradients(params, loss_state, key, batch, collectives: Collectives | None = None):
