@@ -88,9 +88,7 @@ def measure_bound(
         return prior_term(schedule, prepare_images(images, None, flip=False))
 
     prior_of = split.map(prior_at, (ROWS,))
-    step = split.map(
-        terms_at, (WHOLE, ROWS, ROWS, WHOLE, ROWS), (ROWS, PartitionSpec(None, AXES))
-    )
+    step = split.map(terms_at, (WHOLE, ROWS, ROWS, WHOLE, ROWS), (ROWS, PartitionSpec(None, AXES)))
     terms = {kind: np.zeros((T, count)) for kind in variances}
     errors = np.zeros((2, T, count))
     prior = np.zeros(count)
