@@ -21,11 +21,10 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[process]})
     import jax
     import numpy as np
-    from jax.sharding import PartitionSpec
 
     from benchmarks.plan import CPU
     from benchmarks.problem import random_images, train_config
-    from ddpm_jax.devices import processes
+    from ddpm_jax.devices import mesh, processes
     from ddpm_jax.programs.build import build_model, fetch
     from ddpm_jax.training import choose_devices, make_chunk, make_train_step
 
@@ -54,14 +53,14 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
     for size in REDUCED if count > 1 else ():
         summed = jax.jit(
             jax.shard_map(
-                lambda x: jax.lax.psum(x, processes.AXES),
+                lambda x: jax.lax.psum(x, mesh.AXES),
                 mesh=parallel.mesh,
-                in_specs=PartitionSpec(processes.AXES),
-                out_specs=PartitionSpec(),
+                in_specs=mesh.ROWS,
+                out_specs=mesh.WHOLE,
             )
         )
         x = jax.make_array_from_process_local_data(
-            jax.sharding.NamedSharding(parallel.mesh, PartitionSpec(processes.AXES)),
+            jax.sharding.NamedSharding(parallel.mesh, mesh.ROWS),
             np.ones((1, size), np.float32),
         )
         times = []
@@ -71,7 +70,7 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
             times.append(time.perf_counter() - begun)
         reduce.append(float(np.median(times[2:])))
     if process == 0:
-        gradients = [leaf.nbytes for leaf in jax.tree.leaves(processes.fetch(state.params))]
+        gradients = [leaf.nbytes for leaf in jax.tree.leaves(mesh.fetch(state.params))]
         found = {
             "step_s": seconds,
             "images": IMAGES,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.plan import Plan
-from ddpm_jax.devices.allocator import keep_freed_memory
+from ddpm_jax.devices.cpu import keep_freed_memory
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs.build import build_model, fetch
 from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig
@@ -98,8 +98,8 @@ class Stepper:
         remat: bool = False,
         microbatches: int = 1,
     ):
-        # As every program does; for one that used JAX before, too late.
-        keep_freed_memory()
+        # As every program does; too late for one that has used JAX before.
+        keep_freed_memory(config.batch_size, (size, size), config.network.channels)
         devices = config.devices
         self.parallel = choose_devices(devices.backend, devices.count or 1)
         model = build_model(config, (size, size, 3), None)

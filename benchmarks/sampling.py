@@ -74,17 +74,16 @@ def jax_corner(
     import jax
 
     from benchmarks.problem import moved_params, train_config
-    from ddpm_jax.devices.allocator import keep_freed_memory
-    from ddpm_jax.devices.cpu import one_device_a_core
+    from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
     from ddpm_jax.interop import unet_params_to_diffusers, unet_to_diffusers_config
     from ddpm_jax.programs.build import build_model, build_sampler
     from ddpm_jax.programs.config import SamplerOptions
     from ddpm_jax.programs.generator import Generator
 
-    # As every program that samples does.
-    keep_freed_memory()
-    devices = jax.local_devices() if one_device_a_core() else None
     whole = from_json(plan)
+    # As every program that samples does.
+    keep_freed_memory(whole.sample_batch, (whole.image_size, whole.image_size), whole.channels)
+    devices = jax.local_devices() if one_device_per_core() else None
     contestants: dict[str, Callable[[], float]] = {}
     models, configs = {}, {}
     for network, sizes in (("wide", whole), ("small", small_plan(whole))):

@@ -33,9 +33,9 @@ def measure(plan: Plan) -> dict[str, Any]:
     import jax
 
     from benchmarks.problem import Stepper, flops_of, train_config
-    from ddpm_jax.devices.allocator import keep_freed_memory
+    from ddpm_jax.devices.cpu import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory(plan.batch_size, (plan.image_size, plan.image_size), plan.channels)
     peak = matrix_peak(plan)
     stepper = Stepper(train_config(plan), plan.image_size)
     pieces = _pieces(plan, stepper)

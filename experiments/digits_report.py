@@ -20,7 +20,7 @@ from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.model import loss_name
 from ddpm_jax.programs.train import train
-from ddpm_jax.programs.training_run import Run
+from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import StopRequest, TrainState
 
 
@@ -39,7 +39,7 @@ def train_and_report(config: TrainConfig) -> dict[str, Any] | None:
     return reports[0] if reports else None
 
 
-def report_digits(run: Run, state: TrainState, stop: StopRequest) -> dict[str, Any]:
+def report_digits(run: TrainingRun, state: TrainState, stop: StopRequest) -> dict[str, Any]:
     """Prints the table, writes it to report.json, and returns what it wrote."""
     real, heldout = run.train_data, run.heldout_data
     count = len(heldout.images)

@@ -2,7 +2,7 @@
 
     python -m tests.several_processes PORT NUM_PROCESSES PROCESS_ID FOLDER
 
-The functions are the ones that `test_hosts` calls in its own single process, to compare.
+`test_devices_processes` calls the same functions in its own single process, to compare.
 """
 
 import json
@@ -16,6 +16,7 @@ import optax
 import ddpm_jax as dj
 from ddpm_jax.data import ShuffledIndices
 from ddpm_jax.devices import processes
+from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.training import (
     Checkpoints,
@@ -76,14 +77,13 @@ def drawn(parallel):
         x_0, t, noise, dropout = small.draws(batch, keys)
         return batch["example"], batch["image"], x_0, t, noise, jax.random.key_data(dropout)
 
-    rows = jax.sharding.PartitionSpec(processes.AXES)
     mapped = jax.shard_map(
         draws,
         mesh=parallel.mesh,
-        in_specs=(jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, processes.AXES)),
-        out_specs=rows,
+        in_specs=(WHOLE, jax.sharding.PartitionSpec(None, AXES)),
+        out_specs=ROWS,
     )
-    return processes.fetch(jax.jit(mapped)(dataset, feed(parallel, 7)))
+    return fetch(jax.jit(mapped)(dataset, feed(parallel, 7)))
 
 
 def images(devices):
@@ -121,10 +121,7 @@ def go_on(folder, parallel, until, save_at):
 
 
 def parameters(state):
-    return [
-        np.asarray(leaf)
-        for leaf in jax.tree.leaves(processes.fetch((state.params, state.opt_state)))
-    ]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(fetch((state.params, state.opt_state)))]
 
 
 def agreements(process):

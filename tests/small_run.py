@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.programs.config import DevicesConfig, DiffusionConfig, NetworkConfig, TrainConfig
-from ddpm_jax.programs.training_run import Run
+from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ def make_run(folder):
     With classes and a learned variance, the case with most to go wrong. Its parameters are moved
     off the zeros they start with, but not far, lest the ODE bends too fast for so few steps.
     """
-    run = Run(dataclasses.replace(CONFIG, run_dir=folder))
+    run = TrainingRun(dataclasses.replace(CONFIG, run_dir=folder))
     state, random = run.model.init(), np.random.default_rng(0)
     moved = jax.tree.map(lambda x: x + 0.002 * random.standard_normal(x.shape), state.params)
     moved = jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.float32), moved)

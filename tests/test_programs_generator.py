@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
-from ddpm_jax.devices import processes
+from ddpm_jax.devices.batched import RowSplit
 from ddpm_jax.programs.generator import Generator, Stopped, chunk_length
 
 FULL = dj.linear_schedule()
@@ -47,9 +47,9 @@ def test_same_images_whatever_the_count(reference):
 def test_no_more_devices_than_images(reference, monkeypatch):
     """Three images on eight devices take three, and one image at a time takes one."""
     used = []
-    spread = processes.spread
+    init = RowSplit.__init__
     monkeypatch.setattr(
-        processes, "spread", lambda tree, to: used.append(len(to.device_set)) or spread(tree, to)
+        RowSplit, "__init__", lambda self, devices: used.append(len(devices)) or init(self, devices)
     )
     generator = make(devices=jax.devices()[:8])
     for options in ({"count": 3}, {"count": 2, "batch_size": 1}, {"count": 9}):

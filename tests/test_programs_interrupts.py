@@ -44,7 +44,7 @@ def a_library(config):
 
 @pytest.mark.parametrize("begin", [a_library, lambda config: interrupt_here()])
 def test_a_signal_before_training_ends_the_program_in_order(monkeypatch, capsys, begin):
-    monkeypatch.setattr(module, "Run", begin)
+    monkeypatch.setattr(module, "TrainingRun", begin)
     module.train(CONFIG)
     assert "stopped by SIGTERM before training" in capsys.readouterr().out
 
@@ -53,7 +53,7 @@ def test_an_error_before_training_is_not_taken_for_a_stop(monkeypatch):
     def wrong(config):
         raise TypeError("wrong")
 
-    monkeypatch.setattr(module, "Run", wrong)
+    monkeypatch.setattr(module, "TrainingRun", wrong)
     with pytest.raises(TypeError, match="wrong"):
         module.train(CONFIG)
 

@@ -1,9 +1,9 @@
-"""Several processes as one program: who joins, who writes, and what all of them agree on.
+"""Several processes as one program: how they join, which one writes, and how they agree.
 
-Every process runs the same code (JAX's multi-controller model), and whatever computes over all
-devices must be called by all of them, in the same order. So a decision that one process could take
-alone (a folder it may not write, a signal it got) is taken here for all: `on_leader`, `everywhere`
-and `Agreed` return or raise the same on each of them. With one process they cost nothing.
+Every process runs the same code (JAX's multi-controller model). All of them must call whatever
+computes over all devices, in the same order. So the processes decide together what one of them
+could decide alone, such as whether a folder is writable or a signal has arrived: `on_leader`,
+`everywhere` and `Agreed` return or raise in all of them. With one process they cost nothing.
 """
 
 from __future__ import annotations
@@ -14,24 +14,22 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.types import Array, Device, PyTree
+from ddpm_jax.devices.mesh import all_devices
 
 T = TypeVar("T")
 MESSAGE_BYTES = 2048
-AXES = ("data", "fsdp")
-"""The axes of every mesh: batches are split over both, parameters over the second only."""
 
 
 class PeerError(RuntimeError):
-    """Another process could not go on, so this one does not either."""
+    """Another process failed, so this one stops too."""
 
 
 def connect(
@@ -44,21 +42,23 @@ def connect(
     heartbeat_seconds: int = 100,
     start_seconds: int = 300,
 ) -> None:
-    """Joins the processes of one program, before JAX has been used for anything else.
+    """Joins the processes of one program; must come before any other use of JAX.
+
+    Without `auto` and without a coordinator, the program is a single process and nothing happens.
 
     Args:
-        auto: let JAX find the others: under SLURM, Open MPI, Kubernetes (with its `kubernetes`
-            package) and on TPU pods.
-        coordinator: else "HOST:PORT" of process 0, as the others reach it.
-        num_processes: how many there are.
-        process_id: which of them this one is, from 0.
-        bind: the "HOST:PORT" process 0 listens on; None for `coordinator` itself, and nothing else
-            on that host. With `auto`, None is JAX's own choice: every interface.
-        heartbeat_seconds: a process not heard of for so long is dead, and ends all.
+        auto: let JAX find the other processes: under SLURM, Open MPI, Kubernetes (with the
+            `kubernetes` package) and on TPU pods.
+        coordinator: otherwise, the "HOST:PORT" at which the others reach process 0.
+        num_processes: the number of processes.
+        process_id: the number of this process, from 0.
+        bind: the "HOST:PORT" that process 0 listens on; None for `coordinator`, and no other
+            interface. With `auto`, None leaves the choice to JAX: every interface.
+        heartbeat_seconds: a process silent for this long is considered dead, and all processes end.
         start_seconds: how long to wait for the others at the start.
 
-    Raises ValueError for flags that do not go together, ConnectionError where the others cannot be
-    joined, RuntimeError where JAX was used before.
+    Raises ValueError for arguments that do not fit together, ConnectionError if the others cannot
+    be reached, RuntimeError if JAX has been used before.
     """
     explicit = (coordinator, num_processes, process_id)
     if not auto and all(value is None for value in explicit):
@@ -74,7 +74,7 @@ def connect(
         if any(value is not None for value in explicit):
             raise ValueError(
                 f"connect got auto=True and {coordinator=}, {num_processes=}, {process_id=}. "
-                "Either JAX finds the processes, or all three say where they are."
+                "Pass either auto or the other three."
             )
         options: dict[str, Any] = {"coordinator_bind_address": bind}
     else:
@@ -92,7 +92,7 @@ def connect(
                 f"connect needs 0 <= process_id < num_processes, got {process_id=}, "
                 f"{num_processes=}."
             )
-        # JAX would listen on every interface of the host: the service trusts whoever reaches it.
+        # By default JAX listens on every interface, and the service trusts every client.
         listen = (bind or coordinator) if process_id == 0 else None
         if listen is not None:
             _check_free(listen)
@@ -102,7 +102,7 @@ def connect(
             "process_id": process_id,
             "coordinator_bind_address": listen,
         }
-    where = "that JAX was to find" if auto else f"at {coordinator}"
+    where = "that JAX looked for" if auto else f"at {coordinator}"
     remedy = (
         f"All processes must start within {start_seconds} s of each other, with the same "
         "coordinator and the same number of processes."
@@ -117,7 +117,7 @@ def connect(
     except (RuntimeError, ValueError) as error:
         if "before any JAX" in str(error):
             raise RuntimeError(
-                "connect must be called before JAX computes anything, an array or a schedule even. "
+                "connect must be called before JAX computes anything, even an array or a schedule. "
                 "Call it first in the program."
             ) from error
         raise ConnectionError(
@@ -127,9 +127,9 @@ def connect(
 
 @contextlib.contextmanager
 def _deadline(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process with 2 and a message where the block takes longer.
+    """Exits with code 2 and a message if the block takes longer.
 
-    JAX would end it too, with a stack of C++ in the place of a reason; no exception gets through.
+    JAX would end the process too, but prints a C++ stack instead of a reason; it cannot be caught.
     """
     done = threading.Event()
 
@@ -155,7 +155,7 @@ def _check_address(name: str, address: str) -> None:
 
 
 def _check_free(address: str) -> None:
-    """Raises ConnectionError where nobody could listen: JAX's own service would end the process."""
+    """Raises ConnectionError if the address cannot be bound; JAX would end the process instead."""
     host, _, port = address.rpartition(":")
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
@@ -172,93 +172,32 @@ def _check_free(address: str) -> None:
 
 
 def num_processes() -> int:
-    """How many processes there are; does not wake the devices where there is but one."""
+    """The number of processes; does not initialise the devices if there is only one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_leader() -> bool:
-    """Whether this is the process that writes: number 0."""
+    """Whether this is process 0, the one that writes files."""
     return num_processes() == 1 or jax.process_index() == 0
 
 
-def all_devices(count: int | None = None) -> list[Device]:
-    """The devices of all processes, or the first `count` of each, process by process.
-
-    Neighbours belong to one process: each then owns one run of rows of every batch. (JAX numbers
-    the chips of a TPU pod by their place in the torus, which mixes the processes.)
-    """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    if count is None:
-        return devices
-    own = [[d for d in devices if d.process_index == p] for p in range(jax.process_count())]
-    return [device for part in own for device in part[:count]]
-
-
-def make_mesh(devices: Sequence[Device], parameter_shards: int = 1) -> Mesh:
-    """The devices as a mesh [data, fsdp]; parameters are split over the second axis.
-
-    Devices that share the parameters are neighbours, on one host as far as it reaches.
-    """
-    # Not jax.make_mesh: on TPU boards it reorders the devices, and pmap would not follow.
-    grid = np.array(devices).reshape(-1, parameter_shards)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
-
-
-def put(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Puts host values on devices: NumPy arrays, the same in every process."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
-
-    def place(leaf: Any) -> Array:
-        leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-
-    return jax.tree.map(place, tree)
-
-
-def spread(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Arrays wherever they are, laid out as `sharding` says: to replicate a sharded tree, say."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
-    return jax.jit(lambda leaves: leaves, out_shardings=sharding)(tree)
-
-
-def fetch(tree: PyTree) -> PyTree:
-    """Arrays as NumPy arrays, whole, in every process."""
-
-    def whole(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-            return leaf
-        if leaf.is_fully_replicated or not isinstance(leaf.sharding, NamedSharding):
-            return leaf
-        return spread(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
-
-    return jax.device_get(jax.tree.map(whole, tree))
-
-
-def own_rows(size: int) -> slice:
-    """The rows of a batch of `size` that this process's devices hold."""
-    share = size // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-
-
 def everywhere(work: Callable[[], T]) -> T:
-    """Runs `work` in every process and returns its own result.
+    """Runs `work` in every process and returns this process's result.
 
-    Where it fails in one, it fails in all: there with its own error, elsewhere with PeerError.
+    If it fails in one process, it fails in all: there with its own error, elsewhere with PeerError.
     """
     if num_processes() == 1:
         return work()
     result, failure = None, None
     try:
         result = work()
-    except Exception as error:  # noqa: BLE001 - raised again below, once the others know
+    except Exception as error:  # noqa: BLE001 - raised again below, after telling the others
         failure = error
-    told = _message("" if failure is None else f"{type(failure).__name__}: {failure}")
-    heard = multihost_utils.process_allgather(told)
+    message = _message("" if failure is None else f"{type(failure).__name__}: {failure}")
+    messages = multihost_utils.process_allgather(message)
     if failure is not None:
         raise failure
-    texts = [_text(row) for row in np.asarray(heard)]
+    texts = [_text(row) for row in np.asarray(messages)]
     failed = [f"process {i}: {text}" for i, text in enumerate(texts) if text]
     if failed:
         raise PeerError("; ".join(failed))
@@ -266,10 +205,10 @@ def everywhere(work: Callable[[], T]) -> T:
 
 
 def on_leader(work: Callable[[], T]) -> T:
-    """Runs `work` in process 0 alone; every process gets its result, or its failure.
+    """Runs `work` in process 0 only; every process gets its result.
 
-    The result must be plain JSON and short (2 kB). Raises the leader's own error there, PeerError
-    elsewhere.
+    The result must be plain JSON of at most 2 kB. If `work` fails, process 0 raises its error and
+    the others raise PeerError.
     """
     if num_processes() == 1:
         return work()
@@ -277,22 +216,22 @@ def on_leader(work: Callable[[], T]) -> T:
     if is_leader():
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001 - raised again below, once the others know
+        except Exception as error:  # noqa: BLE001 - raised again below, after telling the others
             failure = error
     answer = {"failed": str(failure)} if failure is not None else {"result": result}
-    told = _message(json.dumps(answer) if is_leader() else "")
-    heard = json.loads(_text(np.asarray(multihost_utils.broadcast_one_to_all(told))))
+    message = _message(json.dumps(answer) if is_leader() else "")
+    answer = json.loads(_text(np.asarray(multihost_utils.broadcast_one_to_all(message))))
     if failure is not None:
         raise failure
-    if "failed" in heard:
-        raise PeerError(f"process 0: {heard['failed']}")
-    return heard["result"]
+    if "failed" in answer:
+        raise PeerError(f"process 0: {answer['failed']}")
+    return answer["result"]
 
 
 def _message(text: str) -> np.ndarray:
     content = text.encode()
     if len(content) > MESSAGE_BYTES:
-        # Only messages of errors grow long; a result cut short would not be JSON any more.
+        # Only error messages get this long; a truncated result would not be valid JSON.
         content = (
             json.dumps({"failed": text[: MESSAGE_BYTES // 4]}).encode()
             if text.startswith("{")
@@ -306,28 +245,27 @@ def _text(row: np.ndarray) -> str:
 
 
 class Agreed:
-    """A flag that all processes see alike: `Agreed(ask)()` is true once `ask()` was in any of them.
+    """A flag shared by all processes: `Agreed(read)()` is True once `read()` was True in any.
 
-    All must call it equally often. What is asked in one call is answered in the next, so no call
-    waits for the devices; True stays True.
+    All processes must call it equally often. Each call returns what the previous call read, so that
+    no call waits for the devices. Once True, the flag stays True.
     """
 
-    def __init__(self, ask: Callable[[], bool]):
-        self._ask, self._answer, self._pending = ask, False, None
+    def __init__(self, read: Callable[[], bool]):
+        self._read, self._value, self._pending = read, False, None
         if num_processes() > 1:
-            first = [d for d in all_devices(1)]
-            mesh = Mesh(np.array(first), ("process",), axis_types=(AxisType.Auto,))
+            mesh = Mesh(np.array(all_devices(1)), ("process",), axis_types=(AxisType.Auto,))
             self._rows = NamedSharding(mesh, PartitionSpec("process"))
             whole = NamedSharding(mesh, PartitionSpec())
             self._any = jax.jit(lambda flags: flags.any(), out_shardings=whole)
 
     def __call__(self) -> bool:
-        """The flag, as of the call before."""
+        """The flag as of the previous call."""
         if num_processes() == 1:
-            return self._ask()
+            return self._read()
         if self._pending is not None:
-            self._answer |= bool(self._pending)
-        own = np.array([self._ask()])
+            self._value |= bool(self._pending)
+        own = np.array([self._read()])
         flags = jax.make_array_from_process_local_data(self._rows, own)
         self._pending = self._any(flags)
-        return self._answer
+        return self._value

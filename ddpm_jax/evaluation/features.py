@@ -1,4 +1,4 @@
-"""Images in, features out: a network run over all devices, batch after batch."""
+"""Features of images: a network evaluated batch by batch on all devices."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import numpy.typing as npt
 from flax import traverse_util
-from jax.sharding import NamedSharding, PartitionSpec
 
-from ddpm_jax.devices import processes
+from ddpm_jax.devices.batched import RowSplit
+from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
 from ddpm_jax.evaluation.images import checked_images
 from ddpm_jax.evaluation.inception_v3 import InceptionV3
 from ddpm_jax.evaluation.preprocessing import TF1, Preprocessing
@@ -39,19 +39,21 @@ def variables_fingerprint(variables: PyTree) -> str:
 
 
 class FeatureExtractor:
-    """A network over all devices: `extractor(images)` is the features of a few images, by name, and
-    `extractor.stream(source)` yields those of many, batch after batch.
+    """Computes features of images with a network, on all devices.
 
-        apply          apply(variables, x) -> mapping of names to [B, D]; x as `preprocess` makes it
-        variables      the network's, copied to every device
+    `extractor(images)` returns the features of images in memory, by name;
+    `extractor.stream(source)` yields the features of many images, batch by batch.
+
+        apply          apply(variables, x) -> mapping of names to [B, D]; x as `preprocess` returns
+        variables      the network's variables; copied to every device
         preprocess     pixels to x (`preprocessing.TF1` or PYTORCH); its name is in the fingerprint
-        network        what the network is called in the fingerprint
-        batch_size     images a step, in all; rounded up to a multiple of the devices
-        devices        where it runs; by default every local device. Of devices of several
-                       processes all must call, with the same images, and all get all features
+        network        the name of the network in the fingerprint
+        batch_size     images per step over all devices; rounded up to a multiple of the devices
+        devices        the devices to use; None for every local device. If they belong to several
+                       processes, all must call with the same images, and each gets all features
 
-    The same program runs at every step: a batch with fewer images is filled up with zeros, whose
-    features are dropped. Images of another size or number of channels compile it once more.
+    Every batch is padded to the same size, so that one compiled program serves all. Images of
+    another size or number of channels compile it once more.
     """
 
     def __init__(
@@ -70,10 +72,9 @@ class FeatureExtractor:
                 "FeatureExtractor needs batch_size ≥ 1 and a device or more, got "
                 f"{batch_size=} and {len(devices)} devices."
             )
-        self.batch_size = -(-batch_size // len(devices)) * len(devices)
-        mesh = processes.make_mesh(devices)
-        self._split = NamedSharding(mesh, PartitionSpec(processes.AXES))
-        self._variables = processes.put(variables, NamedSharding(mesh, PartitionSpec()))
+        self._split = RowSplit(devices)
+        self.batch_size = self._split.round_up(batch_size)
+        self._variables = self._split.replicate(variables)
         self.about = {
             "network": network,
             "variables": variables_fingerprint(variables),
@@ -86,16 +87,7 @@ class FeatureExtractor:
             with jax.default_matmul_precision("highest"):
                 return dict(apply(variables, preprocess(pixels)))
 
-        # shard_map and not jit alone: no image's features need another's, and this way no compiler
-        # can decide to gather them.
-        self._step = jax.jit(
-            jax.shard_map(
-                step,
-                mesh=mesh,
-                in_specs=(PartitionSpec(), self._split.spec),
-                out_specs=self._split.spec,
-            )
-        )
+        self._step = self._split.map(step, (WHOLE, ROWS))
 
     @property
     def fingerprint(self) -> str:
@@ -103,17 +95,17 @@ class FeatureExtractor:
         return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, images: npt.ArrayLike) -> Features:
-        """Computes the features of uint8 images [N, H, W, C], all of them in memory: [N, D] each.
+        """Computes the features of uint8 images [N, H, W, C]: [N, D] each.
 
-        Raises TypeError for anything but uint8, ValueError for other shapes or channels.
+        Raises TypeError for other dtypes, ValueError for other shapes or numbers of channels.
         """
         pieces = list(self.stream(np.asarray(images)))
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def stream(self, source: ImageSource) -> Iterator[Features]:
-        """Yields features in the images' order, for at most `batch_size` of them at a time.
+        """Yields the features in the order of the images, at most `batch_size` at a time.
 
-        A step is sent off before the one ahead of it is waited for, so devices need not wait for
+        A step is dispatched before the previous one is waited for, so that devices do not wait for
         images to be read. Raises as `__call__` does.
         """
         waiting: tuple[dict[str, Array], int] | None = None
@@ -131,15 +123,11 @@ class FeatureExtractor:
                 f"FeatureExtractor needs images of 1 or 3 channels, got shape {batch.shape}. "
                 "Drop an alpha channel: images[..., :3]."
             )
-        count = len(batch)
-        if count < self.batch_size:
-            empty = np.zeros((self.batch_size - count, *batch.shape[1:]), np.uint8)
-            batch = np.concatenate([batch, empty])
-        return self._step(self._variables, processes.put(batch, self._split)), count
+        return self._step(self._variables, self._split.put(batch, self.batch_size)), len(batch)
 
 
 def _fetch(features: dict[str, Array], count: int) -> Features:
-    return {name: np.asarray(values)[:count] for name, values in processes.fetch(features).items()}
+    return {name: np.asarray(values)[:count] for name, values in fetch(features).items()}
 
 
 def inception_extractor(
@@ -150,11 +138,11 @@ def inception_extractor(
     batch_size: int = 64,
     devices: Sequence[Device] | None = None,
 ) -> FeatureExtractor:
-    """Makes the extractor of the FID literature from `load_inception_weights()`.
+    """The extractor of the FID literature; variables from `load_inception_weights()`.
 
-    outputs  which of "pool", "spatial", "logits_unbiased", "logits" (`InceptionOutput`)
+    outputs  some of "pool", "spatial", "logits_unbiased", "logits" (`InceptionOutput`)
 
-    The fingerprint does not depend on `outputs`: a feature is the same, whatever else is computed.
+    The fingerprint does not depend on `outputs`, since no feature depends on the others computed.
     Raises ValueError for other outputs, or none.
     """
     known = ("pool", "spatial", "logits_unbiased", "logits")
@@ -176,10 +164,10 @@ def inception_extractor(
 
 
 def batches_of(source: ImageSource, batch_size: int) -> Iterator[Pixels]:
-    """Cuts images [N, H, W, C], or re-cuts batches of them, to `batch_size` and a shorter last.
+    """Cuts images [N, H, W, C], or batches of them, into batches of `batch_size` and a rest.
 
-    Raises TypeError for anything but uint8; ValueError for other shapes, for images of several
-    sizes, and for none at all.
+    Raises TypeError for other dtypes than uint8; ValueError for other shapes, for images of
+    different sizes, and for no images.
     """
     held: list[Pixels] = []
     size, shape = 0, None
@@ -188,7 +176,7 @@ def batches_of(source: ImageSource, batch_size: int) -> Iterator[Pixels]:
         shape = shape or piece.shape[1:]
         if piece.shape[1:] != shape:
             raise ValueError(
-                f"batches_of got images {shape} and then {piece.shape[1:]}. Bring all to one size "
+                f"batches_of got images {shape} and then {piece.shape[1:]}. Resize all to one size "
                 "first, and record how."
             )
         while size + len(piece) >= batch_size:
@@ -199,7 +187,7 @@ def batches_of(source: ImageSource, batch_size: int) -> Iterator[Pixels]:
             held.append(piece)
             size += len(piece)
     if shape is None:
-        raise ValueError("batches_of got no image at all.")
+        raise ValueError("batches_of got no images.")
     if held:
         yield _joined(held)
 

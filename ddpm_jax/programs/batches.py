@@ -1,4 +1,4 @@
-"""What each step is fed: indices into a data set on the device, or images streamed to it."""
+"""The batches of a training run: indices into a data set on the device, or images from the host."""
 
 from __future__ import annotations
 
@@ -7,74 +7,87 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data import PrefetchedBatches
-from ddpm_jax.programs.training_run import Run
+from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training.loop import next_boundary
 
 
-class Feed:
-    """Batches for the compiled step: indices into a data set on the device, or images streamed to
-    it.
+class TrainingBatches:
+    """Makes the batches of the compiled step, on its devices; a context manager.
 
-    Of several processes each feeds its own rows of every batch.
+    Where the data set fits on the devices it is copied there, and batches are indices into it;
+    otherwise a thread reads the images ahead. Each of several processes provides its own rows.
+
+    Args:
+        run: the training run.
+        start: the first step.
+        periods: those of the hooks, at whose steps chunks end.
     """
 
-    def __init__(self, run: Run, start: int, periods: list[int]):
-        self.run, self.indices = run, run.indices()
+    def __init__(self, run: TrainingRun, start: int, periods: list[int]):
         config = run.config
-        self.length = run.max_chunk
-        self.own = run.parallel.own_rows(config.batch_size)
-        place = np.arange(config.batch_size, dtype=np.int32)[self.own]
-        self.place = np.tile(place, (self.length, 1))
+        self._run, self._indices = run, run.indices()
+        self._length = run.max_chunk
+        self._own_rows = run.parallel.own_rows(config.batch_size)
+        positions = np.arange(config.batch_size, dtype=np.int32)[self._own_rows]
+        self._positions = np.tile(positions, (self._length, 1))
         self.dataset: Any = {}
-        self.stream: PrefetchedBatches | None = None
+        self._stream: PrefetchedBatches | None = None
         if run.resident:
             self.dataset = run.parallel.replicate(
                 self._with_labels(run.train_data.images, run.train_data.labels)
             )
         else:
-            self.stream = PrefetchedBatches(
+            self._stream = PrefetchedBatches(
                 run.train_data,
-                self.indices,
+                self._indices,
                 start_step=start,
-                share=self.own,
+                share=self._own_rows,
                 chunk_length=lambda step: (
                     next_boundary(step, config.num_steps, run.max_chunk, periods) - step
                 ),
             )
 
-    def __enter__(self) -> Feed:
-        if self.stream is not None:
-            self.stream.__enter__()
+    def __enter__(self) -> TrainingBatches:
+        if self._stream is not None:
+            self._stream.__enter__()
         return self
 
     def __exit__(self, *exc_info) -> None:
-        if self.stream is not None:
-            self.stream.__exit__(*exc_info)
+        if self._stream is not None:
+            self._stream.__exit__(*exc_info)
 
-    def next(self, step: int, count: int, *, peek: bool = False) -> dict[str, Any]:
-        """The batches of `count` steps from `step` on, filled up to the chunk's length and on the
-        devices."""
-        if self.stream is None:
-            batch = {"example": self._filled(self.indices.chunk(step, count)[:, self.own])}
-        elif peek:
-            shape = (*self.place.shape, *self.run.model.image_shape)
-            batch = self._with_labels(np.zeros(shape, np.uint8), np.zeros(shape[:2], np.int32))
-        else:
-            chunk = next(self.stream)
-            if (chunk.step, len(chunk.images)) != (step, count):
-                raise RuntimeError(
-                    f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where "
-                    f"training is at {step} (+{count})."
-                )
-            batch = self._with_labels(self._filled(chunk.images), self._filled(chunk.labels))
-        return self.run.parallel.place_batches({**batch, "index": self.place})
+    def example(self) -> dict[str, Any]:
+        """Batches of the right shapes to compile the step for; reads no images."""
+        shape = self._positions.shape
+        if self._stream is None:
+            return self._placed({"example": np.zeros(shape, np.int32)})
+        images = np.zeros((*shape, *self._run.model.image_shape), np.uint8)
+        return self._placed(self._with_labels(images, np.zeros(shape, np.int32)))
+
+    def next(self, step: int, count: int) -> dict[str, Any]:
+        """The batches of `count` steps from `step` on, padded to the chunk's length."""
+        if self._stream is None:
+            examples = self._indices.chunk(step, count)[:, self._own_rows]
+            return self._placed({"example": self._padded(examples)})
+        chunk = next(self._stream)
+        if (chunk.step, len(chunk.images)) != (step, count):
+            raise RuntimeError(
+                f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where "
+                f"training is at {step} (+{count})."
+            )
+        return self._placed(
+            self._with_labels(self._padded(chunk.images), self._padded(chunk.labels))
+        )
+
+    def _placed(self, batches: dict[str, Any]) -> dict[str, Any]:
+        return self._run.parallel.place_batches({**batches, "index": self._positions})
 
     def _with_labels(self, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """The labels only where the network wants them."""
-        if self.run.model.num_classes is None:
+        """Images, with labels if the network takes them."""
+        if self._run.model.num_classes is None:
             return {"image": images}
         return {"image": images, "label": labels}
 
-    def _filled(self, array: np.ndarray) -> np.ndarray:
-        missing = self.length - len(array)
+    def _padded(self, array: np.ndarray) -> np.ndarray:
+        missing = self._length - len(array)
         return array if not missing else np.concatenate([array, np.repeat(array[-1:], missing, 0)])

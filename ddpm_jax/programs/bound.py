@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from ddpm_jax.data import ImageDataset, prepare_images
 from ddpm_jax.denoisers.prediction import (
@@ -21,7 +21,8 @@ from ddpm_jax.denoisers.prediction import (
     predict_epsilon,
     split_output,
 )
-from ddpm_jax.devices import processes
+from ddpm_jax.devices.batched import RowSplit, batches
+from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
@@ -73,47 +74,36 @@ def measure_bound(
         name: label of the progress bar.
     """
     count = min(count, len(data.images))
-    devices = len(run.devices)
-    size = -(-min(batch_size, count) // devices) * devices
     schedule = run.model.schedule
     T = schedule.num_timesteps
-    mesh = processes.make_mesh(run.devices)
-    whole, rows = PartitionSpec(), PartitionSpec(processes.AXES)
-    split = NamedSharding(mesh, rows)
-    params = processes.spread(run.params, NamedSharding(mesh, whole))
+    split = RowSplit(run.devices)
+    size = split.round_up(min(batch_size, count))
+    params = split.replicate(run.params)
 
     def terms_at(params, images, labels, t, index):
         keys = example_keys(jax.random.key(run.options.seed), index)
         return _terms_at(run.model, variances, params, images, labels, t, keys)
 
-    step = jax.jit(
-        jax.shard_map(
-            terms_at,
-            mesh=mesh,
-            in_specs=(whole, rows, rows, whole, rows),
-            out_specs=(rows, PartitionSpec(None, processes.AXES)),
-        )
-    )
-    prior_of = jax.jit(lambda x: prior_term(schedule, prepare_images(x, None, flip=False)))
+    def prior_at(images):
+        return prior_term(schedule, prepare_images(images, None, flip=False))
+
+    prior_of = split.map(prior_at, (ROWS,))
+    step = split.map(terms_at, (WHOLE, ROWS, ROWS, WHOLE, ROWS), (ROWS, PartitionSpec(None, AXES)))
     terms = {kind: np.zeros((T, count)) for kind in variances}
     errors = np.zeros((2, T, count))
     prior = np.zeros(count)
     with bar(T * count, name, unit="img·step") as progress:
-        for first in range(0, count, size):
-            # The last batch is padded with its last image, so that one program serves all batches.
-            index = np.minimum(np.arange(first, first + size), count - 1)
-            real = min(size, count - first)
-            part = slice(first, first + real)
-            labels = None if run.model.num_classes is None else data.labels[index]
-            prior[part] = np.asarray(prior_of(data.images[index]))[:real]
-            images, labels, index = processes.put(
-                (data.images[index], labels, index.astype(np.uint32)), split
-            )
+        for rows in batches(count, size):
+            real = rows.stop - rows.start
+            labels = None if run.model.num_classes is None else data.labels[rows]
+            index = np.arange(rows.start, rows.stop, dtype=np.uint32)
+            images, labels, index = split.put((data.images[rows], labels, index), size)
+            prior[rows] = fetch(prior_of(images))[:real]
             for t in range(T):
-                values, squares = processes.fetch(step(params, images, labels, np.int32(t), index))
+                values, squares = fetch(step(params, images, labels, np.int32(t), index))
                 for kind, value in values.items():
-                    terms[kind][t, part] = value[:real]
-                errors[:, t, part] = squares[:, :real]
+                    terms[kind][t, rows] = value[:real]
+                errors[:, t, rows] = squares[:, :real]
                 progress.update(real)
     return MeasuredBound(terms, errors[0], errors[1], prior)
 

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ddpm_jax.devices.allocator import keep_freed_memory
 from ddpm_jax.devices.processes import PeerError, is_leader
 
 C = TypeVar("C")
@@ -29,11 +29,27 @@ def say(message: str) -> None:
     sys.stdout.flush()
 
 
+class _Bar(tqdm):
+    """A bar whose clock starts at its first update, which includes the time of compiling."""
+
+    _started = False
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Counts n steps; the first of them do not count as speed."""
+        if self.disable or self._started:
+            return super().update(n)
+        self._started = True
+        self.n += n or 0
+        self.initial = self.last_print_n = self.n
+        self.start_t = self.last_print_t = time.time()
+        return self.refresh()
+
+
 def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: bool = True) -> Any:
     """A progress bar on standard error; where that is no terminal, a line every ten seconds at
     most."""
     terminal = sys.stderr.isatty()
-    return tqdm(
+    return _Bar(
         total=total,
         initial=initial,
         desc=what,
@@ -89,7 +105,6 @@ def run_program(
     """
     import tyro
 
-    keep_freed_memory()
     if isinstance(default, Mapping):
         words = sys.argv[1:]
         if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:
@@ -105,6 +120,7 @@ def run_program(
 
 
 def _run(program: Callable[[C], Any], config: C) -> None:
+    from ddpm_jax.programs.compilation import CompilationStopped
     from ddpm_jax.programs.run_directory import RunDirectoryError
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
@@ -122,6 +138,11 @@ def _run(program: Callable[[C], Any], config: C) -> None:
     except NonFiniteError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(1)
+    except CompilationStopped as stopped:
+        say(str(stopped))
+        sys.stderr.flush()
+        # Without waiting for the compiler, which still runs in another thread.
+        os._exit(0)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)

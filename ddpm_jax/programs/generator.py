@@ -1,12 +1,11 @@
-"""Running a sampler over many images: in batches, on all devices, with progress, one key per image.
+"""Sampling many images: in batches, on all devices, with progress and one key per image.
 
-Image i of seed s is the same image whatever the batch size, the number of devices, or how many are
-asked for. The devices may belong to several processes; all of them call, and all get all images.
+Image i of a seed is the same for any batch size, number of devices and number of images. The
+devices may belong to several processes; all of them must call, and each gets all images.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,34 +13,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ddpm_jax.devices import processes
+from ddpm_jax.devices.batched import RowSplit, batches
+from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
 from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys
 from ddpm_jax.samplers import Sampler, advance, grid_steps, initial_noise
 from ddpm_jax.types import Array, Denoiser, Device, Key, PyTree, bcast_right
 
 DenoiserOf = Callable[[PyTree, Any], Denoiser]
-"""`denoiser_of(params, labels) -> denoise`: binds parameters and labels [B] (None without
-classes)."""
+"""`denoiser_of(params, labels) -> denoise`; labels [B], or None for networks without classes."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
-    """Sampling was asked to stop before it was done."""
+    """Sampling was stopped on request before it was done."""
 
 
 class Generated(NamedTuple):
-    """uint8 images [N, H, W, C] and, when asked for, frames of x_t on the way [F, N', H, W, C]."""
+    """uint8 images [N, H, W, C] and frames of x_t [F, N', H, W, C], or None without frames."""
 
     images: np.ndarray
     frames: np.ndarray | None
 
 
 def chunk_length(num_steps: int, target_chunks: int) -> int:
-    """The largest divisor of num_steps that cuts it into at least `target_chunks` chunks, or 1."""
+    """The largest divisor of num_steps that makes at least `target_chunks` chunks, or 1."""
     limit = max(1, num_steps // target_chunks)
     return max(d for d in range(1, limit + 1) if num_steps % d == 0)
+
+
+class _Programs(NamedTuple):
+    """What a Generator has compiled for some number of devices."""
+
+    split: RowSplit
+    start: Callable[..., Any]
+    run: Callable[..., Any]
 
 
 class Generator:
@@ -50,11 +57,11 @@ class Generator:
     Args:
         sampler: a sampler over its grid.
         denoiser_of: see DenoiserOf.
-        shape: of one image, [H, W, C].
-        devices: what to run on; the default device when None. In one process no more of them are
-            used than there are images.
-        target_chunks: how many chunks the grid is cut into at least: frames, and reports of
-            progress.
+        shape: the shape of one image, [H, W, C].
+        devices: the devices to use; None for the default device. A single process uses no more
+            devices than there are images.
+        target_chunks: the least number of chunks that the grid is cut into. There is a frame and a
+            report of progress per chunk.
     """
 
     def __init__(
@@ -68,42 +75,37 @@ class Generator:
     ):
         self.shape = shape
         self.devices = tuple(devices) if devices else tuple(jax.local_devices()[:1])
-        self._fewer: dict[int, Generator] = {}
-        self._on = functools.partial(
-            Generator, sampler, denoiser_of, shape, target_chunks=target_chunks
-        )
+        self._sampler, self._denoiser_of = sampler, denoiser_of
         self._steps = np.asarray(grid_steps(sampler))
         self._chunk = chunk_length(len(self._steps), target_chunks)
-        mesh = processes.make_mesh(self.devices)
-        self._split = NamedSharding(mesh, PartitionSpec(processes.AXES))
-        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._programs: dict[int, _Programs] = {}
+
+    def _programs_on(self, num_devices: int) -> _Programs:
+        if num_devices in self._programs:
+            return self._programs[num_devices]
+        sampler, split = self._sampler, RowSplit(self.devices[:num_devices])
 
         def start(seed, index):
             keys = example_keys(jax.random.key(seed), index)
-            x_T = initial_noise(keys, shape)
+            x_T = initial_noise(keys, self.shape)
             return keys, x_T, sampler.init(x_T)
 
         def run(params, x, state, keys, labels, steps):
-            denoise = denoiser_of(params, labels)
+            denoise = self._denoiser_of(params, labels)
             noise_keys = keys if sampler.stochastic else None
             x, state, _ = advance(sampler, denoise, x, state, steps, keys=noise_keys)
             return x, state
 
-        split, whole = self._split.spec, self._whole.spec
-
-        def mapped(fn, in_specs):
-            # Unchecked: a sampler's state may hold constants, which are the same on every device
-            # anyway.
-            return jax.jit(
-                jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
-            )
-
-        self._start = mapped(start, (whole, split))
-        self._run = mapped(run, (whole, split, split, split, split, whole))
+        programs = _Programs(
+            split,
+            split.map(start, (WHOLE, ROWS)),
+            split.map(run, (WHOLE, ROWS, ROWS, ROWS, ROWS, WHOLE)),
+        )
+        return self._programs.setdefault(num_devices, programs)
 
     @property
     def num_steps(self) -> int:
-        """Steps of the sampler's grid."""
+        """The number of steps of the sampler's grid."""
         return len(self._steps)
 
     def __call__(
@@ -124,13 +126,15 @@ class Generator:
         Args:
             params: usually the averaged parameters; copied to every device.
             seed: image i is a function of (seed, i) alone.
-            count: how many.
-            batch_size: images at a time over all devices; rounded up to a multiple of those used.
-            start: number of the first image, to go on from where an earlier call ended.
+            count: the number of images.
+            batch_size: the number of images at a time over all devices; rounded up to a multiple of
+                the devices used.
+            start: the number of the first image, to continue where an earlier call ended.
             labels: one class per image [count], for conditional networks.
-            frames_of: also keep x_t on the way, of the first so many images (at most one batch).
-            on_progress: told the number of images × steps done since the last call.
-            should_stop: asked between chunks; Stopped is raised when it says so.
+            frames_of: for this many of the first images, at most one batch, also return x_t before
+                each chunk and at the end.
+            on_progress: called with the number of images × steps since the last call.
+            should_stop: called between chunks; when it returns True, Stopped is raised.
 
         Raises ValueError for counts below one, seeds beyond 32 bits, and labels that are not one
         per image.
@@ -144,42 +148,27 @@ class Generator:
             raise ValueError(
                 f"a Generator needs one label per image, got {len(labels)} for {count} images."
             )
-        most = min(batch_size, count)
-        if most < len(self.devices) and processes.num_processes() == 1:
-            if most not in self._fewer:
-                self._fewer[most] = self._on(devices=self.devices[:most])
-            return self._fewer[most](
-                params,
-                seed=seed,
-                count=count,
-                batch_size=batch_size,
-                start=start,
-                labels=labels,
-                frames_of=frames_of,
-                on_progress=on_progress,
-                should_stop=should_stop,
-            )
-        size = -(-most // len(self.devices)) * len(self.devices)
-        params = processes.spread(params, self._whole)
+        num_devices = len(self.devices)
+        if processes.num_processes() == 1:
+            num_devices = min(num_devices, batch_size, count)
+        split, start_batch, run_chunk = self._programs_on(num_devices)
+        size = split.round_up(min(batch_size, count))
+        params = split.replicate(params)
         images, frames = [], []
-        for first in range(0, count, size):
-            # The last batch is filled up with images nobody asked for, so that one program serves
-            # all.
-            real = min(size, count - first)
-            index = np.arange(start + first, start + first + size, dtype=np.uint32)
-            batch_labels = None
-            if labels is not None:
-                filled = np.resize(labels[first : first + real], size).astype(np.int32)
-                batch_labels = processes.put(filled, self._split)
-            keys, x, state = self._start(np.uint32(seed), processes.put(index, self._split))
-            keep = first == 0 and frames_of > 0
+        for rows in batches(count, size):
+            real = rows.stop - rows.start
+            index = np.arange(start + rows.start, start + rows.stop, dtype=np.uint32)
+            batch_labels = None if labels is None else labels[rows].astype(np.int32)
+            index, batch_labels = split.put((index, batch_labels), size)
+            keys, x, state = start_batch(np.uint32(seed), index)
+            keep = rows.start == 0 and frames_of > 0
             if keep:
                 frames.append(_pixels(x, frames_of))
             for begin in range(0, self.num_steps, self._chunk):
                 if should_stop():
-                    raise Stopped(f"stopped after {first} of {count} images")
+                    raise Stopped(f"stopped after {rows.start} of {count} images")
                 steps = self._steps[begin : begin + self._chunk]
-                x, state = self._run(params, x, state, keys, batch_labels, steps)
+                x, state = run_chunk(params, x, state, keys, batch_labels, steps)
                 if keep:
                     frames.append(_pixels(x, frames_of))
                 jax.block_until_ready(x)
@@ -189,7 +178,7 @@ class Generator:
 
 
 def _pixels(x: Array, count: int) -> np.ndarray:
-    return np.asarray(to_pixels(processes.fetch(x)[:count]))
+    return np.asarray(to_pixels(fetch(x)[:count]))
 
 
 class Trajectory(NamedTuple):
@@ -230,14 +219,12 @@ class ReverseProcess:
         chunk: int,
         batch_size: int,
     ):
-        self._batch_size, self._chunk, self._count = batch_size, chunk, len(devices)
-        mesh = processes.make_mesh(devices)
-        self._split = NamedSharding(mesh, PartitionSpec(processes.AXES))
-        whole = NamedSharding(mesh, PartitionSpec())
-        self._params = jax.device_put(jax.device_get(params), whole)
+        self._batch_size, self._chunk = batch_size, chunk
+        self._split = RowSplit(devices)
+        self._params = self._split.replicate(params)
 
-        def start(x, condition):
-            return sampler_of(condition).init(x)
+        def start(key, x, streams, condition):
+            return example_keys(key, streams), sampler_of(condition).init(x)
 
         def run(params, x, state, keys, labels, condition, steps):
             sampler = _keeping_x_0_hat(sampler_of(condition), steps[0])
@@ -246,15 +233,8 @@ class ReverseProcess:
             x, state, _ = advance(sampler, denoise, x, (state, x), steps, keys=noise_keys)
             return x, *state
 
-        split = self._split.spec
-
-        def mapped(fn, in_specs):
-            return jax.jit(
-                jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
-            )
-
-        self._start = mapped(start, (split, split))
-        self._run = mapped(run, (whole.spec, *(split,) * 5, whole.spec))
+        self._start = self._split.map(start, (WHOLE, ROWS, ROWS, ROWS))
+        self._run = self._split.map(run, (WHOLE, *(ROWS,) * 5, WHOLE))
 
     def __call__(
         self,
@@ -287,21 +267,20 @@ class ReverseProcess:
                 f"a ReverseProcess needs a number of steps divisible by chunk = {self._chunk}, got "
                 f"{len(steps)} steps. Take a chunk from common_chunk."
             )
-        size = -(-min(self._batch_size, len(x)) // self._count) * self._count
+        split = self._split
+        size = split.round_up(min(self._batch_size, len(x)))
+        key = split.replicate(key)
         parts = []
-        for first in range(0, len(x), size):
-            # The last batch is padded with its own examples, so that one program serves all.
-            real = min(size, len(x) - first)
-            rows = np.resize(np.arange(first, first + real), size)
-
-            def put(values, rows=rows):
-                return None if values is None else jax.device_put(values[rows], self._split)
-
-            keys = jax.device_put(example_keys(key, streams[rows].astype(np.uint32)), self._split)
-            batch_labels = put(None if labels is None else labels.astype(np.int32))
-            batch_condition = put(condition)
-            now = put(np.asarray(x, np.float32))
-            state = self._start(now, batch_condition)
+        for rows in batches(len(x), size):
+            real = rows.stop - rows.start
+            batch = (
+                np.asarray(x[rows], np.float32),
+                streams[rows].astype(np.uint32),
+                None if labels is None else labels[rows].astype(np.int32),
+                None if condition is None else condition[rows],
+            )
+            now, batch_streams, batch_labels, batch_condition = split.put(batch, size)
+            keys, state = self._start(key, now, batch_streams, batch_condition)
             kept = []
             for begin in range(0, len(steps), self._chunk):
                 part = steps[begin : begin + self._chunk].astype(np.int32)

@@ -1,4 +1,4 @@
-"""A network together with its process: what is trained, sampled and measured."""
+"""A network together with its diffusion process: what programs train, sample and measure."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
 
 @dataclass(frozen=True)
 class Model:
-    """A network together with its process.
+    """A network together with its diffusion process.
 
     Attributes:
         config: the run's configuration.
         image_shape: [H, W, C].
-        num_classes: of a class-conditional network; None for one that takes no labels.
-        schedule: the full process.
+        num_classes: the number of classes; None for a network without labels.
+        schedule: the schedule of the full process.
         network: the Flax module.
         optimizer: the Optax transformation.
     """
@@ -72,16 +72,16 @@ class Model:
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
-        # Run once: what a CPU's optimiser spends on a hundred draws is more than it gains.
+        # Runs once: on CPUs, optimising a program of a hundred draws takes longer than it saves.
         fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         return self._state(jax.jit(self.network.init, compiler_options=fast))
 
     def init_shapes(self) -> TrainState:
-        """`init`, as a pytree of `jax.ShapeDtypeStruct`: nothing is compiled or drawn."""
+        """The shapes of `init`, as `jax.ShapeDtypeStruct`; compiles and draws nothing."""
         return jax.eval_shape(lambda: self._state(self.network.init))
 
     def _state(self, init: Callable[..., PyTree]) -> TrainState:
-        """The state before the first step, its parameters by the network's `init`."""
+        """The state before the first step, with parameters from `init`."""
         root = jax.random.key(self.config.seed)
         key_init, key_train = jax.random.split(root)
         x = jnp.zeros((1, *self.image_shape))
@@ -92,12 +92,12 @@ class Model:
 
     @property
     def loss_aware(self) -> bool:
-        """Whether training draws t by the losses it has seen."""
+        """Whether training draws t according to past losses."""
         return self.config.diffusion.timesteps == "importance"
 
     @property
     def update_loss_state(self) -> Callable[[PyTree, PyTree], PyTree] | None:
-        """What enters a step's losses into the state; None where t is drawn without them."""
+        """Adds a step's losses to the state's history; None if t does not depend on losses."""
         if not self.loss_aware:
             return None
         return lambda history, seen: update_loss_history(history, seen["t"], seen["loss"])
@@ -105,10 +105,10 @@ class Model:
     def training_losses(
         self, params: PyTree, batch: Any, keys: Key, loss_state: PyTree = ()
     ) -> Any:
-        """The losses per example [b], with t, ε, flip, dropout and label drawn from its key.
+        """The losses [b], each with t, ε, flip, dropout and label drawn from its example's key.
 
-        For loss-aware sampling of t: `(weighted losses, {"t", "loss"})`, as `make_train_step` has
-        it for losses that remember.
+        For loss-aware sampling of t: `(weighted losses, {"t", "loss"})`, as `make_train_step`
+        expects of losses with a state.
         """
         key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
         x_0 = prepare_images(batch["image"], key_flip, flip=self.config.data.flip)
@@ -134,9 +134,9 @@ class Model:
     def heldout_losses(
         self, params: PyTree, images: Array, labels: Array | None, t: Array, keys: Key
     ) -> Array:
-        """[b, 2]: the training loss at the given steps, and an estimate of the bound in bits/dim.
+        """The training loss at steps t, and an estimate of the bound in bits/dim: [b, 2].
 
-        Without flip and dropout. The second is L_T + T · L_t, whose mean over evenly spread t is
+        Without flip and dropout. The estimate is L_T + T · L_t, whose mean over evenly spaced t is
         unbiased.
         """
         x_0 = prepare_images(images, None, flip=False)
@@ -155,7 +155,7 @@ class Model:
         )
         T = self.schedule.num_timesteps
         bits = prior_term(self.schedule, x_0) + T * bound_term(self.schedule, reverse, x_0, x_t, t)
-        # The network has spoken already: the loss is made of the same output.
+        # Reuse the network output computed above.
         return jnp.stack([self._objective(lambda *_: output, x_0, t, noise), bits], axis=1)
 
     def _objective(self, apply_fn: ApplyFn, x_0: Array, t: Array, noise: Array) -> Array:
@@ -173,13 +173,13 @@ class Model:
         return losses * loss_weight(schedule, t, _weighting(diffusion), target=target)
 
     def denoiser_of(self, params: PyTree, labels: Array | None) -> Denoiser:
-        """The denoiser with these parameters and labels, as `generation.Generator` wants it."""
+        """The denoiser with these parameters and labels, for a `Generator`."""
         return self.guided(1.0)(params, labels)
 
     def guided(self, scale: float, clip: Clip | None = None) -> DenoiserOf:
-        """As `denoiser_of`, with classifier-free guidance; another `clip` than the run's if given.
+        """As `denoiser_of`, with classifier-free guidance. `clip` overrides the run's.
 
-        Raises ValueError for guidance of a network that takes no labels.
+        Raises ValueError for guidance of a network without labels.
         """
         diffusion = self.config.diffusion
         if scale != 1.0 and self.num_classes is None:
@@ -216,7 +216,7 @@ class Model:
         return apply_fn
 
     def bind_prediction(self, params: PyTree, **options: Any) -> ApplyFn:
-        """As `bind`, without the half of the output that speaks of a learned variance."""
+        """As `bind`, without the half of the output that parametrises a learned variance."""
         apply_fn = self.bind(params, **options)
         variance = self.config.diffusion.variance
         if not is_learned(variance):
@@ -224,7 +224,7 @@ class Model:
         return lambda x_t, t: split_output(apply_fn(x_t, t), x_t, variance)[0]
 
     def cycled_labels(self, count: int) -> np.ndarray | None:
-        """0, 1, …, K-1, 0, … for so many images; None where the network takes no labels."""
+        """The labels 0, 1, …, K-1, 0, … of `count` images; None for a network without labels."""
         return None if self.num_classes is None else np.arange(count) % self.num_classes
 
 
@@ -244,7 +244,7 @@ def _weighting(config: DiffusionConfig) -> Weighting:
 
 
 def loss_name(config: DiffusionConfig) -> str:
-    """What the training loss is called in titles and tables."""
+    """The name of the training loss in titles and tables."""
     names: dict[str, Literal["L_hybrid", "L (bits/dim)"]] = {
         "hybrid": "L_hybrid",
         "bound": "L (bits/dim)",
@@ -258,7 +258,7 @@ def loss_name(config: DiffusionConfig) -> str:
 
 
 def check_diffusion(config: DiffusionConfig) -> None:
-    """Raises ValueError for a loss that does not go with its variance or weighting."""
+    """Raises ValueError for a loss that does not fit its variance or weighting."""
     learned = is_learned(config.variance)
     if config.loss == "simple" and learned:
         raise ValueError(

@@ -1,14 +1,15 @@
-"""The pictures of a run: sheets of samples, the denoising GIF, the loss curve."""
+"""The pictures of a run: samples behind a progress bar, and the loss curve."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ddpm_jax import visualize
 from ddpm_jax.programs.console import bar
-from ddpm_jax.programs.generator import Generator
+from ddpm_jax.programs.generator import Generated, Generator
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.types import PyTree
 
@@ -16,7 +17,7 @@ from ddpm_jax.types import PyTree
 def draw_images(
     generator: Generator,
     params: PyTree,
-    what: str,
+    title: str,
     *,
     seed: int,
     count: int,
@@ -24,10 +25,10 @@ def draw_images(
     labels: np.ndarray | None = None,
     frames_of: int = 0,
     leave: bool = True,
-    should_stop=lambda: False,
-):
-    """Runs the generator behind a progress bar: `Generated`."""
-    with bar(count * generator.num_steps, what, unit="img·step", leave=leave) as progress:
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Generated:
+    """Generates images behind a progress bar of that title; see `Generator`."""
+    with bar(count * generator.num_steps, title, unit="img·step", leave=leave) as progress:
         return generator(
             params,
             seed=seed,
@@ -41,7 +42,7 @@ def draw_images(
 
 
 def save_loss_curve(log: Path, path: Path, title: str) -> None:
-    """Draws the loss curve of a run's log; nothing where the log has no steps yet."""
+    """Draws the loss curve of a run's log; nothing if the log has no steps yet."""
     records = read_jsonl(log)
     train = [(r["step"], r["loss"]) for r in records if r["kind"] == "train"]
     heldout = [(r["step"], r["loss"]) for r in records if r["kind"] == "heldout"]

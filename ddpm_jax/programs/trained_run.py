@@ -16,7 +16,7 @@ import numpy as np
 from ddpm_jax.data import ImageDataset, prepare_images
 from ddpm_jax.denoisers.prediction import Clip
 from ddpm_jax.devices import processes
-from ddpm_jax.devices.cpu import one_device_a_core
+from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
@@ -62,15 +62,16 @@ class TrainedRun:
     def __init__(self, options: RunOptions):
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
-        one_device_a_core()
         self.options = options
         self.directory = RunDirectory(options.run_dir)
         self.config: TrainConfig
         self.config, self.facts = self.directory.read()
         data = self.facts["data"]
-        self.model: Model = build_model(
-            self.config, tuple(data["image_shape"]), data.get("num_classes")
-        )
+        image_shape = tuple(data["image_shape"])
+        # Before JAX is used.
+        keep_freed_memory(self.config.batch_size, image_shape, self.config.network.channels)
+        one_device_per_core()
+        self.model: Model = build_model(self.config, image_shape, data.get("num_classes"))
         parallel = choose_devices(count=options.num_devices)
         self.devices = parallel.devices
         if processes.num_processes() == 1:

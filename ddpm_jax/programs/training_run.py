@@ -1,4 +1,4 @@
-"""One training run: its model, data, devices and folder, and what can be asked of it."""
+"""One training run: its model, data, devices and folder; its held-out loss and its pictures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from ddpm_jax import visualize
 from ddpm_jax.data import ImageDataset, ShuffledIndices, fits_on_device
 from ddpm_jax.devices import processes
-from ddpm_jax.devices.cpu import one_device_a_core
+from ddpm_jax.devices.batched import RowSplit, batches
+from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
+from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
 from ddpm_jax.keys import example_keys
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs import pictures
@@ -24,27 +26,35 @@ from ddpm_jax.programs.console import quantity
 from ddpm_jax.programs.generator import Generator, Stopped
 from ddpm_jax.programs.model import Model, loss_name
 from ddpm_jax.programs.run_directory import RunDirectory
-from ddpm_jax.training import TrainState, choose_devices
+from ddpm_jax.training import TrainState, choose_devices, make_train_step
 from ddpm_jax.training.sharding import DataParallel
 from ddpm_jax.types import Device
 
 
 class HeldOut(NamedTuple):
-    """What held-out data cost: the training loss, and an estimate of the bound in bits/dim."""
+    """Means over held-out data: the training loss, and an estimate of the bound in bits/dim."""
 
     loss: float
     bits_per_dim: float
 
 
-class Run:
-    """One training run being carried out: its model, data, devices and folder."""
+class TrainingRun:
+    """A training run in progress: its model, data, devices and folder.
+
+    Raises ValueError for a configuration that cannot be trained, OSError for unreadable data.
+    """
 
     def __init__(self, config: TrainConfig):
         check_config(config)
         self.config = config
-        devices = config.devices
-        # A CPU's cores are devices of their own for sampling only: see there.
-        every_core = devices.count is None and one_device_a_core() is not None
+        self.train_data: ImageDataset = load_data(config.data, "train")
+        self.heldout_data: ImageDataset = load_data(config.data, "heldout")
+        data, devices = self.train_data, config.devices
+        image_shape = data.images.shape[1:]
+        # Before JAX starts its threads, which choosing the devices does.
+        keep_freed_memory(config.batch_size, image_shape, config.network.channels)
+        # A CPU's cores are separate devices only for sampling (`one_device_per_core`).
+        every_core = devices.count is None and one_device_per_core() is not None
         self.parallel: DataParallel = choose_devices(
             devices.backend,
             1 if every_core else devices.count,
@@ -53,11 +63,17 @@ class Run:
         self.sampling_devices: tuple[Device, ...] = (
             tuple(jax.local_devices()) if every_core else self.parallel.devices
         )
+        self.model: Model = build_model(config, image_shape, data.num_classes)
+        self.train_step = make_train_step(
+            self.model.training_losses,
+            self.model.optimizer,
+            ema_decay=config.optimizer.ema_decay,
+            ema_warmup=config.optimizer.ema_warmup,
+            update_loss_state=self.model.update_loss_state,
+            num_microbatches=devices.microbatches,
+            spike_factor=config.optimizer.spike_factor,
+        )
         self.parallel.check_batch_size(config.batch_size, devices.microbatches)
-        self.train_data: ImageDataset = load_data(config.data, "train")
-        self.heldout_data: ImageDataset = load_data(config.data, "heldout")
-        data = self.train_data
-        self.model: Model = build_model(config, data.images.shape[1:], data.num_classes)
         self.directory = RunDirectory(config.run_dir)
         platform = self.parallel.devices[0].platform
         self.max_chunk = config.devices.steps_per_dispatch or (1 if platform == "cpu" else 10)
@@ -69,12 +85,12 @@ class Run:
                 "noise. β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
                 stacklevel=2,
             )
-        # Built now, so that steps they cannot take are refused before training and not after it.
+        # Built now, so that invalid steps are refused before training rather than after it.
         _ = self.generator, self.sheet_generator
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the numbers depend on beside the configuration."""
+        """What the run's numbers depend on besides its configuration."""
         return {
             "data": {
                 "name": self.train_data.name,
@@ -85,15 +101,15 @@ class Run:
         }
 
     def indices(self) -> ShuffledIndices:
-        """The order of the training data."""
+        """The order in which the training data is visited."""
         return ShuffledIndices(
             len(self.train_data.images), self.config.batch_size, self.config.seed
         )
 
     def describe(self, state: TrainState, flops: float | None) -> str:
-        """What is about to run, in two lines."""
+        """Two lines about what is going to run."""
         c, devices, several = self.config, self.parallel.devices, processes.num_processes()
-        cost = f"{quantity(flops, 'FLOP')} a step" if flops else "FLOPs unknown"
+        cost = f"{quantity(flops, 'FLOP')} per step" if flops else "FLOPs unknown"
         return (
             f"{self.train_data.name}: {len(self.train_data.images):,} images of "
             f"{'×'.join(map(str, self.model.image_shape))}, {len(self.heldout_data.images):,} "
@@ -104,20 +120,15 @@ class Run:
         )
 
     @functools.cached_property
-    def _heldout_fn(self) -> Callable[..., Any]:
-        """The losses of a batch of images, each device computing those of its rows."""
-        rows, whole = PartitionSpec(processes.AXES), PartitionSpec()
+    def _heldout_losses(self) -> tuple[RowSplit, Callable[..., Any]]:
+        """The devices that share a batch, and the function that returns its losses [B, 2]."""
 
         def losses(params, images, labels, t, index):
             keys = example_keys(jax.random.key(0), index)
             return self.model.heldout_losses(params, images, labels, t, keys)
 
-        mesh = self.parallel.mesh
-        return jax.jit(
-            jax.shard_map(
-                losses, mesh=mesh, in_specs=(whole, rows, rows, rows, rows), out_specs=rows
-            )
-        )
+        split = RowSplit(self.parallel.devices)
+        return split, split.map(losses, (WHOLE, ROWS, ROWS, ROWS, ROWS))
 
     def heldout_loss(
         self,
@@ -126,32 +137,29 @@ class Run:
         draws: int,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> HeldOut:
-        """The mean loss over a fixed plan of images, steps and noise; Stopped when asked to."""
+        """The mean loss over a fixed plan of images, steps and noise; Stopped if should_stop()."""
         which, t = heldout_plan(draws, len(data.images), self.model.schedule.num_timesteps)
-        # No more images at once than a training step has on each device.
+        split, losses_of = self._heldout_losses
+        # At most as many images at a time as a training step has on each device.
         count = len(self.parallel.devices)
-        size = min(256, max(1, self.config.batch_size // count), -(-draws // count)) * count
-        total = np.zeros(2)
+        size = split.round_up(min(draws, count * min(256, max(1, self.config.batch_size // count))))
         labels = None if self.model.num_classes is None else data.labels[which]
-        params = processes.spread(params, self.parallel.replicated)
-        rows = NamedSharding(self.parallel.mesh, PartitionSpec(processes.AXES))
-        for first in range(0, draws, size):
-            # The last batch is filled up with its last draw, which is not counted again.
-            index = np.minimum(np.arange(first, first + size), draws - 1)
+        params, total = split.replicate(params), np.zeros(2)
+        for rows in batches(draws, size):
             if should_stop():
                 raise Stopped
             batch = (
-                data.images[which[index]],
-                None if labels is None else labels[index],
-                t[index],
-                index.astype(np.uint32),
+                data.images[which[rows]],
+                None if labels is None else labels[rows],
+                t[rows],
+                np.arange(rows.start, rows.stop, dtype=np.uint32),
             )
-            losses = processes.fetch(self._heldout_fn(params, *processes.put(batch, rows)))
-            total += np.asarray(losses, np.float64)[: draws - first].sum(axis=0)
+            losses = fetch(losses_of(params, *split.put(batch, size)))
+            total += np.asarray(losses, np.float64)[: rows.stop - rows.start].sum(axis=0)
         return HeldOut(*(total / draws).tolist())
 
-    def sheet(self, state: TrainState, step: int, should_stop: Callable[[], bool]) -> None:
-        """Draws samples of the averaged parameters as they are now, by DDIM."""
+    def draw_sheet(self, state: TrainState, step: int, should_stop: Callable[[], bool]) -> None:
+        """Draws samples of the averaged parameters with DDIM; nothing if should_stop()."""
         report = self.config.report
         try:
             made = pictures.draw_images(
@@ -168,15 +176,15 @@ class Run:
         except Stopped:
             return
         if processes.is_leader():
-            pictures.visualize.save_grid(self.sheet_path(step), made.images)
+            visualize.save_grid(self.sheet_path(step), made.images)
 
     def sheet_path(self, step: int) -> Path:
-        """Where the sheet of a step lies."""
+        """The file of a step's sheet of samples."""
         return self.directory.sheets / f"step_{step:07d}.png"
 
     @functools.cached_property
     def sheet_generator(self) -> Generator:
-        """The sampler of the sheets made on the way: DDIM, in few steps."""
+        """The sampler of the sheets drawn during training: DDIM in few steps."""
         report = self.config.report
         num_steps = min(report.sample_steps, self.model.schedule.num_timesteps)
         options = SamplerOptions("ddim", num_steps=num_steps, spacing=report.spacing)
@@ -191,7 +199,7 @@ class Run:
 
     @functools.cached_property
     def generator(self) -> Generator:
-        """The sampler of the last pictures: ancestral, as in the paper, or NCSN's."""
+        """The sampler of the final pictures: ancestral, as in the paper, or NCSN's."""
         report = self.config.report
         options = SamplerOptions(
             report.final_sampler,
@@ -210,9 +218,15 @@ class Run:
             devices=self.sampling_devices,
         )
 
-    def final_pictures(self, state: TrainState, should_stop: Callable[[], bool]) -> None:
-        """The last sheet and the GIF, and the loss curve."""
+    def draw_final_pictures(
+        self, state: TrainState, should_stop: Callable[[], bool]
+    ) -> tuple[Path, Path, Path]:
+        """Draws samples, denoising GIF and loss curve, and returns their paths.
+
+        Raises Stopped if should_stop().
+        """
         report, root = self.config.report, self.directory.root
+        paths = root / "samples.png", root / "denoising.gif", root / "loss.png"
         made = pictures.draw_images(
             self.generator,
             state.ema_params,
@@ -226,38 +240,27 @@ class Run:
         )
 
         def save() -> None:
-            pictures.visualize.save_grid(root / "samples.png", made.images)
+            visualize.save_grid(paths[0], made.images)
             if made.frames is not None:
-                pictures.visualize.save_gif(root / "denoising.gif", made.frames)
-            pictures.save_loss_curve(
-                root / "log.jsonl",
-                root / "loss.png",
-                f"{self.train_data.name}: {loss_name(self.config.diffusion)}",
-            )
+                visualize.save_gif(paths[1], made.frames)
+            title = f"{self.train_data.name}: {loss_name(self.config.diffusion)}"
+            pictures.save_loss_curve(root / "log.jsonl", paths[2], title)
 
         processes.on_leader(save)
+        return paths
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raises ValueError for values that no run could use, before anything is loaded."""
+    """Raises ValueError for values no run could use, before anything is loaded.
+
+    The functions that use the other values check them.
+    """
     if config.num_steps < 1:
         raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
     if config.max_bad_steps < 1:
         raise ValueError(f"--max-bad-steps must be at least 1, got {config.max_bad_steps}.")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
-    factor = config.optimizer.spike_factor
-    if factor is not None and not factor > 1:
-        raise ValueError(
-            f"--optimizer.spike-factor must be more than 1, got {factor}: it is a multiple of the "
-            "mean loss."
-        )
-    for name in ("parameter_shards", "microbatches"):
-        if getattr(config.devices, name) < 1:
-            raise ValueError(
-                f"--devices.{name.replace('_', '-')} must be at least 1, got "
-                f"{getattr(config.devices, name)}."
-            )
     steps = config.devices.steps_per_dispatch
     if steps is not None and steps < 1:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
@@ -270,11 +273,6 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             "--devices.watchdog-seconds must be a number of seconds, 0 for no watchdog, got "
             f"{config.devices.watchdog_seconds}."
-        )
-    if not 0 <= config.optimizer.ema_decay < 1:
-        raise ValueError(
-            f"--optimizer.ema-decay must be in [0, 1), got {config.optimizer.ema_decay}. At 1 the "
-            "average would never move."
         )
     for name, value in vars(config.report).items():
         if isinstance(value, int) and value < 0:

@@ -1,15 +1,13 @@
-"""Training: the state, the step, devices, checkpoints and the loop. Optax and Orbax do what they do
-best."""
+"""Training: the state, the step on any number of devices, the loop, and checkpoints."""
 
 from ddpm_jax.training.checkpoints import Checkpoints, CheckpointWriteError
-from ddpm_jax.training.ema import ema_decay_at, update_ema
 from ddpm_jax.training.fsdp import FullySharded, bytes_per_step, parameter_spec
 from ddpm_jax.training.loop import Hook, NonFiniteError, StopRequest, train_loop
 from ddpm_jax.training.manifest import DamagedCheckpointError, MismatchedCheckpointError
 from ddpm_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from ddpm_jax.training.sharding import DataParallel, choose_devices, make_chunk
 from ddpm_jax.training.spikes import SpikeGuard, init_spike_guard
-from ddpm_jax.training.state import TrainState, init_state
+from ddpm_jax.training.state import TrainState, ema_decay_at, init_state, update_ema
 from ddpm_jax.training.step import make_train_step
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the devices of one step tell each other about parameters and gradients."""
+"""The communication between devices in one training step."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ AxisNames = str | tuple[str, ...]
 
 
 class Collectives(NamedTuple):
-    """The communication of one step, for a function that sees one device's part of the batch.
+    """The communication of a step, for a function that sees one device's part of the batch.
 
     Attributes:
         axes: the mapped axis or axes that the batch is split over.
-        vary: parameters as they come in -> marked as this device's own. Without it shard_map sums
-            the gradients of replicated parameters over the axis by itself, and the mean below would
-            leave them N times too large: a fault that Adam hides.
-        gather: what `vary` gives -> whole parameters; differentiated through.
-        mean: the local gradients -> their mean over all devices.
+        vary: marks the incoming parameters as device-varying. Without it shard_map sums the
+            gradients of replicated parameters over the axes by itself, and the mean below leaves
+            them N times too large, an error that Adam hides.
+        gather: makes whole parameters of those that `vary` returns; differentiable.
+        mean: averages the local gradients over all devices.
     """
 
     axes: AxisNames
@@ -41,12 +41,12 @@ class Gradients(Protocol):
         batch: Any,
         collectives: Collectives | None = None,
     ) -> tuple[Array, PyTree, PyTree]:
-        """The mean loss, what the loss has seen, and the mean gradient, over all devices."""
+        """The mean loss, the loss's auxiliary output, and the mean gradient, over all devices."""
         ...
 
 
 def replicated(axes: AxisNames) -> Collectives:
-    """Every device has all parameters, and gradients are averaged: data parallelism."""
+    """Data parallelism: every device holds all parameters, and gradients are averaged."""
     return Collectives(
         axes=axes,
         vary=lambda params: jax.lax.pcast(params, axes, to="varying"),

@@ -1,16 +1,16 @@
-"""Fully sharded parameters: every device keeps one part of each large array, and borrows the rest.
+"""Fully sharded parameters: every device stores one part of each large array and gathers the rest.
 
 On a mesh [data, fsdp] the parameters, their average and the optimiser's moments are split over the
-axis "fsdp", batches over both axes (ZeRO-3: Rajbhandari et al. 2020; FSDP: Zhao et al. 2023). A
-step
+axis "fsdp", and batches over both axes (ZeRO-3: Rajbhandari et al. 2020; FSDP: Zhao et al. 2023).
+In a training step each device
 
     gathers    the parts of each parameter where the network uses it (all-gather over fsdp),
-    scatters   the sum of the gradients back into parts (reduce-scatter over fsdp, which is what
-               differentiating the gather gives), and averages them over data,
-    updates    its own part alone.
+    scatters   the sum of the gradients back into parts (reduce-scatter over fsdp, the transpose of
+               the gather), and averages them over data,
+    updates    only its own part.
 
-Of 16 bytes a parameter (float32: itself, average, two moments) each device keeps 16/N. What it
-costs is communication: `bytes_per_step`.
+Of the 16 bytes per parameter (float32: parameter, average, two moments) each of N devices stores
+16/N. The cost is communication: `bytes_per_step`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.devices.processes import AXES
+from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE
 from ddpm_jax.training.collectives import Collectives, Gradients
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.types import Array, Key, PyTree
 
 DATA, FSDP = AXES
 SMALLEST = 2**14
-"""Arrays of fewer numbers stay whole: the latency of gathering them is worth more than 64 KiB."""
+"""Smaller arrays stay whole: gathering them costs more latency than 64 KiB is worth."""
 
 
 def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
-    """How an array is split over so many devices: along its longest divisible axis, the last of
-    equals; not at all where it is small or nothing divides."""
+    """How an array is split over `shards` devices.
+
+    Along its longest axis that divides evenly, the last of several; not at all if the array is
+    small or no axis divides.
+    """
     divisible = [(size, axis) for axis, size in enumerate(shape) if size % shards == 0]
     if shards == 1 or not divisible or np.prod(shape) < SMALLEST:
         return PartitionSpec()
@@ -45,13 +48,12 @@ def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
 
 
 def state_specs(state: TrainState, shards: int) -> TrainState:
-    """The PartitionSpecs of a state: parameters, average and optimiser split alike, the rest
-    whole."""
+    """The specs of a state: parameters, average and optimiser split alike, the rest whole."""
 
     def split(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: parameter_spec(leaf.shape, shards), tree)
 
-    whole = jax.tree.map(lambda _: PartitionSpec(), state)
+    whole = jax.tree.map(lambda _: WHOLE, state)
     return dataclasses.replace(
         whole,
         params=split(state.params),
@@ -61,23 +63,23 @@ def state_specs(state: TrainState, shards: int) -> TrainState:
 
 
 def _axis(spec: PartitionSpec) -> int | None:
-    """Which axis of an array a spec splits."""
+    """The axis of an array that a spec splits."""
     return next((i for i, name in enumerate(spec) if name == FSDP), None)
 
 
 @dataclass(frozen=True)
 class FullySharded:
-    """The layout of a step on a mesh [data, fsdp]; see the module's docstring."""
+    """The layout of a training step on a mesh [data, fsdp]; see the module's docstring."""
 
     mesh: Mesh
 
     @property
     def shards(self) -> int:
-        """Devices that share the parameters."""
+        """The number of devices that share the parameters."""
         return self.mesh.shape[FSDP]
 
     def constrain(self, state: TrainState) -> TrainState:
-        """Says inside a compiled step how the state it returns is laid out."""
+        """Constrains the layout of the state that a compiled step returns."""
         shardings = jax.tree.map(
             lambda spec: NamedSharding(self.mesh, spec),
             state_specs(state, self.shards),
@@ -86,16 +88,13 @@ class FullySharded:
         return jax.lax.with_sharding_constraint(state, shardings)
 
     def map_fetch(self, fetch: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """`fetch(dataset, batch)` by each device for its own rows."""
-        rows = PartitionSpec(AXES)
-        return jax.shard_map(
-            fetch, mesh=self.mesh, in_specs=(PartitionSpec(), rows), out_specs=rows
-        )
+        """`fetch(dataset, batch)`, computed by each device for its own rows."""
+        return jax.shard_map(fetch, mesh=self.mesh, in_specs=(WHOLE, ROWS), out_specs=ROWS)
 
     def map_gradients(
         self, gradients: Gradients
     ) -> Callable[[PyTree, PyTree, Key, Any], tuple[Array, PyTree, PyTree]]:
-        """A step's gradients by all devices, from parameters in parts to gradients in parts."""
+        """The gradients over all devices, as a function of split parameters; split likewise."""
 
         def mapped(params, loss_state, key, batch):
             specs = jax.tree.map(lambda leaf: parameter_spec(leaf.shape, self.shards), params)
@@ -103,12 +102,11 @@ class FullySharded:
             def local(params, loss_state, key, batch):
                 return gradients(params, loss_state, key, batch, self._collectives(specs))
 
-            whole = PartitionSpec()
             return jax.shard_map(
                 local,
                 mesh=self.mesh,
-                in_specs=(specs, whole, whole, PartitionSpec(AXES)),
-                out_specs=(whole, whole, specs),
+                in_specs=(specs, WHOLE, WHOLE, ROWS),
+                out_specs=(WHOLE, WHOLE, specs),
             )(params, loss_state, key, batch)
 
         return mapped
@@ -126,7 +124,7 @@ class FullySharded:
             return jax.lax.all_gather(leaf, FSDP, axis=axis, tiled=True)
 
         def mean(leaf: Array, axis: int | None) -> Array:
-            # What was gathered comes back from differentiation summed over fsdp.
+            # Differentiating the gather has summed these gradients over fsdp.
             return (
                 jax.lax.pmean(leaf, AXES)
                 if axis is None
@@ -141,17 +139,17 @@ class FullySharded:
 def bytes_per_step(
     params: PyTree, *, data: int, shards: int = 1, microbatches: int = 1
 ) -> dict[str, float]:
-    """What one device sends and receives in a step, in bytes by kind of collective.
+    """The bytes that one device sends and receives per training step, by kind of collective.
 
-    By ring algorithms, which move the least a collective can: an all-gather or a reduce-scatter of
-    n bytes over N devices sends and receives n (N-1)/N a device, an all-reduce twice that.
+    For ring algorithms, which move the least possible: per device, an all-gather or reduce-scatter
+    of n bytes over N devices sends and receives n (N-1)/N, an all-reduce twice that.
 
-        all_reduce      gradients over data: whole, or each device's part of those that are split
-        all_gather      split parameters over fsdp, for every microbatch
+        all_reduce      gradients over data: whole ones, and each device's part of split ones
+        all_gather      split parameters over fsdp, per microbatch
         reduce_scatter  their gradients, likewise
 
-    `params` is a tree of arrays or shapes. A second gather in the backward pass, where the network
-    is rematerialised, is not counted.
+    `params` is a tree of arrays or shapes. Not counted: the second gather in the backward pass of a
+    rematerialised network.
     """
     split = kept = 0
     for leaf in jax.tree.leaves(params):

@@ -1,7 +1,7 @@
-"""The training loop: chunks of steps, hooks between them, and a way out that loses nothing.
+"""The training loop: chunks of steps, hooks between them, and stopping without loss.
 
-The loop knows no files and draws nothing; what happens every so many steps is a hook. Chunks end
-wherever a hook is due, so a hook always sees the state of exactly its step.
+The loop neither writes files nor draws pictures: periodic work is done by hooks. Chunks end at
+every step at which a hook is due, so that a hook gets the state of exactly its step.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class NonFiniteError(RuntimeError):
     """The loss or a gradient was not finite, or the loss a spike, for too many steps in a row.
 
     Attributes:
-        step: the last of those steps.
+        step: the last of these steps.
         metric: "loss", "grad_norm" or "update", the first that was not finite there; or "spike".
-        recent: the metrics of the steps in the last chunks, for a dump.
+        recent: the metrics of the last steps, at most 100.
     """
 
     def __init__(self, step: int, metric: str, count: int, recent: list[dict[str, float]]):
@@ -41,7 +41,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Hook(NamedTuple):
-    """`call(state, step)` after every `every`-th step; 0 never. Chunks end at its steps."""
+    """Calls `call(state, step)` after every `every` steps; never if 0."""
 
     every: int
     call: Callable[[TrainState, int], None]
@@ -50,17 +50,16 @@ class Hook(NamedTuple):
 class StopAtOnce(BaseException):
     """Raised by a signal inside `StopRequest.at_once`.
 
-    No KeyboardInterrupt: where one passes through a library that runs Python code from C, Python
-    ends by SIGINT in the end, though it was caught.
+    Not a KeyboardInterrupt: after one has passed through a library that runs Python code from C,
+    Python exits as if killed by SIGINT, even if it was caught.
     """
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; a second one interrupts at
-    once.
+    """A flag set by the first SIGINT (Ctrl-C) or SIGTERM; a second one raises KeyboardInterrupt.
 
-    A context manager; it restores the handlers it found. Only the main thread can catch signals:
-    elsewhere it is a plain flag.
+    A context manager that restores the previous handlers. Only the main thread can catch signals;
+    in other threads the flag is never set.
     """
 
     def __init__(self):
@@ -70,7 +69,7 @@ class StopRequest:
         self._agreed: Agreed | None = None
 
     def share(self) -> None:
-        """From now on what one process was asked, all are; all must then ask equally often."""
+        """From now on a stop of one process stops all; all must then read it equally often."""
         self._agreed = Agreed(lambda: self.signal is not None)
 
     def __enter__(self) -> StopRequest:
@@ -93,7 +92,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within this block a signal raises StopAtOnce: there is nothing yet to be saved."""
+        """Within this block a signal raises StopAtOnce, as there is nothing to save yet."""
         self._at_once = True
         try:
             yield
@@ -101,13 +100,15 @@ class StopRequest:
             self._at_once = False
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for, of any process."""
+        """Whether a stop was requested, in any process once shared."""
         return self.signal is not None if self._agreed is None else self._agreed()
 
 
 def next_boundary(step: int, num_steps: int, max_chunk: int, periods: Sequence[int]) -> int:
-    """The step at which the chunk that starts at `step` ends: at most max_chunk on, and no hook
-    skipped."""
+    """The step at which the chunk that starts at `step` ends.
+
+    At most max_chunk later, and no later than num_steps and the next multiple of any period > 0.
+    """
     ends = [num_steps, step + max_chunk, *((step // p + 1) * p for p in periods if p > 0)]
     return min(ends)
 
@@ -123,19 +124,20 @@ def train_loop(
     should_stop: Callable[[], bool] = lambda: False,
     max_bad_steps: int = 20,
 ) -> TrainState:
-    """Trains from `state.step` to `num_steps` and returns the state there, or where it was stopped.
+    """Trains from `state.step` to `num_steps`, or until stopped, and returns the last state.
 
     Args:
-        state: where to start; placed on its devices.
-        run_chunk: `(state, first_step, count) -> (state, metrics [>= count])`, dispatching
+        state: the state to start from, on its devices.
+        run_chunk: `(state, first_step, count) -> (state, metrics [>= count])`, dispatched
             asynchronously.
         num_steps: the step to reach.
-        max_chunk: the most steps in one dispatch.
-        hooks: run after the steps they are due at, in order.
-        on_metrics: `(first_step, metrics [count])` on the host, one chunk late so that the device
-            never waits.
-        should_stop: asked after each chunk.
-        max_bad_steps: this many non-finite steps in a row raise NonFiniteError.
+        max_chunk: the largest number of steps per dispatch.
+        hooks: called in order after the steps at which they are due.
+        on_metrics: called with `(first_step, metrics [count])` on the host, one chunk late so that
+            the device never waits.
+        should_stop: called before each chunk.
+        max_bad_steps: the number of successive bad steps, not finite or a spike, that raises
+            NonFiniteError.
     """
     step = int(state.step)
     bad_steps, recent = 0, []

@@ -30,8 +30,8 @@ def learning_rate_schedule(
         raise ValueError(f"learning_rate_schedule knows 'constant' and 'cosine', got {decay!r}.")
     if num_steps <= warmup_steps:
         raise ValueError(
-            f"a cosine decay over {num_steps} steps leaves nothing after {warmup_steps} steps of "
-            "warm-up. Train longer, or shorten the warm-up."
+            f"learning_rate_schedule got a warm-up of {warmup_steps} steps, which leaves none of "
+            f"{num_steps} for the cosine decay. Train longer, or shorten the warm-up."
         )
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
 
@@ -44,8 +44,7 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adam behind a clip of the global gradient norm; `clip_norm=None` leaves gradients as they
-    are."""
+    """Adam on gradients clipped by their global norm; `clip_norm=None` does not clip."""
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"make_optimizer needs clip_norm > 0 or None, got {clip_norm}.")
     adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)

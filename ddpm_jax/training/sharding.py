@@ -1,13 +1,13 @@
-"""One training step on any number of devices: plain jit, pmap, or shard_map over a mesh.
+"""The training step on any number of devices: plain jit, pmap, or shard_map over a mesh.
 
-The global batch is split along its first axis. Parameters are replicated, and the step gets an axis
-name and averages over it (`training.step`); or they are split over some of the devices, and the
-step gets a layout (`training.fsdp`). The mesh may span several processes, each of which then hands
-over its own rows of every batch.
+The global batch is split along its first axis. Either the parameters are replicated, and the step
+gets an axis name and averages over it (`training.step`); or they are split over some of the
+devices, and the step gets a layout (`training.fsdp`). The mesh may span several processes, each of
+which provides its own rows of every batch.
 
-Steps run in chunks of up to K a dispatch, by a loop whose length is an argument rather than a
-constant: one compiled program serves every length, so where a run is cut into chunks leaves no
-trace in its numbers.
+Each dispatch runs a chunk of up to K steps, in a loop whose length is an argument rather than a
+constant. So one compiled program serves every length, and the numbers of a run do not depend on
+where it is cut into chunks.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.devices import processes
+from ddpm_jax.devices import mesh as meshes
+from ddpm_jax.devices.mesh import AXES, WHOLE
 from ddpm_jax.training.fsdp import FullySharded, state_specs
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
 from ddpm_jax.types import Array, Device, PyTree
 
 Backend = Literal["jit", "pmap", "shard_map"]
-AXIS = processes.AXES[0]
+AXIS = AXES[0]
 
 Fetch = Callable[[Any, Batch], Batch]
-"""`fetch(dataset, batch) -> batch`: looks up, inside the compiled step, what a batch only points
-to."""
+"""`fetch(dataset, batch) -> batch`: looks up examples by index, inside the compiled step."""
 
 RunChunk = Callable[..., tuple[TrainState, dict[str, Array]]]
-"""`run(state, dataset, batches, count) -> (state, metrics [K])`; entries past `count` are NaN."""
+"""`run(state, dataset, batches, count) -> (state, metrics [K])`; metrics past `count` are NaN."""
 
 
 def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
-    """Builds `chunk(state, dataset, batches, count, axis_name=None, layout=None)`: up to K steps,
-    one after another.
+    """Builds `chunk(state, dataset, batches, count, axis_name=None, layout=None)`, up to K steps.
 
-    Every leaf of `batches` is [K, b, ...]; the first `count` of the K are used. Traceable; no jit
-    inside.
+    Every leaf of `batches` is [K, b, ...]; the first `count` of the K are used. Traceable; not
+    jitted.
     """
 
     def chunk(state, dataset, batches, count, axis_name=None, layout=None):
@@ -56,7 +55,7 @@ def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
             return train_step(state, look_up(dataset, batch), axis_name, layout)
 
         if length == 1:
-            # No loop round a single step, the default on CPUs: it compiles sooner without one.
+            # No loop around a single step, the default on CPUs: it compiles faster without one.
             state, metrics = one(state, 0)
             return state, jax.tree.map(lambda m: m[None], metrics)
 
@@ -75,15 +74,15 @@ def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
 
 @dataclass(frozen=True)
 class DataParallel:
-    """Where and how the step runs.
+    """The devices that a training step runs on, and how.
 
     Attributes:
         backend: "jit" (one device), "pmap" (devices of one process) or "shard_map".
         devices: the devices; the global batch must be a multiple of their number.
-        parameter_shards: over how many of them the parameters are split, for "shard_map".
+        parameter_shards: the number of devices the parameters are split over, for "shard_map".
 
-    Raises ValueError for an unknown backend, no devices, "jit" with several, or devices that do not
-    fall into groups of parameter_shards.
+    Raises ValueError for an unknown backend, no devices, "jit" with several devices, or devices
+    that do not form groups of parameter_shards.
     """
 
     backend: Backend
@@ -121,19 +120,19 @@ class DataParallel:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices as a mesh [data, fsdp]."""
-        return processes.make_mesh(self.devices, self.parameter_shards)
+        return meshes.make_mesh(self.devices, self.parameter_shards)
 
     @property
     def replicated(self) -> NamedSharding:
-        """The placement of what every device has whole."""
-        return NamedSharding(self.mesh, PartitionSpec())
+        """The sharding of arrays that every device holds completely."""
+        return NamedSharding(self.mesh, WHOLE)
 
     @property
     def _layout(self) -> FullySharded | None:
         return FullySharded(self.mesh) if self.parameter_shards > 1 else None
 
     def check_batch_size(self, batch_size: int, num_microbatches: int = 1) -> None:
-        """Raises ValueError unless the global batch splits evenly over devices and microbatches."""
+        """Raises ValueError unless devices and microbatches divide the global batch evenly."""
         parts = len(self.devices) * num_microbatches
         if batch_size < 1 or batch_size % parts:
             each = f", in {num_microbatches} microbatches each" if num_microbatches > 1 else ""
@@ -150,7 +149,7 @@ class DataParallel:
         )
 
     def place(self, state: TrainState) -> TrainState:
-        """Lays a state out over the devices: replicated, or its parameters in parts.
+        """Places a state on the devices: replicated, or with its parameters split.
 
         It must be the same in every process.
         """
@@ -160,7 +159,7 @@ class DataParallel:
                 return _put(leaf, sharding)
             if sharding.is_fully_addressable:
                 return _put(leaf, sharding)
-            data = processes.put(np.asarray(jax.random.key_data(leaf)), sharding)
+            data = meshes.put(np.asarray(jax.random.key_data(leaf)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
 
         return jax.tree.map(put, state, self._shardings(state))
@@ -178,16 +177,16 @@ class DataParallel:
         )
 
     def own_rows(self, batch_size: int) -> slice:
-        """The rows of a global batch that this process hands over."""
-        return processes.own_rows(batch_size)
+        """The rows of a global batch that this process provides."""
+        return meshes.own_rows(batch_size)
 
     def place_batches(self, batches: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Sends this process's rows of host batches [K, b, ...] to its devices, each its share."""
+        """Splits this process's rows of host batches [K, b, ...] over its devices."""
         if self.backend == "pmap":
             count = len(self.devices)
             split = {k: v.reshape(v.shape[0], count, -1, *v.shape[2:]) for k, v in batches.items()}
             return jax.device_put(split, NamedSharding(self.mesh, PartitionSpec(None, AXIS)))
-        rows = NamedSharding(self.mesh, PartitionSpec(None, processes.AXES))
+        rows = NamedSharding(self.mesh, PartitionSpec(None, AXES))
         if rows.is_fully_addressable:
             return jax.device_put(dict(batches), rows)
         return {
@@ -196,9 +195,9 @@ class DataParallel:
         }
 
     def wrap(self, chunk: RunChunk, *, donate: bool | None = None) -> Any:
-        """Maps `chunk` over the devices; the result takes the same arguments and has `.lower`.
+        """Compiles `chunk` for the devices; the result takes the same arguments and has `.lower`.
 
-        The old state's memory is given up to the new one (`donate`) except on CPUs, where saving in
+        The new state reuses the memory of the old one (`donate`), except on CPUs, where a save in
         the background may still be reading it.
         """
         if donate is None:
@@ -218,13 +217,12 @@ class DataParallel:
                 devices=list(self.devices),
                 donate_argnums=donated,
             )
-        replicated = PartitionSpec()
         return jax.jit(
             jax.shard_map(
                 mapped,
                 mesh=self.mesh,
-                in_specs=(replicated, replicated, PartitionSpec(None, AXIS), replicated),
-                out_specs=(replicated, replicated),
+                in_specs=(WHOLE, WHOLE, PartitionSpec(None, AXIS), WHOLE),
+                out_specs=(WHOLE, WHOLE),
             ),
             donate_argnums=donated,
         )
@@ -232,9 +230,9 @@ class DataParallel:
 
 def _put(leaf: Any, sharding: NamedSharding) -> Array:
     if sharding.is_fully_addressable:
-        # A copy always: put alone may alias the caller's buffers, which donation would delete.
+        # Always a copy: device_put may alias the caller's buffers, which donation would delete.
         return jax.device_put(jnp.copy(leaf), sharding)
-    return processes.put(np.asarray(leaf), sharding)
+    return meshes.put(np.asarray(leaf), sharding)
 
 
 def choose_devices(
@@ -243,11 +241,9 @@ def choose_devices(
     available: Sequence[Device] | None = None,
     parameter_shards: int = 1,
 ) -> DataParallel:
-    """Picks devices and backend: by default every device of every process, jit for one and
-    shard_map for several.
+    """Picks devices and backend: by default all devices, with jit for one and shard_map for more.
 
-    `count` is the number of devices of each process. Raises ValueError when more are asked for than
-    there are.
+    `count` is the number of devices per process. Raises ValueError if there are fewer.
     """
     if available is None:
         try:
@@ -263,7 +259,7 @@ def choose_devices(
             "devices here; "
             f"got {count}. JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
         )
-    devices = tuple(available[:count] if jax.process_count() == 1 else processes.all_devices(count))
+    devices = tuple(available[:count] if jax.process_count() == 1 else meshes.all_devices(count))
     if backend == "auto":
         backend = "jit" if len(devices) == 1 else "shard_map"
     return DataParallel(backend, devices, parameter_shards)

@@ -1,4 +1,4 @@
-"""The train state: everything a run needs to go on exactly where it stopped, as one pytree."""
+"""The training state: a pytree of everything a run needs to resume exactly, and its average."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddpm_jax.types import Array, Key, PyTree
+from ddpm_jax.types import Array, ArrayLike, Key, PyTree
 
 
 @flax.struct.dataclass
@@ -20,8 +20,8 @@ class TrainState:
         ema_params: their exponential moving average, which sampling and evaluation use.
         opt_state: Optax's state.
         key: the run's key; step s draws from `fold_in(key, s)`.
-        loss_state: what the loss remembers from step to step, such as a `LossHistory`; () for most.
-        guard: a `SpikeGuard`, where steps of outlying loss are refused; else ().
+        loss_state: the state of losses that have one, such as a `LossHistory`; else ().
+        guard: a `SpikeGuard` if steps with outlying losses are skipped; else ().
     """
 
     step: Array
@@ -44,10 +44,32 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # A copy: were both the same buffers, donating the state would donate them twice.
+        # A copy: donating the state would otherwise donate the same buffers twice.
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         key=key,
         loss_state=loss_state,
         guard=guard,
     )
+
+
+def ema_decay_at(step: ArrayLike, decay: float, *, warmup: bool = False) -> Array:
+    """The decay of the average at update `step` (0-based), for the parameters sampled from.
+
+    `decay`, or min(decay, (1 + step) / (10 + step)) with `warmup`. Ho et al. (2020, App. B) use
+    0.9999 from the first step, so that the initial parameters stay in the average for tens of
+    thousands of steps. With warm-up they vanish at once; use it for short runs.
+    """
+    if not warmup:
+        return jnp.asarray(decay, jnp.float32)
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def update_ema(ema_params: PyTree, params: PyTree, decay: ArrayLike) -> PyTree:
+    """decay · average + (1 - decay) · params, leaf by leaf.
+
+    Written as average + (1 - decay)(params - average): with 1 - decay = 1e-4 a constant then stays
+    constant, where two rounded products would drift.
+    """
+    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema_params, params)

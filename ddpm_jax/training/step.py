@@ -1,4 +1,4 @@
-"""One training step as a function: jit, devices and files belong to the caller."""
+"""The training step as a function; jit, devices and files are left to the caller."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import optax
 
 from ddpm_jax.keys import example_keys
 from ddpm_jax.training.collectives import AxisNames, Collectives, replicated
-from ddpm_jax.training.ema import ema_decay_at, update_ema
 from ddpm_jax.training.fsdp import FullySharded
 from ddpm_jax.training.spikes import is_spike, watch_loss
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.state import TrainState, ema_decay_at, update_ema
 from ddpm_jax.types import Array, Key, PyTree
 
 Batch = Mapping[str, Any]
 LossFn = Callable[..., Any]
-"""`(params, batch, keys [b]) -> losses [b]`; see `make_train_step` for losses that remember."""
+"""`(params, batch, keys [b]) -> losses [b]`; see `make_train_step` for losses with a state."""
 UpdateLossState = Callable[[PyTree, PyTree], PyTree]
 
 
@@ -54,37 +53,43 @@ def make_train_step(
         loss_fn: `(params, batch, keys [b]) -> losses [b]`, one key and one loss per example.
         optimizer: any Optax transformation.
         ema_decay, ema_warmup: see `ema_decay_at`.
-        update_loss_state: for a loss that remembers. `loss_fn` then also takes the state's
-            `loss_state` and returns `(losses [b], seen)`, `seen` a pytree of [b, ...]; what all
-            devices saw, in the order of the global batch, goes to
-            `update_loss_state(loss_state, seen) -> loss_state`.
-        num_microbatches: each device's examples go through the network in so many parts, one after
-            another, and their gradients are averaged: less memory, the same step.
-        spike_factor: steps whose loss is more than this times its running mean change nothing
-            (`training.spikes`); the state must come from `init_state(..., guard=...)`. None: no
-            guard.
+        update_loss_state: for a loss with a state. `loss_fn` then takes `state.loss_state` as its
+            fourth argument and returns `(losses [b], seen)`, where `seen` is a pytree of [b, ...].
+            `update_loss_state(loss_state, seen) -> loss_state` gets the `seen` of all devices, in
+            the order of the global batch.
+        num_microbatches: the number of parts into which each device's examples are divided. The
+            parts pass through the network one after another and their gradients are averaged: the
+            same step with less memory.
+        spike_factor: a step whose loss exceeds this times its running mean is skipped
+            (`training.spikes`); the state must come from `init_state(..., guard=...)`. None skips
+            no steps.
 
-    `batch` holds this device's examples, and under "index" [b] their places in the global batch:
-    example i of step s draws from `fold_in(fold_in(state.key, s), i)` on whichever device it lands.
-    With `axis_name` the step runs unchanged under `pmap` and `shard_map`, averaging over that axis;
-    with `layout` it runs under plain `jit` on arrays that are split as the layout says.
+    `batch` holds this device's examples, and under "index" [b] their positions in the global batch:
+    example i of step s draws from `fold_in(fold_in(state.key, s), i)` on any device. With
+    `axis_name` the step runs under `pmap` and `shard_map` and averages over that axis; with
+    `layout` it runs under plain `jit` on arrays that are split as the layout says.
 
-    Metrics are float32 scalars: loss, grad_norm (before clipping), finite, and with a guard spike.
-    Where the loss or any gradient is not finite, or the loss is a spike, the step changes nothing
-    but the step count: parameters, average and optimiser stay as they were
-    (optax.apply_if_finite gives up and applies the NaN after a while; this never does).
+    Metrics are float32 scalars: loss, grad_norm (before clipping), finite and, with spike_factor,
+    spike. If the loss or a gradient is not finite, or the loss is a spike, the step changes only
+    the step count; parameters, average and optimiser keep their values. (optax.apply_if_finite
+    applies the NaN after a number of such steps; this never does.)
+
+    Raises ValueError for ema_decay, num_microbatches and spike_factor that no run could use.
     """
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(
-            f"make_train_step needs 0 <= ema_decay < 1, got {ema_decay}. At 1 the average would "
-            "never move."
+            f"make_train_step needs 0 <= ema_decay < 1 (--optimizer.ema-decay), got {ema_decay}. "
+            "At 1 the average would never change."
         )
     if num_microbatches < 1:
-        raise ValueError(f"make_train_step needs num_microbatches >= 1, got {num_microbatches}.")
+        raise ValueError(
+            "make_train_step needs num_microbatches >= 1 (--devices.microbatches), got "
+            f"{num_microbatches}."
+        )
     if spike_factor is not None and not spike_factor > 1.0:
         raise ValueError(
-            f"make_train_step needs spike_factor > 1 or None, got {spike_factor}: at 1 every other "
-            "step would be a spike."
+            "make_train_step needs spike_factor > 1 or None (--optimizer.spike-factor), got "
+            f"{spike_factor}: at 1 every other step would be a spike."
         )
 
     def gradients(params, loss_state, key, batch, collectives: Collectives | None = None):
@@ -147,7 +152,7 @@ def make_train_step(
             loss_state=loss_state,
             guard=guard,
         )
-        # The key is the run's, and typed keys know no `where`.
+        # The key never changes, and typed keys have no `where`.
         kept = jax.tree.map(
             lambda new, old: jnp.where(taken, new, old),
             dataclasses.replace(updated, key=()),
@@ -162,20 +167,19 @@ def make_train_step(
 def _accumulate(
     with_grad: Any, params: PyTree, batch: Batch, keys: Key, count: int, axes: AxisNames | None
 ) -> tuple[Array, PyTree, PyTree]:
-    """The mean loss of a batch in `count` parts, what the loss saw of all of it, and the
-    gradient."""
+    """The mean loss, the loss's auxiliary output and the mean gradient, in `count` parts."""
     size = batch["index"].shape[0]
     if size % count:
         raise ValueError(
-            f"a train step of {count} microbatches got {size} examples a device, which they do not "
-            f"divide. Use a multiple of {count} on each device, or fewer microbatches."
+            f"a train step with {count} microbatches got {size} examples per device, which they do "
+            f"not divide. Use a multiple of {count} per device, or fewer microbatches."
         )
     parts = jax.tree.map(
         lambda leaf: leaf.reshape(count, size // count, *leaf.shape[1:]), (dict(batch), keys)
     )
 
     def zeros(leaf) -> Array:
-        # Summed into by numbers that differ from device to device, which shard_map wants said.
+        # The sums differ between devices, which shard_map must be told.
         zero = jnp.zeros(leaf.shape, leaf.dtype)
         return zero if axes is None else jax.lax.pcast(zero, axes, to="varying")
 
@@ -183,7 +187,6 @@ def _accumulate(
         (loss, seen), grads = with_grad(params, *part)
         return jax.tree.map(jnp.add, carry, (loss, grads)), seen
 
-    # A gradient is shaped like the parameters that it is of.
     start = jax.tree.map(zeros, (jax.ShapeDtypeStruct((), jnp.float32), params))
     (loss, grads), seen = jax.lax.scan(add, start, parts)
     loss, grads = jax.tree.map(lambda leaf: leaf / count, (loss, grads))
@@ -191,13 +194,13 @@ def _accumulate(
 
 
 def _gather(seen: PyTree, index: Array, axes: AxisNames | None) -> PyTree:
-    """What the examples of all devices left, [B, ...] by their places in the global batch."""
+    """The auxiliary output of all devices, [B, ...] in the order of the global batch."""
     total = index.shape[0] * (1 if axes is None else jax.lax.axis_size(axes))
 
     def place(leaf: Array) -> Array:
         whole = jnp.zeros((total, *leaf.shape[1:]), leaf.dtype).at[index].set(leaf)
-        # A sum of parts that do not overlap: replicated also in the eyes of shard_map, which does
-        # not take the result of an all_gather for that.
+        # A sum of parts that do not overlap: shard_map knows it to be replicated, unlike the result
+        # of an all_gather.
         return whole if axes is None else jax.lax.psum(whole, axes)
 
     return jax.tree.map(place, seen)

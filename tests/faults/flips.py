@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from ddpm_jax.programs.run_directory import RunDirectory
-from ddpm_jax.programs.training_run import Run
+from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import Checkpoints
 from tests.faults.harness import SHORT_STEPS, Bench, Report, compare, digest, digest_of, steps
 
@@ -29,7 +29,7 @@ def campaign(bench: Bench) -> Report:
     whole = reference / "checkpoints"
     newest, before = steps(reference)[-1], steps(reference)[-2]
     config, _ = RunDirectory(reference).read()
-    run = Run(config)
+    run = TrainingRun(config)
     like = run.parallel.placeholder(run.model.init_shapes())
     expected = digest(reference, before)
     files = sorted(p.relative_to(whole / str(newest)) for p in (whole / str(newest)).rglob("*"))

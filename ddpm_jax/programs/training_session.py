@@ -1,0 +1,205 @@
+"""The steps of a run in one process: from the newest checkpoint to the last step, or to a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.devices import processes
+from ddpm_jax.files import write_json
+from ddpm_jax.programs.batches import TrainingBatches
+from ddpm_jax.programs.build import fetch
+from ddpm_jax.programs.compilation import unless_stopped
+from ddpm_jax.programs.config import ReportConfig
+from ddpm_jax.programs.console import bar, duration, say
+from ddpm_jax.programs.generator import Stopped
+from ddpm_jax.programs.throughput import Throughput
+from ddpm_jax.programs.training_run import TrainingRun
+from ddpm_jax.training import (
+    Checkpoints,
+    CheckpointWriteError,
+    Hook,
+    NonFiniteError,
+    StopRequest,
+    TrainState,
+    make_chunk,
+    train_loop,
+)
+from ddpm_jax.training.logs import NoLog, RunLog
+from ddpm_jax.training.loop import Metrics
+from ddpm_jax.training.watchdog import Watchdog
+
+
+class CompiledSteps(NamedTuple):
+    """`call(state, dataset, batches, count) -> (state, metrics)`, and its FLOPs per step."""
+
+    call: Callable[..., tuple[TrainState, Any]]
+    flops_per_step: float | None
+
+
+def train_steps(
+    run: TrainingRun,
+    state: TrainState,
+    stop: StopRequest,
+    checkpoints: Checkpoints,
+    log: RunLog | NoLog,
+    watchdog: Watchdog,
+) -> TrainState:
+    """Trains from the state's step to the last one, or until a stop, and saves the state there."""
+    start = int(state.step)
+    if start:
+        say(f"resuming {run.directory.root} from step {start:,}")
+    with (
+        TrainingBatches(run, start, _periods(run.config.report)) as batches,
+        bar(run.config.num_steps, "training", initial=start) as progress,
+    ):
+        with watchdog.paused():
+            steps = compile_steps(run, state, batches, stop)
+        throughput = Throughput(run.config, progress, steps.flops_per_step)
+        session = _Session(run, stop, checkpoints, log, watchdog, batches, steps, throughput)
+        session.repeat_interrupted_hooks(state)
+        state = session.train(state)
+    step = int(state.step)
+    watchdog.beat(step, f"the checkpoint of step {step:,}")
+    checkpoints.save(step, state)
+    checkpoints.wait()
+    return state
+
+
+def compile_steps(
+    run: TrainingRun, state: TrainState, batches: TrainingBatches, stop: StopRequest
+) -> CompiledSteps:
+    """Compiles a chunk of training steps, and reports what is about to run."""
+    began = time.perf_counter()
+    chunk = run.parallel.wrap(make_chunk(run.train_step, fetch))
+    arguments = (state, batches.dataset, batches.example(), np.int32(1))
+    compiled = unless_stopped(lambda: chunk.lower(*arguments).compile(), stop)
+    analysis = compiled.cost_analysis() or {}
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    flops = analysis.get("flops")
+    if flops:
+        # XLA counts one device's share, and the body of a loop, such as microbatches', once.
+        flops *= len(run.parallel.devices) * run.config.devices.microbatches
+    say(run.describe(state, flops))
+    say(f"compiled in {duration(time.perf_counter() - began)}")
+    return CompiledSteps(compiled, flops)
+
+
+def _periods(report: ReportConfig) -> list[int]:
+    """The periods of the hooks, in the order in which they are called."""
+    return [report.heldout_every, report.sample_every, report.checkpoint_every]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The functions that the training loop calls, and what they need."""
+
+    run: TrainingRun
+    stop: StopRequest
+    checkpoints: Checkpoints
+    log: RunLog | NoLog
+    watchdog: Watchdog
+    batches: TrainingBatches
+    steps: CompiledSteps
+    throughput: Throughput
+
+    def train(self, state: TrainState) -> TrainState:
+        """Runs the training loop; NonFiniteError when training diverges."""
+        config = self.run.config
+        calls = (self.measure_heldout, self.draw_samples, self.save)
+        try:
+            return train_loop(
+                state,
+                self.run_chunk,
+                num_steps=config.num_steps,
+                max_chunk=self.run.max_chunk,
+                hooks=list(map(Hook, _periods(config.report), calls)),
+                on_metrics=self.record,
+                should_stop=self.stop,
+                max_bad_steps=config.max_bad_steps,
+            )
+        except NonFiniteError as error:
+            self.describe_failure(error)
+            raise
+
+    def repeat_interrupted_hooks(self, state: TrainState) -> None:
+        """Calls the hooks that a stop interrupted at the step it saved."""
+        report, step = self.run.config.report, int(state.step)
+        due = report.heldout_every and step and step % report.heldout_every == 0
+        if due and not processes.on_leader(lambda: self.log.has("heldout", step)):
+            self.measure_heldout(state, step)
+        due = report.sample_every and step and step % report.sample_every == 0
+        if due and not processes.on_leader(lambda: self.run.sheet_path(step).exists()):
+            self.draw_samples(state, step)
+
+    def run_chunk(self, state: TrainState, first: int, count: int) -> tuple[TrainState, Any]:
+        """Dispatches `count` steps after step `first`."""
+        self.watchdog.beat(first, f"the data of step {first + 1:,}")
+        batches = self.batches.next(first, count)
+        self.watchdog.beat(first, f"the device to take step {first + 1:,}")
+        return self.steps.call(state, self.batches.dataset, batches, np.int32(count))
+
+    def record(self, first: int, metrics: Metrics) -> None:
+        """Logs the metrics of the steps after step `first`."""
+        config = self.run.config
+        every = config.report.log_every
+        losses, norms = metrics["loss"], metrics["grad_norm"]
+        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            step = first + i + 1
+            # The step's own values: a mean would depend on where the run was interrupted.
+            if every and (step % every == 0 or step == config.num_steps):
+                self.log.write("train", step, loss=float(loss), grad_norm=float(norm))
+            if not metrics["finite"][i] or ("spike" in metrics and metrics["spike"][i]):
+                self.log.write("skipped", step, loss=float(loss), grad_norm=float(norm))
+        done = first + len(losses)
+        self.watchdog.beat(done, f"the device to take step {done + 1:,}")
+        self.throughput.update(len(losses), float(losses[-1]))
+
+    def measure_heldout(self, state: TrainState, step: int) -> None:
+        """Logs the held-out loss of the averaged parameters."""
+        run, draws = self.run, self.run.config.report.heldout_draws
+        try:
+            with self.watchdog.paused():
+                value = run.heldout_loss(state.ema_params, run.heldout_data, draws, self.stop)
+        except Stopped:
+            return
+        self.log.write("heldout", step, **value._asdict())
+        self.throughput.restart()
+
+    def draw_samples(self, state: TrainState, step: int) -> None:
+        """Draws a sheet of samples; a full disk does not end training."""
+        try:
+            with self.watchdog.paused():
+                self.run.draw_sheet(state, step, self.stop)
+        except OSError as error:
+            say(f"warning: no sheet of samples at step {step}: {error}. Training goes on.")
+        self.throughput.restart()
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves a checkpoint; a full disk does not end training, as later saves may succeed."""
+        self.watchdog.beat(step, f"the checkpoint of step {step:,}, or the one before it")
+        try:
+            self.checkpoints.save(step, state)
+        except CheckpointWriteError as error:
+            say(f"warning: {error} Training goes on.")
+        self.throughput.restart()
+
+    def describe_failure(self, error: NonFiniteError) -> None:
+        """Writes the last steps' metrics, and the examples of the last one, beside the run."""
+        path = self.run.directory.root / f"nonfinite_step_{error.step}.json"
+        description = {
+            "step": error.step,
+            "metric": error.metric,
+            "examples": self.run.indices()(error.step - 1).tolist(),
+            "recent": [{k: repr(v) for k, v in row.items()} for row in error.recent],
+        }
+        try:
+            if processes.is_leader():
+                write_json(path, description)
+            say(f"the last steps are described in {path}")
+        except OSError as full:
+            say(f"warning: the description of the last steps could not be written: {full}")

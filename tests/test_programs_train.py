@@ -1,0 +1,98 @@
+"""`train` called from Python: what it returns, and that an interrupt leaves its caller running."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ddpm_jax.programs import console, training_session
+from ddpm_jax.programs.compilation import CompilationStopped, unless_stopped
+from ddpm_jax.programs.config import ReportConfig
+from ddpm_jax.programs.train import train
+from ddpm_jax.training import StopRequest
+from tests.small_run import CONFIG
+
+
+def test_compiling_returns_its_result_or_raises_its_error():
+    with StopRequest() as stop:
+        assert unless_stopped(lambda: 3, stop) == 3
+        with pytest.raises(OSError, match="no compiler"):
+            unless_stopped(lambda: (_ for _ in ()).throw(OSError("no compiler")), stop)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_compiling_raises_at_once_and_leaves_the_compiler_running(number):
+    finish, finished = threading.Event(), threading.Event()
+
+    def compile_():
+        os.kill(os.getpid(), number)
+        finish.wait(60)
+        finished.set()
+
+    with StopRequest() as stop, pytest.raises(CompilationStopped, match="the same command"):
+        unless_stopped(compile_, stop)
+    assert issubclass(CompilationStopped, KeyboardInterrupt)
+    assert not finished.is_set()
+    finish.set()
+    assert finished.wait(60)
+
+
+def test_a_program_ends_in_order_without_waiting_for_the_compiler():
+    code = """
+import threading
+from ddpm_jax.programs.compilation import CompilationStopped
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.sample import SampleConfig
+
+def program(config):
+    threading.Thread(target=threading.Event().wait).start()  # never ends, nor lets Python end
+    raise CompilationStopped("stopped while compiling")
+
+run_program(program, SampleConfig(), None)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stdout) == (0, "stopped while compiling\n"), result.stderr
+
+
+def test_training_returns_what_it_made_after_an_interrupt_too(tmp_path, monkeypatch):
+    report = ReportConfig(
+        heldout_every=2, heldout_draws=8, sample_every=0, checkpoint_every=2, final_count=2
+    )
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path / "run", num_steps=2, report=report)
+    compile_steps = training_session.compile_steps
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return compile_steps(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(CompilationStopped):
+        patch.setattr(training_session, "compile_steps", interrupted)
+        train(config)
+    result = train(config)
+    assert result is not None and result.heldout is not None
+    assert (result.run_dir, result.step) == (config.run_dir, 2)
+    assert [path.name for path in result.pictures] == ["samples.png", "denoising.gif", "loss.png"]
+    assert all(path.stat().st_size > 100 for path in result.pictures)
+    # At its start a network predicts next to nothing of ε, whose mean square is 1.
+    assert 0.5 < result.heldout.loss < 2.0
+    assert train(config) == result
+
+
+def test_a_bar_does_not_count_the_time_until_its_first_update():
+    """999 seconds of compiling and one step, then twenty in 100 seconds."""
+    with console.bar(100, "steps", initial=7) as progress:
+        progress.start_t -= 999
+        progress.last_print_t -= 999
+        progress.update(1)
+        assert (progress.n, progress.format_dict["rate"]) == (8, None)
+        assert progress.format_dict["elapsed"] < 10
+        progress.last_print_t -= 100
+        progress.update(20)
+        assert progress.n == 28
+        assert progress.format_dict["rate"] == pytest.approx(0.2, rel=0.1)
