@@ -220,7 +220,6 @@ def test_other_spellings_of_the_same_network():
         (TINY.clone(middle_attention="plain"), "middle_attention='plain' without scale_shift"),
         (TINY.clone(num_heads=2, attention_resolutions=(8,)), "num_heads=2"),
         (TINY.clone(resample_with_conv=False), "resample_with_conv=False"),
-        (TINY.clone(patch_size=2), "patch_size=2"),
         (TINY.clone(channel_multipliers=(2, 4)), r"channel_multipliers=\(2, 4\)"),
     ],
 )

@@ -140,13 +140,16 @@ def _unet_of(call: str, weights: Mapping[str, Any], resolution: int) -> UNet:
     attended = _indices(r"model/down_(\d+)/attn_0/q/W", weights)
     if "model/conv_out/W" not in weights:
         raise ValueError(f"{call}: missing ['model/conv_out/W'].")
-    return UNet(
-        channels=width,
-        channel_multipliers=tuple(w // width for w in widths),
-        num_res_blocks=len(blocks),
-        attention_resolutions=tuple(resolution >> level for level in attended),
-        out_channels=np.shape(weights["model/conv_out/W"])[-1],
-    )
+    try:
+        return UNet(
+            channels=width,
+            channel_multipliers=tuple(w // width for w in widths),
+            num_res_blocks=len(blocks),
+            attention_resolutions=tuple(resolution >> level for level in attended),
+            out_channels=np.shape(weights["model/conv_out/W"])[-1],
+        )
+    except ValueError as error:
+        raise ValueError(f"{call} got weights of no network: {error}") from error
 
 
 def _indices(pattern: str, names: Iterable[str]) -> list[int]:

@@ -109,24 +109,27 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
     else:
         middle = "normalised"
     head, classes = values["attention_head_dim"], values["num_class_embeds"]
-    unet = UNet(
-        channels=widths[0],
-        channel_multipliers=tuple(w // widths[0] for w in widths),
-        num_res_blocks=values["layers_per_block"],
-        attention_resolutions=tuple(height >> i for i, here in enumerate(attended) if here),
-        dropout=float(values["dropout"]),
-        out_channels=values["out_channels"],
-        num_groups=values["norm_num_groups"],
-        num_classes=None if classes is None else classes - 1,
-        downsample_padding=PADDINGS[values["downsample_padding"]],
-        # A head as wide as every level that has attention is one head.
-        head_channels=None if _attended_widths(values) <= {head} else head,
-        middle_attention=middle,
-        scale_shift=scale_shift,
-        embedding_order=ORDERS[values["flip_sin_to_cos"]],
-        embedding_shift=int(values["freq_shift"]),
-        norm_epsilon=float(values["norm_eps"]),
-    )
+    try:
+        unet = UNet(
+            channels=widths[0],
+            channel_multipliers=tuple(w // widths[0] for w in widths),
+            num_res_blocks=values["layers_per_block"],
+            attention_resolutions=tuple(height >> i for i, here in enumerate(attended) if here),
+            dropout=float(values["dropout"]),
+            out_channels=values["out_channels"],
+            num_groups=values["norm_num_groups"],
+            num_classes=None if classes is None else classes - 1,
+            downsample_padding=PADDINGS[values["downsample_padding"]],
+            # A head as wide as every level that has attention is one head.
+            head_channels=None if _attended_widths(values) <= {head} else head,
+            middle_attention=middle,
+            scale_shift=scale_shift,
+            embedding_order=ORDERS[values["flip_sin_to_cos"]],
+            embedding_shift=int(values["freq_shift"]),
+            norm_epsilon=float(values["norm_eps"]),
+        )
+    except ValueError as error:
+        raise ValueError(f"{call} got the settings of no network: {error}") from error
     return NetworkDescription(unet, (height, width, values["in_channels"]))
 
 
@@ -152,8 +155,6 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
         problems.append(f"patch_size={unet.patch_size} (it works on pixels)")
     if not unet.resample_with_conv:
         problems.append("resample_with_conv=False (its blocks resample by convolutions)")
-    if unet.patch_size != 1:
-        problems.append(f"patch_size={unet.patch_size} (it works on pixels)")
     if unet.channel_multipliers[0] != 1:
         problems.append(
             f"channel_multipliers={unet.channel_multipliers} (its first level has `channels`)"
