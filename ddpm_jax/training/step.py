@@ -79,7 +79,7 @@ def make_train_step(
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(
             f"make_train_step needs 0 <= ema_decay < 1 (--optimizer.ema-decay), got {ema_decay}. "
-            "At 1 the average would never change."
+            "At 1 the average would never move."
         )
     if num_microbatches < 1:
         raise ValueError(
