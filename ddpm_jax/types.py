@@ -86,25 +86,25 @@ def x_0_of(denoised: Array | Denoised, x_t: Array) -> Array:
     >>> dj.types.x_0_of(dj.Denoised(jnp.zeros((2, 3))), jnp.ones((2, 3))).shape
     (2, 3)
     """
-    if isinstance(denoised, Denoised):
-        parts = {"x_0": denoised.x_0, "variance_output": denoised.variance_output}
-    else:
-        parts = {"x_0": denoised, "variance_output": None}
-    for name, part in parts.items():
-        if part is None and name == "variance_output":
-            continue
-        if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
-            raise TypeError(
-                "a denoiser must return x̂_0 as a floating-point array, or "
-                f"Denoised(x_0, variance_output); got {describe(part)} for {name}."
-            )
-        if jnp.shape(part) != jnp.shape(x_t):
-            raise ValueError(
-                f"a denoiser must return {name} of x_t's shape {jnp.shape(x_t)}, got "
-                f"{jnp.shape(part)}. A network that learned its variance is split by "
-                "make_denoiser(..., variance='learned_range')."
-            )
-    return parts["x_0"]
+    x_0, variance_output = denoised if isinstance(denoised, Denoised) else (denoised, None)
+    _check_estimate("x_0", x_0, x_t)
+    if variance_output is not None:
+        _check_estimate("variance_output", variance_output, x_t)
+    return x_0
+
+
+def _check_estimate(name: str, value: Any, x_t: Array) -> None:
+    if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            "a denoiser must return x̂_0 as a floating-point array, or "
+            f"Denoised(x_0, variance_output); got {describe(value)} for {name}."
+        )
+    if jnp.shape(value) != jnp.shape(x_t):
+        raise ValueError(
+            f"a denoiser must return {name} of x_t's shape {jnp.shape(x_t)}, got "
+            f"{jnp.shape(value)}. A network that learned its variance is split by "
+            "make_denoiser(..., variance='learned_range')."
+        )
 
 
 def describe(value: Any) -> str:

@@ -122,7 +122,7 @@ def _raise_levels(
     """Rounds σ_t (1+γ) to levels of the process, in float64 on the host."""
     check_schedule("heun (process)", process)
 
-    def read(name, source, dtype=np.float64):
+    def read(name: str, source: Array, dtype: type = np.float64) -> np.ndarray:
         return host_array("heun with churn", name, source, dtype)
 
     wanted = read("the schedule", schedule.timesteps, np.int32)

@@ -5,8 +5,11 @@ Song et al. 2020 (arXiv 2011.13456, §I.2); resampling: RePaint, Lugmayr et al. 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.forward.process import at_step
 from ddpm_jax.samplers.base import (
@@ -60,7 +63,7 @@ def inpaint(
             f"inpaint needs num_resamples >= 1, got {num_resamples}. 1 replaces the known region "
             "once per step; RePaint uses 10."
         )
-    if not (isinstance(known, float) or jnp.issubdtype(_dtype(known), jnp.floating)):
+    if not jnp.issubdtype(_dtype(known), jnp.floating):
         raise TypeError(
             "inpaint needs the known data in floating point, scaled as the model's data, got "
             f"{describe(known)}. from_pixels maps uint8 images to [-1, 1]."
@@ -108,8 +111,12 @@ def inpaint(
     return Sampler(schedule, sampler.init, step, num_draws)
 
 
-def _dtype(value: ArrayLike):
-    return getattr(value, "dtype", None) or jnp.result_type(value)
+def _dtype(value: ArrayLike) -> Any:
+    """The dtype of an array or Python number; that of nothing, for anything else."""
+    try:
+        return jnp.result_type(value)
+    except TypeError:
+        return np.dtype(object)
 
 
 def _fit(name: str, value: Array, x: Array) -> Array:

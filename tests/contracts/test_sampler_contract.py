@@ -125,9 +125,10 @@ def test_a_perfect_denoiser_is_obeyed_at_the_end(name, spacing):
 def test_a_start_without_any_signal(name):
     """ᾱ_T = 0: x̂_0 = E[x_0 | x_t] is still defined, and samples have about the data's moments."""
     grid = dj.respace(NO_SIGNAL, dj.spaced_timesteps(200, 40, "trailing"))
-    sampler = SAMPLERS[name](grid)
     if name == "heun churn":
         sampler = samplers.heun(grid, churn=5.0, process=NO_SIGNAL)
+    else:
+        sampler = SAMPLERS[name](grid)
     data = GaussianData(0.4, 0.5, np.asarray(NO_SIGNAL.alpha_bar, np.float64))
     keys, x_T = start((64,), 64)
     got = jax.jit(lambda x, k: dj.sample(sampler, data.denoise, x, keys=k))(x_T, keys)
