@@ -10,7 +10,7 @@ from ddpm_jax.data import load_digits
 from ddpm_jax.evaluation import rms_difference, rms_pairwise
 from ddpm_jax.programs.generator import common_chunk, depth_counts
 from inpaint import MASKS, measure, read_mask
-from neighbours import summary
+from neighbours import NeighboursConfig, study_neighbours, summary
 from tests.small_run import make_run, program
 
 pytestmark = pytest.mark.slow
@@ -128,6 +128,20 @@ def test_neighbours_are_those_of_brute_force_and_copies_are_counted(study, tmp_p
     heldout = load_digits("heldout").images[[0, 119, 239, 359]].astype(float)
     nearest = [np.sqrt(np.square(train - x).sum((1, 2, 3))).min() for x in heldout]
     np.testing.assert_allclose(result["median_distance_of_heldout"], np.median(nearest), rtol=1e-6)
+
+
+def test_a_study_returns_what_it_wrote(trained, tmp_path):
+    images = load_digits("train").images[:5]
+    np.savez(tmp_path / "samples.npz", images=images)
+    out = tmp_path / "out"
+    config = NeighboursConfig(run_dir=trained, out=out, samples=tmp_path / "samples.npz")
+    samples, found, numbers, files = study_neighbours(config)
+    np.testing.assert_array_equal(samples, images)
+    indices, distances = found["samples"]
+    assert indices[:, 0].tolist() == [0, 1, 2, 3, 4] and (distances[:, 0] == 0).all()
+    assert sorted(files) == sorted(out.iterdir()) and len(files) == 3
+    written = json.loads((out / "neighbours.json").read_text())
+    assert written["samples"] == numbers["samples"] and numbers["samples"]["exact_copies"] == 5
 
 
 def test_new_samples_are_searched_too(study):
