@@ -26,10 +26,10 @@ from ddpm_jax.evaluation import rms_difference, rms_pairwise
 from ddpm_jax.files import write_json
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.keys import example_keys
-from ddpm_jax.programs.config import SamplerOptions, to_json
+from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk
-from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectoryError, to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, initial_noise, inpaint
 

@@ -27,9 +27,10 @@ from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, normal_per_example
 from ddpm_jax.programs.build import build_grid
-from ddpm_jax.programs.config import SamplerOptions, to_json
+from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk, depth_counts
+from ddpm_jax.programs.run_directory import to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, ddim, ddim_encode, lerp, slerp
 

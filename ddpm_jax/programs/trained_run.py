@@ -19,7 +19,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
+from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
 from ddpm_jax.programs.build import build_model, build_sampler, load_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.console import bar, say
@@ -224,7 +224,7 @@ class TrainedRun:
         labels = None if self.model.num_classes is None else data.labels[chosen]
         errors_of = jax.jit(functools.partial(_x_0_errors, self.model))
         # Of no seed of the user's: which image a seed gives must not depend on what ran before.
-        keys = example_keys(jax.random.key(0), jnp.arange(count, dtype=jnp.uint32))
+        keys = example_keys(make_key(0), jnp.arange(count, dtype=jnp.uint32))
         mse = np.zeros(T)
         with bar(T, "measuring the denoiser's errors", leave=False) as progress:
             for t in range(T):

@@ -18,14 +18,11 @@ removes, and the others go by its word.
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import shutil
 import warnings
 from pathlib import Path
 from typing import TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -38,6 +35,7 @@ from ddpm_jax.training.manifest import (
     write_manifest,
 )
 from ddpm_jax.training.orbax_folder import OrbaxFolder, merge_step
+from ddpm_jax.training.stored_state import from_stored, stored_shapes, stored_tree
 from ddpm_jax.types import PyTree
 
 
@@ -47,28 +45,6 @@ class CheckpointWriteError(OSError):
 
 T = TypeVar("T")
 INCOMING = "incoming-"
-
-
-def _is_key(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _raw(tree: PyTree) -> PyTree:
-    """The tree with typed keys as the integers behind them."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-
-
-def _as_tree(tree: PyTree) -> PyTree:
-    """The same leaves in dictionaries by field name, which every version of Orbax stores alike.
-
-    Optional fields that hold nothing are left out: a state may gain one and still be restored. The
-    others are written even so, as the state of an optimiser without memory always was.
-    """
-    return {
-        field.name: getattr(tree, field.name)
-        for field in dataclasses.fields(tree)
-        if field.default is dataclasses.MISSING or jax.tree.leaves(getattr(tree, field.name))
-    }
 
 
 class Checkpoints:
@@ -155,7 +131,7 @@ class Checkpoints:
         if processes.on_leader((self.folder / str(step)).exists):
             return
         processes.on_leader(lambda: self._make_room(f"{INCOMING}{step}"))
-        tree = _as_tree(_raw(state))
+        tree = stored_tree(state)
         try:
             self._orbax.save(self._place / f"{INCOMING}{step}", args=ocp.args.StandardSave(tree))
         except Exception as error:
@@ -257,7 +233,7 @@ class Checkpoints:
             except DamagedCheckpointError as error:
                 damaged.append(str(error))
                 continue
-            check_tree(folder, stored, _as_tree(_raw_like(like)))
+            check_tree(folder, stored, stored_shapes(like))
             if damaged:
                 self._set_aside(damaged, available, candidate)
             return candidate
@@ -288,22 +264,14 @@ class Checkpoints:
             ) from error
 
     def _read(self, step: int, like: T) -> T:
-        target, folder = _raw_like(like), self.folder / str(step)
+        folder = self.folder / str(step)
         try:
             tree = self._orbax.restore(
-                self._place / str(step), args=ocp.args.StandardRestore(_as_tree(target))
+                self._place / str(step), args=ocp.args.StandardRestore(stored_shapes(like))
             )
         except Exception as error:
             raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
-        empty = {n: getattr(like, n) for n in like.__dataclass_fields__ if n not in tree}  # type: ignore[attr-defined]
-        restored = type(like)(**tree, **empty)
-        return jax.tree.map(
-            lambda leaf, wanted: (
-                jax.random.wrap_key_data(leaf, impl=_key_impl(wanted)) if _is_key(wanted) else leaf
-            ),
-            restored,
-            like,
-        )
+        return from_stored(tree, like)
 
     def _set_aside(self, damaged: list[str], available: list[int], used: int) -> None:
         kept = []
@@ -320,28 +288,6 @@ class Checkpoints:
             f"going on from step {used}.",
             stacklevel=5,
         )
-
-
-def _raw_like(like: PyTree) -> PyTree:
-    """ShapeDtypeStructs of `like` with keys as integers, placed where `like` is placed."""
-
-    def describe(leaf):
-        sharding = getattr(leaf, "sharding", None)
-        if _is_key(leaf):
-            data = jax.eval_shape(jax.random.key_data, leaf)
-            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=_data_sharding(leaf))
-        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, like)
-
-
-def _data_sharding(key):
-    return jax.random.key_data(key).sharding if isinstance(key, jax.Array) else key.sharding
-
-
-def _key_impl(key):
-    # A ShapeDtypeStruct does not say which generator its keys are of: JAX's default then.
-    return jax.random.key_impl(key) if isinstance(key, jax.Array) else None
 
 
 def _failure(folder: Path, step: int, error: Exception) -> str:

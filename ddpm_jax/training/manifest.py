@@ -156,6 +156,14 @@ def check_tree(folder: Path, stored: dict[str, list[Any]], wanted: PyTree) -> No
         for name in sorted({*stored, *expected})
         if stored.get(name) != expected.get(name)
     ]
+    key = "['key']"
+    if problems and all(name.startswith(key) for name in problems):
+        raise MismatchedCheckpointError(
+            f"the checkpoint {folder} has a random key of another generator ({problems[0]}): the "
+            "run was made with JAX_DEFAULT_PRNG_IMPL=rbg or unsafe_rbg, whose noise depends on the "
+            "batch. Training cannot go on as it began. Its weights can be sampled, and a new run "
+            "can begin with them (--init-from). Nothing was changed."
+        )
     if problems:
         shown = "\n  ".join(problems[:5]) + (
             f"\n  … and {len(problems) - 5} more" if len(problems) > 5 else ""
