@@ -25,15 +25,6 @@ def make_key(seed: ArrayLike) -> Key:
     return jax.random.key(seed, impl="threefry2x32")
 
 
-def make_key(seed: ArrayLike) -> Key:
-    """The key of a seed [], always threefry's: JAX_DEFAULT_PRNG_IMPL does not change it.
-
-    >>> dj.keys.make_key(0).shape
-    ()
-    """
-    return jax.random.key(seed, impl="threefry2x32")
-
-
 def example_keys(key: Key, index: ArrayLike) -> Key:
     """One key per example [B], from one key [] and the examples' global indices, int [B].
 
