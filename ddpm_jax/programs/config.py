@@ -211,6 +211,8 @@ class ReportConfig:
     """Steps between checkpoints."""
     checkpoint_keep: int = 3
     """How many checkpoints are kept."""
+    keep_every: int = 0
+    """Also keep the checkpoints at multiples of this number of steps, for good; 0 for none."""
     final_count: int = 100
     """Images on the last sheet."""
     final_steps: int | None = None
@@ -241,6 +243,12 @@ class TrainConfig:
     """Of the initialisation, the order of the data, and all noise."""
     max_bad_steps: int = 20
     """This many steps in a row with a NaN or infinite loss or gradient, or a spike, end the run."""
+    init_from: Path | None = None
+    """Trained weights to start a new run from: a run directory, or a folder of diffusers."""
+    init_weights: Literal["ema", "raw"] = "ema"
+    """Which weights of that run: the moving average, or the parameters themselves."""
+    resume_with_changes: bool = False
+    """Resume although optimiser, dropout or length differ; config.json records the change."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -297,6 +305,12 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(f"--max-bad-steps must be at least 1, got {config.max_bad_steps}.")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
+    kept, saved = config.report.keep_every, config.report.checkpoint_every
+    if kept < 0 or (kept and (not saved or kept % saved)):
+        raise ValueError(
+            f"--report.keep-every must be 0 or a multiple of --report.checkpoint-every {saved}, "
+            f"got {kept}: only saved steps can be kept."
+        )
     steps = config.devices.steps_per_dispatch
     if steps is not None and steps < 1:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")

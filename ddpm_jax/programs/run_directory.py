@@ -16,6 +16,7 @@ from ddpm_jax.programs.run_lock import InUseError, RunLock
 
 FREE_FIELDS = (
     "run_dir",
+    "resume_with_changes",
     "max_bad_steps",
     "data.path",
     "data.cache_dir",
@@ -26,6 +27,10 @@ FREE_FIELDS = (
 )
 """What may change when a run is resumed: data are known by their fingerprint, and devices change
 nothing but rounding."""
+CHANGEABLE_FIELDS = ("num_steps", "optimizer.", "network.dropout", "diffusion.label_dropout")
+"""What may change beside these with --resume-with-changes: no array of the state depends on it."""
+RECORDS = ("initial_weights", "changes")
+"""What config.json says of a run's history."""
 
 
 class RunDirectoryError(RuntimeError):
@@ -70,8 +75,8 @@ class RunDirectory:
         """Gives the folder up."""
         self._lock.release()
 
-    def check(self, config: TrainConfig, facts: dict[str, Any]) -> None:
-        """Checks that this folder is free, or holds this very run.
+    def check(self, config: TrainConfig, facts: dict[str, Any]) -> list[str]:
+        """Checks that this folder is free, or holds this very run; returns permitted changes.
 
         `facts` are what the configuration does not hold but the numbers depend on, such as the
         data's fingerprint. Raises RunDirectoryError for a folder of another configuration or other
@@ -79,7 +84,7 @@ class RunDirectory:
         """
         trained = self.checkpoints.exists() and any(self.checkpoints.iterdir())
         if not trained:
-            return
+            return []
         if not self.config.exists():
             raise RunDirectoryError(
                 f"{self.root} has checkpoints but no config.json, so what they are is unknown. Put "
@@ -87,6 +92,10 @@ class RunDirectory:
             )
         old, old_facts = self.read()
         changed = differences(old, config)
+        permitted = [change for change in changed if _is_changeable(change)]
+        if config.resume_with_changes:
+            changed = [change for change in changed if change not in permitted]
+        hint = ", add --resume-with-changes" if permitted == changed and changed else ""
         changed += [
             f"{name}: {old_facts.get(name)} → {facts[name]}"
             for name in facts
@@ -96,9 +105,16 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.root} holds a run of another configuration:\n  "
                 + "\n  ".join(changed)
-                + "\nUse the old values to resume it, or another folder with --run-dir. "
-                "Nothing was changed."
+                + f"\nUse the old values to resume it{hint}, or choose another folder with "
+                "--run-dir. Nothing was changed."
             )
+        return permitted
+
+    def records(self) -> dict[str, Any]:
+        """What config.json says of the run's history: initial weights, changes when resumed."""
+        if not self.config.exists():
+            return {}
+        return {k: v for k, v in self.read()[1].items() if k in RECORDS}
 
     def write(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Writes config.json."""
@@ -254,3 +270,9 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         if before.get(name) != after.get(name) and not free:
             changed.append(f"--{name.replace('_', '-')}: {before.get(name)} → {after.get(name)}")
     return changed
+
+
+def _is_changeable(change: str) -> bool:
+    """Whether one of the `differences` is permitted by --resume-with-changes."""
+    name = change.partition(":")[0].removeprefix("--").replace("-", "_")
+    return any(name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS)
