@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,11 +24,11 @@ from ddpm_jax.data import ImageDataset
 from ddpm_jax.evaluation import rms_difference, rms_pairwise
 from ddpm_jax.files import write_json
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
-from ddpm_jax.keys import example_keys
-from ddpm_jax.programs.config import SamplerOptions, to_json
+from ddpm_jax.keys import example_keys, make_key
+from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk
-from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectoryError, to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, initial_noise, inpaint
 
@@ -111,7 +110,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     )
     truth = data.images[chosen]
     rows = np.repeat(np.arange(len(chosen)), config.completions)
-    key = jax.random.key(config.seed)
+    key = make_key(config.seed)
     streams = np.arange(len(rows))
     work = len(rows) * sampler.num_steps * config.num_resamples
     with bar(work, "inpainting", unit="img·step") as progress:

@@ -25,11 +25,12 @@ from ddpm_jax.files import write_json
 from ddpm_jax.forward import NoiseSchedule, Spacing
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.keys import example_keys, normal_per_example
+from ddpm_jax.keys import example_keys, make_key, normal_per_example
 from ddpm_jax.programs.build import build_grid
-from ddpm_jax.programs.config import SamplerOptions, to_json
+from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk, depth_counts
+from ddpm_jax.programs.run_directory import to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, ddim, ddim_encode, lerp, slerp
 
@@ -171,9 +172,7 @@ def _interpolations(config, run, grid, ends, label) -> dict[str, np.ndarray]:
         return np.asarray(mix(np.asarray(x)[streams], np.asarray(y)[streams], share))
 
     depths = sorted({*depth_counts(total, config.depths, "--depths")})
-    key_encode, key = (
-        jax.random.fold_in(jax.random.key(config.seed), purpose) for purpose in range(2)
-    )
+    key_encode, key = (jax.random.fold_in(make_key(config.seed), purpose) for purpose in range(2))
     steps = np.arange(total)[::-1]
     options = {"devices": run.devices, "batch_size": config.batch_size}
     variance = run.config.diffusion.variance

@@ -26,7 +26,7 @@ from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.denoisers.prediction import Variance
 from ddpm_jax.denoisers.sigma import sigma_denoiser, sigma_range
 from ddpm_jax.files import write_json
-from ddpm_jax.keys import example_keys, fold_in_each
+from ddpm_jax.keys import example_keys, fold_in_each, make_key
 from ddpm_jax.likelihood.probability_flow import (
     bits_per_dim,
     dequantize,
@@ -181,7 +181,7 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
             part = slice(min(first, count - size), min(first, count - size) + size)
             labels = None if model.num_classes is None else data.labels[part]
             index = jnp.arange(part.start, part.stop, dtype=jnp.uint32)
-            keys = example_keys(jax.random.key(config.seed), index)
+            keys = example_keys(make_key(config.seed), index)
             bits[part], evaluations[part] = map(
                 np.asarray, measure(run.params, data.images[part], labels, keys)
             )

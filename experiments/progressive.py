@@ -24,11 +24,12 @@ from ddpm_jax.evaluation import rms_difference, rms_pairwise
 from ddpm_jax.files import write_json
 from ddpm_jax.forward import Spacing
 from ddpm_jax.forward.pixels import to_pixels
-from ddpm_jax.keys import example_keys
+from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.build import build_grid
-from ddpm_jax.programs.config import SamplerOptions, to_json
+from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk, depth_counts
+from ddpm_jax.programs.run_directory import to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, initial_noise
 
@@ -108,7 +109,7 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
         f"{config.run_dir} at step {run.step:,}: {config.count} samples in {total} steps; "
         f"{config.copies} from each x_t of {config.shared} of them"
     )
-    root = jax.random.key(config.seed)
+    root = make_key(config.seed)
     key, key_copies = (jax.random.fold_in(root, purpose) for purpose in range(2))
     streams = np.arange(config.count)
     x_T = np.asarray(initial_noise(example_keys(key, streams), run.model.image_shape))

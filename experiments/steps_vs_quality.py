@@ -25,7 +25,7 @@ import numpy as np
 from ddpm_jax import evaluation, visualize
 from ddpm_jax.files import write_json
 from ddpm_jax.forward.pixels import to_pixels
-from ddpm_jax.keys import example_keys
+from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
@@ -151,7 +151,7 @@ def _draw(
     for first in range(0, config.count, size):
         real = min(size, config.count - first)
         index = jnp.arange(first, first + size, dtype=jnp.uint32)
-        keys = example_keys(jax.random.key(config.seed), index)
+        keys = example_keys(make_key(config.seed), index)
         batch_labels = None if labels is None else np.resize(labels[first : first + real], size)
         x = initial_noise(keys, run.model.image_shape)
         state = sampler.init(x)

@@ -32,6 +32,7 @@ import numpy as np
 import optax
 
 from ddpm_jax.files import write_json
+from ddpm_jax.keys import make_key
 from ddpm_jax.programs.console import bar, duration, run_program, say
 from ddpm_jax.visualize import save_panels
 from toys import field, manifold, mixing, models, objectives
@@ -79,7 +80,7 @@ def toy_2d(config: ToyConfig) -> dict[str, Any]:
         for i, (name, part) in enumerate(parts.items()):
             begun = time.perf_counter()
             progress.set_description(name)
-            key = jax.random.fold_in(jax.random.key(config.seed), i)
+            key = jax.random.fold_in(make_key(config.seed), i)
             figure = FIGURES[name].make_figure(part, key, progress.update)
             save_panels(
                 config.out / f"{name}.png",

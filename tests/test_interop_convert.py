@@ -27,8 +27,6 @@ from ddpm_jax.programs.config import (
     DiffusionConfig,
     SamplerOptions,
     TrainConfig,
-    from_json,
-    to_json,
 )
 from ddpm_jax.programs.convert import (
     FromDiffusers,
@@ -37,7 +35,7 @@ from ddpm_jax.programs.convert import (
     convert,
     write_run,
 )
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, from_json, to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.training import Checkpoints
 from tests.reference_unet import random_params

@@ -17,16 +17,14 @@ import train_mnist
 import train_ncsn
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.build import build_model, build_schedule
-from ddpm_jax.programs.config import (
-    DataConfig,
-    DiffusionConfig,
-    TrainConfig,
+from ddpm_jax.programs.config import DataConfig, DiffusionConfig, TrainConfig, check_config
+from ddpm_jax.programs.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
     differences,
     from_json,
     to_json,
 )
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
-from ddpm_jax.programs.training_run import check_config
 
 CONFIGS = {
     module.__name__: module.CONFIG

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 
 from ddpm_jax.training import (
     Checkpoints,
+    CheckpointWriteError,
     DamagedCheckpointError,
     DataParallel,
     MismatchedCheckpointError,
@@ -236,3 +239,94 @@ def test_manifest_lists_every_file(saved):
 def test_keep_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match="keep >= 1"):
         Checkpoints(tmp_path, keep=0)
+
+
+def test_some_are_kept_for_good(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
+        for step in range(1, 11):
+            checkpoints.save(step, make_state(step))
+        checkpoints.wait()
+        assert checkpoints.steps() == [4, 8, 9, 10]
+        assert_same(checkpoints.restore(make_state(), step=4), make_state(4))
+
+
+# Each is a folder name that a file system takes, and what earlier versions made of it.
+PLAIN = [b"plain", b"a b", "Ünï".encode(), b"a%41b", b"a#b", b"~", b"a\nb", b"-x"]
+MISREAD = [b"lr=[1e-4]", b"mult=[1,2,2]", b"a[!x]", b"x*", b"x?y", b"x\\y", b"\xff\xfe", b"gs:"]
+
+
+@pytest.mark.parametrize("name", PLAIN + MISREAD)
+@pytest.mark.parametrize("inside", [b"checkpoints", b""])
+def test_any_folder_name_is_taken_literally(tmp_path, name, inside):
+    root = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name, inside)))
+    with Checkpoints(root, keep=1) as checkpoints:
+        checkpoints.try_folder()
+        assert os.listdir(root) == []
+        checkpoints.save(1, make_state(1))
+        checkpoints.save(2, make_state(2))
+    with Checkpoints(root, writable=False) as checkpoints:
+        assert_same(checkpoints.restore(make_state()), make_state(2))
+    assert os.listdir(root) == ["2"] and os.listdir(os.fsencode(tmp_path)) == [name]
+
+
+@pytest.fixture
+def as_before(monkeypatch):
+    """Folder names reach Orbax as they are, and what it wrote is not looked at."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpm_jax.training.orbax_folder.is_misread", lambda folder: False)
+        patch.setattr(Checkpoints, "_check_readable", lambda *_: None)
+        yield patch
+
+
+@pytest.mark.parametrize("name", ["lr=[1e-4]", "a[!x]", "x\\y", "a[b]/run\\1"])
+@pytest.mark.parametrize("writable", [True, False])
+def test_steps_without_an_index_are_completed(tmp_path, as_before, name, writable):
+    """What earlier versions saved under such a path: whole arrays that nobody could read."""
+    folder = tmp_path / name / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step))
+    assert not (folder / "2" / "manifest.ocdbt").exists()
+    as_before.undo()
+    with Checkpoints(folder, writable=writable) as checkpoints:
+        with pytest.warns(UserWarning, match="The index was added; nothing is lost"):
+            assert_same(checkpoints.restore(make_state()), make_state(2))
+        with pytest.warns(UserWarning, match="index was added"):
+            assert_same(checkpoints.restore(make_state(), step=1), make_state(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Checkpoints(folder) as checkpoints:
+            assert_same(checkpoints.restore(make_state()), make_state(2))
+
+
+def test_an_unreadable_step_costs_none_of_the_older_ones(tmp_path, monkeypatch):
+    folder = tmp_path / "a[b]"
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(1, make_state(1))
+    monkeypatch.setattr("ddpm_jax.training.orbax_folder.is_misread", lambda folder: False)
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(2, make_state(2))
+        with pytest.raises(CheckpointWriteError, match="of its 11 arrays it finds 0"):
+            checkpoints.wait()
+        with pytest.raises(CheckpointWriteError, match="could not be written and read back"):
+            checkpoints.try_folder()
+    assert os.listdir(folder) == ["1"]
+    monkeypatch.undo()
+    with Checkpoints(folder) as checkpoints:
+        assert_same(checkpoints.restore(make_state()), make_state(1))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with Checkpoints(tmp_path / "file" / "checkpoints") as checkpoints:
+        with pytest.raises(CheckpointWriteError, match="cannot be made .*--run-dir"):
+            checkpoints.try_folder()
+
+
+def test_without_descriptors_by_name_a_misread_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm_jax.training.orbax_folder._DESCRIPTORS", tmp_path / "none")
+    with Checkpoints(tmp_path / "a[b]") as checkpoints:
+        with pytest.raises(CheckpointWriteError, match=r"UnusableFolderError.*a\[b\]"):
+            checkpoints.try_folder()
+    with Checkpoints(tmp_path / "plain") as checkpoints:
+        checkpoints.try_folder()

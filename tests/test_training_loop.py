@@ -136,3 +136,47 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
     path.write_text(json.dumps({"step": 1}) + "\nnonsense\n" + json.dumps({"step": 2}) + "\n")
     with pytest.raises(ValueError, match="line 2"):
         read_jsonl(path)
+
+
+WARNINGS = [signal.SIGHUP, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, *WARNINGS])
+def test_every_signal_that_ends_a_program_asks_it_to_save(first):
+    before = signal.getsignal(first)
+    with StopRequest() as stop:
+        assert not stop()
+        os.kill(os.getpid(), first)
+        assert stop() and stop.signal is first
+    assert signal.getsignal(first) is before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_request_interrupts(first, second):
+    with StopRequest(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), second)
+
+
+@pytest.mark.parametrize("first", WARNINGS)
+@pytest.mark.parametrize("second", [signal.SIGTERM, *WARNINGS])
+def test_what_follows_a_warning_does_not_cut_saving_short(first, second):
+    """SLURM sends SIGUSR1, then SIGTERM; a terminal that closes sends SIGHUP twice."""
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), second)
+        assert stop.signal is first
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_what_is_ignored_stays_ignored(number):
+    """As `nohup` does with SIGHUP."""
+    old = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop()
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, old)

@@ -14,7 +14,7 @@ from ddpm_jax.files.numpy_files import (
     read_arrays,
 )
 from ddpm_jax.files.regular import check_regular, read_regular
-from ddpm_jax.files.writing import write_json
+from ddpm_jax.files.writing import user_path, write_json
 
 __all__ = [
     "MOST_SWELLING",
@@ -27,5 +27,6 @@ __all__ = [
     "read_arrays",
     "read_json_object",
     "read_regular",
+    "user_path",
     "write_json",
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -24,7 +23,7 @@ from ddpm_jax.denoisers.prediction import (
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
+from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.likelihood.variational import VariationalBound, mean_and_standard_error
 from ddpm_jax.programs.console import bar
@@ -81,7 +80,7 @@ def measure_bound(
     params = split.replicate(run.params)
 
     def terms_at(params, images, labels, t, index):
-        keys = example_keys(jax.random.key(run.options.seed), index)
+        keys = example_keys(make_key(run.options.seed), index)
         return _terms_at(run.model, variances, params, images, labels, t, keys)
 
     def prior_at(images):

@@ -28,6 +28,7 @@ from ddpm_jax.forward import (
     spaced_timesteps,
     warmup_schedule,
 )
+from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs.config import (
     DataConfig,
@@ -229,7 +230,7 @@ def build_model(
         remat=config.devices.remat,
     )
     jax.eval_shape(
-        network.init, jax.random.key(0), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        network.init, make_key(0), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
     )
     optimizer = make_optimizer(
         learning_rate_schedule(

@@ -3,13 +3,9 @@ line of JSON."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ddpm_jax.denoisers.prediction import Target, VarianceKind
 from ddpm_jax.forward import Spacing
@@ -215,6 +211,8 @@ class ReportConfig:
     """Steps between checkpoints."""
     checkpoint_keep: int = 3
     """How many checkpoints are kept."""
+    keep_every: int = 0
+    """Also keep the checkpoints at multiples of this number of steps, for good; 0 for none."""
     final_count: int = 100
     """Images on the last sheet."""
     final_steps: int | None = None
@@ -245,6 +243,12 @@ class TrainConfig:
     """Of the initialisation, the order of the data, and all noise."""
     max_bad_steps: int = 20
     """This many steps in a row with a NaN or infinite loss or gradient, or a spike, end the run."""
+    init_from: Path | None = None
+    """Trained weights to start a new run from: a run directory, or a folder of diffusers."""
+    init_weights: Literal["ema", "raw"] = "ema"
+    """Which weights of that run: the moving average, or the parameters themselves."""
+    resume_with_changes: bool = False
+    """Resume although optimiser, dropout or length differ; config.json records the change."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -290,113 +294,41 @@ class SamplerOptions:
     on training data the first time it is asked for."""
 
 
-FREE_FIELDS = (
-    "run_dir",
-    "max_bad_steps",
-    "data.path",
-    "data.cache_dir",
-    "data.download",
-    "devices.",
-    "distributed.",
-    "report.",
-)
-"""What may change when a run is resumed: data are known by their fingerprint, and devices change
-nothing but rounding."""
+def check_config(config: TrainConfig) -> None:
+    """Raises ValueError for values no run could use, before anything is loaded.
 
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON values."""
-
-    def plain(value):
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Path):
-            return str(value)
-        return list(value) if isinstance(value, tuple) else value
-
-    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-
-
-def from_json(kind: type, values: dict[str, Any], where: str = "config.json") -> Any:
-    """Rebuilds a configuration from `to_json`'s values.
-
-    Raises ValueError for fields that are unknown or missing, naming them.
+    The functions that use the other values check them.
     """
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object of fields, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    missing = sorted(
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    )
-    if unknown or missing:
+    if config.num_steps < 1:
+        raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
+    if config.max_bad_steps < 1:
+        raise ValueError(f"--max-bad-steps must be at least 1, got {config.max_bad_steps}.")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
+    kept, saved = config.report.keep_every, config.report.checkpoint_every
+    if kept < 0 or (kept and (not saved or kept % saved)):
         raise ValueError(
-            f"{where} does not describe a {kind.__name__} of this version: unknown fields "
-            f"{unknown}, missing fields {missing}. Use the version of ddpm_jax that wrote it."
+            f"--report.keep-every must be 0 or a multiple of --report.checkpoint-every {saved}, "
+            f"got {kept}: only saved steps can be kept."
         )
-    return kind(**{name: _typed(hints[name], v, f"{where}: {name}") for name, v in values.items()})
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """The value as its type hint wants it; ValueError when it is of another type."""
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be an object of fields, got {value!r}")
-        return from_json(typing.cast(type, hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = (option for option in arguments if option is not type(None))
-        return _typed(hint, value, where)
-    if origin is Literal:
-        fits = value in arguments
-    elif origin is tuple:
-        fits = isinstance(value, list) and all(_is_a(arguments[0], v) for v in value)
-        value = tuple(value) if fits else value
-    elif hint is Path:
-        fits = isinstance(value, str) and "\0" not in value
-        value = Path(value) if fits else value
-    else:
-        fits = _is_a(hint, value)
-    if not fits:
-        raise ValueError(f"{where} does not fit its type {hint}: got {value!r}")
-    return value
-
-
-def _is_a(hint: type, value: Any) -> bool:
-    """Whether a value of JSON is of this type; numbers are those that 64 bits hold."""
-    if hint is float and type(value) is float:
-        return math.isfinite(value)
-    if hint in (int, float):
-        return type(value) is int and -(2**63) <= value < 2**63
-    return isinstance(value, hint)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """What differs between two configurations and would change the numbers of a resumed run."""
-    before, after = flatten(to_json(old)), flatten(to_json(new))
-    changed = []
-    for name in sorted({*before, *after}):
-        free = any(name == f or (f.endswith(".") and name.startswith(f)) for f in FREE_FIELDS)
-        # A constant learning rate does not know how long the run will be, so it may be made longer
-        # or shorter.
-        free |= name == "num_steps" and new.optimizer.decay == "constant"
-        if before.get(name) != after.get(name) and not free:
-            changed.append(f"--{name.replace('_', '-')}: {before.get(name)} → {after.get(name)}")
-    return changed
+    steps = config.devices.steps_per_dispatch
+    if steps is not None and steps < 1:
+        raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
+    if not 0 <= config.devices.resident_gib < 2**20:
+        raise ValueError(
+            "--devices.resident-gib must be a number of GiB from 0, got "
+            f"{config.devices.resident_gib}."
+        )
+    if not 0 <= config.devices.watchdog_seconds < 2**30:
+        raise ValueError(
+            "--devices.watchdog-seconds must be a number of seconds, 0 for no watchdog, got "
+            f"{config.devices.watchdog_seconds}."
+        )
+    for name, value in vars(config.report).items():
+        if isinstance(value, int) and value < 0:
+            raise ValueError(
+                f"--report.{name.replace('_', '-')} must not be negative, got {value}."
+            )
+    for name in ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep"):
+        if getattr(config.report, name) < 1:
+            raise ValueError(f"--report.{name.replace('_', '-')} must be at least 1, got 0.")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ddpm_jax.devices.processes import PeerError, is_leader
+from ddpm_jax.programs.paths import with_local_paths
 
 C = TypeVar("C")
 
@@ -103,20 +104,21 @@ def run_program(
     anything else is a bug and keeps its traceback. Where nobody reads what is printed any more, or
     it goes to a full disk, the program goes on without.
     """
+    with forgiving_output():
+        config = _read_command_line(default, description, first)
+        warnings.showwarning = _show_warning
+        _run(program, config)
+
+
+def _read_command_line(default: Any, description: str | None, first: str | None) -> Any:
     import tyro
 
-    if isinstance(default, Mapping):
-        words = sys.argv[1:]
-        if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:
-            words = [first, *words]
-        config = tyro.extras.overridable_config_cli(
-            dict(default), description=description, args=words
-        )
-    else:
-        config = tyro.cli(type(default), default=default, description=description)
-    warnings.showwarning = _show_warning
-    with forgiving_output():
-        _run(program, config)
+    if not isinstance(default, Mapping):
+        return tyro.cli(type(default), default=default, description=description)
+    words = sys.argv[1:]
+    if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:
+        words = [first, *words]
+    return tyro.extras.overridable_config_cli(dict(default), description=description, args=words)
 
 
 def _run(program: Callable[[C], Any], config: C) -> None:
@@ -125,7 +127,7 @@ def _run(program: Callable[[C], Any], config: C) -> None:
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
     try:
-        program(config)
+        program(with_local_paths(config))
     except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
         if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error, program):
             raise
@@ -149,20 +151,23 @@ def _run(program: Callable[[C], Any], config: C) -> None:
 
 
 class _Forgiving:
-    """A stream that drops what cannot be written."""
+    """A stream that drops what cannot be written, and replaces characters it does not have."""
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Writes the text if that is possible."""
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
+        with contextlib.suppress(OSError, ValueError):
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:
+                self._stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
         return len(text)
 
     def flush(self) -> None:
         """Flushes the stream if that is possible."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
     def __getattr__(self, name):
@@ -171,7 +176,11 @@ class _Forgiving:
 
 @contextlib.contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Within, printing never fails: neither a closed pipe nor a full disk ends days of training."""
+    """Within, printing never fails.
+
+    Neither a closed pipe or terminal, a full disk, nor a character that the output's encoding does
+    not have ends days of training.
+    """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Forgiving, streams)
     try:
@@ -181,7 +190,7 @@ def forgiving_output() -> Iterator[None]:
         for stream in streams:
             try:
                 stream.flush()
-            except OSError:
+            except (OSError, ValueError):
                 # Python flushes once more as it ends, and would turn the exit code into 120.
                 with contextlib.suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -20,6 +20,7 @@ from ddpm_jax.interop import (
     unet_from_tensorflow,
 )
 from ddpm_jax.interop.hub import fetch_pipeline
+from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
@@ -228,7 +229,7 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
                 "nothing was changed."
             )
         say(f"writing {quantity(count_parameters(model.params))} parameters to {options.run_dir}")
-        key = jax.random.split(jax.random.key(config.seed))[1]
+        key = jax.random.split(make_key(config.seed))[1]
         # As one program: leaf by leaf, every shape would be compiled by itself.
         state = jax.jit(lambda params: init_state(params, built.optimizer, key))(model.params)
         with Checkpoints(directory.checkpoints) as checkpoints:

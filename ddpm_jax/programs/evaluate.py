@@ -2,10 +2,11 @@
 
     samples   shards of images, written as they come: a killed evaluation goes on after its last
     features  of Inception-v3 (then the Fréchet distance is the FID), or the pixels themselves
-    figures   Fréchet distance, KID, precision and recall, density and coverage; with Inception also
+    metrics   Fréchet distance, KID, precision and recall, density and coverage; with Inception also
               the Inception Score and sFID; bits/dim of held-out images beside them
 
-Every figure is written with what it depends on: checkpoint, sampler, seed, count, data, features.
+Every result is written with what it depends on: checkpoint, sampler, seed, count, data, features.
+What so few images cannot give is known, said and left out before anything is sampled.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.devices import processes
@@ -23,17 +27,33 @@ from ddpm_jax.files import write_json
 from ddpm_jax.programs.bound import bound_row, measure_bound
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.console import say
-from ddpm_jax.programs.evaluation_table import PUBLISHED_COUNT, markdown_row, tell
 from ddpm_jax.programs.metrics import (
+    PAIRED,
     Features,
     inception_features,
     look,
     look_at_reference,
     measure,
+    not_measurable,
     pixel_features,
 )
 from ddpm_jax.programs.shards import CHANGING, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+
+PUBLISHED_COUNT = 50_000
+"""Images that published FIDs are measured on; from fewer the distance comes out larger."""
+
+COLUMNS = {
+    "frechet": "Fréchet distance",
+    "kid": "KID",
+    "inception_score": "IS",
+    "sfid": "sFID",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+BITS_NEED = "needs 2 held-out images, whose spread gives the error"
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,8 @@ class EvaluateConfig(SamplerOptions, RunOptions):
     """Samples a trained run and measures it."""
 
     count: int | None = None
-    """Images to sample; None for 50,000, or for small data as many as were held out."""
+    """Images to sample; None for 50,000, or for small data as many as were held out, 10 at
+    least."""
     batch_size: int = 100
     """Images at a time; changes speed and memory, not the images."""
     guidance: float = 1.0
@@ -83,15 +104,20 @@ def evaluate(config: EvaluateConfig) -> None:
     run = processes.everywhere(lambda: TrainedRun(config))
     features = processes.everywhere(lambda: _features(run, config))
     count = _count(run, config)
+    heldout = run.heldout_data.images[:count]
+    _say_what_is_left_out(run, config, features.name, count, len(heldout))
     plan = _plan(run, config, count)
     out = run.folder(f"evaluation/{_name(config, plan)}")
     processes.on_leader(lambda: remember_plan(out, plan))
     generator = run.generator(run.sampler(config), guidance=config.guidance)
     sample_shards(run, generator, out, count=count, batch_size=config.batch_size)
-    sampled = look(features, lambda: read_shards(out, count), count, "features of the samples")
+
+    def samples() -> Iterator[np.ndarray]:
+        return read_shards(out, count, run.model.image_shape, config.batch_size)
+
+    sampled = look(features, samples, count, "features of the samples")
     truth = look_at_reference(run.train_data, features, config.cache_dir)
     options = {"bootstrap": config.bootstrap, "seed": config.seed}
-    heldout = run.heldout_data.images[:count]
     real = look(features, lambda: iter([heldout]), len(heldout), "features of held-out images")
     bits = _bits(run, config)
     if not processes.is_leader():
@@ -113,8 +139,9 @@ def evaluate(config: EvaluateConfig) -> None:
     # The folder is the samples'; what they are measured by is in the files' names.
     kind = features.name if features.name == "pixels" else f"{features.name}-{config.preprocess}"
     write_json(out / f"{kind}.json", results)
-    (out / f"{kind}.md").write_text(markdown_row(results, run.model.schedule.num_timesteps))
-    tell(results)
+    row = markdown_row(results, run.model.schedule.num_timesteps)
+    (out / f"{kind}.md").write_text(row, encoding="utf-8")
+    _print_table(results)
     say(f"  {out / kind}.json")
     say(f"  {out / kind}.md")
 
@@ -143,7 +170,26 @@ def _count(run: TrainedRun, config: EvaluateConfig) -> int:
     if config.count is not None:
         return config.count
     small = len(run.train_data.images) < 10_000
-    return len(run.heldout_data.images) if small else PUBLISHED_COUNT
+    return max(10, len(run.heldout_data.images)) if small else PUBLISHED_COUNT
+
+
+def _say_what_is_left_out(
+    run: TrainedRun, config: EvaluateConfig, kind: str, count: int, num_heldout: int
+) -> None:
+    """Says what these images cannot give; ValueError if that is everything."""
+    num_real = min(PAIRED, len(run.train_data.images))
+    reasons = not_measurable(min(PAIRED, count), num_real, kind)
+    if "frechet" in reasons:
+        raise ValueError(
+            f"nothing can be measured against {num_real} training image: two are the least. Train "
+            "on more images, or name more with --data-path."
+        )
+    for name, reason in reasons.items():
+        say(f"left out: {COLUMNS[name]} of the samples {reason}")
+    for name, reason in not_measurable(num_heldout, num_real, kind).items():
+        say(f"left out: {COLUMNS[name]} of the held-out images {reason}")
+    if config.bits_count and num_heldout < 2:
+        say(f"left out: bits/dim {BITS_NEED}, got {num_heldout}")
 
 
 def _plan(run: TrainedRun, config: EvaluateConfig, count: int) -> dict[str, Any]:
@@ -172,15 +218,96 @@ def _name(config: EvaluateConfig, plan: dict[str, Any]) -> str:
 
 def _bits(run: TrainedRun, config: EvaluateConfig) -> dict[str, Any] | None:
     """The bound of held-out images, by the run's own variance."""
-    if not config.bits_count:
+    count = min(config.bits_count, len(run.heldout_data.images))
+    if count < 2:
         return None
     own = run.config.diffusion.variance
     measured = measure_bound(
         run,
         {own: own},
         run.heldout_data,
-        count=config.bits_count,
-        batch_size=min(config.bits_count, 100),
+        count=count,
+        batch_size=min(count, 100),
         name="bits/dim",
     )
     return {"images": measured.prior.size, "variance": own, **bound_row(measured, own)}
+
+
+def _cells(measured: dict[str, Any]) -> dict[str, str]:
+    cells = {}
+    for name in COLUMNS:
+        value = measured.get(name)
+        if isinstance(value, dict):
+            cells[name] = f"{value['mean']:.4g} ± {value['std']:.2g}"
+        elif value is not None:
+            cells[name] = f"{value:.3f}"
+    interval = measured.get("frechet_interval_95")
+    if interval:
+        cells["frechet"] += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+    return cells
+
+
+def _title(results: dict[str, Any], name: str) -> str:
+    return "FID" if name == "frechet" and results["features"] == "inception" else COLUMNS[name]
+
+
+def markdown_row(results: dict[str, Any], num_timesteps: int) -> str:
+    """A Markdown table of one row, with what is needed to reproduce it."""
+    cells, count = _cells(results["samples"]), results["count"]
+    bits = results["bits_per_dim"]
+    head = ["run", "sampler", "steps", "images", *(_title(results, name) for name in cells)]
+    sampler = results["sampler"]
+    row = [
+        f"{results['data']['name'].split('/')[0]} at step {results['checkpoint_step']:,}",
+        sampler["sampler"],
+        str(sampler["num_steps"] or num_timesteps),
+        f"{count:,}",
+        *cells.values(),
+    ]
+    if bits:
+        head.append(f"bits/dim, bound of {bits['images']} held-out images")
+        row.append(f"{bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f}")
+    lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), row)]
+    fingerprint = results["features_fingerprint"]
+    if results["features"] == "inception":
+        fingerprint = fingerprint[:16]
+    default = dataclasses.asdict(SamplerOptions())
+    chosen = {
+        name: value
+        for name, value in sampler.items()
+        if name not in ("sampler", "num_steps") and value != default[name]
+    }
+    if results["guidance"] != 1.0:
+        chosen["guidance"] = results["guidance"]
+    notes = f"With {', '.join(f'{k} {v}' for k, v in chosen.items())}. " if chosen else ""
+    notes += (
+        f"Features {results['features']} ({fingerprint}), against "
+        f"{results['reference']['images']:,} images of {results['reference']['data']} "
+        f"({results['reference']['fingerprint'][:16]}); seed {results['seed']}, "
+        f"{'EMA' if results['ema'] else 'last'} parameters, {results['precision']}, checkpoint "
+        f"{results['checkpoint_sha256'][:16]}."
+    )
+    if results["fewer_than_published"]:
+        notes += f" {count:,} images: not comparable with figures on {PUBLISHED_COUNT:,}."
+    return "\n".join([*lines, "", notes, ""])
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    """Prints the metrics of the samples beside those of held-out images."""
+    say("")
+    count = results["count"]
+    samples, floor = _cells(results["samples"]), _cells(results["held_out"])
+    say(f"{'':18}{f'{count:,} samples':28}{results['held_out']['images']:,} held-out images")
+    for name in COLUMNS:
+        if name not in samples:
+            continue
+        say(f"{_title(results, name):18}{samples[name]:28}{floor.get(name, '')}")
+    bits = results["bits_per_dim"]
+    if bits:
+        say(
+            f"{'bits/dim (bound)':18}{'':28}{bits['bits_per_dim']:.3f} ± "
+            f"{bits['standard_error']:.3f} on {bits['images']} held-out images"
+        )
+    if results["fewer_than_published"]:
+        say(f"{count:,} images: not comparable with published figures on {PUBLISHED_COUNT:,}.")
+    say("")

@@ -18,7 +18,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
 from ddpm_jax.forward.pixels import to_pixels
-from ddpm_jax.keys import example_keys
+from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.samplers import Sampler, advance, grid_steps, initial_noise
 from ddpm_jax.types import Array, Denoiser, Device, Key, PyTree, bcast_right
 
@@ -86,7 +86,7 @@ class Generator:
         sampler, split = self._sampler, RowSplit(self.devices[:num_devices])
 
         def start(seed, index):
-            keys = example_keys(jax.random.key(seed), index)
+            keys = example_keys(make_key(seed), index)
             x_T = initial_noise(keys, self.shape)
             return keys, x_T, sampler.init(x_T)
 

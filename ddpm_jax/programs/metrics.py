@@ -161,39 +161,75 @@ def _agreed_statistics(folder: Path, key: StatisticsKey, compute: Callable[[], M
     return moments
 
 
+NEEDED = {
+    "frechet": 2,
+    "sfid": 2,
+    "kid": 2,
+    "inception_score": 2,
+    "precision": 4,
+    "recall": 4,
+    "density": 6,
+    "coverage": 6,
+}
+"""The least number of images per set: two have a spread, k nearest neighbours need k + 1."""
+
+
+def not_measurable(count: int, num_real: int, kind: str) -> dict[str, str]:
+    """Which metrics of `count` images against `num_real` cannot be had: {metric: reason}.
+
+    kind  the features, "inception" or "pixels"
+    """
+    reasons = {}
+    for name, least in NEEDED.items():
+        of_inception = name in ("sfid", "inception_score")
+        smallest = count if name == "inception_score" else min(count, num_real)
+        if smallest < least and (kind == "inception" or not of_inception):
+            reasons[name] = f"needs {least} images per set, got {count} and {num_real}"
+    return reasons
+
+
 def measure(seen: Seen, truth: Seen, *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """Every figure of one set of images against the training set."""
+    """Every metric of one set of images against the training set.
+
+    What needs more images than there are is left out, and explained under "left_out".
+    """
     main = "pool" if "pool" in truth.moments else next(iter(truth.moments))
-    found: dict[str, Any] = {
-        "frechet": evaluation.frechet_distance(truth.moments[main], seen.moments[main])
-    }
-    dim = truth.moments[main].mean.size
-    if bootstrap >= 2 and dim <= 256 and len(seen.paired) == seen.moments[main].count:
-        interval = evaluation.bootstrap_interval(
-            lambda x: evaluation.frechet_distance(truth.moments[main], evaluation.moments(x)),
-            [seen.paired],
-            seed=seed,
-            repeats=bootstrap,
-        )
-        found["frechet_interval_95"] = [interval.low, interval.high]
-    if "spatial" in truth.moments:
+    mine, theirs = seen.moments[main], truth.moments[main]
+    kind = "inception" if main == "pool" else "pixels"
+    left_out = not_measurable(len(seen.paired), len(truth.paired), kind)
+    found: dict[str, Any] = {}
+    if "frechet" not in left_out:
+        found["frechet"] = evaluation.frechet_distance(theirs, mine)
+        few = theirs.mean.size <= 256 and len(seen.paired) == mine.count
+        if bootstrap >= 2 and few:
+            interval = evaluation.bootstrap_interval(
+                lambda x: evaluation.frechet_distance(theirs, evaluation.moments(x)),
+                [seen.paired],
+                seed=seed,
+                repeats=bootstrap,
+            )
+            found["frechet_interval_95"] = [interval.low, interval.high]
+    if "spatial" in truth.moments and "sfid" not in left_out:
         found["sfid"] = evaluation.frechet_distance(
             truth.moments["spatial"], seen.moments["spatial"]
         )
-    size = min(1000, len(seen.paired), len(truth.paired))
-    kid = evaluation.kernel_distance(truth.paired, seen.paired, subset_size=size, seed=seed)
-    found["kid"] = kid._asdict()
-    found |= {
-        name: value
-        for name, value in (
-            *evaluation.precision_recall(truth.paired, seen.paired)._asdict().items(),
-            *evaluation.density_coverage(truth.paired, seen.paired)._asdict().items(),
-        )
-        if name != "k"
+    if "kid" not in left_out:
+        size = min(1000, len(seen.paired), len(truth.paired))
+        kid = evaluation.kernel_distance(truth.paired, seen.paired, subset_size=size, seed=seed)
+        found["kid"] = kid._asdict()
+    pairs = {
+        ("precision", "recall"): evaluation.precision_recall,
+        ("density", "coverage"): evaluation.density_coverage,
     }
+    for names, compute in pairs.items():
+        if names[0] not in left_out:
+            values = compute(truth.paired, seen.paired)._asdict()
+            found |= {name: values[name] for name in names}
     found["paired_images"] = [len(truth.paired), len(seen.paired)]
-    if seen.logits is not None:
+    if seen.logits is not None and "inception_score" not in left_out:
         splits = 10 if len(seen.logits) >= 5000 else 1
         score = evaluation.inception_score(logits=seen.logits, splits=splits)
         found["inception_score"] = score._asdict()
+    if left_out:
+        found["left_out"] = left_out
     return found

@@ -23,7 +23,7 @@ from ddpm_jax.denoisers.prediction import (
 from ddpm_jax.denoisers.sigma import sigma_at_timesteps
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
+from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.losses import (
     Weighting,
@@ -82,7 +82,7 @@ class Model:
 
     def _state(self, init: Callable[..., PyTree]) -> TrainState:
         """The state before the first step, with parameters from `init`."""
-        root = jax.random.key(self.config.seed)
+        root = make_key(self.config.seed)
         key_init, key_train = jax.random.split(root)
         x = jnp.zeros((1, *self.image_shape))
         params = init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]

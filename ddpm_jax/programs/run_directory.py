@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import dataclasses
+import math
+import types
+import typing
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
 from ddpm_jax.files import read_json_object, write_json
-from ddpm_jax.programs.config import TrainConfig, differences, from_json, to_json
+from ddpm_jax.programs.config import TrainConfig
+from ddpm_jax.programs.paths import local_path
+from ddpm_jax.programs.run_lock import InUseError, RunLock
+
+FREE_FIELDS = (
+    "run_dir",
+    "resume_with_changes",
+    "max_bad_steps",
+    "data.path",
+    "data.cache_dir",
+    "data.download",
+    "devices.",
+    "distributed.",
+    "report.",
+)
+"""What may change when a run is resumed: data are known by their fingerprint, and devices change
+nothing but rounding."""
+CHANGEABLE_FIELDS = ("num_steps", "optimizer.", "network.dropout", "diffusion.label_dropout")
+"""What may change beside these with --resume-with-changes: no array of the state depends on it."""
+RECORDS = ("initial_weights", "changes")
+"""What config.json says of a run's history."""
 
 
 class RunDirectoryError(RuntimeError):
@@ -24,11 +46,11 @@ class RunDirectory:
     """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.root = local_path(root, "run_dir")
         self.config = self.root / "config.json"
         self.checkpoints = self.root / "checkpoints"
         self.sheets = self.root / "samples"
-        self._lock: IO[str] | None = None
+        self._lock = RunLock(self.root)
 
     def acquire(self) -> None:
         """Takes the folder for this process until it ends, however it ends.
@@ -37,36 +59,24 @@ class RunDirectory:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / ".lock").open("a+")
+            self._lock.acquire()
         except OSError as error:
             raise RunDirectoryError(
                 f"the run directory {self.root} cannot be written ({error.strerror}). Choose "
                 "another with --run-dir."
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            lock.close()
+        except InUseError as error:
             raise RunDirectoryError(
-                f"the run directory {self.root} is in use by process {holder}. Wait for it, stop "
-                "it (it saves on SIGTERM), or choose another with --run-dir."
+                f"the run directory {self.root} is in use by {error}. Wait for it, stop it (it "
+                "saves on SIGTERM), or choose another with --run-dir."
             ) from error
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        self._lock = lock
 
     def release(self) -> None:
         """Gives the folder up."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
-    def check(self, config: TrainConfig, facts: dict[str, Any]) -> None:
-        """Checks that this folder is free, or holds this very run.
+    def check(self, config: TrainConfig, facts: dict[str, Any]) -> list[str]:
+        """Checks that this folder is free, or holds this very run; returns permitted changes.
 
         `facts` are what the configuration does not hold but the numbers depend on, such as the
         data's fingerprint. Raises RunDirectoryError for a folder of another configuration or other
@@ -74,7 +84,7 @@ class RunDirectory:
         """
         trained = self.checkpoints.exists() and any(self.checkpoints.iterdir())
         if not trained:
-            return
+            return []
         if not self.config.exists():
             raise RunDirectoryError(
                 f"{self.root} has checkpoints but no config.json, so what they are is unknown. Put "
@@ -82,6 +92,10 @@ class RunDirectory:
             )
         old, old_facts = self.read()
         changed = differences(old, config)
+        permitted = [change for change in changed if _is_changeable(change)]
+        if config.resume_with_changes:
+            changed = [change for change in changed if change not in permitted]
+        hint = ", add --resume-with-changes" if permitted == changed and changed else ""
         changed += [
             f"{name}: {old_facts.get(name)} → {facts[name]}"
             for name in facts
@@ -91,9 +105,16 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.root} holds a run of another configuration:\n  "
                 + "\n  ".join(changed)
-                + "\nUse the old values to resume it, or another folder with --run-dir. "
-                "Nothing was changed."
+                + f"\nUse the old values to resume it{hint}, or choose another folder with "
+                "--run-dir. Nothing was changed."
             )
+        return permitted
+
+    def records(self) -> dict[str, Any]:
+        """What config.json says of the run's history: initial weights, changes when resumed."""
+        if not self.config.exists():
+            return {}
+        return {k: v for k, v in self.read()[1].items() if k in RECORDS}
 
     def write(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Writes config.json."""
@@ -151,3 +172,107 @@ def _check_data(data: dict[str, Any]) -> None:
     for name in ("name", "fingerprint"):
         if not isinstance(data.get(name), str | None):
             raise ValueError(f"data.{name} is {data[name]!r}")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+
+    def plain(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_json(kind: type, values: dict[str, Any], where: str = "config.json") -> Any:
+    """Rebuilds a configuration from `to_json`'s values.
+
+    Raises ValueError for fields that are unknown or missing, naming them.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object of fields, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    missing = sorted(
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    )
+    if unknown or missing:
+        raise ValueError(
+            f"{where} does not describe a {kind.__name__} of this version: unknown fields "
+            f"{unknown}, missing fields {missing}. Use the version of ddpm_jax that wrote it."
+        )
+    return kind(**{name: _typed(hints[name], v, f"{where}: {name}") for name, v in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """The value as its type hint wants it; ValueError when it is of another type."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object of fields, got {value!r}")
+        return from_json(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (hint,) = (option for option in arguments if option is not type(None))
+        return _typed(hint, value, where)
+    if origin is Literal:
+        fits = value in arguments
+    elif origin is tuple:
+        fits = isinstance(value, list) and all(_is_a(arguments[0], v) for v in value)
+        value = tuple(value) if fits else value
+    elif hint is Path:
+        fits = isinstance(value, str) and "\0" not in value
+        value = Path(value) if fits else value
+    else:
+        fits = _is_a(hint, value)
+    if not fits:
+        raise ValueError(f"{where} does not fit its type {hint}: got {value!r}")
+    return value
+
+
+def _is_a(hint: type, value: Any) -> bool:
+    """Whether a value of JSON is of this type; numbers are those that 64 bits hold."""
+    if hint is float and type(value) is float:
+        return math.isfinite(value)
+    if hint in (int, float):
+        return type(value) is int and -(2**63) <= value < 2**63
+    return isinstance(value, hint)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """What differs between two configurations and would change the numbers of a resumed run."""
+    before, after = flatten(to_json(old)), flatten(to_json(new))
+    changed = []
+    for name in sorted({*before, *after}):
+        free = any(name == f or (f.endswith(".") and name.startswith(f)) for f in FREE_FIELDS)
+        # A constant learning rate does not know how long the run will be, so it may be made longer
+        # or shorter.
+        free |= name == "num_steps" and new.optimizer.decay == "constant"
+        if before.get(name) != after.get(name) and not free:
+            changed.append(f"--{name.replace('_', '-')}: {before.get(name)} → {after.get(name)}")
+    return changed
+
+
+def _is_changeable(change: str) -> bool:
+    """Whether one of the `differences` is permitted by --resume-with-changes."""
+    name = change.partition(":")[0].removeprefix("--").replace("-", "_")
+    return any(name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,11 +15,19 @@ from ddpm_jax import visualize
 from ddpm_jax.denoisers.prediction import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
-from ddpm_jax.programs import pictures
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.console import say
-from ddpm_jax.programs.generator import Generated
+from ddpm_jax.programs.shards import (
+    join_shards,
+    read_shards,
+    remember_plan,
+    remove_shards,
+    sample_shards,
+)
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+
+GRID = 400
+"""The largest number of images in the grid."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class SampleConfig(SamplerOptions, RunOptions):
 def sample(config: SampleConfig) -> None:
     """Samples and writes grid.png, denoising.gif, samples.npz or images/*.png, and sampling.json.
 
+    Images are kept in `shards/` while they are sampled: after a kill the same command goes on.
+
     Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as
     asked.
     """
@@ -57,10 +68,11 @@ def sample(config: SampleConfig) -> None:
         )
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
-    labels = run.labels(config.count, config.label)
+    run.labels(config.count, config.label)  # refuses a class that the run does not have
     sampler = run.sampler(config)
     clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
     clip = None if config.threshold is None else clips[config.threshold]
+    frames_of = min(64, config.count, config.batch_size) if config.gif else 0
     generator = run.generator(sampler, guidance=config.guidance, clip=clip)
     steps = sampler.num_steps
     out = run.folder(f"generated/{_name(config, steps, run.step)}")
@@ -68,53 +80,72 @@ def sample(config: SampleConfig) -> None:
         f"{config.run_dir} at step {run.step:,}: {config.count} images, {config.sampler}, "
         f"{steps} steps"
     )
-    made = pictures.draw_images(
+    plan = _plan(config, run, steps)
+    processes.on_leader(lambda: remember_plan(out, plan))
+    sample_shards(
+        run,
         generator,
-        run.params,
-        "sampling",
-        seed=config.seed,
+        out,
         count=config.count,
         batch_size=config.batch_size,
-        labels=labels,
-        frames_of=min(64, config.count) if config.gif else 0,
+        label=config.label,
+        frames_of=frames_of,
+        on_frames=lambda frames: visualize.save_gif(out / "denoising.gif", frames),
     )
-    processes.on_leader(lambda: _write(config, run, out, made, steps))
+    processes.on_leader(lambda: _write(config, out, plan, run.model.image_shape))
 
 
-def _write(config: SampleConfig, run: TrainedRun, out: Path, made: Generated, steps: int) -> None:
-    visualize.save_grid(out / "grid.png", made.images[:400])
+def _write(
+    config: SampleConfig, out: Path, plan: dict[str, Any], image_shape: tuple[int, ...]
+) -> None:
+    """Turns the shards into what was asked for, one shard in memory at a time."""
+
+    def shards() -> Iterator[np.ndarray]:
+        return read_shards(out, config.count, image_shape, config.batch_size)
+
+    shown: list[np.ndarray] = []
+    for images in shards():
+        shown.append(images[: GRID - sum(map(len, shown))])
+        if sum(map(len, shown)) >= min(GRID, config.count):
+            break
+    visualize.save_grid(out / "grid.png", np.concatenate(shown))
     written = [out / "grid.png"]
-    if made.frames is not None:
-        visualize.save_gif(out / "denoising.gif", made.frames)
+    if config.gif:
         written.append(out / "denoising.gif")
     if config.format in ("npz", "both"):
-        np.savez_compressed(out / "samples.npz", images=made.images)
+        join_shards(shards(), (config.count, *image_shape), out / "samples.npz")
         written.append(out / "samples.npz")
     if config.format in ("png", "both"):
         (out / "images").mkdir(exist_ok=True)
-        # Left from an earlier call with more images, they would be counted among these.
+        number = 0
+        for images in shards():
+            for image in images:
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                    out / "images" / f"{number:06d}.png"
+                )
+                number += 1
+        # Left by an earlier call with more images, these would be counted among them.
         for old in (out / "images").glob("[0-9]" * 6 + ".png"):
-            old.unlink()
-        for i, image in enumerate(made.images):
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-                out / "images" / f"{i:06d}.png"
-            )
+            if int(old.stem) >= config.count:
+                old.unlink()
         written.append(out / "images")
+    write_json(out / "sampling.json", {**plan, "count": config.count})
+    remove_shards(out)
+    for path in written:
+        say(f"  {path}")
+
+
+def _plan(config: SampleConfig, run: TrainedRun, steps: int) -> dict[str, Any]:
+    """All that image i depends on; of how many there are, it does not."""
     options = (
         *("sampler", "spacing", "eta", "churn", "langevin_steps", "langevin_rate"),
         *("variance", "threshold", "label", "guidance"),
     )
-    write_json(
-        out / "sampling.json",
-        {
-            **run.provenance(),
-            **{name: getattr(config, name) for name in options},
-            "num_steps": steps,
-            "count": config.count,
-        },
-    )
-    for path in written:
-        say(f"  {path}")
+    return {
+        **run.provenance(),
+        **{name: getattr(config, name) for name in options},
+        "num_steps": steps,
+    }
 
 
 def _name(config: SampleConfig, num_steps: int, step: int) -> str:

@@ -19,6 +19,7 @@ from ddpm_jax.programs.compilation import unless_stopped
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.generator import Stopped
+from ddpm_jax.programs.initial_weights import begin_with_weights
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.programs.training_session import train_steps
@@ -104,20 +105,31 @@ def _train(run: TrainingRun, stop: StopRequest, finish: Finish | None) -> Traini
 def _train_to_the_end(run: TrainingRun, stop: StopRequest) -> TrainState:
     """Restores or initialises the state, and takes the steps that remain, or those until a stop."""
     config, directory = run.config, run.directory
-    facts = processes.on_leader(lambda: _checked_facts(run))
+    facts, changes = processes.on_leader(lambda: _checked_facts(run))
     processes.everywhere(lambda: _check_same_data(run, facts))
     name = f"process-{jax.process_index()}" if processes.num_processes() > 1 else ""
     with (
-        Checkpoints(directory.checkpoints, keep=config.report.checkpoint_keep) as checkpoints,
+        Checkpoints(
+            directory.checkpoints,
+            keep=config.report.checkpoint_keep,
+            keep_every=config.report.keep_every,
+        ) as checkpoints,
         Watchdog(config.devices.watchdog_seconds, directory.root, name=name) as watchdog,
     ):
         watchdog.beat(0, "the newest checkpoint to be read")
         # Restoring needs only shapes; initialising takes seconds of compilation.
         state = checkpoints.restore(run.parallel.placeholder(run.model.init_shapes()))
+        checkpoints.try_folder()
         if state is None:
             with watchdog.paused():
-                state = unless_stopped(lambda: run.parallel.place(run.model.init()), stop)
-        processes.on_leader(lambda: directory.write(config, run.facts))
+                state, records = unless_stopped(lambda: _initial_state(run), stop)
+        else:
+            # Process 0 alone writes it.
+            records = directory.records() if processes.is_leader() else {}
+            if changes:
+                change = {"step": int(state.step), "changed": changes}
+                records["changes"] = [*records.get("changes", ()), change]
+        processes.on_leader(lambda: directory.write(config, {**run.facts, **records}))
         start = int(state.step)
         if start >= config.num_steps:
             say(f"{directory.root}: all {start:,} steps are done; drawing the pictures again")
@@ -126,9 +138,18 @@ def _train_to_the_end(run: TrainingRun, stop: StopRequest) -> TrainState:
             return train_steps(run, state, stop, checkpoints, log, watchdog)
 
 
-def _checked_facts(run: TrainingRun) -> dict[str, Any]:
-    run.directory.check(run.config, run.facts)
-    return run.facts
+def _initial_state(run: TrainingRun) -> tuple[TrainState, dict[str, Any]]:
+    """The state before the first step, and what config.json says about its weights."""
+    state, records = run.model.init(), {}
+    if run.config.init_from is not None:
+        state, record = begin_with_weights(run.config, run.model, state)
+        records["initial_weights"] = record
+    return run.parallel.place(state), records
+
+
+def _checked_facts(run: TrainingRun) -> tuple[dict[str, Any], list[str]]:
+    """The facts of this run, and its permitted differences from the stored one."""
+    return run.facts, run.directory.check(run.config, run.facts)
 
 
 def _check_same_data(run: TrainingRun, facts: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.keys import example_keys, fold_in_each, normal_per_example
+from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
 from ddpm_jax.programs.build import build_model, build_sampler, load_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.console import bar, say
@@ -27,8 +27,21 @@ from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.training import Checkpoints, DataParallel, choose_devices
+from ddpm_jax.training import (
+    Checkpoints,
+    DataParallel,
+    MismatchedCheckpointError,
+    TrainState,
+    choose_devices,
+)
 from ddpm_jax.types import Array, PyTree, mean_per_example, x_0_of
+
+DATA_OPTIONS = {
+    "--data.path": "--data-path",
+    "--data.download": "the training script's --data.download",
+    "download=True": "--data.download in training, which keeps the data in the cache",
+    "--data.resolution": "the training script's --data.resolution",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class TrainedRun:
             parallel = DataParallel("jit", self.devices[:1])
         like = parallel.placeholder(self.model.init_shapes())
         with Checkpoints(self.directory.checkpoints, writable=False) as checkpoints:
-            state = checkpoints.restore(like, options.checkpoint)
+            state = restore_state(checkpoints, like, options.checkpoint)
         if state is None:
             raise RunDirectoryError(
                 f"{options.run_dir} has no checkpoint yet. Train for at least one checkpoint "
@@ -147,7 +160,16 @@ class TrainedRun:
             config = dataclasses.replace(config, path=self.options.data_path)
         # Of a run made elsewhere: where to write and whether to fetch is not for its maker to say.
         config = dataclasses.replace(config, cache_dir=None, download=False)
-        data = load_data(config, split)
+        try:
+            data = load_data(config, split)
+        except (ValueError, OSError) as error:
+            # Training names its own options; here the path is --data-path, and nothing is fetched.
+            message = str(error)
+            for option, here in DATA_OPTIONS.items():
+                message = message.replace(option, here)
+            if message == str(error):
+                raise
+            raise RunDirectoryError(message) from error
         if data.images.shape[1:] != self.model.image_shape:
             shapes = (data.images.shape[1:], self.model.image_shape)
             have, want = ("×".join(map(str, shape)) for shape in shapes)
@@ -224,7 +246,7 @@ class TrainedRun:
         labels = None if self.model.num_classes is None else data.labels[chosen]
         errors_of = jax.jit(functools.partial(_x_0_errors, self.model))
         # Of no seed of the user's: which image a seed gives must not depend on what ran before.
-        keys = example_keys(jax.random.key(0), jnp.arange(count, dtype=jnp.uint32))
+        keys = example_keys(make_key(0), jnp.arange(count, dtype=jnp.uint32))
         mse = np.zeros(T)
         with bar(T, "measuring the denoiser's errors", leave=False) as progress:
             for t in range(T):
@@ -239,6 +261,23 @@ class TrainedRun:
                 f"warning: {path} cannot be kept ({error.strerror}); it is measured again next time"
             )
         return mse
+
+
+def restore_state(
+    checkpoints: Checkpoints, like: TrainState, step: int | None = None
+) -> TrainState | None:
+    """`Checkpoints.restore` for its weights: the random key may be of any generator.
+
+    Training under JAX_DEFAULT_PRNG_IMPL=rbg left keys that this package does not continue with.
+    """
+    try:
+        return checkpoints.restore(like, step)
+    except MismatchedCheckpointError as error:
+        if "JAX_DEFAULT_PRNG_IMPL" not in str(error):
+            raise
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
+    key = jax.ShapeDtypeStruct((), key.dtype, sharding=like.key.sharding)
+    return checkpoints.restore(like.replace(key=key), step)
 
 
 def _x_0_errors(model: Model, params, images, labels, t, keys) -> Array:

@@ -17,11 +17,11 @@ from ddpm_jax.devices import processes
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
-from ddpm_jax.keys import example_keys
+from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.build import build_model, build_sampler, heldout_plan, load_data
-from ddpm_jax.programs.config import SamplerOptions, TrainConfig
+from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
 from ddpm_jax.programs.console import quantity
 from ddpm_jax.programs.generator import Generator, Stopped
 from ddpm_jax.programs.model import Model, loss_name
@@ -124,7 +124,7 @@ class TrainingRun:
         """The devices that share a batch, and the function that returns its losses [B, 2]."""
 
         def losses(params, images, labels, t, index):
-            keys = example_keys(jax.random.key(0), index)
+            keys = example_keys(make_key(0), index)
             return self.model.heldout_losses(params, images, labels, t, keys)
 
         split = RowSplit(self.parallel.devices)
@@ -248,37 +248,3 @@ class TrainingRun:
 
         processes.on_leader(save)
         return paths
-
-
-def check_config(config: TrainConfig) -> None:
-    """Raises ValueError for values no run could use, before anything is loaded.
-
-    The functions that use the other values check them.
-    """
-    if config.num_steps < 1:
-        raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
-    if config.max_bad_steps < 1:
-        raise ValueError(f"--max-bad-steps must be at least 1, got {config.max_bad_steps}.")
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
-    steps = config.devices.steps_per_dispatch
-    if steps is not None and steps < 1:
-        raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
-    if not 0 <= config.devices.resident_gib < 2**20:
-        raise ValueError(
-            "--devices.resident-gib must be a number of GiB from 0, got "
-            f"{config.devices.resident_gib}."
-        )
-    if not 0 <= config.devices.watchdog_seconds < 2**30:
-        raise ValueError(
-            "--devices.watchdog-seconds must be a number of seconds, 0 for no watchdog, got "
-            f"{config.devices.watchdog_seconds}."
-        )
-    for name, value in vars(config.report).items():
-        if isinstance(value, int) and value < 0:
-            raise ValueError(
-                f"--report.{name.replace('_', '-')} must not be negative, got {value}."
-            )
-    for name in ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep"):
-        if getattr(config.report, name) < 1:
-            raise ValueError(f"--report.{name.replace('_', '-')} must be at least 1, got 0.")

@@ -8,6 +8,7 @@
 A step gets its final name by one rename, after Orbax has finished and the manifest is on the disk,
 so a process killed at any instant leaves only whole steps under final names. (Orbax's own
 CheckpointManager renames before a manifest could be written, which is why it is not used here.)
+Before that, Orbax must find every array in what it wrote; nothing older is removed until then.
 
 With several processes all of them call `save` and `restore`, and see one shared folder; each writes
 and reads the parts of the arrays that its devices hold. Process 0 alone lists, names, verifies and
@@ -17,14 +18,11 @@ removes, and the others go by its word.
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import shutil
 import warnings
 from pathlib import Path
 from typing import TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -36,6 +34,8 @@ from ddpm_jax.training.manifest import (
     verify_manifest,
     write_manifest,
 )
+from ddpm_jax.training.orbax_folder import OrbaxFolder, merge_step
+from ddpm_jax.training.stored_state import from_stored, stored_shapes, stored_tree
 from ddpm_jax.types import PyTree
 
 
@@ -47,44 +47,28 @@ T = TypeVar("T")
 INCOMING = "incoming-"
 
 
-def _is_key(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _raw(tree: PyTree) -> PyTree:
-    """The tree with typed keys as the integers behind them."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-
-
-def _as_tree(tree: PyTree) -> PyTree:
-    """The same leaves in dictionaries by field name, which every version of Orbax stores alike.
-
-    Optional fields that hold nothing are left out: a state may gain one and still be restored. The
-    others are written even so, as the state of an optimiser without memory always was.
-    """
-    return {
-        field.name: getattr(tree, field.name)
-        for field in dataclasses.fields(tree)
-        if field.default is dataclasses.MISSING or jax.tree.leaves(getattr(tree, field.name))
-    }
-
-
 class Checkpoints:
     """The checkpoints of one run; a context manager that finishes what it is writing.
 
     Args:
         folder: where they live; made by the first save.
         keep: how many of the newest to keep.
+        keep_every: also keep every step that is a multiple of this, for good; 0 for none.
         writable: False to only read: nothing is removed or renamed.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3, writable: bool = True):
-        if keep < 1:
+    def __init__(
+        self, folder: str | Path, *, keep: int = 3, keep_every: int = 0, writable: bool = True
+    ):
+        if keep < 1 or keep_every < 0:
             raise ValueError(
-                f"Checkpoints needs keep >= 1, got {keep}: a run resumes from the newest."
+                f"Checkpoints needs keep >= 1 and keep_every >= 0, got {keep=}, {keep_every=}: a "
+                "run resumes from the newest."
             )
         self.folder = Path(folder).absolute()
         self.keep = keep
+        self.keep_every = keep_every
+        self._place = OrbaxFolder(self.folder)
         self.writable = writable
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -103,12 +87,34 @@ class Checkpoints:
         finally:
             self._thread.shutdown(wait=True)
             self._orbax.close()
+            self._place.close()
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, rising."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def try_folder(self) -> None:
+        """Saves, reads back and removes a tiny checkpoint; every process of a run must call this.
+
+        Raises CheckpointWriteError where that fails, before there is anything to lose.
+        """
+        name, tree = f"{INCOMING}trial", {"x": np.arange(3)}
+        processes.on_leader(lambda: self._make_room(name))
+        try:
+            self._orbax.save(self._place / name, args=ocp.args.StandardSave(tree))
+            self._orbax.wait_until_finished()
+            back = self._orbax.restore(self._place / name, args=ocp.args.StandardRestore(tree))
+            if not np.array_equal(back["x"], tree["x"]):
+                raise ValueError(f"{tree['x']} was read back as {back['x']}")
+        except Exception as error:
+            raise CheckpointWriteError(
+                f"{self.folder} cannot hold checkpoints: a tiny one could not be written and read "
+                f"back ({_first_line(error)}). Choose another folder with --run-dir."
+            ) from error
+        finally:
+            self._sweep(name)
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving `state`; returns once it may be changed, and writes on in the background.
@@ -122,52 +128,69 @@ class Checkpoints:
             self.wait()
         except CheckpointWriteError as error:
             warnings.warn(f"{error} Trying again at step {step}.", stacklevel=2)
-        if processes.on_leader(lambda: self._make_room(step)):
+        if processes.on_leader((self.folder / str(step)).exists):
             return
-        tree = _as_tree(_raw(state))
-        incoming = self.folder / f"{INCOMING}{step}"
+        processes.on_leader(lambda: self._make_room(f"{INCOMING}{step}"))
+        tree = stored_tree(state)
         try:
-            self._orbax.save(incoming, args=ocp.args.StandardSave(tree))
+            self._orbax.save(self._place / f"{INCOMING}{step}", args=ocp.args.StandardSave(tree))
         except Exception as error:
-            self._sweep(step)
+            self._sweep(f"{INCOMING}{step}")
             raise CheckpointWriteError(_failure(self.folder, step, error)) from error
-        self._pending = self._thread.submit(self._finish, incoming, step, describe_tree(tree))
+        self._pending = self._thread.submit(self._finish, step, describe_tree(tree))
 
-    def _make_room(self, step: int) -> bool:
-        """Whether the step is saved already; if not, its place is swept."""
-        if (self.folder / str(step)).exists():
-            return True
+    def _make_room(self, name: str) -> None:
+        """Makes the folder, without what an earlier attempt left under the name."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointWriteError(_failure(self.folder, step, error)) from error
-        self._sweep(step)
-        return False
+            raise CheckpointWriteError(
+                f"{self.folder} cannot be made ({error.strerror}). Choose another with --run-dir."
+            ) from error
+        self._sweep(name)
 
-    def _finish(self, incoming: Path, step: int, tree: dict) -> None:
+    def _finish(self, step: int, tree: dict) -> None:
+        incoming = self.folder / f"{INCOMING}{step}"
         try:
             # Orbax lets no process past this before all have written and process 0 has committed.
             self._orbax.wait_until_finished()
             if not processes.is_leader():
                 return
+            self._check_readable(f"{INCOMING}{step}", tree)
             write_manifest(incoming, tree, step)
             incoming.rename(self.folder / str(step))
         # A full disk reaches us as whatever TensorStore makes of it, a ValueError as a rule.
         except Exception as error:
-            self._sweep(step)
+            self._sweep(incoming.name)
             raise CheckpointWriteError(_failure(self.folder, step, error)) from error
         for old in self.steps()[: -self.keep]:
+            if self.keep_every and old % self.keep_every == 0:
+                continue
             # Renamed first: a kill inside the removal must not leave half a step under a final
             # name.
             doomed = self.folder / f"{INCOMING}{old}-old"
             (self.folder / str(old)).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def _sweep(self, step: int) -> None:
-        """Removes what a failed or killed save of this step left: Orbax's own folders too."""
+    def _check_readable(self, name: str, tree: dict) -> None:
+        """Raises ValueError unless Orbax finds all of the tree's arrays in what it wrote."""
+        # Orbax only logs it where it could not collect the arrays of its processes.
+        found = self._orbax.metadata(self._place / name)
+        found = getattr(found, "item_metadata", found)
+        arrays = None if found is None else getattr(found, "tree", found)
+        # Compared by what they are: Orbax has its own names for fields of tuples.
+        stored = [] if arrays is None else sorted(describe_tree(arrays).values())
+        if stored != sorted(tree.values()):
+            raise ValueError(
+                f"Orbax wrote it without an error, and of its {len(tree)} arrays it finds "
+                f"{len(stored)} again"
+            )
+
+    def _sweep(self, name: str) -> None:
+        """Removes what a failed or killed save left under the name, and Orbax's own folders."""
         if not processes.is_leader():
             return
-        for leftover in (f"{INCOMING}{step}", *self.folder.glob(f"{INCOMING}{step}.*")):
+        for leftover in (name, *self.folder.glob(f"{name}.*")):
             shutil.rmtree(self.folder / leftover, ignore_errors=True)
 
     def wait(self) -> None:
@@ -190,7 +213,7 @@ class Checkpoints:
         """
         self.wait()
         chosen = processes.on_leader(lambda: self._choose(like, step))
-        return None if chosen is None else self._read(self.folder / str(chosen), like)
+        return None if chosen is None else self._read(chosen, like)
 
     def _choose(self, like: PyTree, step: int | None) -> int | None:
         """The step to restore: verified, of the right tree, damaged newer ones put aside."""
@@ -206,10 +229,11 @@ class Checkpoints:
             folder = self.folder / str(candidate)
             try:
                 stored = verify_manifest(folder)
+                self._complete(candidate)
             except DamagedCheckpointError as error:
                 damaged.append(str(error))
                 continue
-            check_tree(folder, stored, _as_tree(_raw_like(like)))
+            check_tree(folder, stored, stored_shapes(like))
             if damaged:
                 self._set_aside(damaged, available, candidate)
             return candidate
@@ -223,21 +247,31 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, folder: Path, like: T) -> T:
-        target = _raw_like(like)
+    def _complete(self, step: int) -> None:
+        """Adds the index that a step saved under a name with `[` and such never got."""
+        folder = self.folder / str(step)
         try:
-            tree = self._orbax.restore(folder, args=ocp.args.StandardRestore(_as_tree(target)))
+            if merge_step(self._place, step):
+                warnings.warn(
+                    f"{folder} had its arrays, and no index of them, because of the characters in "
+                    "the path. The index was added; nothing is lost.",
+                    stacklevel=2,
+                )
+        except Exception as error:
+            raise DamagedCheckpointError(
+                f"{folder} has no index of its arrays, and none could be added "
+                f"({_first_line(error)})."
+            ) from error
+
+    def _read(self, step: int, like: T) -> T:
+        folder = self.folder / str(step)
+        try:
+            tree = self._orbax.restore(
+                self._place / str(step), args=ocp.args.StandardRestore(stored_shapes(like))
+            )
         except Exception as error:
             raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
-        empty = {n: getattr(like, n) for n in like.__dataclass_fields__ if n not in tree}  # type: ignore[attr-defined]
-        restored = type(like)(**tree, **empty)
-        return jax.tree.map(
-            lambda leaf, wanted: (
-                jax.random.wrap_key_data(leaf, impl=_key_impl(wanted)) if _is_key(wanted) else leaf
-            ),
-            restored,
-            like,
-        )
+        return from_stored(tree, like)
 
     def _set_aside(self, damaged: list[str], available: list[int], used: int) -> None:
         kept = []
@@ -256,31 +290,12 @@ class Checkpoints:
         )
 
 
-def _raw_like(like: PyTree) -> PyTree:
-    """ShapeDtypeStructs of `like` with keys as integers, placed where `like` is placed."""
-
-    def describe(leaf):
-        sharding = getattr(leaf, "sharding", None)
-        if _is_key(leaf):
-            data = jax.eval_shape(jax.random.key_data, leaf)
-            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=_data_sharding(leaf))
-        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, like)
-
-
-def _data_sharding(key):
-    return jax.random.key_data(key).sharding if isinstance(key, jax.Array) else key.sharding
-
-
-def _key_impl(key):
-    # A ShapeDtypeStruct does not say which generator its keys are of: JAX's default then.
-    return jax.random.key_impl(key) if isinstance(key, jax.Array) else None
-
-
 def _failure(folder: Path, step: int, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0][:300]
     return (
         f"the checkpoint of step {step} could not be written to {folder} "
-        f"({type(error).__name__}: {first}); the ones before it are untouched."
+        f"({_first_line(error)}); the ones before it are untouched."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"

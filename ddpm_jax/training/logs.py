@@ -135,7 +135,9 @@ class RunLog:
         kept = [record for record in read_jsonl(self.path) if record.get("step", 0) <= resume_step]
         fresh = self.path.with_suffix(".jsonl.tmp")
         try:
-            fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            fresh.write_text(
+                "".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8"
+            )
             os.replace(fresh, self.path)
         finally:
             fresh.unlink(missing_ok=True)

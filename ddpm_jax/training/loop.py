@@ -55,8 +55,17 @@ class StopAtOnce(BaseException):
     """
 
 
+_INSISTENT = (signal.SIGINT, signal.SIGTERM)
+_WARNINGS = tuple(getattr(signal, n) for n in ("SIGHUP", "SIGUSR1") if hasattr(signal, n))
+
+
 class StopRequest:
-    """A flag set by the first SIGINT (Ctrl-C) or SIGTERM; a second one raises KeyboardInterrupt.
+    """A flag set by the first signal of those that ask a program to end.
+
+    SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (SLURM's warning before its
+    time limit). A second SIGINT or SIGTERM raises KeyboardInterrupt; a SIGTERM that follows SIGHUP
+    or SIGUSR1, as it does under SLURM, does not. SIGHUP and SIGUSR1 stay ignored where they are
+    (`nohup`).
 
     A context manager that restores the previous handlers. Only the main thread can catch signals;
     in other threads the flag is never set.
@@ -64,6 +73,7 @@ class StopRequest:
 
     def __init__(self):
         self.signal: signal.Signals | None = None
+        self._insistent = 0
         self._old: dict[signal.Signals, Any] = {}
         self._at_once = False
         self._agreed: Agreed | None = None
@@ -74,7 +84,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (*_INSISTENT, *_WARNINGS):
+                if number in _WARNINGS and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._old[number] = signal.signal(number, self._catch)
         return self
 
@@ -83,11 +95,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _catch(self, number, frame) -> None:
-        again = self.signal is not None
+        self._insistent += number in _INSISTENT
         self.signal = self.signal or signal.Signals(number)
         if self._at_once:
             raise StopAtOnce
-        if again:
+        if number in _INSISTENT and self._insistent > 1:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager

@@ -55,18 +55,36 @@ def _digest_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, tree: dict[str, list[Any]], step: int) -> None:
-    """Writes the manifest of a finished folder and flushes it to the disk."""
-    files = {
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name of every file below the folder but the manifest → its size and sha256."""
+    return {
         path.relative_to(folder).as_posix(): _digest(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / NAME
     }
-    with (folder / NAME).open("w") as file:
-        body = {"step": step, "tree": tree, "files": files}
+
+
+def write_manifest(
+    folder: Path,
+    tree: dict[str, list[Any]],
+    step: int,
+    files: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """Writes the manifest of a finished folder, by default of all its files, and flushes it."""
+    files = describe_files(folder) if files is None else files
+    body = {"step": step, "tree": tree, "files": files}
+    fresh = folder / f"{NAME}.tmp"
+    with fresh.open("w", encoding="utf-8") as file:
         json.dump({"sha256": _digest_of(body), **body}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(fresh, folder / NAME)
+
+
+def list_files_again(folder: Path) -> None:
+    """Lists the folder's present files in its manifest, where files were added on purpose."""
+    manifest = read_json_object(folder / NAME)
+    write_manifest(folder, manifest["tree"], manifest["step"])
 
 
 def verify_manifest(folder: Path) -> dict[str, list[Any]]:
@@ -138,6 +156,14 @@ def check_tree(folder: Path, stored: dict[str, list[Any]], wanted: PyTree) -> No
         for name in sorted({*stored, *expected})
         if stored.get(name) != expected.get(name)
     ]
+    key = "['key']"
+    if problems and all(name.startswith(key) for name in problems):
+        raise MismatchedCheckpointError(
+            f"the checkpoint {folder} has a random key of another generator ({problems[0]}): the "
+            "run was made with JAX_DEFAULT_PRNG_IMPL=rbg or unsafe_rbg, whose noise depends on the "
+            "batch. Training cannot go on as it began. Its weights can be sampled, and a new run "
+            "can begin with them (--init-from). Nothing was changed."
+        )
     if problems:
         shown = "\n  ".join(problems[:5]) + (
             f"\n  … and {len(problems) - 5} more" if len(problems) > 5 else ""

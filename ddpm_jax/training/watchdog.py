@@ -117,7 +117,7 @@ class Watchdog:
             "from the newest checkpoint."
         )
         try:
-            with path.open("w") as file:
+            with path.open("w", encoding="utf-8") as file:
                 file.write(message + "\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file)
