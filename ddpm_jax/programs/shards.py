@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.devices import processes
-from ddpm_jax.files import MOST_SWELLING, read_arrays, read_json_object, write_json
+from ddpm_jax.files import (
+    MAX_EXPANSION,
+    read_arrays,
+    read_json_object,
+    write_atomically,
+    write_json,
+)
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.run_directory import RunDirectoryError
@@ -103,10 +108,7 @@ def sample_shards(
             )
 
             def write(path=path, images=made.images[:size]) -> None:
-                draft = path.with_suffix(".tmp")
-                with draft.open("wb") as file:
-                    np.savez_compressed(file, images=images)
-                os.replace(draft, path)
+                write_atomically(path, lambda file: np.savez_compressed(file, images=images))
 
             processes.on_leader(write)
 
@@ -115,4 +117,4 @@ def read_shards(out: Path, count: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields the images of `sample_shards`, a file at a time."""
     for first in range(0, count, SHARD):
         # They were asked for their size when they were sampled or found.
-        yield _images(_shard(out, first), _shard(out, first).stat().st_size * MOST_SWELLING)
+        yield _images(_shard(out, first), _shard(out, first).stat().st_size * MAX_EXPANSION)
