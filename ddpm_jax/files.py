@@ -79,9 +79,9 @@ def check_regular(path: Path) -> os.stat_result:
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Reads a regular file; ValueError if it is larger than `max_bytes`."""
-    check_regular(path)
+    size = check_regular(path).st_size
     with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
+        content = file.read(min(size, max_bytes) + 1)
     if len(content) > max_bytes:
         raise ValueError(f"it is larger than the {max_bytes:,} bytes allowed for such a file")
     return content

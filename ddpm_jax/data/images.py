@@ -53,15 +53,17 @@ def open_image(file: Path) -> Iterator[Any]:
 
     Every error inside becomes a ValueError that names the file and the remedy.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         check_regular(file)
         with Image.open(file, formats=_formats()) as opened:
             yield opened
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is none of {', '.join(_formats())}" if unknown else error
         raise ValueError(
-            f"{file} could not be read as an image: {error}. Remove it, or convert it to PNG."
+            f"{file} could not be read as an image: {reason}. Remove it, or convert it to PNG."
         ) from error
 
 
