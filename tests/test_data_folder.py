@@ -255,6 +255,7 @@ def png_claiming(width, height):
     )
 
 
+GIF = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 ICO = io.BytesIO()
 Image.new("RGB", (16, 16)).save(ICO, "ICO")
 BAD = {
@@ -264,11 +265,13 @@ BAD = {
     "bomb": lambda good: png_claiming(60_000, 60_000),
     "half a bomb": lambda good: png_claiming(10_000, 9_000),  # Pillow itself only warns
     "a format that is not read": lambda good: ICO.getvalue(),
+    "a GIF by another name": lambda good: GIF,
     "postscript": lambda good: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
 }
 
 
-def test_the_icon_of_the_next_test_is_a_good_one():
+def test_icon_and_gif_of_the_next_test_are_good_ones():
+    assert Image.open(io.BytesIO(GIF)).convert("RGB").size == (1, 1)
     assert Image.open(ICO).convert("RGB").size == (16, 16)
 
 

@@ -19,6 +19,7 @@ from ddpm_jax.data.archives import DAMAGE, open_plain_or_gzip, read_members
 from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress, download_file
+from ddpm_jax.files import user_path
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
@@ -184,7 +185,7 @@ def _locate(
 ) -> tuple[str, Path]:
     """Returns ("archive", file or folder) or ("tfds", folder of the prepared version)."""
     if path is not None:
-        return _recognise(Path(path).expanduser(), source)
+        return _recognise(user_path(path), source)
     archive = _find_in(root)
     if archive is not None and source != "tfds":
         return "archive", archive

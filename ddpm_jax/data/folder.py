@@ -111,7 +111,10 @@ def load_folder(
             f"load_folder: the {split} split of {shown(folder)} is empty with {holdout=}. Add "
             "images, or hold out none with holdout=0."
         )
-    labels = classes and np.array([classes[f.name.split("/", 1)[0]] for f in files], np.int32)
+    labels = num_classes = None
+    if classes is not None:
+        labels = np.array([classes[file.name.split("/", 1)[0]] for file in files], np.int32)
+        num_classes = len(classes)
     root = cache_root(cache_dir)
     digest = _digest(files, f"{resolution} {grey} {class_folders} {split} {FILTER}")[:24]
     # By the digest alone: the folder may have been renamed.
@@ -146,7 +149,7 @@ def load_folder(
             kept = f"\nThe others stay decoded in {root} for the next start." * writer.on_disk
             raise ValueError(list_errors(errors, len(files), folder) + kept)
         origin = {"kind": "folder", "path": shown(folder.resolve())}
-        dataset = writer.finish(labels, classes and len(classes), name, origin)
+        dataset = writer.finish(labels, num_classes, name, origin)
     _warn_of(folder, files, notes, resolution)
     return dataset
 

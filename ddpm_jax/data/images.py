@@ -15,12 +15,15 @@ import numpy as np
 
 from ddpm_jax.files import check_regular
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "QOI", "AVIF")
+COMMON = ("PNG", "JPEG", "WEBP", "BMP")
+COMMON_SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .bmp".split())
+"""Such a file may be any of the four, but nothing else: a GIF called .jpg is most often what a
+server sent in place of the photo."""
+FORMATS = (*COMMON, "GIF", "TIFF", "PPM", "QOI", "AVIF")
 """Pillow knows more. EPS starts Ghostscript, TGA has no mark to know it by, and JPEG 2000 of 16
 bits is cut to 8 without a way to tell."""
-SUFFIXES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .qoi "
-    ".avif .avifs".split()
+SUFFIXES = COMMON_SUFFIXES.union(
+    ".mpo .gif .tif .tiff .ppm .pgm .pbm .pnm .qoi .avif .avifs".split()
 )
 FILTER = "lanczos"
 MAX_NAMED = 20
@@ -55,13 +58,14 @@ def open_image(file: Path) -> Iterator[Any]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    formats = COMMON if file.suffix.lower() in COMMON_SUFFIXES else _formats()
     try:
         check_regular(file)
-        with Image.open(file, formats=_formats()) as opened:
+        with Image.open(file, formats=formats) as opened:
             yield opened
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = f"it is none of {', '.join(_formats())}" if unknown else error
+        reason = f"it is none of {', '.join(formats)}" if unknown else error
         raise ValueError(
             f"{file} could not be read as an image: {reason}. Remove it, or convert it to PNG."
         ) from error

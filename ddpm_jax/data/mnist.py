@@ -18,6 +18,7 @@ from ddpm_jax.data.archives import DAMAGE, open_plain_or_gzip
 from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset, make_dataset
 from ddpm_jax.data.download import Progress, download_file
+from ddpm_jax.files import user_path
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -163,7 +164,7 @@ def _locate(
     progress: Progress | None,
 ) -> tuple[str, Path]:
     """Returns ("idx", folder of the files) or ("tfds", folder of the prepared version)."""
-    places = [root] if path is None else [Path(path).expanduser()]
+    places = [root] if path is None else [user_path(path)]
     if path is not None and not places[0].is_dir():
         raise FileNotFoundError(
             f"load_mnist got path {path}, which is not a folder. Pass the one with the IDX files."

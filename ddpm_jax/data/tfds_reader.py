@@ -18,6 +18,7 @@ from types import ModuleType
 import numpy as np
 
 from ddpm_jax.data.images import check_png_rows, is_deep
+from ddpm_jax.files import user_path
 
 INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, importlib_resources)'
 
@@ -25,7 +26,7 @@ INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, imp
 def default_data_dir() -> Path:
     """Returns where TFDS keeps its data: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     given = os.environ.get("TFDS_DATA_DIR")
-    return Path(given).expanduser() if given else Path.home() / "tensorflow_datasets"
+    return user_path(given) if given else Path.home() / "tensorflow_datasets"
 
 
 def is_installed() -> bool:

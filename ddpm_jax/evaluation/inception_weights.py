@@ -20,6 +20,7 @@ from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.download import Progress, download_file
 from ddpm_jax.evaluation.inception_v3 import IMAGE_SIZE, InceptionV3
 from ddpm_jax.evaluation.torch_file import read_torch_file
+from ddpm_jax.files import user_path
 from ddpm_jax.types import PyTree
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -82,7 +83,7 @@ def load_inception_weights(
                     "pass its path."
                 ) from error
     else:
-        file = Path(path).expanduser()
+        file = user_path(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"load_inception_weights got {file}, which is not a file. Fetch {URL} "

@@ -24,6 +24,7 @@ from ddpm_jax.files import (
     open_npz,
     read_arrays,
     read_json_object,
+    user_path,
     write_atomically,
     write_json,
 )
@@ -132,7 +133,7 @@ def cached_statistics(
     Warns if a damaged entry is recomputed, and if the folder cannot be written. Raises what
     `compute` raises.
     """
-    path = Path(folder).expanduser() / f"{key.output}-{key.fingerprint[:24]}.npz"
+    path = user_path(folder) / f"{key.output}-{key.fingerprint[:24]}.npz"
     if path.is_file():
         try:
             return load_statistics(path, key)
@@ -206,7 +207,7 @@ def _whole(count: np.ndarray) -> int:
 
 
 def _checked_path(caller: str, path: str | os.PathLike[str]) -> Path:
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.suffix != ".npz":
         raise ValueError(f"{caller} needs a path that ends in .npz, got {file}.")
     return file

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.files import parse_json_object, read_arrays, write_atomically
+from ddpm_jax.files import parse_json_object, read_arrays, user_path, write_atomically
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 MAX_EXPANSION = 64
@@ -33,7 +33,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = user_path(path)
     refuse_pickle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Name a .safetensors file.")
@@ -65,7 +65,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> No
     ordered = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
     # Other readers require this entry: the axes are in PyTorch's order.
     entries = {"format": "pt"}
-    write_atomically(Path(path), lambda file: save_file(ordered, file.name, metadata=entries))
+    write_atomically(user_path(path), lambda file: save_file(ordered, file.name, metadata=entries))
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -73,7 +73,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises ValueError for a damaged archive, a pickled array, or another floating dtype.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Name an .npz file.")
     try:

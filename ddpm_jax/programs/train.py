@@ -154,7 +154,10 @@ def _steps(
         spike_factor=config.optimizer.spike_factor,
     )
     chunk_fn = run.parallel.wrap(make_chunk(train_step, fetch))
-    periods = [report.heldout_every, report.sample_every, report.checkpoint_every]
+    heldout_every = report.heldout_every if len(run.heldout_data.images) else 0
+    if report.heldout_every and not heldout_every:
+        say("no images are held out (--data.holdout): the held-out loss is not measured")
+    periods = [heldout_every, report.sample_every, report.checkpoint_every]
     feed = Feed(run, start, periods)
     with feed, bar(config.num_steps, "training", initial=start) as progress:
         arguments = (feed.dataset, feed.next(start, 1, peek=True), np.int32(1))
@@ -215,12 +218,12 @@ def _steps(
             meter.pause()
 
         hooks = [
-            Hook(report.heldout_every, measure),
+            Hook(heldout_every, measure),
             Hook(report.sample_every, draw),
             Hook(report.checkpoint_every, save),
         ]
         # What a stop cut short at the very step it saved is made up for.
-        due = report.heldout_every and start and start % report.heldout_every == 0
+        due = heldout_every and start and start % heldout_every == 0
         if due and not processes.on_leader(lambda: log.has("heldout", start)):
             measure(state, start)
         due = report.sample_every and start and start % report.sample_every == 0

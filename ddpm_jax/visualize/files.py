@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import user_path, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ INK = "#30343b"
 
 def checked_path(caller: str, path: PathLike, suffix: str) -> Path:
     """Returns the path, or raises ValueError if it does not end in `suffix`."""
-    target = Path(path)
+    target = user_path(path)
     if target.suffix.lower() != suffix:
         raise ValueError(
             f"{caller} writes {suffix} files, got path {os.fspath(path)!r}. "

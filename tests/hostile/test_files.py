@@ -33,10 +33,10 @@ VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
     [
         ('{"a": 1, "a": 1}', "'a' occurs twice"),
         ('{"a": {"b": 1, "b": 2}}', "'b' occurs twice"),
-        ('{"a": NaN}', "not JSON.*nan"),
-        ('{"a": -Infinity}', "not JSON.*inf"),
-        ('{"a": 1e999}', "not JSON.*inf"),
-        ('{"a": [[-1e999]]}', "not JSON.*inf"),
+        ('{"a": NaN}', "not JSON: Out of range"),
+        ('{"a": -Infinity}', "not JSON: Out of range"),
+        ('{"a": 1e999}', "not JSON: Out of range"),
+        ('{"a": [[-1e999]]}', "not JSON: Out of range"),
         ('{"a": "\\ud800"}', "surrogate"),
         ('{"\\udfff": 1}', "surrogate"),
         ("[" * 100_000, "nested too deeply"),
@@ -132,13 +132,13 @@ def test_a_member_that_ends_before_its_size_is_refused(tmp_path):
         (archive([("a.npy", header("'|O'") + bytes(99))]), "a pickle, which is not read"),
         (
             archive([("a.npy", header("[('a', '<f4')]") + bytes(99))]),
-            "not an array of plain numbers",
+            "not an array of plain",
         ),
-        (archive([("a.npy", header("'<U9'") + bytes(99))]), "not an array of plain numbers"),
-        (archive([("a.npy", header(shape="(-1,)") + bytes(99))]), "not an array of plain numbers"),
+        (archive([("a.npy", header("'<U9'") + bytes(99))]), "not an array of plain"),
+        (archive([("a.npy", header(shape="(-1,)") + bytes(99))]), "not an array of plain"),
         (
             archive([("a.npy", header(shape="(True,)") + bytes(99))]),
-            "not an array of plain numbers",
+            "not an array of plain",
         ),
         (archive([("a.npy", header(length=20_000) + bytes(10**5))]), "not an .npy header"),
         (archive([("a.npy", header(version=b"\3\0"))]), "not an .npy header"),
@@ -208,10 +208,5 @@ def test_json_is_utf8_whatever_the_locale(tmp_path, monkeypatch):
 
 def test_home_is_expanded_and_an_unknown_one_left(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    for given, expected in {
-        "~/a": "/home/me/a",
-        "~": "/home/me",
-        "a/~": "a/~",
-        "~no/a": "~no/a",
-    }.items():
-        assert str(user_path(given)) == expected
+    paths = {"~/a": "/home/me/a", "~": "/home/me", "a/~": "a/~", "~no/a": "~no/a"}
+    assert {given: str(user_path(given)) for given in paths} == paths
