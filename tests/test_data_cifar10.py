@@ -193,7 +193,10 @@ def test_members_are_never_extracted(tmp_path, monkeypatch):
     path = tmp_path / "evil.tar.gz"
     for make, match in [
         (lambda tar: tar.addfile(tarfile.TarInfo("../../outside")), "test_batch.bin"),
-        (lambda tar: tar.addfile(link("cifar-10-batches-bin/test_batch.bin")), "not a plain file"),
+        (
+            lambda tar: tar.addfile(link("cifar-10-batches-bin/test_batch.bin")),
+            "regular file",
+        ),
         (lambda tar: add_bomb(tar), "claims 10,000,000,001 bytes"),
     ]:
         with tarfile.open(path, "w:gz") as tar:

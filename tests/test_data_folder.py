@@ -1,17 +1,20 @@
 """Folders of images: the right pixels in the right order, decoded once, and bad files named."""
 
 import io
+import math
 import os
+import shutil
 import struct
 import threading
 import warnings
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from ddpm_jax.data import folder as folder_module
 from ddpm_jax.data import load_folder
@@ -153,12 +156,33 @@ def test_many_files_keep_their_order_in_blocks(tmp_path, monkeypatch, num_worker
     assert not [t for t in threading.enumerate() if t.name.startswith("decode-images")]
 
 
-def test_the_parts_are_disjoint_complete_and_every_so_many(photos):
+def test_the_parts_are_disjoint_and_complete(photos):
     root, _, pixels = photos
-    heldout = load_folder(root, 6, split="heldout", holdout_every=3)
-    train = load_folder(root, 6, split="train", holdout_every=3)
+    heldout = load_folder(root, 6, split="heldout", holdout=1 / 3)
+    train = load_folder(root, 6, split="train", holdout=1 / 3)
     np.testing.assert_array_equal(heldout.images, pixels[[0, 3]])
     np.testing.assert_array_equal(train.images, pixels[[1, 2, 4]])
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6, 0.01, 0.1, 1 / 3, 0.3, 0.5, 0.9, 0.999])
+def test_the_share_held_out_is_exact_and_evenly_spaced(share):
+    """⌈N · share⌉ of every first N: no rounding of 0.1 may hold out one more at 30."""
+    held = folder_module.held_out_of(1000, share)
+    exact = Fraction(share).limit_denominator(10**6)
+    expected = [math.ceil(exact * n) for n in range(1, 1001)]
+    np.testing.assert_array_equal(np.cumsum(held), expected)
+    if share == 0.1:
+        np.testing.assert_array_equal(np.flatnonzero(held), np.arange(0, 1000, 10))
+
+
+def test_nothing_need_be_held_out(photos):
+    root, _, pixels = photos
+    np.testing.assert_array_equal(load_folder(root, 6, split="train", holdout=0).images, pixels)
+    nothing = load_folder(root, 6, split="heldout", holdout=0)
+    assert nothing.images.shape == (0, 6, 6, 3) and nothing.labels.shape == (0,)
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="0 ≤ holdout < 1"):
+            load_folder(root, 6, holdout=share)
 
 
 def test_class_folders_give_labels(photos):
@@ -170,6 +194,10 @@ def test_class_folders_give_labels(photos):
     dataset = load_folder(root, 6, class_folders=True)
     np.testing.assert_array_equal(dataset.labels, [0, 1, 1])
     assert dataset.num_classes == 2
+    # Numbers do not depend on the split: the only held-out image here is of the second class.
+    heldout = load_folder(root, 6, class_folders=True, split="train", holdout=0.4)
+    np.testing.assert_array_equal(heldout.labels, [1])
+    assert heldout.num_classes == 2
 
 
 def test_a_folder_is_decoded_once_and_again_when_it_or_the_options_change(photos, monkeypatch):
@@ -228,24 +256,28 @@ def png_claiming(width, height):
 
 
 GIF = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+ICO = io.BytesIO()
+Image.new("RGB", (16, 16)).save(ICO, "ICO")
 BAD = {
     "text": lambda good: b"I am no image",
     "empty": lambda good: b"",
     "truncated": lambda good: good[:-40],
     "bomb": lambda good: png_claiming(60_000, 60_000),
     "half a bomb": lambda good: png_claiming(10_000, 9_000),  # Pillow itself only warns
-    "a format not asked for": lambda good: GIF,
+    "a format that is not read": lambda good: ICO.getvalue(),
+    "a GIF by another name": lambda good: GIF,
     "postscript": lambda good: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
 }
 
 
-def test_the_gif_of_the_next_test_is_a_good_one():
+def test_icon_and_gif_of_the_next_test_are_good_ones():
     assert Image.open(io.BytesIO(GIF)).convert("RGB").size == (1, 1)
+    assert Image.open(ICO).convert("RGB").size == (16, 16)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_file_is_named_and_leaves_no_cache(photos, tmp_path, bad):
+def test_a_bad_file_is_named_and_leaves_no_entry(photos, tmp_path, bad):
     root, _, _ = photos
     (root / "m.png").write_bytes(BAD[bad]((root / "Z.png").read_bytes()))
     before = list(warnings.filters)
@@ -253,14 +285,14 @@ def test_a_bad_file_is_named_and_leaves_no_cache(photos, tmp_path, bad):
         load_folder(root, 6)
     assert ("decompression bomb" in str(caught.value)) == (bad == "bomb")
     assert ("10000×9000 pixels are over" in str(caught.value)) == (bad == "half a bomb")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".kept"]
     assert warnings.filters == before
     assert not [t for t in threading.enumerate() if t.name.startswith("decode-images")]
 
 
 def test_deep_grey_is_refused_rather_than_clipped(tmp_path):
     file = save(tmp_path / "deep.png", np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
-    with pytest.raises(ValueError, match=r"deep\.png.*8 bits a channel"):
+    with pytest.raises(ValueError, match=r"deep\.png.*8 bits per channel"):
         decode_image(file, 8)
 
 
@@ -293,7 +325,7 @@ def test_a_damaged_image_is_a_value_error_or_an_image(tmp_path_factory, format, 
 def test_enlarging_is_warned_of(tmp_path):
     save(tmp_path / "in" / "small.png", noise(4, 9))
     save(tmp_path / "in" / "tall.png", noise(9, 8))
-    with pytest.warns(UserWarning, match=r"1 of 2 images.*smaller than 8.*small\.png"):
+    with pytest.warns(UserWarning, match=r"1 of 2 images.*small\.png, are smaller than 8"):
         load_folder(tmp_path / "in", 8)
 
 
@@ -309,8 +341,8 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent, which is not a folder"):
         load_folder(tmp_path / "absent", 8)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.tiff").write_text("")
-    with pytest.raises(ValueError, match="no image in .* and 1 other files"):
+    (tmp_path / "in" / "a.txt").write_text("")
+    with pytest.raises(ValueError, match="no image in "):
         load_folder(tmp_path / "in", 8)
     save(tmp_path / "in" / "only.png", noise(8, 8))
     with pytest.raises(ValueError, match="train split of .* is empty"):
@@ -319,3 +351,210 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path):
         load_folder(tmp_path / "in", 8, split="test")  # type: ignore
     with pytest.raises(ValueError, match="resolution=0"):
         load_folder(tmp_path / "in", 0)
+
+
+ENDINGS = {
+    "PNG": ".png .PNG .apng",
+    "JPEG": ".jpg .JPG .jpeg .JPEG .jpe .jfif",
+    "MPO": ".mpo .jpg",
+    "WEBP": ".webp",
+    "BMP": ".bmp .BMP",
+    "GIF": ".gif",
+    "TIFF": ".tif .TIFF",
+    "PPM": ".ppm .pnm",
+    "QOI": ".qoi",
+    "AVIF": ".avif",
+}
+FILES = [(kind, ending) for kind in ENDINGS for ending in ENDINGS[kind].split()]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("kind", "ending"), [*FILES, *((kind, "") for kind in ENDINGS)])
+def test_images_are_read_by_content_whatever_their_ending(tmp_path, kind, ending):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    Image.fromarray(noise(8, 8)).save(buffer := io.BytesIO(), kind)
+    (tmp_path / "in").mkdir()
+    for name in (f"a{ending}", "b.dat"):
+        (tmp_path / "in" / name).write_bytes(buffer.getvalue())
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    np.testing.assert_array_equal(load_folder(tmp_path / "in", 8).images, [expected] * 2)
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    """Formats that are not read and files of other kinds, but no captions and hidden files."""
+    root = save(tmp_path / "in" / "a.png", noise(8, 8)).parent
+    icon = {"photo.heic": b"....ftypheic", "logo.svg": b"<svg/>", "a.ico": ICO.getvalue()}
+    others = icon | {"b.npy": b"\x93NUMPY", "c.zip": b"PK", "\udcff.x": b"", "d": b"BMno image"}
+    for name, content in (others | {"caption.TXT": b"", "Thumbs.db": b"", ".x.tga": b""}).items():
+        (root / name).write_bytes(content)
+    os.mkfifo(root / "z")
+    with pytest.warns(UserWarning, match=f"{len(others) + 1} files in .*, …. Convert") as caught:
+        assert len(load_folder(root, 8).images) == 1
+    assert "a.ico, b.npy, c.zip, d, logo.svg" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in (*others, "z"):
+            (root / name).unlink()
+        load_folder(root, 8)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_of_several_frames_the_first_is_read_and_a_warning_says_so(tmp_path, kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    (tmp_path / "in").mkdir()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(tmp_path / "in" / "a", kind, save_all=True, append_images=frames[1:], **options)
+    with pytest.warns(UserWarning, match="1 of 1 images .* only the first"):
+        (image,) = load_folder(tmp_path / "in", 8).images
+    assert (image == [255, 0, 0]).mean() > 0.9
+
+
+def deep(kind):
+    """8×8 pixels of 16 bits per channel, in colour, which Pillow cannot write."""
+    if kind == "PPM":
+        return b"P6 8 8 65535\n" + bytes(8 * 8 * 6)
+    tags = [(256, 3, 8), (257, 3, 8), (258, 3, 0), (259, 3, 1), (262, 3, 2), (273, 4, 0)]
+    tags += [(277, 3, 3), (278, 3, 8), (279, 4, 384)]
+    end = 14 + 12 * len(tags)
+    places = {258: (3, end), 273: (1, end + 6)}
+    body = b"".join(
+        struct.pack("<HHII", tag, of, *places.get(tag, (1, value))) for tag, of, value in tags
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + body + struct.pack("<IHHH", 0, 16, 16, 16) + bytes(384)
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TIFF"])
+def test_deep_colour_is_refused_rather_than_cut(tmp_path, kind):
+    (tmp_path / "a.img").write_bytes(deep(kind))
+    assert Image.open(tmp_path / "a.img").mode == "RGB"
+    with pytest.raises(ValueError, match="8 bits per channel"):
+        decode_image(tmp_path / "a.img", 8)
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_all_broken_files_are_named_and_the_others_are_not_decoded_again(
+    tmp_path, monkeypatch, count
+):
+    monkeypatch.setattr(folder_module, "BLOCK", 7)
+    root, cache = tmp_path / "in", tmp_path / "cache"
+    pixels = [noise(6, 6, seed=i) for i in range(40)]
+    for i, image in enumerate(pixels):
+        save(root / f"{i:02}.png", image)
+    for i in range(count):
+        (root / f"bad{i:02}.png").write_bytes(b"no image")
+    for _ in range(2):  # failing twice, nothing piles up
+        with pytest.raises(
+            ValueError, match=f"{count} of {40 + count} images .* cannot be read"
+        ) as error:
+            load_folder(root, 6)
+        assert str(error.value).count("bad") == min(count, 20)
+        assert len(list(cache.iterdir())) == 1
+    for file in root.glob("bad*"):
+        file.unlink()
+    decoded = count_decoded(monkeypatch)
+    np.testing.assert_array_equal(load_folder(root, 6).images, pixels)
+    assert decoded == []
+    assert [path.name[:9] for path in cache.iterdir()] == ["folder-in"]
+
+
+def count_decoded(monkeypatch):
+    decoded, real = [], folder_module.decode_image
+
+    def counted(file, *arguments, **options):
+        decoded.append(file.name)
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(folder_module, "decode_image", counted)
+    return decoded
+
+
+@pytest.mark.parametrize("damage", ["none", "pixel", "cut", "records", "empty"])
+def test_what_an_interrupted_start_decoded_is_used_if_it_is_whole(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(folder_module, "BLOCK", 5)
+    root, cache = tmp_path / "in", tmp_path / "cache"
+    pixels = [noise(6, 6, seed=i) for i in range(20)]
+    for i, image in enumerate(pixels):
+        save(root / f"{i:02}.png", image)
+
+    def interrupt(done, total):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_folder(root, 6, progress=interrupt)
+    (kept,) = cache.iterdir()
+    file = kept / ("rows" if damage == "records" else "images.npy")
+    content = bytearray(file.read_bytes())
+    if damage == "pixel":
+        content[-1] ^= 1
+    elif damage in ("cut", "records"):
+        del content[-1:]
+    elif damage == "empty":
+        content.clear()
+    file.write_bytes(content)
+    decoded = count_decoded(monkeypatch)
+    np.testing.assert_array_equal(load_folder(root, 6).images, pixels)
+    again = {"none": 10, "empty": 20}.get(damage, 11)
+    assert len(decoded) == again
+
+
+def test_the_same_images_in_a_renamed_folder_are_not_decoded_again(photos, tmp_path, monkeypatch):
+    root, _, _ = photos
+    first = load_folder(root, 6)
+    decoded = count_decoded(monkeypatch)
+    moved = load_folder(root.rename(tmp_path / "elsewhere"), 6)
+    assert decoded == [] and moved.fingerprint == first.fingerprint
+    assert moved.name == "elsewhere/all"
+
+
+def test_names_that_are_not_utf8_are_kept_and_can_be_printed(tmp_path):
+    """As folder too: the name is stored in JSON, which has no such text."""
+    save(tmp_path / "f\udcff" / "a\udcff.png", noise(6, 6))
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            dataset = load_folder(tmp_path / "f\udcff", 6)
+    assert dataset.name == "f\\xff/all"
+    (tmp_path / "f\udcff" / "b\udcff.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"b\\xff\.png") as caught:
+        load_folder(tmp_path / "f\udcff", 6)
+    str(caught.value).encode()
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(save(tmp_path / "in" / "a.png", noise(6, 6)).parent))
+    assert len(load_folder("~", 6).images) == 1
+    with pytest.raises(FileNotFoundError, match="~nobody-here/x, which is not a folder"):
+        load_folder("~nobody-here/x", 6)
+
+
+def test_all_unreadable_entries_are_named_in_one_error(tmp_path, monkeypatch):
+    root = save(tmp_path / "in" / "a.png", noise(6, 6)).parent
+    (root / "link.png").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "pipe.png")
+    (root / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError, match="4 of 5") as caught:
+        load_folder(root, 6)
+    assert all(name in str(caught.value) for name in ("link.png", "loop", "pipe.png", "locked"))
+
+
+def test_a_large_folder_is_announced_and_refused_without_room(photos, monkeypatch, capsys):
+    root, _, _ = photos
+    monkeypatch.setattr(folder_module, "ANNOUNCED_BYTES", 5 * 6 * 6 * 3)
+    usage = shutil.disk_usage(root)._replace(free=5 * 6 * 6 * 3 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="539 bytes free, and the decoded images need 540. Make room"):
+        load_folder(root, 6)
+    assert "decoding 5 images" in (said := capsys.readouterr().err)
+    assert "540 bytes" in said and os.environ["DDPM_JAX_CACHE"] in said

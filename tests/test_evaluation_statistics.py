@@ -41,7 +41,7 @@ def test_every_part_of_the_key_counts(tmp_path, field):
     save_statistics(tmp_path / "a.npz", MOMENTS, KEY)
     other = 99 if isinstance(getattr(KEY, field), int) else "other"
     asked = dataclasses.replace(KEY, **{field: other})
-    with pytest.raises(ValueError, match=f"a.npz is of {field} {getattr(KEY, field)!r} and not"):
+    with pytest.raises(ValueError, match=f"a.npz has {field} {getattr(KEY, field)!r}, not"):
         load_statistics(tmp_path / "a.npz", asked)
     assert asked.fingerprint != KEY.fingerprint
 

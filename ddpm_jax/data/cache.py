@@ -1,43 +1,43 @@
-"""Decoded images on disk: one uint8 `.npy` an entry, memory-mapped, checked by its fingerprint.
+"""Decoded images on disk: one memory-mapped uint8 `.npy` per entry, checked by its fingerprint.
 
-An entry is a folder `<cache>/<key>/` of `images.npy` [N, H, W, C], `labels.npy` [N] and
+An entry is a folder `<cache>/<key>/` with `images.npy` [N, H, W, C], `labels.npy` [N] and
 `entry.json` (name, shape, number of classes, fingerprint, and the source it was decoded from). It
-is written beside its place and renamed when complete, so that a killed run leaves no half entry.
+is written under another name and renamed when complete, so a killed run leaves no half entry. What
+an unfinished writer decoded can be used again (`unfinished_rows`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
-from ddpm_jax.files import map_npy, read_json_object
+from ddpm_jax.data.unfinished import num_rows, record_of
+from ddpm_jax.files import map_npy, read_json_object, user_path, write_json
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
-MEMORY_BYTES = 2**32  # and up to this size are kept in memory where the cache cannot be written
+MEMORY_BYTES = 2**32  # and up to this size are kept in memory if the cache cannot be written
 STALE_SECONDS = 86400.0  # partial entries untouched for so long belong to a run that died
+KEPT_SECONDS = 7 * STALE_SECONDS  # and those of a run that failed wait so long for the next one
 _NONE = type(None)
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Returns the cache folder, which need not exist.
 
-    In this order: `cache_dir`, the environment's DDPM_JAX_CACHE, XDG_CACHE_HOME/ddpm_jax,
+    The first of `cache_dir`, the environment's DDPM_JAX_CACHE, XDG_CACHE_HOME/ddpm_jax, and
     ~/.cache/ddpm_jax.
     """
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    if own := os.environ.get("DDPM_JAX_CACHE"):
-        return Path(own).expanduser()
+    if own := cache_dir or os.environ.get("DDPM_JAX_CACHE"):
+        return user_path(own)
     xdg = os.environ.get("XDG_CACHE_HOME")
     return (Path(xdg) if xdg else Path.home() / ".cache") / "ddpm_jax"
 
@@ -45,11 +45,11 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 def read_entry(
     root: Path, key: str, accept: Callable[[dict[str, Any]], bool] = lambda source: True
 ) -> ImageDataset | None:
-    """Opens entry `key` of `root`, or returns None where there is none to be used.
+    """Opens entry `key` of `root`, or returns None if there is none that can be used.
 
-    `accept(source)` is asked with what the entry says it was decoded from. A damaged entry is not
-    used either, and a warning says so: shapes and sizes are compared, and below `VERIFY_BYTES` the
-    fingerprint of all bytes.
+    `accept(source)` decides by what the entry was decoded from. Warns of a damaged entry and
+    returns None: shapes and sizes are compared, and up to `VERIFY_BYTES` the fingerprint of all
+    bytes.
     """
     entry = root / key
     if not (entry / "entry.json").is_file():
@@ -63,7 +63,7 @@ def read_entry(
             raise ValueError(f"images are {images.shape}, not {about['shape']}")
         given = about["fingerprint"]
         if images.nbytes <= VERIFY_BYTES and fingerprint_of(images, labels) != given:
-            raise ValueError("its bytes have another fingerprint than when they were written")
+            raise ValueError("its bytes have changed since they were written")
         classes, name = about["num_classes"], about["name"]
         if labels.dtype != np.int32 or type(name) is not str or type(classes) not in (int, _NONE):
             raise ValueError(
@@ -87,12 +87,22 @@ class EntryWriter:
             for block in blocks: writer.append(block)
             dataset = writer.finish(labels, num_classes, name, source)
 
-    Where `root` cannot be written, a warning says so and the images are kept in memory.
+    If `root` cannot be written, warns and keeps the images in memory.
 
-    Raises OSError when the disk, or in the latter case memory, has no room for the images.
+    After a failure, images that were appended with digests of their sources remain for
+    `unfinished_rows`; `replaces` are the folders of earlier failures that this entry supersedes.
+
+    Raises OSError if the disk, or in the latter case memory, has no room for the images.
     """
 
-    def __init__(self, root: Path, key: str, shape: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        key: str,
+        shape: tuple[int, int, int, int],
+        replaces: Sequence[Path] = (),
+    ) -> None:
+        self._replaces, self._rows = replaces, None
         self._root, self._key, self._shape = root, key, shape
         self._fingerprint, self._filled = Fingerprint(shape), 0
         self._memory: np.ndarray | None = None
@@ -100,7 +110,7 @@ class EntryWriter:
         num_bytes = int(np.prod(shape, dtype=np.int64))
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _remove_stale(root, key)
+            _remove_stale(root)
             self._partial.mkdir()
             self._file = open(self._partial / "images.npy", "wb")  # noqa: SIM115
         except OSError as error:
@@ -112,14 +122,14 @@ class EntryWriter:
                 ) from error
             warnings.warn(
                 f"The cache folder {root} cannot be written ({error}): the decoded images are kept "
-                "in memory and decoded anew next time. Pass a writable cache_dir to keep them.",
+                "in memory only, and decoded again next time. Pass a writable cache_dir.",
                 stacklevel=4,
             )
             self._memory = np.empty(shape, np.uint8)
             return
         free = shutil.disk_usage(root).free
         if free < num_bytes:
-            self._discard()
+            self.__exit__()
             raise OSError(
                 f"The cache folder {root} has {free:,} bytes free, and the decoded images need "
                 f"{num_bytes:,}. Make room, or pass a cache_dir on another disk."
@@ -127,14 +137,35 @@ class EntryWriter:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(self._file, header)
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether the images are written to disk, and not kept in memory only."""
+        return self._file is not None
+
     def __enter__(self) -> EntryWriter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._discard()
+        if self._file is None:
+            return
+        self._file.close()
+        if self._rows is None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            return
+        self._rows.close()
+        # Only the larger of two failures is kept, so that repeated ones do not fill the disk.
+        if sum(map(num_rows, self._replaces)) < num_rows(self._partial):
+            for folder in self._replaces:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._partial.rename(self._partial.with_suffix(".kept"))
+        else:
+            shutil.rmtree(self._partial, ignore_errors=True)
 
-    def append(self, block: np.ndarray) -> None:
-        """Adds the next images, uint8 [n, H, W, C]."""
+    def append(self, block: np.ndarray, sources: Sequence[tuple[bytes, int]] | None = None) -> None:
+        """Adds the next images, uint8 [n, H, W, C].
+
+        sources  of each image, the digest (16 bytes) by which `unfinished_rows` finds it, and notes
+        """
         block = np.ascontiguousarray(block)
         if block.dtype != np.uint8 or block.shape[1:] != self._shape[1:]:
             raise ValueError(
@@ -145,6 +176,12 @@ class EntryWriter:
         # write, not a memory map: a full disk is an OSError here, and a SIGBUS there.
         if self._file is not None:
             self._file.write(block.data.cast("B"))
+            if sources is not None:
+                self._rows = self._rows or open(self._partial / "rows", "wb")  # noqa: SIM115
+                self._file.flush()
+                for pixels, source in zip(block, sources, strict=True):
+                    self._rows.write(record_of(pixels, *source))
+                self._rows.flush()
         elif self._memory is not None:
             self._memory[self._filled : self._filled + len(block)] = block
         self._filled += len(block)
@@ -172,21 +209,22 @@ class EntryWriter:
                 "fingerprint": fingerprint,
                 "source": source,
             }
-            (self._partial / "entry.json").write_text(json.dumps(about, indent=1))
-            # Mapped before the rename: whatever happens to the entry afterwards, these bytes stay.
+            write_json(self._partial / "entry.json", about)
+            if self._rows is not None:
+                self._rows.close()
+                self._rows = None
+                (self._partial / "rows").unlink()
+            # Mapped before the rename: these bytes stay, whatever happens to the entry afterwards.
             images = np.load(self._partial / "images.npy", mmap_mode="r", allow_pickle=False)
             written = os.stat(self._partial / "images.npy")
             _publish(self._partial, self._root / self._key)
+            for folder in self._replaces:
+                shutil.rmtree(folder, ignore_errors=True)
             images = _reopened(self._root / self._key / "images.npy", written, images)
         assert images is not None
         return make_dataset(
             images, None if labels is None else stored, num_classes, name, fingerprint=fingerprint
         )
-
-    def _discard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def write_entry(
@@ -198,7 +236,7 @@ def write_entry(
     name: str,
     source: dict[str, Any],
 ) -> ImageDataset:
-    """Stores images [N, H, W, C] as entry `key`; where that fails, warns and returns them."""
+    """Stores images [N, H, W, C] as entry `key`; if that fails, warns and returns them."""
     try:
         with EntryWriter(root, key, images.shape) as writer:  # type: ignore
             writer.append(images)
@@ -209,7 +247,7 @@ def write_entry(
 
 
 def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:
-    """Says what an entry was decoded from: kind, place, and the sizes and times of its files."""
+    """What an entry is decoded from: kind, path, and the sizes and times of its files."""
     stats = [(file.name, file.stat()) for file in files]
     return {
         "kind": kind,
@@ -228,7 +266,7 @@ def _publish(partial: Path, entry: Path) -> None:
     try:
         os.rename(partial, entry)
     except OSError:
-        # Another process was faster with the same data. Both are complete, so either may stay.
+        # Another process stored the same data first. Both are complete, so either may stay.
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -243,11 +281,13 @@ def _reopened(file: Path, written: os.stat_result, images: np.ndarray) -> np.nda
     return images
 
 
-def _remove_stale(root: Path, key: str) -> None:
-    for left in (*root.glob(f".{key}.*.partial"), *root.glob(f".{key}.*.old")):
-        try:
-            ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
-        except OSError:
-            continue
-        if min(ages) > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+def _remove_stale(root: Path) -> None:
+    """Removes what writers left behind that died or failed long ago."""
+    for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
+        for left in root.glob(f".*.{ending}"):
+            try:
+                ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
+            except OSError:
+                continue
+            if min(ages) > limit:
+                shutil.rmtree(left, ignore_errors=True)

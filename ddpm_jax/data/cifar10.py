@@ -8,7 +8,6 @@ row. The "python version" is a pickle, which runs code when it is read, and is r
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,11 +15,11 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.data import tfds_reader
-from ddpm_jax.data.archives import tar_members
+from ddpm_jax.data.archives import DAMAGE, open_plain_or_gzip, read_members
 from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress, download_file
-from ddpm_jax.data.gzipped import DAMAGE, open_plain_or_gzip
+from ddpm_jax.files import user_path
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
@@ -34,7 +33,6 @@ FILES = {
 CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 RECORDS_PER_FILE = 10_000
 RECORD_BYTES = 1 + 3 * 32 * 32
-LARGEST_MEMBER = 10**8  # no file of the archive is larger than 31 MB
 
 Split = Literal["train", "test"]
 Source = Literal["auto", "archive", "tfds"]
@@ -54,21 +52,21 @@ def load_cifar10(
     path       what to read: the archive `cifar-10-binary.tar.gz`, its folder
                `cifar-10-batches-bin`, a folder that holds either, or the `data_dir` of a prepared
                TFDS data set
-    source     "archive" (or its folder) or "tfds" admits that kind alone; "auto" both
+    source     "archive" (or its folder) or "tfds" allows only that kind; "auto" both
     cache_dir  where decoded images and downloads are kept (`cache_root`)
-    download   whether the archive may be fetched; never without being asked
+    download   whether the archive may be downloaded
     progress   called with (bytes, total) during a download; by default a tqdm bar
 
-    Without a path, the first of these is taken: the images cached by an earlier call, whatever they
-    were decoded from; the archive or its folder in cache_dir; a data set that TFDS prepared as
-    array_record in TFDS_DATA_DIR or ~/tensorflow_datasets, if TFDS is installed; a download. A path
-    is read again when its files' sizes or times have changed since they were cached. The order of
-    the images is that of the source (TFDS shuffles), so the fingerprint differs between sources.
+    Without a path, the first of these is used: images cached by an earlier call, from any source;
+    the archive or its folder in cache_dir; a data set that TFDS prepared as array_record in
+    TFDS_DATA_DIR or ~/tensorflow_datasets, if TFDS is installed; a download. A path is read again
+    if the sizes or times of its files have changed since they were cached. The images keep the
+    order of the source (TFDS shuffles), so the fingerprint differs between sources.
 
-    A download has to match the published size and sha256. Of local files the structure is checked:
-    sizes, label range, and 5,000 (test: 1,000) images of every class.
+    A download must match the published size and sha256. For local files the structure is checked:
+    sizes, range of labels, and 5,000 (test: 1,000) images of every class.
 
-    Raises FileNotFoundError, with the remedies, where nothing is found; ValueError naming the file
+    Raises FileNotFoundError, with the remedies, if nothing is found; ValueError naming the file
     for damaged or wrong files; ImportError when TFDS is needed and not installed.
     """
     if split not in FILES:
@@ -143,33 +141,19 @@ def _folder_files(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, b
 
 
 def _archive_files(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    """Reads the members straight from the stream, by exact name: nothing is ever extracted."""
-    wanted, found = {f"{FOLDER}/{name}": name for name in names}, set()
-    with open_plain_or_gzip(archive) as file:
-        try:
-            for member, content in tar_members(file, LARGEST_MEMBER):
-                name = wanted.get(member.name.removeprefix("./"))
-                if name is None:
-                    continue
-                if name in found:
-                    raise ValueError(f"{member.name!r} is there twice")
-                if not member.plain:
-                    raise ValueError(f"{member.name!r} is not a plain file")
-                _check_size(member.size, name, archive)
-                found.add(name)
-                yield name, content.read(member.size)
-            # To the end of the file, where gzip keeps its check sum.
-            for _ in range(LARGEST_MEMBER >> 20):
-                if not file.read(1 << 20):
-                    return
-            raise ValueError("it goes on and on after the end of the archive in it")
-        except (tarfile.TarError, ValueError, *DAMAGE) as error:
-            if str(archive) in str(error):
-                raise
-            raise ValueError(
-                f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} "
-                f"bytes, the published file {ARCHIVE_BYTES:,}. Get it again from {URL}."
-            ) from error
+    wanted = {f"{FOLDER}/{name}": name for name in names}
+    try:
+        with open_plain_or_gzip(archive) as stream:
+            for member, content in read_members(stream, wanted):
+                _check_size(len(content), wanted[member], archive)
+                yield wanted[member], content
+    except (ValueError, *DAMAGE) as error:
+        if str(archive) in str(error):
+            raise
+        raise ValueError(
+            f"{archive} is damaged or truncated ({error}): it has {archive.stat().st_size:,} "
+            f"bytes, the published file {ARCHIVE_BYTES:,}. Get it again from {URL}."
+        ) from error
 
 
 def _check_size(size: int, name: str, place: Path) -> None:
@@ -201,7 +185,7 @@ def _locate(
 ) -> tuple[str, Path]:
     """Returns ("archive", file or folder) or ("tfds", folder of the prepared version)."""
     if path is not None:
-        return _recognise(Path(path).expanduser(), source)
+        return _recognise(user_path(path), source)
     archive = _find_in(root)
     if archive is not None and source != "tfds":
         return "archive", archive

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
+import sys
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry
-from ddpm_jax.data.dataset import ImageDataset
+from ddpm_jax.data.dataset import Fingerprint, ImageDataset
 from ddpm_jax.data.download import Progress, progress_bar
-from ddpm_jax.data.images import FILTER, SUFFIXES, decode_image
-from ddpm_jax.files import check_regular
+from ddpm_jax.data.images import (
+    FILTER,
+    FORMATS,
+    SUFFIXES,
+    Notes,
+    decode_image,
+    is_image,
+    list_errors,
+    shown,
+)
+from ddpm_jax.data.unfinished import Row, unfinished_rows
+from ddpm_jax.files import check_regular, user_path
 
-BLOCK = 64  # images a thread decodes at a time
+BLOCK = 64  # images that a thread decodes at a time
+ANNOUNCED_BYTES = 2**28
+"""From this size on, a cache entry is announced before it is written."""
+COMPANIONS = frozenset(
+    ".txt .json .jsonl .csv .tsv .xml .html .md .yaml .yml .ini .log .py .sh .db".split()
+)
+"""Captions, labels and lists, which lie beside images and are left out without a warning."""
 
 
 class ImageFile(NamedTuple):
@@ -37,7 +56,7 @@ def load_folder(
     resolution: int,
     *,
     split: Literal["all", "train", "heldout"] = "all",
-    holdout_every: int = 10,
+    holdout: float = 0.1,
     grey: bool = False,
     class_folders: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -47,150 +66,244 @@ def load_folder(
 ) -> ImageDataset:
     """Loads every image under `path`: uint8 [N, R, R, C], R = `resolution`, C = 3 (1 with `grey`).
 
-    split          "all", or "heldout" for every `holdout_every`-th file of the sorted list,
-                   beginning with the first, or "train" for the others
-    grey           luminance in place of RGB
-    class_folders  labels are the numbers of the sorted first-level folders; else there are none
+    split          "all", "heldout", or "train" for those not held out
+    holdout        share of the images that is held out, 0 ≤ holdout < 1, evenly spaced over the
+                   sorted list: 0.1 takes the first, the eleventh, …; with 0, "heldout" is empty
+    grey           luminance instead of RGB
+    class_folders  labels are the numbers of the sorted first-level folders; otherwise none
     cache_dir      where the decoded array is kept (`cache_root`)
     num_workers    decoding threads (all processors); Pillow decodes and resizes outside the GIL
     max_pixels     larger images are refused as decompression bombs (Pillow: over 178,956,970)
     progress       called with (images decoded, N); by default a tqdm bar
 
-    Files ending in .png, .jpg, .jpeg, .webp or .bmp are taken from all subfolders, in the order of
-    their paths' bytes, which is the same everywhere; names that begin with a dot are left out, and
-    a folder reached twice by links is read once. `decode_image` says how they become pixels. The
-    array is decoded on the first call, not held in memory, and kept under a key of all file names,
-    sizes and times and of the options, so that a changed folder is decoded anew.
+    Images are found in all subfolders by the endings in `images.SUFFIXES`, or by their content if
+    they have another ending, and sorted by the bytes of their paths, which is the same everywhere.
+    Names that begin with a dot are left out, and a folder reached twice through links is read once.
+    Warns of other files that are left out, but for texts such as captions (`COMPANIONS`).
 
-    Raises FileNotFoundError for a missing folder, ValueError for one without images and, naming the
-    file, for a file that is no readable image; OSError for a pipe or device of such a name, and
-    when the cache's disk has no room.
+    The array is decoded on the first call, not held in memory, and stored under a key of all file
+    names, sizes and times and of the options, so a changed folder is decoded again. Images that
+    were decoded before a failure are not decoded again.
+
+    Raises FileNotFoundError for a missing folder; ValueError for one without images and, naming up
+    to 20, for files that are not readable images; OSError for links to nowhere, pipes and devices
+    with such a name, for unreadable subfolders, and if the disk of the cache has no room.
     """
-    folder = Path(path).expanduser()
-    if resolution < 1 or holdout_every < 2:
+    folder = user_path(path)
+    if resolution < 1 or not 0 <= holdout < 1:
         raise ValueError(
-            "load_folder needs resolution ≥ 1 and holdout_every ≥ 2, got "
-            f"{resolution=}, {holdout_every=}."
+            f"load_folder needs resolution ≥ 1 and 0 ≤ holdout < 1, got {resolution=}, {holdout=}."
         )
     if split not in ("all", "train", "heldout"):
         raise ValueError(f'load_folder needs split "all", "train" or "heldout", got {split!r}.')
     files = list_images(folder)
+    classes = _classes(folder, files) if class_folders else None
     if split != "all":
-        files = [f for i, f in enumerate(files) if (i % holdout_every == 0) == (split == "heldout")]
-        if not files:
-            raise ValueError(f"load_folder: the {split} split of {folder} is empty; add images.")
-    labels, num_classes = _class_labels(folder, files) if class_folders else (None, None)
-    root, name = cache_root(cache_dir), f"{folder.resolve().name}/{split}"
-    key = _key(folder, files, f"{resolution} {grey} {class_folders} {split} {FILTER}")
-    cached = read_entry(root, key)
-    if cached is not None:
-        return cached
-
+        held_out = held_out_of(len(files), holdout)
+        files = [f for f, held in zip(files, held_out, strict=True) if held == (split == "heldout")]
+    name = f"{shown(folder.resolve().name)}/{split}"
     shape = (len(files), resolution, resolution, 1 if grey else 3)
-    paths = [folder / file.name for file in files]
-    done, enlarged = 0, []
+    if not files and holdout == 0:
+        images, labels = np.zeros(shape, np.uint8), np.zeros(0, np.int32)
+        return ImageDataset(images, labels, None, name, Fingerprint(shape).hexdigest(labels))
+    if not files:
+        raise ValueError(
+            f"load_folder: the {split} split of {shown(folder)} is empty with {holdout=}. Add "
+            "images, or hold out none with holdout=0."
+        )
+    labels = num_classes = None
+    if classes is not None:
+        labels = np.array([classes[file.name.split("/", 1)[0]] for file in files], np.int32)
+        num_classes = len(classes)
+    root = cache_root(cache_dir)
+    digest = _digest(files, f"{resolution} {grey} {class_folders} {split} {FILTER}")[:24]
+    # By the digest alone: the folder may have been renamed.
+    for entry in sorted(root.glob(f"folder-*-{digest}")):
+        if (cached := read_entry(root, entry.name)) is not None:
+            return cached._replace(name=name)
+
+    num_bytes = math.prod(shape)
+    if num_bytes >= ANNOUNCED_BYTES:
+        print(
+            f"decoding {len(files):,} images of {shown(folder)} into {num_bytes:,} bytes in {root}",
+            file=sys.stderr,
+            flush=True,
+        )
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.resolve().name)[:40]
+    sources = [bytes.fromhex(_digest([f], f"{resolution} {grey} {FILTER}")[:32]) for f in files]
+    rows, failed = unfinished_rows(root, shape, set(sources))
+    decoder = _Decoder(folder, shape, grey, max_pixels, rows)
+    done, errors, notes = 0, [], []
     with (
-        EntryWriter(root, key, shape) as writer,
+        EntryWriter(root, f"folder-{readable}-{digest}", shape, failed) as writer,
         progress_bar(progress, name, len(files), unit="image") as report,
-        closing(_decoded(paths, resolution, grey, max_pixels, num_workers)) as blocks,
+        closing(decoder.blocks(files, sources, num_workers)) as blocks,
     ):
-        for block, small in blocks:
-            writer.append(block)
-            enlarged += small
-            done += len(block)
+        for block in blocks:
+            writer.append(block.pixels, block.sources)
+            errors += block.errors
+            notes += [note for _, note in block.sources]
+            done += len(block.pixels)
             report(done, len(files))
-        dataset = writer.finish(
-            labels, num_classes, name, {"kind": "folder", "path": str(folder.resolve())}
-        )
-    if enlarged:
-        warnings.warn(
-            f"{len(enlarged)} of {len(files)} images in {folder} are smaller than {resolution} and "
-            f"were enlarged, {enlarged[0]} first: they teach a model blur. Lower the resolution?",
-            stacklevel=2,
-        )
+        if errors:
+            kept = f"\nThe others stay decoded in {root} for the next start." * writer.on_disk
+            raise ValueError(list_errors(errors, len(files), folder) + kept)
+        origin = {"kind": "folder", "path": shown(folder.resolve())}
+        dataset = writer.finish(labels, num_classes, name, origin)
+    _warn_of(folder, files, notes, resolution)
     return dataset
+
+
+def held_out_of(count: int, share: float) -> np.ndarray:
+    """Which of so many images are held out [count]: ⌈count · share⌉ of them, evenly spaced."""
+    exact = Fraction(share).limit_denominator(1_000_000)
+    before = -(-np.arange(count + 1) * exact.numerator // exact.denominator)
+    return np.diff(before) > 0
 
 
 def list_images(folder: Path) -> list[ImageFile]:
     """Lists the image files under `folder` by the rules of `load_folder`, sorted.
 
-    Raises FileNotFoundError for a missing folder, ValueError for one without images, OSError for a
-    link to nowhere, a pipe or a device that has an image's name.
+    Raises FileNotFoundError for a missing folder, ValueError for one without images, OSError for
+    what has the name of an image and cannot be read as a file, and for unreadable subfolders.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"load_folder got {folder}, which is not a folder.")
-    found, others = [], 0
+        raise FileNotFoundError(f"load_folder got {shown(folder)}, which is not a folder.")
+    found, left_out, errors = [], [], []
     pending, seen = [("", folder)], set()
     while pending:
         prefix, place = pending.pop()
-        stat = place.stat()
-        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder already read, or to a parent
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(place) as entries:
-            inside = sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True)
-        for entry in inside:
-            if entry.name.startswith("."):
+        try:
+            status = place.stat()
+            if (status.st_dev, status.st_ino) in seen:  # reached before, through a link
                 continue
-            if entry.is_dir():
-                pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                about = check_regular(Path(entry.path))
-                found.append(ImageFile(prefix + entry.name, about.st_size, about.st_mtime_ns))
-            else:
-                others += 1
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as entries:
+                inside = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            errors.append(str(error))
+            continue
+        for entry in inside:
+            ending = os.path.splitext(entry.name)[1].lower()
+            try:
+                if entry.is_dir():
+                    pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
+                elif ending in SUFFIXES or (
+                    ending not in COMPANIONS and entry.is_file() and is_image(Path(entry.path))
+                ):
+                    status = check_regular(Path(entry.path))
+                    found.append(ImageFile(prefix + entry.name, status.st_size, status.st_mtime_ns))
+                elif ending not in COMPANIONS:
+                    left_out.append(prefix + entry.name)
+            except OSError as error:
+                errors.append(str(error))
+    if errors:
+        raise OSError(list_errors(sorted(errors), len(found) + len(errors), folder))
+    if left_out:
+        names = ", ".join(map(shown, sorted(left_out)[:5])) + ", …" * (len(left_out) > 5)
+        warnings.warn(
+            f"{len(left_out)} files in {shown(folder)} are not images in a format that is read "
+            f"({', '.join(FORMATS)}) and are left out: {names}. Convert images among them to PNG.",
+            stacklevel=3,
+        )
     if not found:
         raise ValueError(
-            f"load_folder found no image in {folder} and its subfolders, and {others} other files. "
-            f"Images end in {', '.join(sorted(SUFFIXES))}."
+            f"load_folder found no image in {shown(folder)} and its subfolders. Images are "
+            f"{', '.join(FORMATS)} files."
         )
     return sorted(found, key=lambda file: os.fsencode(file.name))
 
 
-def _class_labels(folder: Path, files: list[ImageFile]) -> tuple[np.ndarray, int]:
+def _classes(folder: Path, files: list[ImageFile]) -> dict[str, int]:
+    """Numbers the first-level folders in the order of their names' bytes."""
     for file in files:
         if "/" not in file.name:
             raise ValueError(
                 "load_folder(class_folders=True) needs every image in a folder of its class, but "
-                f"{folder / file.name} is in none."
+                f"{shown(folder / file.name)} is in none."
             )
-    names = [file.name.split("/", 1)[0] for file in files]
-    classes = sorted(set(names), key=os.fsencode)
-    numbers = {name: i for i, name in enumerate(classes)}
-    return np.array([numbers[name] for name in names], np.int32), len(classes)
+    names = {file.name.split("/", 1)[0] for file in files}
+    return {name: i for i, name in enumerate(sorted(names, key=os.fsencode))}
 
 
-def _key(folder: Path, files: Iterable[ImageFile], options: str) -> str:
+def _digest(files: Iterable[ImageFile], options: str) -> str:
     digest = hashlib.sha256(options.encode())
     for file in files:
         digest.update(b"\0" + os.fsencode(file.name) + f"\0{file.size} {file.mtime_ns}".encode())
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.resolve().name)[:40]
-    return f"folder-{readable}-{digest.hexdigest()[:24]}"
+    return digest.hexdigest()
 
 
-def _decoded(
-    paths: list[Path], resolution: int, grey: bool, max_pixels: int, num_workers: int | None
-) -> Generator[tuple[np.ndarray, list[Path]], None, None]:
-    """Yields blocks [n, R, R, C] of the images in order, and which of them had to be enlarged."""
+def _warn_of(folder: Path, files: list[ImageFile], notes: list[int], resolution: int) -> None:
+    """Warns of images that were enlarged, and of those of which only one frame was taken."""
+    texts = {
+        Notes.ENLARGED: f"are smaller than {resolution} and were enlarged, so they teach a model "
+        "blur. Lower the resolution?",
+        Notes.FIRST_FRAME: "have several frames, of which only the first is used.",
+    }
+    for note, text in texts.items():
+        names = [file.name for file, its in zip(files, notes, strict=True) if its & note]
+        if names:
+            warnings.warn(
+                f"{len(names)} of {len(files)} images in {shown(folder)}, such as "
+                f"{shown(names[0])}, {text}",
+                stacklevel=3,
+            )
 
-    def decode(block: list[Path]) -> tuple[np.ndarray, list[Path]]:
-        pairs = [decode_image(p, resolution, grey=grey, max_pixels=max_pixels) for p in block]
-        pixels, small = zip(*pairs, strict=True)
-        return np.stack(pixels), [p for p, was in zip(block, small, strict=True) if was]
 
-    num_workers = num_workers or os.cpu_count() or 1
-    blocks = iter([paths[i : i + BLOCK] for i in range(0, len(paths), BLOCK)])
-    with ThreadPoolExecutor(num_workers, "decode-images") as pool, warnings.catch_warnings():
-        # Pillow warns from its own limit on; decode_image raises from `max_pixels` on. Set here, as
-        # Python's filters are shared by all threads.
-        warnings.filterwarnings("ignore", message=".*decompression bomb")
-        waiting = deque()  # a window, as results of millions of files do not fit in memory
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(decode, block))
-                if len(waiting) > 2 * num_workers:
+class _Block(NamedTuple):
+    """Consecutive images: pixels [n, R, R, C], digest and notes of each, and errors among them."""
+
+    pixels: np.ndarray
+    sources: list[tuple[bytes, int]]
+    errors: list[str]
+
+
+class _Decoder(NamedTuple):
+    """Decodes files to rows of `shape` [N, R, R, C], except those that `rows` already has."""
+
+    folder: Path
+    shape: tuple[int, int, int, int]
+    grey: bool
+    max_pixels: int
+    rows: dict[bytes, Row]
+
+    def blocks(
+        self, files: Sequence[ImageFile], sources: Sequence[bytes], num_workers: int | None
+    ) -> Generator[_Block, None, None]:
+        """Yields the images in order; one that is unreadable is black, and its digest zeros."""
+        num_workers = num_workers or os.cpu_count() or 1
+        with ThreadPoolExecutor(num_workers, "decode-images") as pool, warnings.catch_warnings():
+            # Pillow warns from its own limit on; decode_image raises from `max_pixels` on. Set
+            # here, since all threads share Python's filters.
+            warnings.filterwarnings("ignore", message=".*decompression bomb")
+            waiting = deque()  # a window, since the results of millions of files exceed memory
+            try:
+                for i in range(0, len(files), BLOCK):
+                    block = slice(i, i + BLOCK)
+                    waiting.append(pool.submit(self._decode, files[block], sources[block]))
+                    if len(waiting) > 2 * num_workers:
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, files: Sequence[ImageFile], sources: Sequence[bytes]) -> _Block:
+        block = _Block(np.zeros((len(files), *self.shape[1:]), np.uint8), [], [])
+        for i, (file, source) in enumerate(zip(files, sources, strict=True)):
+            notes = 0
+            try:
+                if source in self.rows:
+                    block.pixels[i], notes = self.rows[source]
+                else:
+                    block.pixels[i], notes = decode_image(
+                        self.folder / file.name,
+                        self.shape[1],
+                        grey=self.grey,
+                        max_pixels=self.max_pixels,
+                    )
+            except ValueError as error:
+                block.errors.append(str(error))
+                source = bytes(16)
+            block.sources.append((source, int(notes)))
+        return block

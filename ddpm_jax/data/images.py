@@ -2,72 +2,151 @@
 
 from __future__ import annotations
 
+import enum
+import functools
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.png_rows import check_rows
 from ddpm_jax.files import check_regular
 
-# Pillow knows many more, some of which start other programs (EPS runs Ghostscript).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+COMMON = ("PNG", "JPEG", "WEBP", "BMP")
+COMMON_SUFFIXES = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .bmp".split())
+"""Such a file may be any of the four, but nothing else: a GIF called .jpg is most often what a
+server sent in place of the photo."""
+FORMATS = (*COMMON, "GIF", "TIFF", "PPM", "QOI", "AVIF")
+"""Pillow knows more. EPS starts Ghostscript, TGA has no mark to know it by, and JPEG 2000 of 16
+bits is cut to 8 without a way to tell."""
+SUFFIXES = COMMON_SUFFIXES.union(
+    ".mpo .gif .tif .tiff .ppm .pgm .pbm .pnm .qoi .avif .avifs".split()
+)
 FILTER = "lanczos"
+MAX_NAMED = 20
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the header's type of colour
+# First column and row of each pass of an interlaced PNG, and the steps between them.
+_PNG_PASSES = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+
+
+class Notes(enum.IntFlag):
+    """What a user should know about an image that was decoded."""
+
+    ENLARGED = 1
+    FIRST_FRAME = 2
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # Pillow 11.1 has no AVIF
+
+
+@contextmanager
+def open_image(file: Path) -> Iterator[Any]:
+    """Opens an image file as Pillow does, its pixels not decoded yet.
+
+    Every error inside becomes a ValueError that names the file and the remedy.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    formats = COMMON if file.suffix.lower() in COMMON_SUFFIXES else _formats()
+    try:
+        check_regular(file)
+        with Image.open(file, formats=formats) as opened:
+            yield opened
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is none of {', '.join(formats)}" if unknown else error
+        raise ValueError(
+            f"{file} could not be read as an image: {reason}. Remove it, or convert it to PNG."
+        ) from error
+
+
+def is_image(file: Path) -> bool:
+    """Whether the content of a regular file begins as an image of one of `FORMATS`."""
+    try:
+        with open_image(file):
+            return True
+    except ValueError:
+        return False
 
 
 def decode_image(
     file: Path, resolution: int, *, grey: bool = False, max_pixels: int = 89_478_485
-) -> tuple[np.ndarray, bool]:
-    """Decodes `file` to uint8 [R, R, C], R = `resolution`, and tells whether it had to be enlarged.
+) -> tuple[np.ndarray, Notes]:
+    """Decodes `file` to uint8 [R, R, C], R = `resolution`, with notes for the user.
 
-    The EXIF orientation is applied, transparency is laid over white, colour becomes RGB (C = 3) or,
-    with `grey`, luminance (C = 1); of an animation the first frame is taken. The central square on
+    Applies the EXIF orientation, composes transparency over white, and converts colour to RGB (C =
+    3) or, with `grey`, luminance (C = 1). Takes the first frame of several. The central square on
     the shorter side, at whole pixels, is resized with Lanczos-3, whose support widens with the
-    reduction. So every source pixel counts and nothing aliases, as it would with a filter of fixed
+    reduction: every source pixel counts and nothing aliases, as it would with a filter of fixed
     support (Parmar et al. 2022, "On Aliased Resizing"), and more detail is kept than by averaging
     boxes. An image that already has the size keeps its pixels.
 
-    Raises ValueError naming the file when it is none of `FORMATS`, truncated, damaged, of more than
-    8 bits a channel, or a decompression bomb: larger than `max_pixels`, by default the size Pillow
-    warns from, or twice Pillow's `Image.MAX_IMAGE_PIXELS`, which it refuses itself.
+    Raises ValueError, naming the file, if it is none of `FORMATS`, truncated, damaged, of more than
+    8 bits per channel, or a decompression bomb: larger than `max_pixels`, by default the size from
+    which Pillow warns, or twice Pillow's `Image.MAX_IMAGE_PIXELS`, which Pillow itself refuses.
     """
     from PIL import Image, ImageOps
 
-    try:
-        check_regular(file)
-        with Image.open(file, formats=FORMATS) as opened:
-            # Asked of the header, before a pixel is decoded.
-            if opened.width * opened.height > max_pixels:
-                raise ValueError(f"{opened.width}×{opened.height} pixels are over {max_pixels:,}")
-            if is_deep(opened):
-                raise ValueError(f"mode {opened.mode} has more than 8 bits a channel; convert it")
-            opened.load()
-            check_rows(opened, file)
-            image = ImageOps.exif_transpose(opened)
-            image = _without_transparency(image).convert("L" if grey else "RGB")
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.resize(
-                (resolution, resolution),
-                Image.Resampling.LANCZOS,
-                box=(left, top, left + side, top + side),
-            )
-            pixels = np.asarray(image).reshape(resolution, resolution, 1 if grey else 3)
-            return pixels, side < resolution
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
-        raise ValueError(
-            f"{file} could not be read as an image: {error}. Remove it, or convert it to PNG."
-        ) from error
+    with open_image(file) as opened:
+        # From the header, before a pixel is decoded.
+        if opened.width * opened.height > max_pixels:
+            raise ValueError(f"{opened.width}×{opened.height} pixels are over {max_pixels:,}")
+        if is_deep(opened):
+            raise ValueError(f"mode {opened.mode} has more than 8 bits per channel; convert it")
+        # The second picture of an MPO is a phone's preview.
+        several = getattr(opened, "is_animated", False) and opened.format != "MPO"
+        opened.load()
+        check_png_rows(opened, file)
+        image = ImageOps.exif_transpose(opened)
+        image = _without_transparency(image).convert("L" if grey else "RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.resize(
+            (resolution, resolution),
+            Image.Resampling.LANCZOS,
+            box=(left, top, left + side, top + side),
+        )
+        pixels = np.asarray(image).reshape(resolution, resolution, 1 if grey else 3)
+        enlarged = Notes.ENLARGED if side < resolution else Notes(0)
+        return pixels, enlarged | (Notes.FIRST_FRAME if several else Notes(0))
+
+
+def list_errors(errors: Sequence[str], total: int, folder: Path) -> str:
+    """One message for all files of a folder that could not be read, of so many."""
+    if len(errors) == 1:
+        return shown(errors[0])
+    few = f", among them these {MAX_NAMED}" if len(errors) > MAX_NAMED else ""
+    first = f"{len(errors)} of {total} images in {shown(folder)} cannot be read{few}:"
+    return "\n  ".join([first, *map(shown, errors[:MAX_NAMED])])
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be printed and stored: bytes that are not UTF-8 become escapes."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_deep(opened: Any) -> bool:
-    """Tells whether an image, opened but not decoded yet, has more than 8 bits a channel.
+    """Whether an image, opened but not decoded yet, has more than 8 bits per channel.
 
-    Of a PNG in colour the mode does not tell, and Pillow would drop the lower 8 bits.
+    Pillow would drop the lower bits of a PNG, TIFF or PPM in colour, and its mode does not tell.
     """
-    deep = opened.format == "PNG" and any(";16" in str(tile[3]) for tile in opened.tile)
-    return deep or opened.mode[0] in "IF"
+    details = [tile[3] for tile in opened.tile]
+    if opened.format in ("PNG", "TIFF") and any(";16" in str(detail) for detail in details):
+        return True
+    if opened.format == "PPM" and any(d[1] > 255 for d in details if isinstance(d, tuple)):
+        return True
+    return opened.mode[0] in "IF"
 
 
 def _without_transparency(image: Any) -> Any:
@@ -77,3 +156,41 @@ def _without_transparency(image: Any) -> Any:
         return image
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def check_png_rows(opened: Any, source: Path | bytes) -> None:
+    """Raises ValueError if an image, decoded from `source`, is a PNG with rows missing.
+
+    Pillow raises for a truncated file, but where the compressed stream itself ends early it leaves
+    the missing rows black. The stream is examined only if the last rows are black or transparent
+    throughout; otherwise they, and those before them, were present.
+    """
+    width, height = opened.size
+    last = (opened.crop((0, y, width, y + 1)) for y in range(max(0, height - 2), height))
+    if opened.format != "PNG" or all(row.getbbox() is not None for row in last):
+        return
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    _, _, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
+    bits = depth * _PNG_CHANNELS[colour]
+    needed = 0
+    for x, y, step_x, step_y in _PNG_PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
+        needed += max(0, rows) * (1 + -(-columns * bits // 8)) if columns > 0 else 0
+    if (held := _inflated_size(content, needed)) < needed:
+        raise ValueError(f"it has {held:,} bytes of pixels, and its header says {needed:,}")
+
+
+def _inflated_size(content: bytes, max_bytes: int) -> int:
+    """The size of a PNG's decompressed stream, counted up to `max_bytes`."""
+    stream, at, found = zlib.decompressobj(), 8, 0
+    while at + 8 <= len(content) and found < max_bytes and not stream.eof:
+        length, kind = struct.unpack(">I4s", content[at : at + 8])
+        piece = content[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        while piece and found < max_bytes and not stream.eof:
+            found += len(stream.decompress(piece, 1 << 20))
+            piece = stream.unconsumed_tail
+        at += 12 + length
+    # What the decompressor still holds back.
+    while found < max_bytes and not stream.eof and (more := stream.decompress(b"", 1 << 20)):
+        found += len(more)
+    return found

@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.data import tfds_reader
+from ddpm_jax.data.archives import DAMAGE, open_plain_or_gzip
 from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
 from ddpm_jax.data.dataset import ImageDataset, make_dataset
 from ddpm_jax.data.download import Progress, download_file
-from ddpm_jax.data.gzipped import DAMAGE, open_plain_or_gzip
+from ddpm_jax.files import user_path
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -68,19 +69,19 @@ def load_mnist(
 
     path       a folder that holds the four IDX files, plain or .gz, itself or in `MNIST/raw`, or
                the `data_dir` of a prepared TFDS data set
-    source     "idx" or "tfds" admits that kind alone; "auto" both
+    source     "idx" or "tfds" allows only that kind; "auto" both
     cache_dir  where decoded images and downloads are kept (`cache_root`)
-    download   whether the files may be fetched; never without being asked
+    download   whether the files may be downloaded
     pad_to     28, or more for a black frame; networks that halve the size need 32
     progress   called with (bytes, total) during a download; by default a tqdm bar
 
-    Without a path, the first of these is taken: images cached by an earlier call; IDX files in
+    Without a path, the first of these is used: images cached by an earlier call; IDX files in
     cache_dir or its folder `mnist`; a data set that TFDS prepared as array_record in TFDS_DATA_DIR
     or ~/tensorflow_datasets, if TFDS is installed; a download, whose sizes and sha256 are checked.
-    Everything must have MNIST's number of images of each digit, which tells it from data sets that
-    go by the same file names (Fashion-MNIST, KMNIST).
+    The data must have MNIST's number of images of each digit, which distinguishes it from data sets
+    with the same file names (Fashion-MNIST, KMNIST).
 
-    Raises FileNotFoundError, with the remedies, where nothing is found; ValueError naming the file
+    Raises FileNotFoundError, with the remedies, if nothing is found; ValueError naming the file
     for damaged or wrong files; ImportError when TFDS is needed and not installed.
     """
     if split not in FILES:
@@ -163,7 +164,7 @@ def _locate(
     progress: Progress | None,
 ) -> tuple[str, Path]:
     """Returns ("idx", folder of the files) or ("tfds", folder of the prepared version)."""
-    places = [root] if path is None else [Path(path).expanduser()]
+    places = [root] if path is None else [user_path(path)]
     if path is not None and not places[0].is_dir():
         raise FileNotFoundError(
             f"load_mnist got path {path}, which is not a folder. Pass the one with the IDX files."

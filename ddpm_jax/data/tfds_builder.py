@@ -18,6 +18,7 @@ import numpy as np
 from ddpm_jax.data import cifar10
 from ddpm_jax.data.download import Progress
 from ddpm_jax.data.tfds_reader import default_data_dir, find_prepared, import_tfds
+from ddpm_jax.files import user_path
 
 VERSION = "3.0.2"
 
@@ -42,7 +43,7 @@ def prepare_cifar10_tfds(
     version is there in another file format; else what `load_cifar10` raises.
     """
     tfds = import_tfds()
-    root = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+    root = user_path(data_dir) if data_dir is not None else default_data_dir()
     folder = root / "cifar10" / VERSION
     if find_prepared("cifar10", folder) is not None:
         return folder

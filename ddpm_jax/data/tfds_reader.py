@@ -17,8 +17,8 @@ from types import ModuleType
 
 import numpy as np
 
-from ddpm_jax.data.images import is_deep
-from ddpm_jax.data.png_rows import check_rows
+from ddpm_jax.data.images import check_png_rows, is_deep
+from ddpm_jax.files import user_path
 
 INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, importlib_resources)'
 
@@ -26,7 +26,7 @@ INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, imp
 def default_data_dir() -> Path:
     """Returns where TFDS keeps its data: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     given = os.environ.get("TFDS_DATA_DIR")
-    return Path(given).expanduser() if given else Path.home() / "tensorflow_datasets"
+    return user_path(given) if given else Path.home() / "tensorflow_datasets"
 
 
 def is_installed() -> bool:
@@ -121,7 +121,7 @@ def _decode_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
         if is_deep(image):
             raise ValueError("an image has more than 8 bits a channel")
         image.load()
-        check_rows(image, data)
+        check_png_rows(image, data)
         return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
 
 

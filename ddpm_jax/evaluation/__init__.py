@@ -1,4 +1,4 @@
-"""Measures of samples: how near to the data, how recognisable, how varied, how much copied."""
+"""Measures of samples: distance to the data, recognisability, variety, memorisation."""
 
 from ddpm_jax.evaluation.classifier import (
     Classify,
@@ -41,8 +41,14 @@ from ddpm_jax.evaluation.precision_recall import (
     density_coverage,
     precision_recall,
 )
-from ddpm_jax.evaluation.preprocessing import PREPROCESSINGS, PYTORCH, TF1, Preprocessing
-from ddpm_jax.evaluation.resize import resize_pytorch, resize_tf1
+from ddpm_jax.evaluation.preprocessing import (
+    PREPROCESSINGS,
+    PYTORCH,
+    TF1,
+    Preprocessing,
+    resize_pytorch,
+    resize_tf1,
+)
 from ddpm_jax.evaluation.statistics import (
     StatisticsKey,
     cached_statistics,
@@ -51,7 +57,6 @@ from ddpm_jax.evaluation.statistics import (
     save_statistics,
 )
 from ddpm_jax.evaluation.summary import FeatureSummary, moments_of, summarize_features
-from ddpm_jax.evaluation.torch_file import read_torch_file
 
 __all__ = [
     "PREPROCESSINGS",
@@ -96,7 +101,6 @@ __all__ = [
     "polynomial_mmd",
     "precision_recall",
     "read_reference_statistics",
-    "read_torch_file",
     "resize_pytorch",
     "resize_tf1",
     "rms_difference",

@@ -1,4 +1,4 @@
-"""The one check every measure makes of its features: [N, D], finite, and alike on both sides."""
+"""Checks that every measure makes of its images and features."""
 
 from __future__ import annotations
 
@@ -6,11 +6,31 @@ import numpy as np
 import numpy.typing as npt
 
 
-def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDArray[np.floating]:
-    """Returns features [N, D] as a floating NumPy array, N ≥ 1, not copied where it is one.
+def checked_images(caller: str, images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Returns images as a uint8 NumPy array [N, H, W, C], N ≥ 1.
 
-    Single precision is kept as it is: what needs float64 casts it block by block, so that 50,000
-    features of the Inception network take 0.4 GB and not twice that.
+    Raises TypeError, naming the caller, for any other dtype, since a measure of floats would depend
+    on their range and rounding; ValueError for any other shape.
+    """
+    pixels = np.asarray(images)
+    if pixels.dtype != np.uint8:
+        raise TypeError(
+            f"{caller} needs uint8 images, got dtype {pixels.dtype}. "
+            "Map model values in [-1, 1] to pixels first: ddpm_jax.forward.pixels.to_pixels(x)."
+        )
+    if pixels.ndim != 4 or pixels.size == 0:
+        raise ValueError(
+            f"{caller} needs images [N, H, W, C] with N ≥ 1, got shape {pixels.shape}. "
+            "One image is images[None], and greyscale has a last axis of one: images[..., None]."
+        )
+    return pixels
+
+
+def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDArray[np.floating]:
+    """Returns features [N, D] as a floating NumPy array, N ≥ 1, without a copy if it is one.
+
+    Single precision is kept; callers cast it to float64 block by block, so that 50,000 Inception
+    features take 0.4 GB instead of 0.8.
 
     Raises ValueError, naming the caller and the argument, for other shapes and for NaN or infinity.
     """
@@ -18,7 +38,7 @@ def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDA
     if x.ndim != 2 or x.size == 0:
         raise ValueError(
             f"{caller} needs {name} [N, D] with N ≥ 1, got shape {x.shape}. "
-            "Features are one row an image; flatten maps first."
+            "Features have one row per image; flatten maps first."
         )
     if not np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float64)
@@ -30,7 +50,7 @@ def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDA
     if bad:
         raise ValueError(
             f"{caller} needs finite {name}, got NaN or infinity, first in row {bad[0]}. "
-            "Find what made them: to leave them out would flatter."
+            "Find their cause: dropping them would make the score look better than it is."
         )
     return x
 
@@ -38,20 +58,20 @@ def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDA
 def checked_pair(
     caller: str, real: npt.ArrayLike, generated: npt.ArrayLike, at_least: int
 ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
-    """Checks real [N, D] and generated [M, D] features, of one D, `at_least` rows on either side.
+    """Checks real [N, D] and generated [M, D] features with at least `at_least` rows each.
 
-    Raises ValueError where `checked_features` does, for different D, and for too few rows.
+    Raises ValueError as `checked_features` does, for different D, and for too few rows.
     """
     a = checked_features(caller, "real", real)
     b = checked_features(caller, "generated", generated)
     if a.shape[1] != b.shape[1]:
         raise ValueError(
-            f"{caller} needs the same features on both sides, got {a.shape[1]} and {b.shape[1]} "
-            "of them. Use one feature function, on images of one size."
+            f"{caller} needs equally many features on both sides, got {a.shape[1]} and "
+            f"{b.shape[1]}. Use one feature function, on images of one size."
         )
     if min(len(a), len(b)) < at_least:
         raise ValueError(
-            f"{caller} needs {at_least} examples or more on each side, got {len(a)} real and "
+            f"{caller} needs at least {at_least} examples on each side, got {len(a)} real and "
             f"{len(b)} generated. Take more images."
         )
     return a, b

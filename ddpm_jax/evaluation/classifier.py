@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.evaluation.images import checked_images
+from ddpm_jax.evaluation.checks import checked_images
 from ddpm_jax.evaluation.metrics import Float64, pixel_features
 
 Classify = Callable[[npt.ArrayLike], Float64]

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from ddpm_jax.devices.batched import RowSplit
 from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
-from ddpm_jax.evaluation.images import checked_images
+from ddpm_jax.evaluation.checks import checked_images
 from ddpm_jax.evaluation.inception_v3 import InceptionV3
 from ddpm_jax.evaluation.preprocessing import TF1, Preprocessing
 from ddpm_jax.types import Array, Device, PyTree

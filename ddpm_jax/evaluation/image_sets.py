@@ -1,8 +1,8 @@
 """Sets of images to be measured: an array, a folder of image files, or an `.npz` of samples.
 
-All three become batches of uint8 [n, H, W, C], read as they are needed and with their pixels
-untouched, so that what is measured is what was stored. (Transparent image files are laid over
-white, and grey ones become RGB.)
+All three become batches of uint8 [n, H, W, C], read when needed and with unchanged pixels, so that
+the measure is of what was stored. (Transparent image files are composed over white, and grey ones
+become RGB.)
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import numpy.typing as npt
 
 from ddpm_jax.data.dataset import Fingerprint
 from ddpm_jax.data.folder import list_images
-from ddpm_jax.data.images import FORMATS, decode_image
-from ddpm_jax.evaluation.images import checked_images
-from ddpm_jax.files import array_names, open_archive, open_array
+from ddpm_jax.data.images import decode_image, list_errors, open_image, shown
+from ddpm_jax.evaluation.checks import checked_images
+from ddpm_jax.files import array_names, open_array, open_npz, read_exactly, user_path
 
 Pixels = npt.NDArray[np.uint8]
 NPZ_NAMES = ("images", "samples", "arr_0")
 """Where an `.npz` may keep its images: the first of these that it has."""
-LARGEST_IMAGE = 1 << 27
-"""Bytes of one image of an `.npz`, which deflated may come from a thousandth of them."""
+MAX_IMAGE_BYTES = 1 << 27
+"""Of one image of an `.npz`, where it may be deflated to a thousandth."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to be read in batches, as often as one likes; iterating yields batches of 256.
+    """Images to be read in batches, any number of times; iterating yields batches of 256.
 
     Attributes:
-        name: where they are from, for reports.
+        name: their source, for reports.
         shape: (N, H, W, C), known before any image is read.
-        read: read(n) yields their batches of n, uint8, in order; the last may be shorter.
+        read: read(n) yields them in batches of n, uint8, in order; the last may be shorter.
     """
 
     name: str
@@ -52,16 +52,16 @@ class ImageSet:
         return self.batches()
 
     def batches(self, batch_size: int = 256) -> Iterator[Pixels]:
-        """Yields uint8 images [batch_size, H, W, C] in order, the last batch with what is left.
+        """Yields uint8 images [batch_size, H, W, C] in order; the last batch may be smaller.
 
-        Raises ValueError, naming the file, where one turns out to be damaged.
+        Raises ValueError, naming up to 20 files, if some are damaged.
         """
         if batch_size < 1:
             raise ValueError(f"ImageSet.batches needs batch_size ≥ 1, got {batch_size}.")
         return self.read(batch_size)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of shape and pixels: that of the `ImageDataset` of them without labels."""
+        """sha256 (hex) of shape and pixels, equal to that of an `ImageDataset` without labels."""
         found = Fingerprint(self.shape)
         for batch in self.batches():
             found.update(batch)
@@ -76,28 +76,28 @@ def open_images(
 ) -> ImageSet:
     """Opens uint8 images: an array [N, H, W, C], a folder, or an `.npz`.
 
-    resolution  of a folder: crops and resizes every image to it, as `data.decode_image` does. By
-                default nothing is resized, and all must be squares of one size
+    resolution  of a folder: crops and resizes every image to it, as `data.images.decode_image`
+                does. By default nothing is resized, and all must be squares of one size
     name        of an `.npz`: the array; by default "images", "samples" or "arr_0"
 
-    Folders are listed as `data.load_folder` lists them (.png, .jpg, .jpeg, .webp, .bmp, sorted by
-    path, subfolders included). Files are never unpickled.
+    Folders are listed by the rules of `data.load_folder`: subfolders included, sorted by path, with
+    a warning of files that are left out. Files are never unpickled.
 
-    Raises FileNotFoundError for a path that is not there; TypeError or ValueError, naming the file
-    and the remedy, for what holds no such images.
+    Raises FileNotFoundError for a missing path; TypeError or ValueError, naming the file and the
+    remedy, for anything but such images.
     """
     if not isinstance(source, str | os.PathLike):
         pixels = checked_images("open_images", source)
         return ImageSet("array", _four(pixels.shape), lambda n: _slices(pixels, n))
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return _open_folder(path, resolution)
     if not path.exists():
         raise FileNotFoundError(f"open_images got {path}, which does not exist.")
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise ValueError(
             f"open_images got {path}, which is neither a folder of images nor an .npz. "
-            "Save samples by np.savez(path, images=pixels), uint8 [N, H, W, C]."
+            "Save samples with np.savez(path, images=pixels), uint8 [N, H, W, C]."
         )
     return _open_npz(path, name)
 
@@ -115,33 +115,35 @@ def _open_folder(folder: Path, resolution: int | None) -> ImageSet:
     files = [folder / file.name for file in list_images(folder)]
     side = resolution if resolution is not None else _square(files[0], None)
 
-    def decode(file: Path) -> Pixels:
-        if resolution is None:
-            _square(file, side)
-        return decode_image(file, side)[0]
+    def decode(file: Path) -> Pixels | str:
+        try:
+            if resolution is None:
+                _square(file, side)
+            return decode_image(file, side)[0]
+        except ValueError as error:
+            return str(error)
 
     def read(size: int) -> Iterator[Pixels]:
+        errors: list[str] = []
         with ThreadPoolExecutor(thread_name_prefix="decode-images") as pool:
             for i in range(0, len(files), size):
-                yield np.stack(list(pool.map(decode, files[i : i + size])))
+                batch = list(pool.map(decode, files[i : i + size]))
+                errors += [found for found in batch if isinstance(found, str)]
+                if not errors:  # otherwise only the other errors are of interest
+                    yield np.stack(batch)
+        if errors:
+            raise ValueError(list_errors(errors, len(files), folder))
 
     return ImageSet(str(folder), (len(files), side, side, 3), read)
 
 
 def _square(file: Path, side: int | None) -> int:
-    """Returns the side of a square image; raises for another shape, or another side than asked."""
-    from PIL import Image
-
-    try:
-        with Image.open(file, formats=FORMATS) as opened:
-            width, height = opened.size
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
-        raise ValueError(
-            f"{file} could not be read as an image: {error}. Remove it, or convert it to PNG."
-        ) from error
+    """Returns the side of a square image; ValueError for another shape, or a side but this."""
+    with open_image(file) as opened:
+        width, height = opened.size
     if width != height or (side is not None and width != side):
         raise ValueError(
-            f"{file} is {width}×{height}, and open_images needs squares of one size"
+            f"{shown(file)} is {width}×{height}, and open_images needs squares of one size"
             f"{'' if side is None else f', {side}×{side} here'}. "
             "Pass resolution= to crop and resize all of them, and say so beside the numbers."
         )
@@ -157,29 +159,20 @@ def _open_npz(path: Path, name: str | None) -> ImageSet:
             left, one = shape[0], int(np.prod(shape[1:]))
             while left:
                 count = min(size, left)
-                content = _read_exactly(stream, count * one)
+                content = read_exactly(stream, count * one)
                 yield np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
                 left -= count
 
     return ImageSet(str(path), shape, read)
 
 
-def _read_exactly(stream: IO[bytes], num_bytes: int) -> bytes:
-    content = stream.read(num_bytes)
-    while len(content) < num_bytes and (more := stream.read(num_bytes - len(content))):
-        content += more
-    if len(content) < num_bytes:
-        raise ValueError("it ends within the images")
-    return content
-
-
 @contextmanager
 def _array_in(
     path: Path, name: str | None
 ) -> Iterator[tuple[IO[bytes], tuple[int, int, int, int]]]:
-    """Opens the images of an `.npz`: a stream at their first byte, and their shape."""
+    """Opens the images of an `.npz`: a stream at the first byte, and their shape."""
     try:
-        with open_archive(path) as archive:
+        with open_npz(path) as archive:
             names = array_names(archive)
             wanted = [n for n in ((name,) if name is not None else NPZ_NAMES) if n in names]
             if not wanted:
@@ -192,10 +185,10 @@ def _array_in(
                     raise _Unfit(
                         f"{path} has {wanted[0]} {dtype} {shape}{' in Fortran order' * fortran}, "
                         "and open_images needs uint8 [N, H, W, C]. Map model values in [-1, 1] to "
-                        "pixels by ddpm_jax.forward.pixels.to_pixels before they are saved."
+                        "pixels with ddpm_jax.forward.pixels.to_pixels before saving."
                     )
-                if shape[1] * shape[2] * shape[3] > LARGEST_IMAGE:
-                    raise _Unfit(f"{path} has images {shape[1:]}, over {LARGEST_IMAGE:,} bytes.")
+                if shape[1] * shape[2] * shape[3] > MAX_IMAGE_BYTES:
+                    raise _Unfit(f"{path} has images {shape[1:]}, over {MAX_IMAGE_BYTES:,} bytes.")
                 yield stream, _four(shape)
     except _Unfit:
         raise
@@ -204,11 +197,11 @@ def _array_in(
 
 
 class _Unfit(ValueError):
-    """An archive that is whole, but not of images."""
+    """An intact archive of something other than images."""
 
 
 def _unreadable(path: Path, why: str) -> ValueError:
     return ValueError(
-        f"{path} could not be read as an .npz: {why}. Save samples by "
+        f"{path} could not be read as an .npz: {why}. Save samples with "
         "np.savez(path, images=pixels), uint8 [N, H, W, C]."
     )

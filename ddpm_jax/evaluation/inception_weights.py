@@ -1,13 +1,11 @@
-"""The weights of the FID's Inception network: where they are, how they are checked, and the map.
+"""The weights of the FID's Inception network: their source, their check, and their names.
 
-They are those of TensorFlow's inception-2015-12-05, as the PyTorch port of Heusel et al. (2017)
-published them. Nearly every FID in the literature is measured with them, and no other weights give
-numbers to compare.
+They are those of TensorFlow's inception-2015-12-05, as published by the PyTorch port of Heusel et
+al. (2017). Nearly every FID in the literature uses them; other weights give incomparable numbers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,15 +20,16 @@ from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.download import Progress, download_file
 from ddpm_jax.evaluation.inception_v3 import IMAGE_SIZE, InceptionV3
 from ddpm_jax.evaluation.torch_file import read_torch_file
+from ddpm_jax.files import user_path
 from ddpm_jax.types import PyTree
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
-# The file's name carries the hash's first eight digits, as PyTorch's hub asks of it.
+# The file name ends in the first eight digits of the hash, as PyTorch's hub requires.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE = 95_628_359
 
-# Ours -> theirs, within a convolution; fc has a kernel and a bias only.
+# Our names -> theirs, within a convolution; fc has only a kernel and a bias.
 TENSORS = {
     "kernel": "conv.weight",
     "scale": "bn.weight",
@@ -39,12 +38,12 @@ TENSORS = {
     "variance": "bn.running_var",
 }
 CLASSIFIER = {"kernel": "fc.weight", "bias": "fc.bias"}
-# Counts the batches that BatchNorm was trained on; no part of the function.
+# The number of batches BatchNorm was trained on; not part of the function.
 COUNTER = ".bn.num_batches_tracked"
 
 
 def inception_weight_map(paths: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Says under which name the port keeps each parameter of `InceptionV3`, given by its path."""
+    """Maps the path of each parameter of `InceptionV3` to its name in the port."""
     return {
         path: CLASSIFIER[path[-1]] if path[0] == "fc" else ".".join((*path[:-1], TENSORS[path[-1]]))
         for path in paths
@@ -60,16 +59,16 @@ def load_inception_weights(
     """Loads the published weights: variables for `InceptionV3().apply`, float32.
 
     path       a copy of the published .pth, or a .safetensors file with the same names; by default
-               the file is looked for in the cache, and fetched into it once (95,628,359 bytes)
+               the file in the cache, downloaded once (95,628,359 bytes)
     cache_dir  the cache folder (`ddpm_jax.data.cache.cache_root`)
     progress   called with (bytes so far, size) of a download
 
-    A .pth is read only if its sha256 is the published one, and even then without running anything
-    in it (`torch_file`). A .safetensors file has no published hash: `variables_fingerprint` of what
-    it holds tells whether the numbers are the same.
+    A .pth is unpickled only if its sha256 is the published one, and then by an unpickler that knows
+    tensors alone (`torch_file`). A .safetensors file has no published hash; compare the
+    `variables_fingerprint` of its contents.
 
-    Raises ConnectionError, with address, hash and place, where the file is neither there nor to be
-    fetched; FileNotFoundError for a missing `path`; ValueError for a file with another hash, or
+    Raises ConnectionError, with address, hash and destination, if the file is neither cached nor
+    available; FileNotFoundError for a missing `path`; ValueError for a file with another hash, or
     whose tensors are not those of the network.
     """
     if path is None:
@@ -79,15 +78,15 @@ def load_inception_weights(
                 download_file([URL], file, size=SIZE, sha256=SHA256, progress=progress)
             except ConnectionError as error:
                 raise ConnectionError(
-                    f"load_inception_weights has no weights, and could not fetch them: {error}. "
-                    f"Fetch {URL} on another machine (sha256 {SHA256}), and put it at {file} or "
+                    f"load_inception_weights has no weights and could not download them: {error}. "
+                    f"Fetch {URL} on another machine (sha256 {SHA256}), and copy it to {file} or "
                     "pass its path."
                 ) from error
     else:
-        file = Path(path).expanduser()
+        file = user_path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"load_inception_weights got {file}, which is no file. Fetch {URL} "
+            f"load_inception_weights got {file}, which is not a file. Fetch {URL} "
             f"(sha256 {SHA256}), or leave the path out."
         )
     if file.suffix == ".safetensors":
@@ -96,14 +95,14 @@ def load_inception_weights(
             return inception_variables_from_torch(tensors)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-    with open(file, "rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != SHA256:
+    try:
+        tensors = read_torch_file(file, SHA256)
+    except ValueError as error:
         raise ValueError(
-            f"{file} has sha256 {found}, and the published weights have {SHA256}. It was not read. "
-            f"Delete it and fetch {URL}; other weights must come as .safetensors."
-        )
-    return inception_variables_from_torch(read_torch_file(file))
+            f"{file} is not the published file: {error}. Delete it and fetch {URL}; other weights "
+            "must be .safetensors files."
+        ) from error
+    return inception_variables_from_torch(tensors)
 
 
 def inception_variables_from_torch(state_dict: Mapping[str, Any]) -> PyTree:
@@ -145,7 +144,7 @@ def inception_variables_from_torch(state_dict: Mapping[str, Any]) -> PyTree:
 def inception_variables_to_torch(variables: PyTree) -> dict[str, np.ndarray]:
     """Writes variables of `InceptionV3` as tensors under the port's names, float32.
 
-    The way back of `inception_variables_from_torch`; `safetensors.numpy.save_file` stores it.
+    The inverse of `inception_variables_from_torch`; `safetensors.numpy.save_file` stores it.
     """
     flat = traverse_util.flatten_dict(variables["params"])
     tensors = {}
@@ -157,7 +156,7 @@ def inception_variables_to_torch(variables: PyTree) -> dict[str, np.ndarray]:
 
 
 def inception_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Lists the shape of every parameter of `InceptionV3`, by path; nothing is computed."""
+    """The shape of every parameter of `InceptionV3`, by path; nothing is computed."""
     x = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
     variables = jax.eval_shape(InceptionV3().init, jax.random.key(0), x)
     flat = traverse_util.flatten_dict(variables["params"])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.evaluation.images import checked_images
+from ddpm_jax.evaluation.checks import checked_images
 
 Float64 = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.evaluation.images import checked_images
+from ddpm_jax.evaluation.checks import checked_images
 
 # One block of distances takes 32 MB, and the images of a block 100 MB at 32×32×3, in float64.
 _SAMPLES_AT_ONCE = 1024

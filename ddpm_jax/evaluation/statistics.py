@@ -1,37 +1,44 @@
-"""Moments of a data set's features on disk: computed once, and never mistaken for another's.
+"""Moments of a data set's features, cached on disk under a key of all they depend on.
 
-An entry is `<name>.npz` with mu [D], sigma [D, D] and count, readable by other tools, and beside it
-`<name>.json`, which says what the numbers are of and holds the sha256 of the `.npz`. Both are
-written under another name and renamed, the JSON last: a killed run leaves nothing that is believed.
+An entry is `<name>.npz` with mu [D], sigma [D, D] and count, readable by other tools, and
+`<name>.json` with the key and the sha256 of the `.npz`. Both are written atomically, the JSON last,
+so a killed run leaves no entry that would be believed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ddpm_jax.evaluation.metrics import Moments
-from ddpm_jax.files import array_names, open_archive, read_arrays, read_json_object
+from ddpm_jax.files import (
+    array_names,
+    open_npz,
+    read_arrays,
+    read_json_object,
+    user_path,
+    write_atomically,
+    write_json,
+)
 
 VERSION = 1
-"""Raised when equal inputs would give other moments, so that old entries are computed anew."""
-MOST_BYTES = 1 << 30
-"""Of mu and sigma together: so many have 11,585 features, and Inception's outputs 2,048."""
+"""Increased when equal inputs would give other moments, so that old entries are recomputed."""
+MAX_BYTES = 1 << 30
+"""Limit of mu and sigma together, enough for 11,585 features; Inception has 2,048."""
 _TYPES = {"data": str, "split": str, "count": int, "features": str, "output": str, "version": int}
 
 
 @dataclasses.dataclass(frozen=True)
 class StatisticsKey:
-    """All that the moments depend on.
+    """Everything that the moments depend on.
 
     Attributes:
         data: fingerprint of the images (`ImageDataset.fingerprint`, `ImageSet.fingerprint()`).
@@ -58,9 +65,9 @@ class StatisticsKey:
 
 
 def save_statistics(path: str | os.PathLike[str], moments: Moments, key: StatisticsKey) -> None:
-    """Writes moments to `path`, ending in .npz, and what they are of to its .json, atomically.
+    """Writes moments to `path`, an .npz, and their key to the .json of the same name.
 
-    Raises ValueError for another ending, or when the moments' count is not the key's.
+    Raises ValueError for another ending, or if the moments' count is not the key's.
     """
     file = _checked_path("save_statistics", path)
     if moments.count != key.count:
@@ -68,21 +75,21 @@ def save_statistics(path: str | os.PathLike[str], moments: Moments, key: Statist
             f"save_statistics got moments of {moments.count} images and a key that says "
             f"{key.count}. Make the key of what was measured."
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    about = {"key": dataclasses.asdict(key), "fingerprint": key.fingerprint}
-
-    def write(opened: Any) -> None:
-        np.savez(opened, mu=moments.mean, sigma=moments.covariance, count=np.int64(moments.count))
-
-    about["sha256"] = _write_atomically(file, write)
-    text = json.dumps(about, indent=1).encode()
-    _write_atomically(file.with_suffix(".json"), lambda opened: opened.write(text))
+    content = io.BytesIO()
+    np.savez(content, mu=moments.mean, sigma=moments.covariance, count=np.int64(moments.count))
+    about = {
+        "key": dataclasses.asdict(key),
+        "fingerprint": key.fingerprint,
+        "sha256": hashlib.sha256(content.getbuffer()).hexdigest(),
+    }
+    write_atomically(file, content.getvalue())
+    write_json(file.with_suffix(".json"), about)
 
 
 def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = None) -> Moments:
-    """Loads what `save_statistics` wrote; given a key, only if it is of that key.
+    """Loads what `save_statistics` wrote, and checks it against the key if one is given.
 
-    Raises FileNotFoundError where either file is missing; ValueError, naming the file and what
+    Raises FileNotFoundError if either file is missing; ValueError, naming the file and what
     differs, for a damaged entry or another key.
     """
     file = _checked_path("load_statistics", path)
@@ -91,8 +98,8 @@ def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = No
     described = file.with_suffix(".json")
     if not described.is_file():
         raise FileNotFoundError(
-            f"load_statistics found {file} without {described.name}, so nothing says what it is "
-            "of. Read files of other tools by read_reference_statistics."
+            f"load_statistics found {file} without {described.name}, which says what it "
+            "describes. Read files of other tools with read_reference_statistics."
         )
     try:
         about = read_json_object(described)
@@ -104,19 +111,18 @@ def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = No
         with open(file, "rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != about["sha256"]:
-            raise ValueError(f"{file.name} has other bytes than when it was written")
+            raise ValueError(f"{file.name} has changed since it was written")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{described} is damaged: {error}. Delete both files.") from error
     if key is not None and found != key:
         asked, is_of = dataclasses.asdict(key), about["key"]
         differs = ", ".join(
-            f"{name} {is_of[name]!r} and not {asked[name]!r}"
+            f"{name} {is_of[name]!r}, not {asked[name]!r}"
             for name in asked
             if is_of[name] != asked[name]
         )
-        raise ValueError(f"{file} is of {differs}. Delete it, or ask for what it is of.")
-    moments = _read(file, "mu", "sigma", found.count)
-    return moments
+        raise ValueError(f"{file} has {differs}. Delete it, or pass its own key.")
+    return _read(file, "mu", "sigma", found.count)
 
 
 def cached_statistics(
@@ -124,10 +130,10 @@ def cached_statistics(
 ) -> Moments:
     """Loads the entry of `key` from a folder, or computes and stores it.
 
-    A damaged entry is computed anew, and a warning says so; so does one where the folder cannot be
-    written. Raises what `compute` raises.
+    Warns if a damaged entry is recomputed, and if the folder cannot be written. Raises what
+    `compute` raises.
     """
-    path = Path(folder).expanduser() / f"{key.output}-{key.fingerprint[:24]}.npz"
+    path = user_path(folder) / f"{key.output}-{key.fingerprint[:24]}.npz"
     if path.is_file():
         try:
             return load_statistics(path, key)
@@ -144,14 +150,14 @@ def cached_statistics(
 def read_reference_statistics(
     path: str | os.PathLike[str], *, count: int | None = None, spatial: bool = False
 ) -> Moments:
-    """Reads a public `.npz` of mu [D] and sigma [D, D], as the FID's ports exchange them.
+    """Reads a public `.npz` of mu [D] and sigma [D, D], as ports of the FID exchange them.
 
-    count    how many images it is of; such files do not say, so it must come from who published it
+    count    number of images; such files do not contain it, so it must come from the publisher
     spatial  reads mu_s and sigma_s, where OpenAI's reference batches keep those of sFID
 
-    Which images, network and resize it was made with is for the caller to know: the file cannot be
-    checked against anything. Raises FileNotFoundError; ValueError, naming the file, for a damaged
-    one, or one without such arrays.
+    The file does not say which images, network and resize it was made with; the caller must know.
+    Raises FileNotFoundError; ValueError, naming the file, for a damaged one, or one without such
+    arrays.
     """
     file = _checked_path("read_reference_statistics", path)
     if not file.is_file():
@@ -162,11 +168,11 @@ def read_reference_statistics(
 
 def _read(file: Path, mean_name: str, covariance_name: str, count: int | None) -> Moments:
     try:
-        with open_archive(file) as archive:
+        with open_npz(file) as archive:
             names = array_names(archive)
         if not {mean_name, covariance_name} <= set(names):
             raise ValueError(f"it has {names}, not {mean_name} and {covariance_name}")
-        arrays = read_arrays(file, MOST_BYTES, (mean_name, covariance_name, "count"))
+        arrays = read_arrays(file, MAX_BYTES, (mean_name, covariance_name, "count"))
         mean = np.asarray(arrays[mean_name], np.float64)
         covariance = np.asarray(arrays[covariance_name], np.float64)
         stored = _whole(arrays["count"]) if "count" in arrays else None
@@ -185,11 +191,11 @@ def _read(file: Path, mean_name: str, covariance_name: str, count: int | None) -
     if np.abs(covariance - covariance.T).max() > 1e-6 * max(np.abs(covariance).max(), 1e-300):
         raise ValueError(f"{file} has a {covariance_name} that is not symmetric. Fetch it again.")
     if stored is not None and count is not None and stored != count:
-        raise ValueError(f"{file} is of {stored} images, and {count} were said.")
+        raise ValueError(f"{file} is of {stored} images, not {count}.")
     number = stored if stored is not None else count
     if number is None:
         raise ValueError(
-            f"{file} does not say of how many images it is. Pass count=, as its publisher gives it."
+            f"{file} does not say how many images it is of. Pass count=, as its publisher gives it."
         )
     return Moments(mean, covariance, number)
 
@@ -201,25 +207,7 @@ def _whole(count: np.ndarray) -> int:
 
 
 def _checked_path(caller: str, path: str | os.PathLike[str]) -> Path:
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.suffix != ".npz":
         raise ValueError(f"{caller} needs a path that ends in .npz, got {file}.")
     return file
-
-
-def _write_atomically(file: Path, write: Callable[[Any], Any]) -> str:
-    """Writes a file under another name, renames it, and returns the sha256 of its bytes."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w+b") as opened:
-            write(opened)
-            opened.flush()
-            os.fsync(opened.fileno())
-            opened.seek(0)
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        partial.chmod(0o644)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return digest

@@ -8,13 +8,12 @@ scheduler/scheduler_config.json                and scheduler_config.json beside 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.files import read_json_object as read_strict_object
+from ddpm_jax.files import write_json
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
 from ddpm_jax.interop.diffusers_scheduler import (
@@ -165,9 +164,7 @@ def save_diffusers(
         # Last: this file makes the folder a pipeline.
         (folder / "model_index.json", index),
     ):
-        fresh = path.with_name(path.name + ".tmp")
-        fresh.write_text(json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        os.replace(fresh, path)
+        write_json(path, values, sort_keys=True, allow_nan=False, ensure_ascii=True)
         written.append(path)
     return written
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ddpm_jax.data import cache_root
 from ddpm_jax.data.download import download_file
-from ddpm_jax.files import parse_json_object, write_json
+from ddpm_jax.files import parse_json_object, write_atomically, write_json
 from ddpm_jax.interop import choose_pipeline_files
 
 ENDPOINT = "https://huggingface.co"
@@ -104,10 +104,7 @@ def _fetch(url: str, destination: Path, said: dict[str, Any], where: str) -> Non
             f"{url} sent {len(content):,} bytes, not the {size:,} bytes of git blob {digest}. "
             "Nothing was kept. A proxy or captive portal may have answered."
         )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    fresh = destination.with_name(destination.name + ".tmp")
-    fresh.write_bytes(content)
-    fresh.replace(destination)
+    write_atomically(destination, content)
 
 
 def _digest(path: Path, kind: str) -> str:

@@ -11,8 +11,6 @@ because they are arbitrary machine code.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +19,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from ddpm_jax.files import read_json_object
+from ddpm_jax.files import read_json_object, write_atomically, write_json
 from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.samplers import Sampler, initial_noise, sample
@@ -136,13 +134,8 @@ def save_program(
     facts_path = path.with_name(path.name + ".json")
     # A kill between the two writes leaves a program without facts, never with another's.
     facts_path.unlink(missing_ok=True)
-    for target, content in (
-        (path, data),
-        (facts_path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()),
-    ):
-        fresh = target.with_name(target.name + ".tmp")
-        fresh.write_bytes(content)
-        os.replace(fresh, target)
+    write_atomically(path, data)
+    write_json(facts_path, facts)
 
 
 def load_program(path: str | Path) -> jax.export.Exported:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.files import parse_json_object, read_arrays
+from ddpm_jax.files import parse_json_object, read_arrays, user_path, write_atomically
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-
-
-MOST_SWELLING = 64
-"""Times the size of an .npz that its arrays may have together: weights hardly shrink."""
+MAX_EXPANSION = 64
+"""Largest ratio of the arrays of an .npz to its size: weights hardly compress."""
 
 
 def refuse_pickle(path: Path) -> None:
@@ -36,7 +33,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = user_path(path)
     refuse_pickle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Name a .safetensors file.")
@@ -65,12 +62,10 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> No
     """Writes float32 arrays by name, in one move: a reader never sees half a file."""
     from safetensors.numpy import save_file
 
-    path = Path(path)
-    fresh = path.with_name(path.name + ".tmp")
     ordered = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
-    # Who reads it asks for this word: the axes are in PyTorch's order.
-    save_file(ordered, fresh, metadata={"format": "pt"})
-    os.replace(fresh, path)
+    # Other readers require this entry: the axes are in PyTorch's order.
+    entries = {"format": "pt"}
+    write_atomically(user_path(path), lambda file: save_file(ordered, file.name, metadata=entries))
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -78,11 +73,11 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises ValueError for a damaged archive, a pickled array, or another floating dtype.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Name an .npz file.")
     try:
-        arrays = read_arrays(path, MOST_SWELLING * path.stat().st_size)
+        arrays = read_arrays(path, MAX_EXPANSION * path.stat().st_size)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as an .npz archive of plain arrays ({error}). It was cut "

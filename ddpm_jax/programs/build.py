@@ -146,7 +146,8 @@ def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedul
 def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDataset:
     """The "train" or "heldout" split of the data a configuration names.
 
-    The held-out split of CIFAR-10 and MNIST is their test set, that of a folder every tenth image.
+    The held-out split of CIFAR-10 and MNIST is their test set, that of a folder the share
+    `holdout` of its images, which may be none.
     """
     from ddpm_jax import data
 
@@ -166,7 +167,9 @@ def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDa
                 "a folder of images needs --data.path FOLDER and --data.resolution PIXELS, got "
                 f"path {path} and resolution {config.resolution}."
             )
-        return data.load_folder(path, config.resolution, split=split, cache_dir=cache_dir)
+        return data.load_folder(
+            path, config.resolution, split=split, holdout=config.holdout, cache_dir=cache_dir
+        )
     raise ValueError(f"--data.name knows digits, cifar10, mnist and folder, got {config.name!r}.")
 
 

@@ -25,6 +25,8 @@ class DataConfig:
     """Whether the data may be fetched from its official address, its checksum verified."""
     resolution: int | None = None
     """Side length for a folder of images: they are resized and centre-cropped to it."""
+    holdout: float = 0.1
+    """Share of a folder's images that is held out from training; 0 for none."""
     flip: bool = False
     """Mirror each training image left to right with probability ½."""
 

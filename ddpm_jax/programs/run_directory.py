@@ -99,7 +99,7 @@ class RunDirectory:
         changed += [
             f"{name}: {old_facts.get(name)} → {facts[name]}"
             for name in facts
-            if old_facts.get(name) != facts[name]
+            if _nameless(old_facts.get(name)) != _nameless(facts[name])
         ]
         if changed:
             raise RunDirectoryError(
@@ -140,6 +140,11 @@ class RunDirectory:
                 f"{self.config} cannot be understood ({error}). Nothing was changed."
             ) from error
         return config, values
+
+
+def _nameless(fact: Any) -> Any:
+    """A fact without the name of the data, which are known by their fingerprint."""
+    return {k: v for k, v in fact.items() if k != "name"} if isinstance(fact, dict) else fact
 
 
 def _check_sizes(config: TrainConfig) -> None:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.devices import processes
-from ddpm_jax.files import MOST_SWELLING, read_arrays, read_json_object, write_json
+from ddpm_jax.files import (
+    read_arrays,
+    read_json_object,
+    write_atomically,
+    write_json,
+)
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.run_directory import RunDirectoryError
@@ -70,7 +74,7 @@ def _read_shard(path: Path, count: int, shape: tuple[int, ...]) -> npt.NDArray[n
     if not path.exists():
         return None
     try:
-        images = _images(path, path.stat().st_size * MOST_SWELLING)
+        images = _images(path, path.stat().st_size * MAX_EXPANSION)
     except (OSError, ValueError) as error:
         say(f"warning: {path} cannot be read ({error}); it is sampled again")
         return None
@@ -148,10 +152,7 @@ def sample_shards(
             def write(path=path, images=made.images[:size], frames=made.frames) -> None:
                 if frames is not None:
                     on_frames(frames)
-                draft = path.with_suffix(".tmp")
-                with draft.open("wb") as file:
-                    np.savez_compressed(file, images=images)
-                os.replace(draft, path)
+                write_atomically(path, lambda file: np.savez_compressed(file, images=images))
 
             processes.on_leader(write)
 
@@ -172,14 +173,18 @@ def join_shards(
     pieces: Iterator[npt.NDArray[np.uint8]], shape: tuple[int, ...], path: Path
 ) -> None:
     """Writes arrays of images as one .npz, `images` of this shape [N, H, W, C], piece by piece."""
-    draft = path.with_suffix(".tmp")
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("images.npy", "w", force_zip64=True) as file:
+
+    def write(target: IO[bytes]) -> None:
+        with (
+            zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open("images.npy", "w", force_zip64=True) as file,
+        ):
             np.lib.format.write_array_header_1_0(file, header)
             for images in pieces:
                 file.write(np.ascontiguousarray(images).data)
-    os.replace(draft, path)
+
+    write_atomically(path, write)
 
 
 def remove_shards(out: Path) -> None:

@@ -14,7 +14,6 @@ from ddpm_jax.files import write_json
 from ddpm_jax.programs.batches import TrainingBatches
 from ddpm_jax.programs.build import fetch
 from ddpm_jax.programs.compilation import unless_stopped
-from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.console import bar, duration, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.throughput import Throughput
@@ -51,10 +50,12 @@ def train_steps(
 ) -> TrainState:
     """Trains from the state's step to the last one, or until a stop, and saves the state there."""
     start = int(state.step)
+    if run.config.report.heldout_every and not len(run.heldout_data.images):
+        say("no images are held out (--data.holdout): the held-out loss is not measured")
     if start:
         say(f"resuming {run.directory.root} from step {start:,}")
     with (
-        TrainingBatches(run, start, _periods(run.config.report)) as batches,
+        TrainingBatches(run, start, _periods(run)) as batches,
         bar(run.config.num_steps, "training", initial=start) as progress,
     ):
         with watchdog.paused():
@@ -89,9 +90,11 @@ def compile_steps(
     return CompiledSteps(compiled, flops)
 
 
-def _periods(report: ReportConfig) -> list[int]:
+def _periods(run: TrainingRun) -> list[int]:
     """The periods of the hooks, in the order in which they are called."""
-    return [report.heldout_every, report.sample_every, report.checkpoint_every]
+    report = run.config.report
+    heldout_every = report.heldout_every if len(run.heldout_data.images) else 0
+    return [heldout_every, report.sample_every, report.checkpoint_every]
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class _Session:
                 self.run_chunk,
                 num_steps=config.num_steps,
                 max_chunk=self.run.max_chunk,
-                hooks=list(map(Hook, _periods(config.report), calls)),
+                hooks=list(map(Hook, _periods(self.run), calls)),
                 on_metrics=self.record,
                 should_stop=self.stop,
                 max_bad_steps=config.max_bad_steps,
@@ -129,7 +132,8 @@ class _Session:
     def repeat_interrupted_hooks(self, state: TrainState) -> None:
         """Calls the hooks that a stop interrupted at the step it saved."""
         report, step = self.run.config.report, int(state.step)
-        due = report.heldout_every and step and step % report.heldout_every == 0
+        heldout_every = _periods(self.run)[0]
+        due = heldout_every and step and step % heldout_every == 0
         if due and not processes.on_leader(lambda: self.log.has("heldout", step)):
             self.measure_heldout(state, step)
         due = report.sample_every and step and step % report.sample_every == 0

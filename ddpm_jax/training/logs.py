@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-
 from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 from tensorboardX.record_writer import masked_crc32c
 
-from ddpm_jax.files import check_regular
+from ddpm_jax.files import check_regular, write_atomically
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -133,14 +133,7 @@ class RunLog:
     def __init__(self, folder: str | Path, resume_step: int = 0):
         self.path = Path(folder) / "log.jsonl"
         kept = [record for record in read_jsonl(self.path) if record.get("step", 0) <= resume_step]
-        fresh = self.path.with_suffix(".jsonl.tmp")
-        try:
-            fresh.write_text(
-                "".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8"
-            )
-            os.replace(fresh, self.path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = Appender(self.path)
         board = Path(folder) / "tensorboard"
         board.mkdir(exist_ok=True)

@@ -1,12 +1,12 @@
-"""What every picture passes through: a checked path, and writing that is done whole or not."""
+"""The path of every picture, checked, and atomic writing of figures."""
 
 from __future__ import annotations
 
-import io
 import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ddpm_jax.files import user_path, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,8 +18,8 @@ INK = "#30343b"
 
 
 def checked_path(caller: str, path: PathLike, suffix: str) -> Path:
-    """Returns the path, or raises ValueError where its ending would belie what is written to it."""
-    target = Path(path)
+    """Returns the path, or raises ValueError if it does not end in `suffix`."""
+    target = user_path(path)
     if target.suffix.lower() != suffix:
         raise ValueError(
             f"{caller} writes {suffix} files, got path {os.fspath(path)!r}. "
@@ -28,24 +28,9 @@ def checked_path(caller: str, path: PathLike, suffix: str) -> Path:
     return target
 
 
-def write_file(target: Path, buffer: io.BytesIO) -> None:
-    """Makes the folder of `target` and puts the buffer's bytes there in one step."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, since a rename is one step only within a file system; opened plainly, unlike
-    # by tempfile, so that the file gets the permissions all others get.
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        draft.write_bytes(buffer.getbuffer())
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def write_figure(target: Path, figure: Figure) -> None:
-    """Draws a figure without pyplot and writes it as PNG, in pixels exactly its size."""
+    """Draws a figure without pyplot and writes it as PNG, at exactly its size in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    buffer = io.BytesIO()
-    # Named here, since a user's matplotlibrc may ask for another format or a trimmed figure.
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_file(target, buffer)
+    # `print_png`, since a user's matplotlibrc may set another format, or trim the figure.
+    write_atomically(target, FigureCanvasAgg(figure).print_png)

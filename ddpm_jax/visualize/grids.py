@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.visualize.files import PathLike, checked_path, write_file
+from ddpm_jax.files import write_atomically
+from ddpm_jax.visualize.files import PathLike, checked_path
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,10 +49,8 @@ def save_grid(
 
     target = checked_path("save_grid", path, ".png")
     sheet = _grid("save_grid", images, columns, padding, scale)
-    buffer = io.BytesIO()
     picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)
-    picture.save(buffer, "PNG", optimize=True)
-    write_file(target, buffer)
+    write_atomically(target, lambda file: picture.save(file, "PNG", optimize=True))
 
 
 def save_gif(
@@ -108,9 +106,8 @@ def save_gif(
     delays = 10 * np.diff(np.rint(np.linspace(0, 100 * seconds, count + 1)).astype(int))
     delays[-1] += 10 * round(100 * hold_last)
     movie = {"save_all": True, "append_images": pictures[1:], "loop": 0}
-    buffer = io.BytesIO()
-    pictures[0].save(buffer, "GIF", duration=delays.tolist(), **movie)
-    write_file(target, buffer)
+    movie["duration"] = delays.tolist()
+    write_atomically(target, lambda file: pictures[0].save(file, "GIF", **movie))
 
 
 def _grid(

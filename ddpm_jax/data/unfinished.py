@@ -1,0 +1,72 @@
+"""What an unfinished entry of the cache has decoded, found again by the next writer.
+
+While an entry is written, the file `rows` beside its images gets one record per image: a digest of
+its source, notes, and the crc32 of its pixels. A failed or killed writer leaves both files behind.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_RECORD = struct.Struct("<16sBI")
+
+
+def record_of(pixels: np.ndarray, digest: bytes, notes: int) -> bytes:
+    """The record of one image; a digest of zeros stands for an image that could not be decoded."""
+    return _RECORD.pack(digest, notes, zlib.crc32(pixels.data))
+
+
+class Row(NamedTuple):
+    """One decoded image of an unfinished entry: its pixels [H, W, C], and notes for the user."""
+
+    pixels: np.ndarray
+    notes: int
+
+
+def unfinished_rows(
+    root: Path, shape: tuple[int, ...], digests: set[bytes]
+) -> tuple[dict[bytes, Row], list[Path]]:
+    """Finds images that unfinished writers have decoded, by the digests of their sources.
+
+    shape    [N, H, W, C]; only images [H, W, C] are found
+
+    Also returns the folders of failed writers (not of running ones) that have any of them.
+    """
+    found: dict[bytes, Row] = {}
+    failed = []
+    for folder in sorted((*root.glob(".*.kept"), *root.glob(".*.partial"))):
+        before = len(found)
+        try:
+            records = (folder / "rows").read_bytes()
+            with open(folder / "images.npy", "rb") as file:
+                np.lib.format.read_magic(file)
+                theirs, _, _ = np.lib.format.read_array_header_2_0(file)
+                offset, size = file.tell(), file.seek(0, os.SEEK_END)
+            count = min((size - offset) // int(np.prod(shape[1:])), len(records) // _RECORD.size)
+            if theirs[1:] != tuple(shape[1:]) or not count:
+                continue
+            images = np.memmap(folder / "images.npy", np.uint8, "r", offset, (count, *shape[1:]))
+        except (OSError, ValueError):
+            continue
+        whole = records[: count * _RECORD.size]
+        for pixels, (digest, notes, crc) in zip(images, _RECORD.iter_unpack(whole), strict=True):
+            if digest in digests and digest not in found and zlib.crc32(pixels.data) == crc:
+                found[digest] = Row(pixels, notes)
+        if len(found) > before and folder.suffix == ".kept":
+            failed.append(folder)
+    return found, failed
+
+
+def num_rows(folder: Path) -> int:
+    """How many decoded images an unfinished entry has; those that failed have digests of zeros."""
+    try:
+        records = _RECORD.iter_unpack((folder / "rows").read_bytes())
+        return sum(any(digest) for digest, _, _ in records)
+    except (OSError, struct.error):
+        return 0
