@@ -71,7 +71,7 @@ def test_v_and_x_0_survive_a_vanished_signal(target):
     np.testing.assert_allclose(
         dj.predict_x_0(schedule, output, x_t, t, target=target), [[expected]], atol=1e-7
     )
-    epsilon = dj.predict_epsilon(schedule, output, x_t, t, target=target)
+    epsilon = dj.denoisers.predict_epsilon(schedule, output, x_t, t, target=target)
     np.testing.assert_allclose(epsilon, x_t, atol=1e-7)
 
 

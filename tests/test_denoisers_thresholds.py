@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
-from ddpm_jax.denoisers.prediction import dynamic_threshold, threshold_x_0
+from ddpm_jax.denoisers.thresholds import dynamic_threshold, threshold_x_0
 
 RNG = np.random.default_rng(0)
 WIDE = 2.0 * RNG.standard_normal((4, 6, 6, 3))

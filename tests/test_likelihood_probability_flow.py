@@ -8,9 +8,8 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.denoisers.sigma import denoiser_from_sigma, sigma_denoiser, sigma_range
+from ddpm_jax.likelihood.dequantization import bits_per_dim, dequantize
 from ddpm_jax.likelihood.probability_flow import (
-    bits_per_dim,
-    dequantize,
     probability_flow_encode,
     probability_flow_log_likelihood,
     probability_flow_sample,

@@ -9,13 +9,12 @@ from scipy import stats
 import ddpm_jax as dj
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.keys import fold_in_each
+from ddpm_jax.likelihood.coding import mean_and_standard_error, rate_distortion
 from ddpm_jax.likelihood.variational import (
     VariationalBound,
     assemble_bound,
     bound_terms,
     estimate_bound,
-    mean_and_standard_error,
-    rate_distortion,
     variational_bound,
 )
 from tests.oracles import GaussianBound, GaussianData, Tables
