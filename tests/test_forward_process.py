@@ -131,9 +131,7 @@ def test_under_pmap():
 
 
 def test_noise_of_another_shape_is_refused():
-    with pytest.raises(
-        ValueError, match=r"q_sample needs x_0 and noise of one shape, got x_0 \(6, 5\)"
-    ):
+    with pytest.raises(ValueError, match="q_sample needs x_0 and noise of one shape"):
         dj.q_sample(SCHEDULE, np.zeros((6, 5)), STEPS, np.zeros((6, 1)))
 
 

@@ -12,7 +12,7 @@ from tests.oracles import GaussianData, Tables
 FAMILIES = {
     "linear": dj.linear_schedule(),
     "linear 50": dj.linear_schedule(50, 0.002, 0.4),
-    "constant": dj.constant_schedule(300, 0.04),
+    "constant": dj.constant_schedule(300, 0.01),
     "quadratic": dj.quadratic_schedule(),
     "warmup10": dj.warmup_schedule(warmup_fraction=0.1),
     "sigmoid": dj.sigmoid_schedule(),

@@ -48,8 +48,8 @@ def check_target(call: str, target: str) -> None:
         raise ValueError(f"{call} knows the targets {TARGETS}, got {describe(target)}.")
 
 
-def check_variance(call: str, variance: Variance) -> None:
-    """Raises ValueError, in the name of the call, unless `variance` is a kind or a table."""
+def check_variance(call: str, variance: Variance, num_timesteps: int | None = None) -> None:
+    """Raises ValueError, in the name of the call, unless `variance` is a kind or a table [T]."""
     if isinstance(variance, str):
         known = variance in VARIANCES
     else:
@@ -63,6 +63,11 @@ def check_variance(call: str, variance: Variance) -> None:
         raise ValueError(
             f"{call} needs a table of log-variances of shape [T], got shape "
             f"{jnp.shape(variance)}. `optimal_log_variance` makes one."
+        )
+    if not isinstance(variance, str) and num_timesteps not in (None, variance.shape[0]):
+        raise ValueError(
+            f"{call} got a table of log-variances for {variance.shape[0]} steps with a schedule of "
+            f"{num_timesteps}. Make the table for this schedule."
         )
 
 
@@ -214,27 +219,29 @@ def training_target(
     return posterior_mean(schedule, x_0, signal * x_0 + sigma * noise, t)
 
 
-def split_output(output: Array, x_t: Array, variance: Variance) -> tuple[Array, Array | None]:
+def split_output(
+    output: Array, x_t: Array, variance: Variance, *, call: str = "apply_fn"
+) -> tuple[Array, Array | None]:
     """Splits a network output into (prediction, variance output).
 
     A learned variance doubles the last axis: [..., 2C] for x_t's [..., C]. With a fixed variance
     the second is None. Raises ValueError for an output of another shape, TypeError unless it is a
     floating-point array.
     """
-    check_variance("split_output", variance)
-    check_real("the network (apply_fn)", output=output)
+    check_variance(call, variance)
+    check_real(call, output=output)
     expected = jnp.shape(x_t)
     if is_learned(variance):
         if not expected:
             raise ValueError(
-                f"variance={variance!r} needs events with a channel axis, got a scalar."
+                f"{call}: variance={variance!r} needs events with a channel axis, got a scalar."
             )
         expected = (*expected[:-1], 2 * expected[-1])
     if jnp.shape(output) != expected:
         raise ValueError(
-            f"with variance={describe(variance)} and x_t of shape {jnp.shape(x_t)} the network's "
-            f"output must have shape {expected}, got {jnp.shape(output)}. A learned variance "
-            "doubles the output channels (out_channels = 2C); a fixed one does not."
+            f"{call}: with variance={describe(variance)} and x_t of shape {jnp.shape(x_t)} the "
+            f"network's output must have shape {expected}, got {jnp.shape(output)}. A learned "
+            "variance doubles the output channels (out_channels = 2C); a fixed one does not."
         )
     if not is_learned(variance):
         return output, None
@@ -258,14 +265,9 @@ def reverse_variance(
     learned_range  exp(f log β_t + (1-f) log β̃_t), f = (variance_output + 1)/2    (iDDPM Eq. 15)
     a table [T]    exp(table[t]): log-variances, one for each step of this schedule
     """
-    check_variance("reverse_variance", variance)
+    check_variance("reverse_variance", variance, schedule.num_timesteps)
     ndim = len(shape)
     if not isinstance(variance, str):
-        if jnp.shape(variance) != (schedule.num_timesteps,):
-            raise ValueError(
-                f"reverse_variance got a table of log-variances for {jnp.shape(variance)[0]} steps "
-                f"with a schedule of {schedule.num_timesteps}. Make the table for this schedule."
-            )
         log_variance = jnp.broadcast_to(at_step(variance, t, ndim), shape)
         return jnp.exp(log_variance), log_variance
     if is_learned(variance):
@@ -329,12 +331,12 @@ def p_mean_variance(
         Array([1., 1., 1.], dtype=float32)
     """
     call = "p_mean_variance"
+    check_arguments(call, schedule=schedule, x_t=x_t, t=t)  # of the output: split_output
     check_target(call, target)
+    check_variance(call, variance, schedule.num_timesteps)
     check_clip(call, clip)
-    # Before the output's shape is known to fit, for the order of the arguments.
-    check_arguments(call, schedule=schedule, x_t=x_t, t=t)
     check_determined(call, schedule, target)
-    prediction, variance_output = split_output(output, x_t, variance)
+    prediction, variance_output = split_output(output, x_t, variance, call=call)
     x_0_hat = predict_x_0(schedule, prediction, x_t, t, target=target)
     x_0_hat = threshold_x_0(x_0_hat, clip)
     if target == "previous_mean":

@@ -37,6 +37,7 @@ from ddpm_jax.denoisers.prediction import (
 )
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
+from ddpm_jax.forward.checks import check_real
 from ddpm_jax.forward.schedule import rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, host_array, per_example
 
@@ -197,6 +198,7 @@ def denoise_one(
     """
     rows = jax.tree.map(lambda value: value[None], conditions)
     x_0_hat = denoise(y[None], sigma[None], *rows)
+    check_real(f"{call} (denoise)", x_0_hat=x_0_hat)
     if jnp.shape(x_0_hat) != (1, *y.shape):
         raise ValueError(
             f"{call}: the denoiser returned shape {jnp.shape(x_0_hat)} for one example of shape "

@@ -64,6 +64,9 @@ def host_table(call: str, name: str, values: Any, *, integer: bool = False) -> n
         table = np.asarray(None)
     if table.ndim != 1 or table.size == 0:
         raise ValueError(f"{call} needs {name}, a table of shape [T], got shape {table.shape}.")
+    if table.dtype.kind not in ("iu" if integer else "fiu") and table.dtype != jnp.bfloat16:
+        kind = "integers" if integer else "real numbers"
+        raise TypeError(f"{call} needs {name}, a table [T] of {kind}, got {describe(values)}.")
     return table if integer else table.astype(np.float64)
 
 
@@ -110,13 +113,13 @@ def check_steps(
     dtype = t.dtype if host is None else host.dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(
-            f"{call} needs steps t, integers, got {describe(t)}. Steps are 0-based; continuous "
-            "time in [0, 1] is not a step: multiply by T and round first."
+            f"{call} needs steps t, 0-based integers, got {describe(t)}. Continuous time in [0, 1] "
+            "is not a step: multiply by T and round first."
         )
-    if batch is not None and jnp.shape(t) not in ((), batch):
+    if batch is not None and np.shape(t) not in ((), batch):
         raise ValueError(
             f"{call} needs steps t of shape {batch}, one per example, or [] for one shared by all; "
-            f"got shape {jnp.shape(t)}."
+            f"got shape {np.shape(t)}."
         )
     if host is None or num_timesteps is None or not host.size:
         return
@@ -131,7 +134,7 @@ def check_index(call: str, index: Any, batch_size: int, shape: tuple[int, ...]) 
     """Raises unless `index` holds places in 0..batch_size-1 of the global batch, of this shape."""
     host = None if isinstance(index, jax.Array) else np.asarray(index)
     dtype = index.dtype if host is None else host.dtype
-    if not jnp.issubdtype(dtype, jnp.integer) or jnp.shape(index) != shape:
+    if not jnp.issubdtype(dtype, jnp.integer) or np.shape(index) != shape:
         raise ValueError(
             f"{call} needs index {shape}, one integer per key, got {describe(index)}. It is an "
             "example's place in the global batch: jnp.arange(batch_size) on one device."

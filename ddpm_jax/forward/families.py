@@ -15,7 +15,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.forward.checks import check_number
+from ddpm_jax.forward.checks import check_floating_dtype, check_number
 from ddpm_jax.forward.schedule import NoiseSchedule, check_num_timesteps, schedule_from_beta
 
 _MAX_SIGNAL_LEFT = 0.05
@@ -35,6 +35,7 @@ def _check_range(call: str, num_timesteps: int, beta_start: float, beta_end: flo
 
 def _from_rates(call: str, beta: np.ndarray, dtype) -> NoiseSchedule:
     """The schedule of these β, with a warning where x_T keeps part of x_0."""
+    check_floating_dtype(call, dtype)
     left = math.exp(0.5 * np.log1p(-beta).sum())
     if left > _MAX_SIGNAL_LEFT:
         T, largest = beta.size, float(beta.max())
@@ -43,7 +44,7 @@ def _from_rates(call: str, beta: np.ndarray, dtype) -> NoiseSchedule:
         if factor * largest >= 1:
             remedy = f"Use cosine_schedule({T})"
         warnings.warn(
-            f"{call} with {T} steps leaves √ᾱ_T = {left:.3g} of x_0 in x_T, which sampling from "
+            f"{call} with T = {T} leaves √ᾱ_T = {left:.3g} of x_0 in x_T, which sampling from "
             f"N(0, I) takes for pure noise. {remedy}.",
             stacklevel=3,
         )
@@ -148,6 +149,7 @@ def jsd_schedule(num_timesteps: int = 1000, *, dtype=jnp.float32) -> NoiseSchedu
         Array([0.75, 0.5 , 0.25, 0.  ], dtype=float32)
     """
     T = check_num_timesteps("jsd_schedule", num_timesteps)
+    check_floating_dtype("jsd_schedule", dtype)
     return schedule_from_beta(1.0 / np.arange(T, 0, -1), dtype=dtype)
 
 
@@ -164,6 +166,7 @@ def cosine_schedule(
         Array(0.999, dtype=float32)
     """
     T = check_num_timesteps("cosine_schedule", num_timesteps)
+    check_floating_dtype("cosine_schedule", dtype)
     remedy = "Nichol and Dhariwal (2021) use 0.008 and 0.999."
     check_number("cosine_schedule", "offset", offset, remedy)
     check_number("cosine_schedule", "max_beta", max_beta, remedy)

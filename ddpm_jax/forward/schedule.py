@@ -22,6 +22,7 @@ import numpy as np
 from ddpm_jax.forward.checks import (
     check_floating_dtype,
     check_function,
+    check_real,
     check_same_shape,
     check_steps,
     check_whole,
@@ -93,16 +94,20 @@ def check_arguments(call: str, **arguments: Any) -> tuple[int, ...]:
 
 
 def lookup(table: ArrayLike, t: ArrayLike) -> Array:
-    """Reads table[t] for a step t, [] or [B], inside 0..T-1.
+    """Reads table[t] [...] from floats [T] for steps t [...] in 0..T-1.
 
     An index outside the table gives NaN (for a host integer: a ValueError), where plain indexing
     would silently wrap -1 round to the last step and clamp T to it.
+
+    Example:
+        >>> dj.forward.lookup(jnp.array([0.1, 0.2]), jnp.array([1, 2]))
+        Array([0.2, nan], dtype=float32)
     """
+    check_real("lookup", table=table)
     table = jnp.asarray(table)
     check_steps("lookup", t, table.shape[0])
-    fill = jnp.nan if jnp.issubdtype(table.dtype, jnp.inexact) else None
     indexed = table.at[jnp.asarray(t)]
-    return indexed.get(mode="fill", fill_value=fill, wrap_negative_indices=False)
+    return indexed.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def rows_of_timesteps(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
@@ -122,7 +127,6 @@ def build_tables(
     beta: np.ndarray, log_alpha_bar: np.ndarray, timesteps: np.ndarray, dtype
 ) -> NoiseSchedule:
     """Builds every table in float64 from β and log ᾱ, then casts to `dtype`."""
-    check_floating_dtype("a NoiseSchedule", dtype)
     log_alpha_bar_prev = np.concatenate([[0.0], log_alpha_bar[:-1]])
     alpha_bar, alpha_bar_prev = np.exp(log_alpha_bar), np.exp(log_alpha_bar_prev)
     # 1-ᾱ by expm1: at t=0 it is about 1e-4, and subtracting from 1 in float32 would put it off by
@@ -166,6 +170,7 @@ def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
         >>> dj.schedule_from_beta([0.1, 0.5]).alpha_bar
         Array([0.9 , 0.45], dtype=float32)
     """
+    check_floating_dtype("schedule_from_beta", dtype)
     beta = host_table("schedule_from_beta", "β", beta)
     inside = (beta > 0) & (beta < 1)
     inside[-1] |= beta[-1] == 1
@@ -191,6 +196,7 @@ def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> Noise
         >>> dj.schedule_from_alpha_bar([0.9, 0.45]).beta
         Array([0.1, 0.5], dtype=float32)
     """
+    check_floating_dtype("schedule_from_alpha_bar", dtype)
     alpha_bar = host_table("schedule_from_alpha_bar", "ᾱ", alpha_bar)
     falling = np.diff(np.concatenate([[1.0], alpha_bar])) < 0
     inside = falling & (alpha_bar >= 0)
@@ -219,6 +225,7 @@ def schedule_from_noise_levels(sigmas: ArrayLike, *, dtype=jnp.float32) -> Noise
         >>> dj.forward.schedule_from_noise_levels([3.0, 1.0]).alpha_bar
         Array([0.5, 0.1], dtype=float32)
     """
+    check_floating_dtype("schedule_from_noise_levels", dtype)
     levels = host_table("schedule_from_noise_levels", "σ", sigmas)
     rising = levels if levels[0] < levels[-1] else levels[::-1]
     if not (rising > 0).all() or not np.isfinite(rising).all() or (np.diff(rising) <= 0).any():

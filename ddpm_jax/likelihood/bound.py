@@ -53,7 +53,7 @@ def bound_term(
             f"p_mean_variance returns, got {describe(reverse)}."
         )
     shape = check_arguments("bound_term", schedule=schedule, x_0=x_0, x_t=x_t, t=t)
-    check_same_shape("bound_term", reverse_mean=reverse.mean, x_0=x_0)
+    check_same_shape("bound_term", mean=reverse.mean, log_variance=reverse.log_variance, x_0=x_0)
     t = jnp.broadcast_to(jnp.asarray(t), shape[:1])
     first = bcast_right(t == 0, len(shape))
     posterior = q_posterior(schedule, x_0, x_t, t)

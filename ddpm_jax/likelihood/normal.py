@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.forward.checks import check_real, check_same_shape, check_whole
+from ddpm_jax.forward.checks import check_real, check_whole
 from ddpm_jax.types import Array, ArrayLike
 
 LEVELS = 256
@@ -93,11 +93,11 @@ def discretized_log_likelihood(
 
     Args:
         x_0: data [...] on the grid -1, -1 + 2/(levels-1), …, 1.
-        mean: of the decoder, of x_0's shape (or a number).
-        log_variance: of the decoder, a logarithm, of x_0's shape (or a number).
+        mean: of the decoder; broadcasts with x_0.
+        log_variance: of the decoder, a logarithm; broadcasts with x_0.
         levels: values that a pixel can take, at least 2.
 
-    Raises ValueError for shapes that differ, TypeError for uint8 pixels (use `from_pixels`).
+    Raises TypeError for uint8 pixels (use `from_pixels`), ValueError for fewer than 2 levels.
 
     Example:
         >>> dj.discretized_log_likelihood(jnp.ones(1), jnp.ones(1), jnp.full(1, -20.0))
@@ -105,9 +105,7 @@ def discretized_log_likelihood(
     """
     call = "discretized_log_likelihood"
     levels = check_whole(call, "levels", levels, least=2)
-    arguments = {"x_0": x_0, "mean": mean, "log_variance": log_variance}
-    check_real(call, **arguments)
-    check_same_shape(call, **{k: v for k, v in arguments.items() if jnp.ndim(v) or k == "x_0"})
+    check_real(call, x_0=x_0, mean=mean, log_variance=log_variance)
     x_0, mean = jnp.asarray(x_0), jnp.asarray(mean)
     precision = jnp.exp(-0.5 * jnp.asarray(log_variance))
     half = 1.0 / (levels - 1)

@@ -29,7 +29,13 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoisers.sigma import SigmaDenoiser, check_sigmas, denoise_one
-from ddpm_jax.forward.checks import check_function, check_number, check_real, check_whole
+from ddpm_jax.forward.checks import (
+    check_function,
+    check_number,
+    check_real,
+    check_same_shape,
+    check_whole,
+)
 from ddpm_jax.types import Array, ArrayLike, describe
 
 Trace = Literal["hutchinson", "exact"]
@@ -331,7 +337,9 @@ def _check_call(
         check_number(call, name, sigma, "sigma_range(schedule) gives both as host floats.")
     check_sigmas(call, *sigmas)
     for name, tolerance in zip(("rtol", "atol"), options[:2], strict=True):
-        if not 0 < check_number(call, name, tolerance) < math.inf:
+        if isinstance(tolerance, jax.Array):  # may be traced: one program for all tolerances
+            check_same_shape(call, **{name: tolerance, "a number": 1.0})
+        elif not 0 < check_number(call, name, tolerance) < math.inf:
             raise ValueError(f"{call} needs {name} > 0, got {tolerance}. 1e-5 suits float32.")
     check_whole(call, "max_steps", options[2])
     y = jnp.asarray(y)

@@ -83,7 +83,7 @@ def _check_call(call, schedule, apply_fn, x_0, target, variances, clip) -> None:
     if not variances:
         raise ValueError(f"{call} needs at least one variance, got an empty mapping.")
     for variance in variances.values():
-        check_variance(call, variance)
+        check_variance(call, variance, schedule.num_timesteps)
     check_clip(call, clip)
     check_determined(call, schedule, target)
 
@@ -151,26 +151,32 @@ def bound_terms(
 
     Raises ValueError unless exactly one of keys and noise is given, and for noise of another shape.
     """
-    call = "bound_terms"
+    options = (target, variance, clip, noise)
+    return _bound_terms("bound_terms", schedule, apply_fn, x_0, keys, steps, *options)
+
+
+def _bound_terms(
+    call, schedule, apply_fn, x_0, keys, steps, target, variance, clip, noise
+) -> BoundTerms:
     variances, single = _named(variance)
     _check_call(call, schedule, apply_fn, x_0, target, variances, clip)
     check_steps(call, steps, schedule.num_timesteps)
-    if jnp.ndim(steps) != 1:
-        raise ValueError(f"{call} needs steps [N], got shape {jnp.shape(steps)}.")
+    if np.ndim(steps) != 1:
+        raise ValueError(f"{call} needs steps [N], got shape {np.shape(steps)}.")
     if keys is not None:
         check_keys(call, keys, x_0.shape[0])
     if noise is not None:
         check_real(call, noise=noise)
     if (keys is None) == (noise is None):
         raise ValueError(
-            "bound_terms draws one x_t per step: pass either keys [B] (one per example, see "
+            f"{call} draws one x_t per step: pass either keys [B] (one per example, see "
             "`example_keys`) or noise [num_steps, B, ...] to replay; got "
             f"{'neither' if keys is None else 'both'}."
         )
     steps = jnp.asarray(steps, jnp.int32)
     if noise is not None and jnp.shape(noise) != (*steps.shape, *x_0.shape):
         raise ValueError(
-            f"bound_terms needs noise of shape [num_steps, *x_0.shape] = "
+            f"{call} needs noise of shape [num_steps, *x_0.shape] = "
             f"{(*steps.shape, *x_0.shape)}, one draw per step in the order of the steps, got "
             f"{jnp.shape(noise)}."
         )
@@ -251,18 +257,11 @@ def variational_bound(
         >>> dj.variational_bound(schedule, lambda x_t, t: 0.0 * x_t, x_0, keys).terms.shape
         (4, 2)
     """
-    check_arguments("variational_bound", schedule=schedule, apply_fn=apply_fn, x_0=x_0)
-    part = bound_terms(
-        schedule,
-        apply_fn,
-        x_0,
-        keys,
-        jnp.arange(schedule.num_timesteps),
-        target=target,
-        variance=variance,
-        clip=clip,
-        noise=noise,
-    )
+    call = "variational_bound"
+    check_arguments(call, schedule=schedule, apply_fn=apply_fn, x_0=x_0)
+    steps = jnp.arange(schedule.num_timesteps)
+    options = (target, variance, clip, noise)
+    part = _bound_terms(call, schedule, apply_fn, x_0, keys, steps, *options)
     return assemble_bound(schedule, x_0, [part])
 
 

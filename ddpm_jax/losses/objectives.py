@@ -99,8 +99,8 @@ def bound_loss(
         Array([ True,  True], dtype=bool)
     """
     check_target("bound_loss", target)
-    check_variance("bound_loss", variance)
     t, x_t, output = _evaluate("bound_loss", schedule, apply_fn, x_0, t, noise)
+    check_variance("bound_loss", variance, schedule.num_timesteps)
     return _bound(schedule, output, x_0, x_t, t, target, variance)
 
 

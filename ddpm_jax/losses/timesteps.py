@@ -114,7 +114,10 @@ def importance_probabilities(history: LossHistory, *, uniform_mix: float = 1e-3)
         >>> dj.losses.importance_probabilities(dj.losses.init_loss_history(4))
         Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
     """
-    call = "importance_probabilities"
+    return _probabilities("importance_probabilities", history, uniform_mix)
+
+
+def _probabilities(call: str, history: LossHistory, uniform_mix: float) -> Array:
     _check_history(call, history)
     if not 0.0 <= check_number(call, "uniform_mix", uniform_mix) <= 1.0:
         raise ValueError(f"{call} needs 0 <= uniform_mix <= 1, got {uniform_mix}. iDDPM uses 1e-3.")
@@ -145,8 +148,7 @@ def importance_timesteps(
         Array([1., 1.], dtype=float32)
     """
     check_keys("importance_timesteps", keys)
-    _check_history("importance_timesteps", history)
-    p = importance_probabilities(history, uniform_mix=uniform_mix)
+    p = _probabilities("importance_timesteps", history, uniform_mix)
     T = p.shape[0]
     upto = jnp.cumsum(p)
     u = jax.vmap(jax.random.uniform)(keys) * upto[-1]

@@ -163,8 +163,8 @@ def bound_weight(
         Array([0.273], dtype=float32)
     """
     check_target("bound_weight", target)
-    check_variance("bound_weight", variance)
     check_arguments("bound_weight", schedule=schedule, t=t)
+    check_variance("bound_weight", variance, schedule.num_timesteps)
     if is_learned(variance):
         raise ValueError(
             f"bound_weight needs a fixed variance or a table, got {variance!r}. With a learned "
