@@ -139,7 +139,7 @@ def hybrid_loss(
             "'learned_range', or simple_loss where the variance is fixed."
         )
     t, x_t, output = _evaluate("hybrid_loss", schedule, apply_fn, x_0, t, noise)
-    prediction, _ = split_output(output, x_t, variance)
+    prediction, _ = split_output(output, x_t, variance, call="hybrid_loss (apply_fn)")
     variance_output = output[..., prediction.shape[-1] :]
     frozen = jnp.concatenate([jax.lax.stop_gradient(prediction), variance_output], axis=-1)
     bound = _bound(schedule, frozen, x_0, x_t, t, target, variance)
@@ -165,6 +165,7 @@ def _squared_error(schedule, prediction, x_0, x_t, t, noise, target) -> Array:
 
 
 def _bound(schedule, output, x_0, x_t, t, target, variance) -> Array:
+    split_output(output, x_t, variance)  # names apply_fn where the shape is wrong
     reverse = p_mean_variance(
         schedule,
         output.astype(x_t.dtype),
