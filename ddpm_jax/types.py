@@ -109,12 +109,14 @@ def _check_estimate(name: str, value: Any, x_t: Array) -> None:
 
 def describe(value: Any) -> str:
     """A short description of a value of the wrong kind, for error messages."""
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return repr(value)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     name = getattr(value, "__name__", None)
     if callable(value) and name:
         return f"the function {name}"
-    return f"{type(value).__name__} {value!r}" if value is None else f"a {type(value).__name__}"
+    return f"a {type(value).__name__}"
 
 
 def host_array(call: str, name: str, value: ArrayLike, dtype: Any = None) -> np.ndarray:
@@ -144,7 +146,7 @@ def bcast_right(x: ArrayLike, ndim: int) -> Array:
 
     Raises ValueError when x already has more axes than `ndim`.
 
-    >>> dj.bcast_right(jnp.arange(2), 4).shape
+    >>> dj.types.bcast_right(jnp.arange(2), 4).shape
     (2, 1, 1, 1)
     """
     x = jnp.asarray(x)
@@ -159,7 +161,7 @@ def bcast_right(x: ArrayLike, ndim: int) -> Array:
 def mean_per_example(x: Array) -> Array:
     """Averages x [B, ...] over every axis but the first, in float32 or wider: [B].
 
-    >>> dj.mean_per_example(jnp.ones((2, 4, 4, 3))).shape
+    >>> dj.types.mean_per_example(jnp.ones((2, 4, 4, 3))).shape
     (2,)
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -27,15 +27,10 @@ from ddpm_jax.denoisers.prediction import Variance
 from ddpm_jax.denoisers.sigma import sigma_denoiser, sigma_range
 from ddpm_jax.files import write_json
 from ddpm_jax.keys import example_keys, fold_in_each, make_key
+from ddpm_jax.likelihood.coding import RateDistortion, mean_and_standard_error, rate_distortion
+from ddpm_jax.likelihood.dequantization import bits_per_dim, dequantize
 from ddpm_jax.likelihood.probability_flow import (
-    bits_per_dim,
-    dequantize,
     probability_flow_log_likelihood,
-)
-from ddpm_jax.likelihood.variational import (
-    RateDistortion,
-    mean_and_standard_error,
-    rate_distortion,
 )
 from ddpm_jax.programs.bound import MeasuredBound, bound_row, measure_bound
 from ddpm_jax.programs.console import bar, run_program, say

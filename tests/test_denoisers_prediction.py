@@ -71,7 +71,7 @@ def test_v_and_x_0_survive_a_vanished_signal(target):
     np.testing.assert_allclose(
         dj.predict_x_0(schedule, output, x_t, t, target=target), [[expected]], atol=1e-7
     )
-    epsilon = dj.predict_epsilon(schedule, output, x_t, t, target=target)
+    epsilon = dj.denoisers.predict_epsilon(schedule, output, x_t, t, target=target)
     np.testing.assert_allclose(epsilon, x_t, atol=1e-7)
 
 
@@ -109,7 +109,9 @@ def test_p_mean_variance_equals_float64(target, variance, clip):
         SCHEDULE, f32(output), f32(X_T), STEPS, target=target, variance=variance, clip=clip
     )
     clipped = np.clip(x_0_hat, -1, 1) if clip else x_0_hat
-    mean = column(TRUTH.coef_x_0) * clipped + column(TRUTH.coef_x_t) * X_T
+    # The mean that a network predicts is kept; only the x̂_0 made from it is clipped.
+    of_x_0 = x_0_hat if target == "previous_mean" else clipped
+    mean = column(TRUTH.coef_x_0) * of_x_0 + column(TRUTH.coef_x_t) * X_T
     np.testing.assert_allclose(got.mean, mean, rtol=1e-5, atol=1e-5)
     steps = slice(0, 3) if target == "previous_mean" else slice(None)
     np.testing.assert_allclose(np.asarray(got.x_0_hat)[steps], clipped[steps], atol=1e-3)
@@ -173,3 +175,49 @@ def test_denoiser_clips_and_passes_the_variance_on():
 def test_bad_values_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call(jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("t", [0, 499, 999])
+def test_a_predicted_mean_is_the_mean_of_the_step(t):
+    """By hand: x̂_0 = (μ - w x_t)/u is 3 and clipped to 1 in the report, the mean stays μ."""
+    u, w = TRUTH.coef_x_0[t], TRUTH.coef_x_t[t]
+    x_t = np.array([[0.5, -0.2]])
+    mean = u * 3.0 + w * x_t
+    got = dj.p_mean_variance(SCHEDULE, f32(mean), f32(x_t), t, target="previous_mean")
+    np.testing.assert_array_equal(got.mean, f32(mean))
+    np.testing.assert_allclose(got.x_0_hat, np.ones((1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["epsilon", "score"])
+def test_a_vanished_signal_is_refused_where_it_is_needed(target):
+    """And NaN, which no clipping hides, where the schedule is traced."""
+    schedule, x = dj.rescale_zero_terminal_snr(dj.linear_schedule(100)), jnp.ones((2, 3))
+
+    def network(x_t, timesteps):
+        return 0.3 * x_t
+
+    def denoise(schedule, t):
+        return dj.make_denoiser(schedule, network, target=target)(x, t)
+
+    with pytest.raises(ValueError, match="ᾱ is 0 at step 99"):
+        denoise(schedule, jnp.array([99, 0]))
+    with pytest.raises(ValueError, match="p_mean_variance got target"):
+        dj.p_mean_variance(schedule, x, x, 99, target=target)
+    with pytest.raises(ValueError, match="variational_bound got target"):
+        keys = dj.example_keys(jax.random.key(0), jnp.arange(2))
+        dj.variational_bound(schedule, network, x, keys, target=target)
+    got = jax.jit(denoise)(schedule, jnp.array([99, 0]))
+    assert np.isnan(got[0]).all() and np.isfinite(got[1]).all()
+    kept = dj.respace(schedule, np.arange(99))
+    assert np.isfinite(denoise(kept, jnp.array([98, 0]))).all()
+
+
+def test_the_network_gets_one_timestep_per_example():
+    """Also where one step is shared by all."""
+
+    def network(x_t, timesteps):
+        assert timesteps.shape == (5,)
+        return jnp.zeros_like(x_t)
+
+    denoise = dj.make_denoiser(SCHEDULE, network)
+    np.testing.assert_array_equal(denoise(f32(X_T), 7), denoise(f32(X_T), jnp.full(5, 7)))

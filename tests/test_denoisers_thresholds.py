@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
-from ddpm_jax.denoisers.prediction import dynamic_threshold, threshold_x_0
+from ddpm_jax.denoisers.thresholds import dynamic_threshold, threshold_x_0
 
 RNG = np.random.default_rng(0)
 WIDE = 2.0 * RNG.standard_normal((4, 6, 6, 3))
@@ -69,10 +69,36 @@ def test_the_reverse_step_and_the_denoiser_use_it():
     np.testing.assert_allclose(denoise(x_t, t), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_true_and_false():
-    x = jnp.array([[-3.0, 0.2, 1.5]])
-    np.testing.assert_array_equal(threshold_x_0(x, True), jnp.array([[-1.0, 0.2, 1.0]]))
-    np.testing.assert_array_equal(threshold_x_0(x, False), x)
+@pytest.mark.parametrize(
+    "clip,limits",
+    [
+        (True, (-1, 1)),
+        (np.True_, (-1, 1)),
+        (2.0, (-2, 2)),
+        (2, (-2, 2)),
+        (np.float32(0.5), (-0.5, 0.5)),
+        ((0, 1), (0, 1)),
+        ([-2.0, 2.5], (-2, 2.5)),
+        (False, (-np.inf, np.inf)),
+        (None, (-np.inf, np.inf)),
+    ],
+    ids=str,
+)
+def test_what_clip_may_be(clip, limits):
+    x = jnp.array([[-3.0, -0.7, 0.2, 1.5, 3.0]])
+    np.testing.assert_array_equal(threshold_x_0(x, clip), np.clip(x, *limits))
+    denoise = dj.make_denoiser(SCHEDULE, lambda x_t, t: x_t, target="x_0", clip=clip)
+    np.testing.assert_array_equal(denoise(x, 3), np.clip(x, *limits))
+    step = dj.p_mean_variance(SCHEDULE, x, x, 3, target="x_0", clip=clip)
+    np.testing.assert_array_equal(step.x_0_hat, np.clip(x, *limits))
+
+
+def test_a_threshold_that_was_not_made_is_refused():
+    denoise = dj.make_denoiser(SCHEDULE, lambda x_t, t: x_t, target="x_0", clip=dynamic_threshold)
+    with pytest.raises(TypeError, match="clip=dynamic_threshold\\(99.5\\)"):
+        denoise(jnp.ones((2, 3)), 3)
+    with pytest.raises(ValueError, match="no fraction"):
+        dynamic_threshold(0.995)
 
 
 @pytest.mark.parametrize("percentile", [0.0, -1.0, 100.1, float("nan")])

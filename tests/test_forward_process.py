@@ -54,7 +54,7 @@ def test_q_posterior_equals_equation_7(shape):
     )
     np.testing.assert_array_equal(mean, dj.posterior_mean(SCHEDULE, x_0, x_t, STEPS))
     np.testing.assert_allclose(
-        dj.posterior_variance(SCHEDULE, STEPS), TRUTH.posterior_variance[STEPS], rtol=1e-6
+        dj.forward.posterior_variance(SCHEDULE, STEPS), TRUTH.posterior_variance[STEPS], rtol=1e-6
     )
 
 
@@ -110,7 +110,7 @@ def test_scalar_t_is_shared_by_all():
         args = (x_0, 321, noise) if fn is dj.q_sample else (x_0, noise, 321)
         many = (x_0, t, noise) if fn is dj.q_sample else (x_0, noise, t)
         np.testing.assert_array_equal(fn(SCHEDULE, *args), fn(SCHEDULE, *many))
-    assert dj.posterior_variance(SCHEDULE, 321).shape == ()
+    assert dj.forward.posterior_variance(SCHEDULE, 321).shape == ()
 
 
 def test_under_jit_vmap_grad():
@@ -131,10 +131,10 @@ def test_under_pmap():
 
 
 def test_noise_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"q_sample needs noise of x_0's shape \(6, 5\)"):
+    with pytest.raises(ValueError, match="q_sample needs x_0 and noise of one shape"):
         dj.q_sample(SCHEDULE, np.zeros((6, 5)), STEPS, np.zeros((6, 1)))
 
 
 def test_too_many_axes_for_t_are_refused():
-    with pytest.raises(ValueError, match="bcast_right"):
+    with pytest.raises(ValueError, match="q_sample needs steps t of shape"):
         dj.q_sample(SCHEDULE, np.zeros(6), STEPS[:, None], np.zeros(6))

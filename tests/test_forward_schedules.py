@@ -1,3 +1,5 @@
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,11 +233,37 @@ def test_bad_values_are_named_with_a_remedy(call, words):
 
 def test_lookup_never_wraps_or_clamps():
     table = dj.linear_schedule().beta
-    with pytest.raises(IndexError, match="0-based"):
+    with pytest.raises(ValueError, match="0-based"):
         lookup(table, 1000)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError):
         lookup(table, np.array([-1, 3]))
     got = jax.jit(lookup)(table, jnp.array([-1, 0, 999, 1000]))
     np.testing.assert_array_equal(np.isnan(got), [True, False, False, True])
     with pytest.raises(TypeError, match="Continuous time"):
         lookup(table, 0.5)
+
+
+@pytest.mark.parametrize(
+    "make,words",
+    [
+        (lambda: dj.linear_schedule(50), "up to β = 0.4"),
+        (lambda: dj.quadratic_schedule(100), "up to β = 0.2"),
+        (lambda: dj.constant_schedule(100), "up to β = 0.2"),
+        (lambda: dj.warmup_schedule(100, warmup_fraction=0.5), "up to β = 0.2"),
+        (lambda: dj.sigmoid_schedule(10), r"cosine_schedule\(10\)"),
+        (lambda: dj.linear_schedule(1000, 1e-5, 1e-3), "up to β"),
+    ],
+)
+def test_a_schedule_that_keeps_x_0_warns(make, words):
+    with pytest.warns(UserWarning, match=words) as caught:
+        make()
+    assert caught[0].filename == __file__
+
+
+def test_the_remedy_of_the_warning_ends_it():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for family in (dj.linear_schedule, dj.quadratic_schedule, dj.sigmoid_schedule):
+            family(), family(50, 0.002, 0.4)
+        dj.constant_schedule(), dj.constant_schedule(100, 0.2)
+        dj.warmup_schedule(warmup_fraction=0.5), dj.warmup_schedule(50, 0.002, 0.4)

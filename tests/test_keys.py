@@ -55,7 +55,7 @@ TAKE_KEYS_OF_A_BATCH = {
     "sample_trajectory": lambda keys: dj.sample_trajectory(
         dj.ddim(dj.linear_schedule(5)), lambda x, t: 0.5 * x, jnp.zeros((4, 3)), keys=keys
     ),
-    "advance": lambda keys: dj.advance(
+    "advance": lambda keys: dj.samplers.advance(
         dj.ddim(dj.linear_schedule(5), eta=1.0),
         lambda x, t: 0.5 * x,
         jnp.zeros((4, 3)),

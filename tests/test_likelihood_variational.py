@@ -9,13 +9,12 @@ from scipy import stats
 import ddpm_jax as dj
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.keys import fold_in_each
+from ddpm_jax.likelihood.coding import mean_and_standard_error, rate_distortion
 from ddpm_jax.likelihood.variational import (
     VariationalBound,
     assemble_bound,
     bound_terms,
     estimate_bound,
-    mean_and_standard_error,
-    rate_distortion,
     variational_bound,
 )
 from tests.oracles import GaussianBound, GaussianData, Tables
@@ -292,3 +291,27 @@ def test_mean_and_standard_error_are_float64():
 def test_bad_calls_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_several_variances_share_the_networks_outputs(small):
+    """Each is measured as alone; with a learned one the others use the prediction's half."""
+    noise, _ = small
+    calls = []
+
+    def network(x_t, timesteps):
+        calls.append(1)
+        return with_spread(np.log(EXPECTED.optimal))(x_t, timesteps)
+
+    kinds = {"own": "learned", "large": "fixed_large", "table": jnp.log(EXPECTED.optimal)}
+    options = {"target": "x_0", "noise": noise}
+    got = variational_bound(SCHEDULE, network, SMALL, variance=kinds, **options)
+    assert len(calls) == 1  # traced once, by one scan
+    for name, kind in kinds.items():
+        alone = network if name == "own" else exact
+        one = variational_bound(SCHEDULE, alone, SMALL, variance=kind, **options)
+        for left, right in [(got.terms[name], one.terms), (got.total[name], one.total)]:
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(got.x_0_mse, one.x_0_mse, rtol=1e-5)
+    np.testing.assert_allclose(got.terms["own"], got.terms["table"], rtol=1e-5, atol=1e-7)
+    with pytest.raises(TypeError, match="pick one"):
+        rate_distortion(got)

@@ -48,7 +48,7 @@ def test_the_likelihood_table_is_the_librarys_bound(folder, run, tmp_path):
         variance="learned_range",
     )
     row = result["bound"]["learned_range"]
-    mean, error = dj.mean_and_standard_error(bound.total)
+    mean, error = dj.likelihood.mean_and_standard_error(bound.total)
     np.testing.assert_allclose(row["bits_per_dim"], mean, rtol=1e-4)
     np.testing.assert_allclose(row["standard_error"], error, rtol=1e-3)
     np.testing.assert_allclose(row["rate"] + row["distortion"], mean, rtol=1e-4)

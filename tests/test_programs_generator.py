@@ -13,9 +13,9 @@ SHAPE = (4, 4, 3)
 
 def denoiser_of(params, labels):
     def denoise(x_t, t):
-        shift = 0.0 if labels is None else dj.bcast_right(labels / 10.0, x_t.ndim)
+        shift = 0.0 if labels is None else dj.types.bcast_right(labels / 10.0, x_t.ndim)
         return jnp.clip(
-            jnp.tanh(params * x_t) - 0.0003 * dj.bcast_right(t, x_t.ndim) + shift, -1, 1
+            jnp.tanh(params * x_t) - 0.0003 * dj.types.bcast_right(t, x_t.ndim) + shift, -1, 1
         )
 
     return denoise

@@ -83,14 +83,14 @@ CASES = {
         {"weighting": "p2", "p2_gamma": 0.5},
         lambda s, f, x, t, e: (
             dj.simple_loss(s, f, x, t, e)
-            * dj.loss_weight(s, t, dj.p2_weighting(1.0, 0.5), target="epsilon")
+            * dj.loss_weight(s, t, dj.losses.p2_weighting(1.0, 0.5), target="epsilon")
         ),
     ),
     "bound's weight": (
         {"weighting": "bound", "variance": "fixed_small"},
         lambda s, f, x, t, e: (
             dj.simple_loss(s, f, x, t, e)
-            * dj.bound_weight(s, t, target="epsilon", variance="fixed_small")
+            * dj.losses.bound_weight(s, t, target="epsilon", variance="fixed_small")
         ),
     ),
 }
@@ -106,9 +106,9 @@ def test_the_loss_a_configuration_names_is_the_librarys(name):
 
 def test_importance_sampling_weights_the_loss_and_reports_it_plain():
     model = model_of(timesteps="importance")
-    history = dj.init_loss_history(20)
+    history = dj.losses.init_loss_history(20)
     steps = jnp.tile(jnp.arange(20), 10)
-    history = dj.update_loss_history(history, steps, 1.0 + jnp.arange(200.0) % 20)
+    history = dj.losses.update_loss_history(history, steps, 1.0 + jnp.arange(200.0) % 20)
     losses, seen = model.training_losses(0.7, BATCH, keys_of(), history)
     plain, _ = by_hand(model, dj.simple_loss, keys_of(), seen["t"])
     np.testing.assert_allclose(seen["loss"], plain, rtol=1e-5)

@@ -155,8 +155,8 @@ def test_sampling_in_parts_is_sampling():
     keys = dj.example_keys(jax.random.key(0), np.arange(2))
     x = x_T = dj.initial_noise(keys, (4,))
     state = sampler.init(x)
-    for part in np.split(np.asarray(dj.grid_steps(sampler)), 3):
-        x, state, _ = dj.advance(sampler, toy_denoise, x, state, part, keys=keys)
+    for part in np.split(np.asarray(dj.samplers.grid_steps(sampler)), 3):
+        x, state, _ = dj.samplers.advance(sampler, toy_denoise, x, state, part, keys=keys)
     np.testing.assert_allclose(x, dj.sample(sampler, toy_denoise, x_T, keys=keys), rtol=1e-6)
 
 

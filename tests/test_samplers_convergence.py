@@ -61,7 +61,7 @@ def test_convergence_order(make, order, exact):
             sampler = make(dj.respace(process, np.arange(0, 961, 960 // num_steps)))
             denoise = MixtureData(*kind, ALPHA_BAR).denoise
             x_T, steps = jnp.asarray(X_T), np.arange(num_steps, 0, -1)
-            return dj.advance(sampler, denoise, x_T, sampler.init(x_T), steps)[0]
+            return dj.samplers.advance(sampler, denoise, x_T, sampler.init(x_T), steps)[0]
 
         solve = jax.jit(jax.vmap(solve, in_axes=(0, None)), static_argnums=1)
         coarse, fine = (

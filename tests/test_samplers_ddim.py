@@ -58,7 +58,7 @@ def test_encoding_equals_a_float64_run(convention, corrections):
 def test_encoding_to_a_step_is_part_of_the_way_and_decodes_from_there():
     x = ddim_encode(GRID, DENOISE, jnp.float32(X_0), last_step=11, corrections=12)
     np.testing.assert_allclose(x, reference(11, 12)[-1], rtol=1e-4, atol=1e-5)
-    back, _, _ = dj.advance(dj.ddim(GRID), DENOISE, x, (), jnp.arange(11, -1, -1))
+    back, _, _ = dj.samplers.advance(dj.ddim(GRID), DENOISE, x, (), jnp.arange(11, -1, -1))
     np.testing.assert_allclose(back, X_0, atol=1e-5)
 
 

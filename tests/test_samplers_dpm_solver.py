@@ -124,8 +124,8 @@ def test_the_first_step_is_of_order_one_wherever_it_starts():
     x = jnp.float32(X_T)
     two, one = dpm_solver_pp(grid), dpm_solver_pp(grid, order=1)
     steps = jnp.array([9])
-    a, _, _ = dj.advance(two, denoise, x, two.init(x), steps)
-    b, _, _ = dj.advance(one, denoise, x, one.init(x), steps)
+    a, _, _ = dj.samplers.advance(two, denoise, x, two.init(x), steps)
+    b, _, _ = dj.samplers.advance(one, denoise, x, one.init(x), steps)
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 

@@ -58,7 +58,7 @@ VALUES = {
     "another process": lambda f: f(DDIM, dj.make_denoiser(dj.cosine_schedule(100), halve), X),
     "another grid": lambda f: f(DDIM, dj.make_denoiser(dj.respace(FULL, [0, 5, 99]), halve), X),
     "another process in σ": lambda f: f(
-        DDIM, dj.denoiser_from_sigma(dj.cosine_schedule(100), halve), X
+        DDIM, dj.denoisers.denoiser_from_sigma(dj.cosine_schedule(100), halve), X
     ),
     "another ladder": lambda f: f(
         DDIM, dj.denoiser_from_score(dj.schedule_from_noise_levels([1.0, 0.1]), halve), X
@@ -70,7 +70,7 @@ CALLS = {
     "jit of sample": lambda sampler, denoise, x, **kwargs: jax.jit(
         lambda x: dj.sample(sampler, denoise, x, **kwargs)
     )(x),
-    "advance": lambda sampler, denoise, x, **kwargs: dj.advance(
+    "advance": lambda sampler, denoise, x, **kwargs: dj.samplers.advance(
         sampler, denoise, x, (), np.arange(5)[::-1], **kwargs
     ),
 }
@@ -112,9 +112,9 @@ STEPS = {
 @pytest.mark.parametrize("case", STEPS)
 def test_steps_must_fall_one_by_one_on_the_grid(case):
     with pytest.raises(ValueError, match="advance needs grid steps"):
-        dj.advance(DDIM, halve, X, (), STEPS[case])
+        dj.samplers.advance(DDIM, halve, X, (), STEPS[case])
     with pytest.raises(ValueError, match="advance needs grid steps"):
-        dj.advance(DDIM, halve, X, (), jnp.asarray(STEPS[case]))
+        dj.samplers.advance(DDIM, halve, X, (), jnp.asarray(STEPS[case]))
 
 
 MAKERS = {
@@ -126,7 +126,7 @@ MAKERS = {
     "ddim_encode": lambda schedule: dj.ddim_encode(schedule, halve, X),
     "predictor_corrector": dj.predictor_corrector,
     "inpaint": lambda sampler: dj.inpaint(sampler, jnp.zeros(3), jnp.ones(3, bool)),
-    "grid_steps": dj.grid_steps,
+    "grid_steps": dj.samplers.grid_steps,
 }
 
 

@@ -347,7 +347,7 @@ def test_the_bound_splits_into_steps():
             terms.append(normal_kl(posterior.mean, posterior.log_variance, mean, log_s))
         x_1 = dj.q_sample(process, x_0, 0, noise)
         mean = model.a[0] * x_1 + model.b[0]
-        return [*terms, -dj.normal_log_density(x_0, mean, np.log(model.s[0]))]
+        return [*terms, -dj.likelihood.normal_log_density(x_0, mean, np.log(model.s[0]))]
 
     values = [np.array(term) for term in terms_of_the_code()]
     assert all((term >= 0).all() for term in values[:3])
@@ -371,7 +371,7 @@ def test_the_weight_of_the_epsilon_form(variance):
         posterior = dj.q_posterior(schedule(), x_0, x_t, t)
         reverse = dj.p_mean_variance(schedule(), epsilon_hat, x_t, t, variance=variance, clip=False)
         kl = normal_kl(posterior.mean, posterior.log_variance, reverse.mean, reverse.log_variance)
-        weight = dj.bound_weight(schedule(), t, target="epsilon", variance=variance)
+        weight = dj.losses.bound_weight(schedule(), t, target="epsilon", variance=variance)
         return posterior, reverse, kl, weight
 
     posterior, reverse, kl, ours = both(t)
@@ -435,7 +435,7 @@ def test_the_numbers_on_the_page():
     paper = dj.linear_schedule(dtype=jnp.float64)
     np.testing.assert_allclose(paper.alpha_bar[-1], 4.0e-5, atol=5e-7)
     np.testing.assert_allclose(paper.signal_scale[-1], 0.006, atol=5e-4)
-    weight = np.array(dj.bound_weight(paper, np.arange(1000), target="epsilon"))[1:]
+    weight = np.array(dj.losses.bound_weight(paper, np.arange(1000), target="epsilon"))[1:]
     np.testing.assert_allclose(weight[[0, 498, 998]], [0.27, 0.0055, 0.010], rtol=0.03)
     assert 1 / 3 - 0.02 < weight[:99].sum() / weight.sum() < 1 / 3 + 0.02
     prior = 0.5 * (np.array(paper.alpha_bar[-1]) * (1 / 3 - 1) - np.log1p(-paper.alpha_bar[-1]))
@@ -471,7 +471,9 @@ def test_ddim_has_the_marginals_of_ddpm(eta, steps):
 def test_the_bound_of_ddim_weighs_the_same_errors(eta):
     """The KL between steps that know x_0 and that guess it is γ_t (ε - ε̂)²; γ_t = w_t at η = 1."""
     coefficients = step_coefficients(dj.ddim(schedule(), eta=eta))
-    weight = dj.bound_weight(schedule(), np.arange(6), target="epsilon", variance="fixed_small")
+    weight = dj.losses.bound_weight(
+        schedule(), np.arange(6), target="epsilon", variance="fixed_small"
+    )
     x_0, noise, epsilon_hat = 0.4, -1.1, 0.7
     for t in range(1, 6):
         a, a_prev = TRUTH.alpha_bar[t], TRUTH.alpha_bar[t - 1]

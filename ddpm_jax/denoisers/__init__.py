@@ -1,13 +1,12 @@
-"""The denoiser (x_t, t) → x̂_0: what networks predict, guidance, noise levels σ, and scores."""
+"""The denoiser (x_t, timesteps) → x̂_0: network outputs, guidance, noise levels σ, and scores."""
 
+from ddpm_jax.denoisers.denoiser import make_denoiser as make_denoiser
 from ddpm_jax.denoisers.guidance import classifier_free as classifier_free
 from ddpm_jax.denoisers.guidance import classifier_guided as classifier_guided
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance as optimal_log_variance
 from ddpm_jax.denoisers.optimal_variance import x_0_mse_from_epsilon as x_0_mse_from_epsilon
 from ddpm_jax.denoisers.prediction import ReverseStep as ReverseStep
 from ddpm_jax.denoisers.prediction import convert_prediction as convert_prediction
-from ddpm_jax.denoisers.prediction import dynamic_threshold as dynamic_threshold
-from ddpm_jax.denoisers.prediction import make_denoiser as make_denoiser
 from ddpm_jax.denoisers.prediction import p_mean_variance as p_mean_variance
 from ddpm_jax.denoisers.prediction import predict_epsilon as predict_epsilon
 from ddpm_jax.denoisers.prediction import predict_x_0 as predict_x_0
@@ -20,3 +19,4 @@ from ddpm_jax.denoisers.sigma import SigmaDenoiser as SigmaDenoiser
 from ddpm_jax.denoisers.sigma import denoiser_from_sigma as denoiser_from_sigma
 from ddpm_jax.denoisers.sigma import sigma_denoiser as sigma_denoiser
 from ddpm_jax.denoisers.sigma import sigma_range as sigma_range
+from ddpm_jax.denoisers.thresholds import dynamic_threshold as dynamic_threshold

@@ -16,11 +16,11 @@ from ddpm_jax.denoisers.prediction import (
     Variance,
     check_target,
     check_variance,
-    schedule_rows,
     split_output,
 )
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import at_step, posterior_coefficients
+from ddpm_jax.forward.schedule import rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
 
 
@@ -117,7 +117,7 @@ def classifier_guided(
                 )
             return jnp.sum(log_p)
 
-        row = schedule_rows(schedule, timesteps)
+        row = rows_of_timesteps(schedule, timesteps)
         push = _scale("classifier_guided", scale, x_t) * jax.grad(total)(x_t)
         return _joined(prediction + _gain(schedule, row, x_t.ndim, target) * push, variance_output)
 

@@ -72,7 +72,7 @@ def x_0_mse_from_epsilon(schedule: NoiseSchedule, second_moment: ArrayLike) -> A
     of Γ above 1 count as 1. Raises ValueError unless Γ has one entry per step, and if ᾱ reaches 0,
     where ε̂ says nothing about x_0; TypeError for traced arguments.
 
-    >>> dj.x_0_mse_from_epsilon(dj.linear_schedule(), np.full(1000, 0.9)).shape
+    >>> dj.denoisers.x_0_mse_from_epsilon(dj.linear_schedule(), np.full(1000, 0.9)).shape
     (1000,)
     """
     gamma = host_array("x_0_mse_from_epsilon", "second_moment", second_moment, np.float64)

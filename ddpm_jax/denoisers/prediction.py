@@ -9,35 +9,32 @@ With x_t = √ᾱ x_0 + √(1-ᾱ) ε, each target is one linear view of the sam
     score           ∇ log q(x_t | x_0) = -ε/√(1-ᾱ)   (Song, Ermon 2019, 1907.05600)
 
 Given x_t, any of them fixes the others. x_0 and ε are each solved for directly, never one through
-the other where a formula without a division by √ᾱ exists, so v and x_0 stay exact where ᾱ reaches
-0.
+the other where a formula without a division by √ᾱ exists, so v and x_0 stay exact where ᾱ is 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
+from ddpm_jax.denoisers.thresholds import Clip, check_clip, threshold_x_0
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_real, host_values
 from ddpm_jax.forward.process import at_step, posterior_coefficients, posterior_mean
-from ddpm_jax.types import ApplyFn, Array, ArrayLike, Denoised, bcast_right
+from ddpm_jax.forward.schedule import check_arguments
+from ddpm_jax.types import Array, ArrayLike, bcast_right, describe
 
 Target = Literal["epsilon", "x_0", "v", "previous_mean", "score"]
 VarianceKind = Literal["fixed_large", "fixed_small", "learned", "learned_range"]
 Variance = VarianceKind | Array
 """A kind by its name, or a table of log σ_t² [T] (a log-variance for each step of the schedule)."""
-Threshold = Callable[[Array], Array]
-Clip = bool | Threshold
-"""What is done to x̂_0 [B, ...]: True clips to [-1, 1], False nothing, a function anything else."""
 TARGETS: tuple[Target, ...] = ("epsilon", "x_0", "v", "previous_mean", "score")
 VARIANCES: tuple[VarianceKind, ...] = ("fixed_large", "fixed_small", "learned", "learned_range")
 
 
 class ReverseStep(NamedTuple):
-    """p_θ(x_{t-1} | x_t): a diagonal Gaussian, and the x̂_0 it was made from, all [B, ...]."""
+    """p_θ(x_{t-1} | x_t): a diagonal Gaussian, and the network's x̂_0, all [B, ...]."""
 
     mean: Array
     variance: Array
@@ -45,23 +42,32 @@ class ReverseStep(NamedTuple):
     x_0_hat: Array
 
 
-def check_target(name: str, target: str) -> None:
+def check_target(call: str, target: str) -> None:
     """Raises ValueError, in the name of the call, unless `target` is one of TARGETS."""
-    if target not in TARGETS:
-        raise ValueError(f"{name} knows the targets {TARGETS}, got {target!r}.")
+    if not isinstance(target, str) or target not in TARGETS:
+        raise ValueError(f"{call} knows the targets {TARGETS}, got {describe(target)}.")
 
 
-def check_variance(name: str, variance: Variance) -> None:
-    """Raises ValueError, in the name of the call, unless `variance` is a kind or a table."""
-    if not isinstance(variance, str):
-        if jnp.ndim(variance) != 1:
-            raise ValueError(
-                f"{name} needs a table of log-variances of shape [T], got shape "
-                f"{jnp.shape(variance)}. `optimal_log_variance` makes one."
-            )
-    elif variance not in VARIANCES:
+def check_variance(call: str, variance: Variance, num_timesteps: int | None = None) -> None:
+    """Raises ValueError, in the name of the call, unless `variance` is a kind or a table [T]."""
+    if isinstance(variance, str):
+        known = variance in VARIANCES
+    else:
+        known = hasattr(variance, "dtype") and jnp.issubdtype(variance.dtype, jnp.floating)
+    if not known:
         raise ValueError(
-            f"{name} knows the variances {VARIANCES}, or a table of log σ_t² [T]; got {variance!r}."
+            f"{call} knows the variances {VARIANCES}, or a table of log σ_t² [T]; got "
+            f"{describe(variance)}."
+        )
+    if not isinstance(variance, str) and jnp.ndim(variance) != 1:
+        raise ValueError(
+            f"{call} needs a table of log-variances of shape [T], got shape "
+            f"{jnp.shape(variance)}. `optimal_log_variance` makes one."
+        )
+    if not isinstance(variance, str) and num_timesteps not in (None, variance.shape[0]):
+        raise ValueError(
+            f"{call} got a table of log-variances for {variance.shape[0]} steps with a schedule of "
+            f"{num_timesteps}. Make the table for this schedule."
         )
 
 
@@ -70,32 +76,19 @@ def is_learned(variance: Variance) -> bool:
     return isinstance(variance, str) and variance in ("learned", "learned_range")
 
 
-def threshold_x_0(x_0_hat: Array, clip: Clip) -> Array:
-    """x̂_0 [B, ...] clipped to [-1, 1], left as it is, or passed through a function."""
-    if callable(clip):
-        return clip(x_0_hat)
-    return jnp.clip(x_0_hat, -1.0, 1.0) if clip else x_0_hat
+def check_determined(call: str, schedule: NoiseSchedule, target: Target) -> None:
+    """Raises ValueError where ε or the score cannot give x̂_0, because ᾱ_t is 0 at some step.
 
-
-def dynamic_threshold(percentile: float = 99.5) -> Threshold:
-    """x̂_0 → clip(x̂_0, -s, s)/s, s the larger of 1 and the percentile of |x̂_0| in each example.
-
-    Strong guidance pushes x̂_0 out of [-1, 1]; this pulls it back without saturating whole regions
-    (Saharia et al. 2022, 2205.11487, §2.3). Raises ValueError unless 0 < percentile <= 100.
+    Read from concrete schedules only: in a traced one x̂_0 is NaN at that step.
     """
-    if not 0.0 < percentile <= 100.0:
+    signal = host_values(schedule.signal_scale) if target in ("epsilon", "score") else None
+    if signal is not None and (signal == 0).any():
+        step = int((signal == 0).argmax())
         raise ValueError(
-            f"dynamic_threshold needs 0 < percentile <= 100, got {percentile}. Imagen uses 99.5."
+            f"{call} got target={target!r} with a schedule whose ᾱ is 0 at step {step}: x_t is "
+            "pure noise there and does not determine x̂_0. Use a network that predicts 'v' or "
+            f"'x_0', or leave that step out: respace(schedule, np.arange({step}))."
         )
-
-    def threshold(x_0_hat: Array) -> Array:
-        size = jnp.abs(x_0_hat).reshape(x_0_hat.shape[0], -1)
-        limit = bcast_right(
-            jnp.maximum(jnp.percentile(size, percentile, axis=1), 1.0), x_0_hat.ndim
-        )
-        return jnp.clip(x_0_hat, -limit, limit) / limit
-
-    return threshold
 
 
 def predict_x_0(
@@ -104,22 +97,30 @@ def predict_x_0(
     """x̂_0 [B, ...] from a network output of any target at x_t [B, ...], t [B].
 
     epsilon: (x_t - √(1-ᾱ) ε̂)/√ᾱ;  v: √ᾱ x_t - √(1-ᾱ) v̂;  score: (x_t + (1-ᾱ) ŝ)/√ᾱ;
-    previous_mean: μ̃_t solved for x_0. Where ᾱ_t is 0, ε and the score leave x_0 undetermined (inf
-        or NaN).
+    previous_mean: μ̃_t solved for x_0. Where ᾱ_t is 0, ε and the score leave x_0 undetermined: NaN.
+    Raises ValueError for an unknown target and where output and x_t differ in shape.
+
+    Example:
+        >>> schedule, x_t = dj.linear_schedule(1000), jnp.ones((2, 3))
+        >>> dj.predict_x_0(schedule, x_t, x_t, jnp.array([0, 999]), target="x_0")[0]
+        Array([1., 1., 1.], dtype=float32)
     """
     check_target("predict_x_0", target)
-    signal = at_step(schedule.signal_scale, t, jnp.ndim(x_t))
-    noise = at_step(schedule.noise_scale, t, jnp.ndim(x_t))
-    if target == "epsilon":
-        return (x_t - noise * output) / signal
+    shape = check_arguments("predict_x_0", schedule=schedule, output=output, x_t=x_t, t=t)
     if target == "x_0":
         return output
+    signal = at_step(schedule.signal_scale, t, len(shape))
+    noise = at_step(schedule.noise_scale, t, len(shape))
     if target == "v":
         return signal * x_t - noise * output
-    if target == "score":
-        return (x_t + noise**2 * output) / signal
-    weight_x_0, weight_x_t = posterior_coefficients(schedule, t, jnp.ndim(x_t))
-    return (output - weight_x_t * x_t) / weight_x_0
+    if target == "previous_mean":
+        weight_x_0, weight_x_t = posterior_coefficients(schedule, t, len(shape))
+        return (output - weight_x_t * x_t) / weight_x_0
+    # NaN and not ±inf where ᾱ is 0, which clipping would turn into a credible ±1.
+    divisor = jnp.where(signal == 0, jnp.nan, signal)
+    if target == "epsilon":
+        return (x_t - noise * output) / divisor
+    return (x_t + noise**2 * output) / divisor
 
 
 def predict_epsilon(
@@ -128,13 +129,19 @@ def predict_epsilon(
     """ε̂ [B, ...] from a network output of any target at x_t [B, ...], t [B].
 
     x_0: (x_t - √ᾱ x̂_0)/√(1-ᾱ);  v: √(1-ᾱ) x_t + √ᾱ v̂;  score: -√(1-ᾱ) ŝ;  previous_mean: through
-        x̂_0.
+    x̂_0. Raises as `predict_x_0` does.
+
+    Example:
+        >>> schedule, x_t = dj.linear_schedule(1000), jnp.ones((2, 3))
+        >>> dj.denoisers.predict_epsilon(schedule, x_t, x_t, 999, target="epsilon")[0]
+        Array([1., 1., 1.], dtype=float32)
     """
     check_target("predict_epsilon", target)
-    signal = at_step(schedule.signal_scale, t, jnp.ndim(x_t))
-    noise = at_step(schedule.noise_scale, t, jnp.ndim(x_t))
+    shape = check_arguments("predict_epsilon", schedule=schedule, output=output, x_t=x_t, t=t)
     if target == "epsilon":
         return output
+    signal = at_step(schedule.signal_scale, t, len(shape))
+    noise = at_step(schedule.noise_scale, t, len(shape))
     if target == "v":
         return noise * x_t + signal * output
     if target == "score":
@@ -152,14 +159,24 @@ def convert_prediction(
     source: Target,
     target: Target,
 ) -> Array:
-    """Rewrites a network output [B, ...] of the kind `source` as the kind `target`, at the same x_t
-    and t."""
-    check_target("convert_prediction (source)", source)
-    check_target("convert_prediction (target)", target)
+    """Rewrites a network output [B, ...] of the kind `source` as the kind `target`, at x_t and t.
+
+    Raises as `predict_x_0` does.
+
+    Example:
+        >>> schedule, x_t = dj.linear_schedule(1000), jnp.ones((2, 3))
+        >>> v = dj.convert_prediction(schedule, 0.5 * x_t, x_t, 500, source="epsilon", target="v")
+        >>> dj.convert_prediction(schedule, v, x_t, 500, source="v", target="epsilon")[0]
+        Array([0.5, 0.5, 0.5], dtype=float32)
+    """
+    call = "convert_prediction"
+    check_target(f"{call} (source)", source)
+    check_target(f"{call} (target)", target)
+    shape = check_arguments(call, schedule=schedule, output=output, x_t=x_t, t=t)
     if source == target:
         return output
-    signal = at_step(schedule.signal_scale, t, jnp.ndim(x_t))
-    noise = at_step(schedule.noise_scale, t, jnp.ndim(x_t))
+    signal = at_step(schedule.signal_scale, t, len(shape))
+    noise = at_step(schedule.noise_scale, t, len(shape))
     if target == "epsilon":
         return predict_epsilon(schedule, output, x_t, t, target=source)
     if target == "score":
@@ -175,15 +192,26 @@ def convert_prediction(
 def training_target(
     schedule: NoiseSchedule, x_0: Array, t: ArrayLike, noise: Array, *, target: Target
 ) -> Array:
-    """What a network of this target should have said about x_t = √ᾱ_t x_0 + √(1-ᾱ_t) noise: [B,
-    ...]."""
+    """The regression target [B, ...] of a network that predicts `target`, at x_t of x_0 and noise.
+
+    x_t = √ᾱ_t x_0 + √(1-ᾱ_t) noise; the table of targets is in the module's docstring. Raises
+    ValueError for an unknown target and where x_0 and noise differ in shape, TypeError for data
+    that are not floating-point.
+
+    Example:
+        >>> x_0, noise = jnp.ones((2, 3)), jnp.zeros((2, 3))
+        >>> dj.training_target(dj.linear_schedule(1000), x_0, 0, noise, target="v")[0]
+        Array([-0.01, -0.01, -0.01], dtype=float32)
+    """
     check_target("training_target", target)
+    arguments = {"schedule": schedule, "x_0": x_0, "t": t, "noise": noise}
+    ndim = len(check_arguments("training_target", **arguments))
     if target == "epsilon":
         return noise
     if target == "x_0":
         return x_0
-    signal = at_step(schedule.signal_scale, t, jnp.ndim(x_0))
-    sigma = at_step(schedule.noise_scale, t, jnp.ndim(x_0))
+    signal = at_step(schedule.signal_scale, t, ndim)
+    sigma = at_step(schedule.noise_scale, t, ndim)
     if target == "v":
         return signal * noise - sigma * x_0
     if target == "score":
@@ -191,25 +219,29 @@ def training_target(
     return posterior_mean(schedule, x_0, signal * x_0 + sigma * noise, t)
 
 
-def split_output(output: Array, x_t: Array, variance: Variance) -> tuple[Array, Array | None]:
-    """Splits a network output into (prediction, variance output); the second is None for a fixed
-    variance.
+def split_output(
+    output: Array, x_t: Array, variance: Variance, *, call: str = "apply_fn"
+) -> tuple[Array, Array | None]:
+    """Splits a network output into (prediction, variance output).
 
-    A learned variance doubles the last axis: [..., 2C] against x_t's [..., C].
+    A learned variance doubles the last axis: [..., 2C] for x_t's [..., C]. With a fixed variance
+    the second is None. Raises ValueError for an output of another shape, TypeError unless it is a
+    floating-point array.
     """
-    check_variance("split_output", variance)
+    check_variance(call, variance)
+    check_real(call, output=output)
     expected = jnp.shape(x_t)
     if is_learned(variance):
         if not expected:
             raise ValueError(
-                f"variance={variance!r} needs events with a channel axis, got a scalar."
+                f"{call}: variance={variance!r} needs events with a channel axis, got a scalar."
             )
         expected = (*expected[:-1], 2 * expected[-1])
     if jnp.shape(output) != expected:
         raise ValueError(
-            f"with variance={variance!r} and x_t of shape {jnp.shape(x_t)} the network's output "
-            f"must have shape {expected}, got {jnp.shape(output)}. A learned variance doubles the "
-            "output channels (out_channels = 2C); a fixed one does not."
+            f"{call}: with variance={describe(variance)} and x_t of shape {jnp.shape(x_t)} the "
+            f"network's output must have shape {expected}, got {jnp.shape(output)}. A learned "
+            "variance doubles the output channels (out_channels = 2C); a fixed one does not."
         )
     if not is_learned(variance):
         return output, None
@@ -227,29 +259,22 @@ def reverse_variance(
 ) -> tuple[Array, Array]:
     """The variance and log-variance of p_θ(x_{t-1} | x_t), broadcast to `shape` [B, ...].
 
-    fixed_large    β_t, the first entry replaced by β̃_1 for the decoder's sake   (Ho et al. 2020,
-    §3.2)
-    fixed_small    β̃_t; 0 at t = 0, its logarithm there that of β̃_1              (Ho et al. 2020,
-    §3.2)
+    fixed_large    β_t, the first entry replaced by β̃_1 for the decoder       (Ho et al. 2020, §3.2)
+    fixed_small    β̃_t; 0 at t = 0, its logarithm there that of β̃_1           (Ho et al. 2020, §3.2)
     learned        exp(variance_output)
     learned_range  exp(f log β_t + (1-f) log β̃_t), f = (variance_output + 1)/2    (iDDPM Eq. 15)
     a table [T]    exp(table[t]): log-variances, one for each step of this schedule
     """
-    check_variance("reverse_variance", variance)
+    check_variance("reverse_variance", variance, schedule.num_timesteps)
     ndim = len(shape)
     if not isinstance(variance, str):
-        if jnp.shape(variance) != (schedule.num_timesteps,):
-            raise ValueError(
-                f"reverse_variance got a table of log-variances for {jnp.shape(variance)[0]} steps "
-                f"with a schedule of {schedule.num_timesteps}. Make the table for this schedule."
-            )
         log_variance = jnp.broadcast_to(at_step(variance, t, ndim), shape)
         return jnp.exp(log_variance), log_variance
     if is_learned(variance):
         if variance_output is None:
             raise ValueError(
                 f"reverse_variance with variance={variance!r} needs variance_output, the half of "
-                "the network's output that speaks of the variance; got None."
+                "the network's output that describes the variance; got None."
             )
         log_variance = variance_output
         if variance == "learned_range":
@@ -279,63 +304,46 @@ def p_mean_variance(
     variance: Variance = "fixed_large",
     clip: Clip = True,
 ) -> ReverseStep:
-    """p_θ(x_{t-1} | x_t) from a network's output at x_t [B, ...], t [B]  (Ho et al. 2020, Eqs. 7,
-    11).
+    """p_θ(x_{t-1} | x_t) from a network's output at x_t [B, ...], t [B]  (Ho et al. 2020, Eq. 11).
 
-    The mean is μ̃_t(x̂_0, x_t), with x̂_0 clipped to [-1, 1] when `clip` is True (the authors' code
-    does; the paper does not say), or passed through `clip` when that is a function. For a learned
-    variance the last axis of `output` holds prediction and variance, [..., 2C]. Raises ValueError
-    for unknown kinds and for an output of the wrong shape.
+    Data are taken to lie in [-1, 1], as images do: x̂_0 is clipped there unless clip=False. The
+    authors' code clips as well; the paper does not mention it.
+
+    Args:
+        schedule: the process, respaced or not; t counts its steps.
+        output: of the network, [B, ...]; for a learned variance its last axis holds prediction and
+            variance, [..., 2C].
+        x_t: the noisy data.
+        t: steps, int32 [B], or [] shared by all.
+        target: what the network predicts.
+        variance: of the reverse step, see `reverse_variance`.
+        clip: what is done to x̂_0. True: [-1, 1]; a number b: [-b, b]; a pair (low, high); False or
+            None: nothing; a function of x̂_0 such as `dynamic_threshold()`.
+
+    The mean is μ̃_t(x̂_0, x_t) with the clipped x̂_0. With target "previous_mean" it is the network's
+    output itself and only the reported x̂_0 is clipped, as in the codes of Ho et al. and of
+    Dhariwal and Nichol. Raises ValueError for unknown kinds, for other shapes, and for ε or the
+    score where ᾱ is 0.
+
+    Example:
+        >>> schedule, x_t = dj.linear_schedule(1000), jnp.ones((2, 3))
+        >>> dj.p_mean_variance(schedule, 0.1 * x_t, x_t, 500).x_0_hat[0]
+        Array([1., 1., 1.], dtype=float32)
     """
-    prediction, variance_output = split_output(output, x_t, variance)
+    call = "p_mean_variance"
+    check_arguments(call, schedule=schedule, x_t=x_t, t=t)  # of the output: split_output
+    check_target(call, target)
+    check_variance(call, variance, schedule.num_timesteps)
+    check_clip(call, clip)
+    check_determined(call, schedule, target)
+    prediction, variance_output = split_output(output, x_t, variance, call=call)
     x_0_hat = predict_x_0(schedule, prediction, x_t, t, target=target)
-    if target == "previous_mean" and clip is False:
+    x_0_hat = threshold_x_0(x_0_hat, clip)
+    if target == "previous_mean":
         mean = prediction
     else:
-        x_0_hat = threshold_x_0(x_0_hat, clip)
         mean = posterior_mean(schedule, x_0_hat, x_t, t)
     value, log_variance = reverse_variance(
         schedule, t, mean.shape, variance=variance, variance_output=variance_output
     )
     return ReverseStep(mean, value, log_variance, x_0_hat)
-
-
-def schedule_rows(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
-    """Index of each network timestep in `schedule.timesteps`; T (out of range) if absent."""
-    known = jnp.asarray(schedule.timesteps)
-    near = jnp.minimum(jnp.searchsorted(known, timesteps), known.size - 1)
-    return jnp.where(known[near] == timesteps, near, known.size)
-
-
-def make_denoiser(
-    schedule: NoiseSchedule,
-    apply_fn: ApplyFn,
-    *,
-    target: Target = "epsilon",
-    variance: Variance = "fixed_large",
-    clip: Clip = True,
-) -> ScheduledDenoiser:
-    """Turns a network into a denoiser: `(x_t, timesteps) -> x̂_0`.
-
-    `timesteps` [B] are numbers of `schedule.timesteps`, for a full process its steps 0..T-1.
-    Samplers on a subset of the steps call with those numbers, so the full schedule serves every
-    grid. A number that the schedule does not have gives NaN. With a learned variance the denoiser
-    returns `Denoised(x_0, variance_output)`. Samplers check their grid against `schedule`.
-
-    >>> schedule = dj.linear_schedule()
-    >>> denoise = dj.make_denoiser(schedule, lambda x, t: 0.1 * x)
-    >>> denoise(jnp.ones((2, 3)), jnp.array([10, 500])).shape
-    (2, 3)
-    """
-    check_target("make_denoiser", target)
-    check_variance("make_denoiser", variance)
-
-    def denoise(x_t: Array, timesteps: Array):
-        row = schedule_rows(schedule, timesteps)
-        output = apply_fn(x_t, jnp.asarray(timesteps))
-        prediction, variance_output = split_output(output, x_t, variance)
-        x_0_hat = predict_x_0(schedule, prediction, x_t, row, target=target)
-        x_0_hat = threshold_x_0(x_0_hat, clip)
-        return x_0_hat if variance_output is None else Denoised(x_0_hat, variance_output)
-
-    return ScheduledDenoiser(schedule, denoise)

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from ddpm_jax.denoisers.prediction import schedule_rows
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser, check_denoiser
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import at_step
+from ddpm_jax.forward.schedule import rows_of_timesteps
 from ddpm_jax.types import Array, Denoiser, LevelScore, x_0_of
 
 
 def noise_levels(schedule: NoiseSchedule) -> Array:
     """σ [T] of a process, falling: NCSN's ladder σ_1 > … > σ_L. inf where ᾱ is 0.
 
-    >>> sigmas = dj.noise_levels(dj.linear_schedule())
+    >>> sigmas = dj.denoisers.noise_levels(dj.linear_schedule())
     >>> bool(sigmas[0] > sigmas[-1])
     True
     """
@@ -43,7 +43,7 @@ def denoiser_from_score(schedule: NoiseSchedule, score_fn: LevelScore) -> Schedu
     """
 
     def denoise(x_t: Array, timesteps: Array) -> Array:
-        row = schedule_rows(schedule, timesteps)
+        row = rows_of_timesteps(schedule, timesteps)
         y = x_t / at_step(schedule.signal_scale, row, x_t.ndim)
         variance = at_step(jnp.exp(-schedule.log_snr), row, x_t.ndim)
         return y + variance * score_fn(y, schedule.num_timesteps - 1 - row)

@@ -33,11 +33,12 @@ from ddpm_jax.denoisers.prediction import (
     Variance,
     check_target,
     check_variance,
-    schedule_rows,
     split_output,
 )
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
+from ddpm_jax.forward.checks import check_real
+from ddpm_jax.forward.schedule import rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, host_array, per_example
 
 # How far, in log σ, a noise level may lie outside the table and still count as its end. Rounding σ
@@ -197,6 +198,7 @@ def denoise_one(
     """
     rows = jax.tree.map(lambda value: value[None], conditions)
     x_0_hat = denoise(y[None], sigma[None], *rows)
+    check_real(f"{call} (denoise)", x_0_hat=x_0_hat)
     if jnp.shape(x_0_hat) != (1, *y.shape):
         raise ValueError(
             f"{call}: the denoiser returned shape {jnp.shape(x_0_hat)} for one example of shape "
@@ -214,7 +216,7 @@ def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -
     and so does one with ᾱ_t = 0, where y has no finite scale: sample on a grid without it. The
     denoiser raises ValueError for timesteps that are neither [] nor [B].
 
-    >>> denoise = dj.denoiser_from_sigma(dj.linear_schedule(), lambda y, sigma: 0.5 * y)
+    >>> denoise = dj.denoisers.denoiser_from_sigma(dj.linear_schedule(), lambda y, sigma: 0.5 * y)
     >>> denoise(jnp.ones((2, 3)), jnp.array([10, 500])).shape
     (2, 3)
     """
@@ -222,7 +224,7 @@ def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -
     def denoise(x_t: Array, timesteps: ArrayLike) -> Array:
         x_t = jnp.asarray(x_t)
         timesteps = per_example("a denoiser_from_sigma", "timesteps", timesteps, x_t)
-        row = schedule_rows(schedule, timesteps)
+        row = rows_of_timesteps(schedule, timesteps)
         signal = bcast_right(lookup(schedule.signal_scale, row), x_t.ndim)
         sigma = jnp.exp(lookup(_log_sigma(schedule), row))
         y = (x_t / signal).astype(x_t.dtype)

@@ -18,6 +18,7 @@ from ddpm_jax.forward.process import q_sample as q_sample
 from ddpm_jax.forward.respacing import SPACINGS as SPACINGS
 from ddpm_jax.forward.respacing import Spacing as Spacing
 from ddpm_jax.forward.respacing import karras_timesteps as karras_timesteps
+from ddpm_jax.forward.respacing import rescale_zero_terminal_snr as rescale_zero_terminal_snr
 from ddpm_jax.forward.respacing import respace as respace
 from ddpm_jax.forward.respacing import spaced_timesteps as spaced_timesteps
 from ddpm_jax.forward.schedule import NoiseSchedule as NoiseSchedule
@@ -25,6 +26,3 @@ from ddpm_jax.forward.schedule import lookup as lookup
 from ddpm_jax.forward.schedule import schedule_from_alpha_bar as schedule_from_alpha_bar
 from ddpm_jax.forward.schedule import schedule_from_beta as schedule_from_beta
 from ddpm_jax.forward.schedule import schedule_from_noise_levels as schedule_from_noise_levels
-from ddpm_jax.forward.zero_terminal_snr import (
-    rescale_zero_terminal_snr as rescale_zero_terminal_snr,
-)

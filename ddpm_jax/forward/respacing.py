@@ -1,59 +1,71 @@
-"""A process on a subset of its steps: which steps, and the schedule that visits only those.
+"""Schedules made from schedules: a process on a subset of its steps, and zero terminal SNR.
 
-The steps are chosen, and β recomputed, on the host in float64; the network is fed the numbers of
-the process it was trained on (iDDPM §4).
+The steps are chosen, and β recomputed, on the host in float64. A respaced process gives the network
+the numbers of the process it was trained on (iDDPM §4).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Literal
 
+import jax.core
 import numpy as np
 
-from ddpm_jax.forward.schedule import NoiseSchedule, build_tables, check_num_timesteps
-from ddpm_jax.types import ArrayLike, host_array
+from ddpm_jax.forward.checks import check_number, check_whole, host_table
+from ddpm_jax.forward.schedule import NoiseSchedule, check_num_timesteps, from_log_alpha_bar
+from ddpm_jax.types import ArrayLike, describe, host_array
 
 Spacing = Literal["fractional", "uniform", "quadratic", "leading", "trailing"]
 SPACINGS: tuple[Spacing, ...] = ("fractional", "uniform", "quadratic", "leading", "trailing")
 
 
-def respace(schedule: NoiseSchedule, timesteps: ArrayLike) -> NoiseSchedule:
-    """The process that visits only the steps τ = `timesteps`, rising, of `schedule`.
+def log_alpha_bar_of(call: str, schedule: NoiseSchedule) -> np.ndarray:
+    """log ᾱ_t [T] in float64 from lower-precision tables, with differences as accurate as β.
 
-    β'_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}}, while ᾱ and what the network is fed stay those of τ_i (iDDPM
-    §4). A host function: both arguments must be concrete. Raises ValueError for steps that repeat,
-    fall, or lie outside the schedule, TypeError for traced arguments.
-
-    >>> dj.respace(dj.linear_schedule(), [0, 499, 999]).num_timesteps
-    3
+    Raises TypeError, in the name of the call, for a schedule that is traced or none at all.
     """
-    steps = host_array("respace", "timesteps", timesteps)
-    T = schedule.num_timesteps
-    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
-        raise ValueError(
-            f"respace needs a non-empty list of integer steps, got shape {steps.shape} and dtype "
-            f"{steps.dtype}. `spaced_timesteps` makes one."
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"{call} needs a NoiseSchedule first, got {describe(schedule)}.")
+    if isinstance(schedule.beta, jax.core.Tracer):
+        raise TypeError(
+            f"{call} computes in float64 on the host, and this schedule is traced. Call it outside "
+            "of jit, and pass the result in as an argument."
         )
-    if steps.min() < 0 or steps.max() >= T or (np.diff(steps) <= 0).any():
-        raise ValueError(
-            f"respace needs strictly rising steps in 0..{T - 1}, got {steps.min()}..{steps.max()}"
-            f"{', not strictly rising' if (np.diff(steps) <= 0).any() else ''}. Samplers "
-            "themselves visit them downwards."
-        )
+    beta, alpha_bar, alpha_bar_prev = (
+        np.asarray(table, dtype=np.float64)
+        for table in (schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev)
+    )
     # log(1-β_t) from β where β is small, for there the ratio of float32 ᾱs cancels (β' off by 6e-4
     # relative at β = 1e-4); from that ratio where β is near 1 and 1-β cancels instead (cosine's
     # last step, off by 1.3e-5).
-    beta, alpha_bar, alpha_bar_prev = (
-        host_array("respace", "the schedule", table, np.float64)
-        for table in (schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev)
-    )
     with np.errstate(divide="ignore"):
         log_kept = np.where(beta < 0.5, np.log1p(-beta), np.log(alpha_bar / alpha_bar_prev))
-    log_alpha_bar = np.cumsum(log_kept)[steps]
-    new_beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
-    kept = np.asarray(schedule.timesteps)[steps]
-    return build_tables(new_beta, log_alpha_bar, kept, schedule.beta.dtype)
+    return np.cumsum(log_kept)
+
+
+def respace(schedule: NoiseSchedule, timesteps: ArrayLike) -> NoiseSchedule:
+    """The process that visits only the steps τ = `timesteps`, rising, of `schedule`.
+
+    β'_i = 1 - ᾱ_{τ_i}/ᾱ_{τ_{i-1}}, while ᾱ and the number that the network receives stay those of
+    τ_i (iDDPM §4). A host function: the schedule must be concrete. Raises ValueError for steps that
+    repeat, fall, or lie outside the schedule, and TypeError for steps that are not integers.
+
+    Example:
+        >>> dj.respace(dj.linear_schedule(1000), [0, 500, 999]).timesteps
+        Array([  0, 500, 999], dtype=int32)
+    """
+    log_alpha_bar = log_alpha_bar_of("respace", schedule)
+    steps = host_table("respace", "steps (`spaced_timesteps` makes some)", timesteps, integer=True)
+    T = schedule.num_timesteps
+    if steps.min() < 0 or steps.max() >= T or (np.diff(steps.astype(np.int64)) <= 0).any():
+        raise ValueError(
+            f"respace needs strictly rising steps in 0..{T - 1}, got {steps.tolist()[:8]}"
+            f"{'…' if steps.size > 8 else ''}. Samplers run down the grid by themselves."
+        )
+    network_timesteps = np.asarray(schedule.timesteps)[steps]
+    return from_log_alpha_bar(log_alpha_bar[steps], network_timesteps, schedule.beta.dtype)
 
 
 def spaced_timesteps(
@@ -63,8 +75,7 @@ def spaced_timesteps(
 
     fractional  0 … T-1 by a fractional stride, rounded; both ends included (iDDPM §4)
     uniform     0, c, 2c, … for a whole stride c that gives exactly num_steps (DDIM §D.2, "linear")
-    quadratic   (i √(0.8 T)/(S-1))² rounded down, dense near the data (DDIM §D.2, its CIFAR-10
-    choice)
+    quadratic   (i √(0.8 T)/(S-1))² rounded down, dense near the data (DDIM §D.2, for CIFAR-10)
     leading     0, c, 2c, … with c = ⌊T/S⌋; may stop short of T (Lin et al. 2023, §3.3)
     trailing    T-1 downwards by T/S, rounded; always includes the last step (Lin et al. 2023, §3.3)
 
@@ -72,18 +83,22 @@ def spaced_timesteps(
     returned. A single step is T-1 with every spacing, because it must start from x_T ~ N(0, I).
     Raises ValueError when S is not in 1..T, for an unknown spacing, and for "uniform"
     when no whole stride gives exactly S steps.
+
+    Example:
+        >>> dj.spaced_timesteps(1000, 5, "trailing")
+        array([199, 399, 599, 799, 999], dtype=int32)
     """
-    check_num_timesteps("spaced_timesteps", num_timesteps)
-    if isinstance(num_steps, bool) or int(num_steps) != num_steps:
-        raise ValueError(f"spaced_timesteps needs a whole num_steps, got {num_steps!r}.")
-    if not 1 <= num_steps <= num_timesteps:
+    T = check_num_timesteps("spaced_timesteps", num_timesteps)
+    S = check_whole("spaced_timesteps", "num_steps", num_steps)
+    if S > T:
         raise ValueError(
             f"spaced_timesteps needs 1 <= num_steps <= num_timesteps, got {num_steps=}, "
             f"{num_timesteps=}. A sampler cannot take more steps than the process has."
         )
-    if spacing not in SPACINGS:
-        raise ValueError(f"spaced_timesteps knows the spacings {SPACINGS}, got {spacing!r}.")
-    T, S = int(num_timesteps), int(num_steps)
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
+        raise ValueError(
+            f"spaced_timesteps knows the spacings {SPACINGS}, got {describe(spacing)}."
+        )
     if S == 1:
         steps = np.array([T - 1])
     elif spacing == "fractional":
@@ -127,8 +142,8 @@ def karras_timesteps(
     log_snr = host_array("karras_timesteps", "the schedule", schedule.log_snr, np.float64)
     sigma = np.exp(-0.5 * log_snr)
     sigma = sigma[np.isfinite(sigma) & (sigma <= sigma_max)]
-    T, S = sigma.size, num_steps
-    if not 1 <= S <= T or not rho > 0:
+    T, S = sigma.size, check_whole("karras_timesteps", "num_steps", num_steps)
+    if not 1 <= S <= T or not check_number("karras_timesteps", "rho", rho) > 0:
         raise ValueError(
             f"karras_timesteps needs 1 <= num_steps <= {T}, the number of steps with a finite "
             f"σ <= {sigma_max}, and rho > 0, got {num_steps=}, {rho=}. EDM uses rho=7."
@@ -144,3 +159,39 @@ def _distinct(steps: np.ndarray, T: int) -> np.ndarray:
     index = np.arange(steps.size)
     steps = np.maximum.accumulate(steps - index) + index
     return np.minimum(steps, T - steps.size + index)
+
+
+def rescale_zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Shifts and scales √ᾱ: its last value becomes 0, its first stays (Lin et al. 2023, Alg. 1).
+
+        √ᾱ'_t = (√ᾱ_t - √ᾱ_{T-1}) √ᾱ_0 / (√ᾱ_0 - √ᾱ_{T-1})
+
+    Training and sampling then agree about x_T, which is pure noise in both. ε and the score do not
+    determine x_0 at the last step: train with the target v or x_0, and sample on a grid that
+    includes the last step (spacing "trailing" or "fractional"). A host function; timesteps stay.
+
+    Raises ValueError for a process of one step, which has nothing to stretch.
+
+    Example:
+        >>> dj.rescale_zero_terminal_snr(dj.linear_schedule(1000)).alpha_bar[-1]
+        Array(0., dtype=float32)
+    """
+    log_alpha_bar = log_alpha_bar_of("rescale_zero_terminal_snr", schedule)
+    if schedule.num_timesteps < 2:
+        raise ValueError(
+            "rescale_zero_terminal_snr needs a schedule of 2 steps or more, got one of "
+            f"{schedule.num_timesteps}: its first √ᾱ stays and its last becomes 0."
+        )
+    signal = np.exp(0.5 * log_alpha_bar)
+    first, last = signal[0], signal[-1]
+    # log(√ᾱ'_t/√ᾱ_t), exactly 0 at t = 0: 1-ᾱ_0 keeps its digits.
+    drop = last * (signal[:-1] - first) / (signal[:-1] * (first - last))
+    log_stretch = np.append(np.log1p(drop), -np.inf)
+    stretched = log_alpha_bar + 2.0 * log_stretch
+    built = from_log_alpha_bar(stretched, np.asarray(schedule.timesteps), schedule.beta.dtype)
+    # The first entries to the bit, where a second rounding could have moved them by an ulp.
+    kept = {
+        name: getattr(built, name).at[0].set(getattr(schedule, name)[0])
+        for name in ("beta", "alpha_bar", "signal_scale", "noise_scale", "log_snr")
+    }
+    return dataclasses.replace(built, **kept)

@@ -5,20 +5,30 @@
     signal_scale √ᾱ_t          noise_scale √(1-ᾱ_t)          log_snr  log ᾱ_t - log(1-ᾱ_t)
     β̃_t          posterior variance (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
 
-Every table is computed in float64 on the host and then cast. The bare name "alpha" is used nowhere:
-it means 1-β in one half of the literature and √ᾱ in the other.
+Every table is computed in float64 on the host and then cast. The bare name "alpha" is not used: it
+means 1-β in one half of the literature and √ᾱ in the other.
 
 Ho, Jain, Abbeel 2020 (arXiv 2006.11239).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.forward.checks import (
+    check_floating_dtype,
+    check_function,
+    check_real,
+    check_same_shape,
+    check_steps,
+    check_whole,
+    host_table,
+)
+from ddpm_jax.types import Array, ArrayLike, describe
 
 
 @flax.struct.dataclass
@@ -35,7 +45,7 @@ class NoiseSchedule:
         posterior_log_variance: log β̃_t, the first entry replaced by that of β̃_1 (by log β_0 when
             T = 1).
         log_snr: log ᾱ_t - log(1-ᾱ_t); -inf where ᾱ_t is 0.
-        timesteps: int32, what the network is fed at each step; arange(T) unless respaced.
+        timesteps: int32, the numbers that the network receives; arange(T) unless respaced.
     """
 
     beta: Array
@@ -54,42 +64,63 @@ class NoiseSchedule:
         return self.beta.shape[-1]
 
 
-def lookup(table: ArrayLike, t: ArrayLike) -> Array:
-    """Reads table[t] for a step t, [] or [B], inside 0..T-1.
+def check_arguments(call: str, **arguments: Any) -> tuple[int, ...]:
+    """Checks the arguments of a formula, given by name in the order of its signature.
 
-    An index outside the table gives NaN (for a host integer: an IndexError), where plain indexing
-    would silently wrap -1 round to the last step and clamp T to it.
+    `schedule` must be a NoiseSchedule, `apply_fn` a function, `t` steps of the schedule, and all
+    others events of one shape and a real floating-point dtype. Returns the events' shape, [B, ...].
+    Raises TypeError or ValueError that names the call, the value and the right order.
     """
-    table = jnp.asarray(table)
-    size = table.shape[0]
-    if not isinstance(t, jax.Array):  # tracers are jax.Arrays too: their values are not to be had
-        host_t = np.asarray(t)
-        if (
-            host_t.dtype.kind in "iu"
-            and host_t.size
-            and not 0 <= host_t.min() <= host_t.max() < size
-        ):
-            raise IndexError(
-                f"step t must be in 0..{size - 1}, got {host_t.min()}..{host_t.max()}. Steps are "
-                "0-based: the papers' step 1 is t = 0."
-            )
-    t = jnp.asarray(t)
-    if not jnp.issubdtype(t.dtype, jnp.integer):
+    schedule = arguments["schedule"]
+    if not isinstance(schedule, NoiseSchedule):
         raise TypeError(
-            f"step t must be an integer in 0..{size - 1}, got dtype {t.dtype}. Continuous time in "
-            "[0, 1] is not a step: multiply by T and round first."
+            f"{call} takes ({', '.join(arguments)}), with a NoiseSchedule such as "
+            f"linear_schedule(1000) as its schedule; got {describe(schedule)}."
         )
-    fill = jnp.nan if jnp.issubdtype(table.dtype, jnp.inexact) else None
-    return table.at[t].get(mode="fill", fill_value=fill, wrap_negative_indices=False)
+    for name, value in arguments.items():
+        if name != "schedule" and isinstance(value, NoiseSchedule):
+            raise TypeError(
+                f"{call} takes ({', '.join(arguments)}) in this order, got a NoiseSchedule as "
+                f"{name}."
+            )
+    if "apply_fn" in arguments:
+        check_function(call, "apply_fn", arguments["apply_fn"], "(x_t, timesteps) -> output")
+    events = {k: v for k, v in arguments.items() if k not in ("schedule", "apply_fn", "t")}
+    shape = check_same_shape(call, **events) if events else ()
+    if "t" in arguments:
+        batch = shape[:1] if events else None
+        check_steps(call, arguments["t"], schedule.num_timesteps, batch)
+    return shape
 
 
-def check_num_timesteps(name: str, num_timesteps: int) -> None:
-    """Raises ValueError, in the name of the call, unless T is a whole number of at least 1."""
-    if isinstance(num_timesteps, bool) or int(num_timesteps) != num_timesteps or num_timesteps < 1:
-        raise ValueError(
-            f"{name} needs num_timesteps, a whole number of at least 1, got {num_timesteps!r}. "
-            "Ho et al. (2020) use 1000."
-        )
+def lookup(table: ArrayLike, t: ArrayLike) -> Array:
+    """Reads table[t] [...] from floats [T] for steps t [...] in 0..T-1.
+
+    An index outside the table gives NaN (for a host integer: a ValueError), where plain indexing
+    would silently wrap -1 round to the last step and clamp T to it.
+
+    Example:
+        >>> dj.forward.lookup(jnp.array([0.1, 0.2]), jnp.array([1, 2]))
+        Array([0.2, nan], dtype=float32)
+    """
+    check_real("lookup", table=table)
+    table = jnp.asarray(table)
+    check_steps("lookup", t, table.shape[0])
+    indexed = table.at[jnp.asarray(t)]
+    return indexed.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def rows_of_timesteps(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
+    """The index of each network timestep in `schedule.timesteps`; T (out of range) if absent."""
+    network_timesteps = jnp.asarray(schedule.timesteps)
+    near = jnp.minimum(jnp.searchsorted(network_timesteps, timesteps), network_timesteps.size - 1)
+    return jnp.where(network_timesteps[near] == timesteps, near, network_timesteps.size)
+
+
+def check_num_timesteps(call: str, num_timesteps: int) -> int:
+    """T as an int. Raises ValueError, in the name of the call, unless it is whole and ≥ 1."""
+    remedy = "Ho et al. (2020) use 1000."
+    return check_whole(call, "num_timesteps", num_timesteps, remedy=remedy)
 
 
 def build_tables(
@@ -122,15 +153,25 @@ def build_tables(
     )
 
 
-def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
-    """Builds a schedule from any table of β_t [T], each in (0, 1); the last may be 1 (no signal
-    left).
+def from_log_alpha_bar(log_alpha_bar: np.ndarray, timesteps: np.ndarray, dtype) -> NoiseSchedule:
+    """Builds a schedule from log ᾱ_t [T] in float64: β_t = 1 - ᾱ_t/ᾱ_{t-1}."""
+    beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
+    return build_tables(beta, log_alpha_bar, timesteps, dtype)
 
-    Raises ValueError for a table that is empty, not one-dimensional, or outside that range.
+
+def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
+    """Builds a schedule from any table of β_t [T], each in (0, 1); only the last may be 1.
+
+    A last β of 1 leaves no signal in x_T. A host function, in float64: β must not be traced.
+    Raises ValueError for a table that is empty, not one-dimensional, or outside that range, and
+    TypeError for values that are traced or not real.
+
+    Example:
+        >>> dj.schedule_from_beta([0.1, 0.5]).alpha_bar
+        Array([0.9 , 0.45], dtype=float32)
     """
-    beta = np.asarray(beta, dtype=np.float64)
-    if beta.ndim != 1 or beta.size == 0:
-        raise ValueError(f"schedule_from_beta needs a table of shape [T], got shape {beta.shape}.")
+    check_floating_dtype("schedule_from_beta", dtype)
+    beta = host_table("schedule_from_beta", "β", beta)
     inside = (beta > 0) & (beta < 1)
     inside[-1] |= beta[-1] == 1
     if not inside.all():
@@ -145,17 +186,18 @@ def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
 
 
 def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
-    """Builds a schedule from any strictly falling table of ᾱ_t [T] inside (0, 1); the last may be
-    0.
+    """Builds a schedule from any strictly falling table of ᾱ_t [T] in (0, 1); the last may be 0.
 
-    β_t = 1 - ᾱ_t/ᾱ_{t-1}, with ᾱ before the first step equal to 1. Raises ValueError for any other
-    table.
+    β_t = 1 - ᾱ_t/ᾱ_{t-1}, with ᾱ before the first step equal to 1. A host function, in float64:
+    the table must not be traced. Raises ValueError for any other table, and TypeError for values
+    that are traced or not real.
+
+    Example:
+        >>> dj.schedule_from_alpha_bar([0.9, 0.45]).beta
+        Array([0.1, 0.5], dtype=float32)
     """
-    alpha_bar = np.asarray(alpha_bar, dtype=np.float64)
-    if alpha_bar.ndim != 1 or alpha_bar.size == 0:
-        raise ValueError(
-            f"schedule_from_alpha_bar needs a table of shape [T], got shape {alpha_bar.shape}."
-        )
+    check_floating_dtype("schedule_from_alpha_bar", dtype)
+    alpha_bar = host_table("schedule_from_alpha_bar", "ᾱ", alpha_bar)
     falling = np.diff(np.concatenate([[1.0], alpha_bar])) < 0
     inside = falling & (alpha_bar >= 0)
     if not inside.all():
@@ -168,28 +210,27 @@ def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> Noise
         )
     with np.errstate(divide="ignore"):
         log_alpha_bar = np.log(alpha_bar)
-    beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
-    return build_tables(beta, log_alpha_bar, np.arange(alpha_bar.size), dtype)
+    return from_log_alpha_bar(log_alpha_bar, np.arange(alpha_bar.size), dtype)
 
 
 def schedule_from_noise_levels(sigmas: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
     """Builds the process that visits the noise levels σ [L]: ᾱ = 1/(1+σ²), least noise first.
 
-    x_t/√ᾱ_t = x_0 + σ_t ε is NCSN's variance-exploding process; this is the same one, scaled to
-    keep its variance. The ladder may fall, as the papers write it, or rise. Raises ValueError
-    unless it does so strictly, between 0 and infinity.
+    x_t/√ᾱ_t = x_0 + σ_t ε is NCSN's variance-exploding process (Song, Ermon 2019, 1907.05600);
+    this is the same one, scaled to keep its variance. The levels may fall, as the papers write
+    them, or rise. A host function. Raises ValueError unless they do so strictly, between 0 and
+    infinity, and TypeError for values that are traced or not real.
+
+    Example:
+        >>> dj.forward.schedule_from_noise_levels([3.0, 1.0]).alpha_bar
+        Array([0.5, 0.1], dtype=float32)
     """
-    ladder = np.asarray(sigmas, dtype=np.float64)
-    if ladder.ndim != 1 or ladder.size == 0:
-        raise ValueError(
-            f"schedule_from_noise_levels needs levels of shape [L], got shape {ladder.shape}."
-        )
-    rising = ladder if ladder[0] < ladder[-1] else ladder[::-1]
+    check_floating_dtype("schedule_from_noise_levels", dtype)
+    levels = host_table("schedule_from_noise_levels", "σ", sigmas)
+    rising = levels if levels[0] < levels[-1] else levels[::-1]
     if not (rising > 0).all() or not np.isfinite(rising).all() or (np.diff(rising) <= 0).any():
         raise ValueError(
             "schedule_from_noise_levels needs finite levels above 0, strictly falling or rising; "
-            f"got {ladder.tolist()[:8]}{'…' if ladder.size > 8 else ''}."
+            f"got {levels.tolist()[:8]}{'…' if levels.size > 8 else ''}."
         )
-    log_alpha_bar = -np.log1p(rising**2)
-    beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
-    return build_tables(beta, log_alpha_bar, np.arange(ladder.size), dtype)
+    return from_log_alpha_bar(-np.log1p(rising**2), np.arange(levels.size), dtype)

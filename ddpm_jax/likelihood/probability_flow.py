@@ -10,10 +10,10 @@ variance-preserving process:
 
     dx/du = x/s² - D(s x; σ)/s,      d log p(x)/du = -tr(I/s² - ∂D/∂y).
 
-Tolerances speak of x, which stays O(1). For data of unit variance its right side is near 0 at large
+Tolerances refer to x, which stays O(1). For data of unit variance its right side is near 0 at large
 σ, where dy/du ≈ y grows exponentially: on a small U-Net x took 105 steps and y 174.
 
-Each example is integrated with steps of its own, by `jax.vmap` over a diffrax solve, so its result
+Each example is integrated with its own steps, by `jax.vmap` over a diffrax solve, so its result
 does not depend on its batch; steps shared by a batch of 16 would have saved 16 % of the time. Build
 denoisers with clip=False, or the solver has kinks to resolve, and jit the calls: every trace of a
 solve is compiled anew.
@@ -29,24 +29,30 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoisers.sigma import SigmaDenoiser, check_sigmas, denoise_one
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.forward.checks import (
+    check_function,
+    check_number,
+    check_real,
+    check_same_shape,
+    check_whole,
+)
+from ddpm_jax.types import Array, ArrayLike, describe
 
 Trace = Literal["hutchinson", "exact"]
 TRACES: tuple[Trace, ...] = ("hutchinson", "exact")
 
-PIXEL_WIDTH = 2.0 / 255.0  # of one of the 256 levels, in model values x_0 = pixel/127.5 - 1
 # Where the flow is nearly still, steps grow until one passes over all of the data's structure
-# unseen: at a tolerance of 1e-2 that cost an error of 0.9. One e-fold of σ a step prevents it, for
-# ten steps over the paper's range, and saves rejected ones.
+# unseen: at a tolerance of 1e-2 that cost an error of 0.9. At most one e-fold of σ per step
+# prevents it, costs ten steps over the paper's range, and saves rejected ones.
 _LONGEST_STEP = 1.0
 
 
 class FlowSolution(NamedTuple):
-    """Where the flow leads, and what it took.
+    """The end of the flow, and its cost.
 
     Attributes:
         y: [B, ...] at the last σ; NaN for examples that did not converge.
-        num_evaluations: of the denoiser, for each example, int32 [B]. A batch costs their maximum.
+        num_evaluations: of the denoiser, per example, int32 [B]. A batch costs their maximum.
         converged: bool [B], False where `max_steps` were too few or the denoiser gave NaN.
     """
 
@@ -56,8 +62,14 @@ class FlowSolution(NamedTuple):
 
 
 class FlowLikelihood(NamedTuple):
-    """log p(y_0) in nats [B]; then, as FlowSolution has them, the code y_T [B, ...] at σ_max, the
-    evaluations (each with its derivatives), and which examples converged."""
+    """The log-likelihood of each example, and what came with it.
+
+    Attributes:
+        log_likelihood: log p(y_0) in nats [B].
+        y_T: the code [B, ...] at σ_max.
+        num_evaluations: as in FlowSolution, each with its derivatives.
+        converged: as in FlowSolution.
+    """
 
     log_likelihood: Array
     y_T: Array
@@ -82,23 +94,30 @@ def probability_flow_sample(
 
     Args:
         denoise: `(y [1, ...], sigma [1], *conditions) -> x_0_hat [1, ...]`; see `sigma_denoiser`.
-        y_T: noise σ_max ε. Of the x_T ~ N(0, I) a grid sampler starts from, y_T is √(1+σ_max²) x_T.
+        y_T: noise σ_max ε. From the x_T ~ N(0, I) of a grid sampler it is √(1+σ_max²) x_T.
         sigma_max, sigma_min: where to start and stop, host floats; see `sigma_range`.
         rtol, atol: tolerances on one step's error in x = y/√(1+σ²). 1e-5 is Song et al.'s, and near
             the limit of float32.
         max_steps: attempted steps after which an example is given up.
         solver: an adaptive explicit Runge–Kutta method of diffrax; None for `diffrax.Dopri5()`.
-        final_denoise: returns x̂_0 = D(y; σ_min) in place of y, one evaluation more: y still has
-            noise of standard deviation σ_min on it.
-        conditions: what the denoiser takes beside y and σ, such as labels [B]: pytrees of arrays
-            [B, ...], each example being given its own row. A closure over labels [B] will not do,
-            for the denoiser sees one example at a time.
+        final_denoise: returns x̂_0 = D(y; σ_min) in place of y, with one more evaluation: y still
+            has noise of standard deviation σ_min.
+        conditions: what the denoiser takes besides y and σ, such as labels [B]: pytrees of arrays
+            [B, ...], of which each example gets its own row. A closure over labels [B] does not
+            work, because the denoiser is called one example at a time.
 
-    Raises ValueError for noise levels out of order, other shapes, and solvers of another kind.
+    Raises ValueError for noise levels out of order, other shapes, and solvers of another kind;
+    TypeError for events that are not floating-point and for levels that are traced.
+
+    Example:
+        >>> flow = dj.probability_flow_sample(
+        ...     lambda y, sigma: 0.0 * y, jnp.ones((2, 3)), sigma_max=1.0, sigma_min=0.1)
+        >>> flow.y[0].round(3)  # for data at 0 the flow is y ∝ σ
+        Array([0.1, 0.1, 0.1], dtype=float32)
     """
     call = "probability_flow_sample"
-    y_T = _check_call(call, y_T, sigma_min, sigma_max)
     options = (rtol, atol, max_steps, solver)
+    y_T = _check_call(call, denoise, y_T, (sigma_min, sigma_max), options)
     flow = _transport(call, denoise, y_T, conditions, (sigma_max, sigma_min), options)
     if not final_denoise:
         return flow
@@ -123,10 +142,16 @@ def probability_flow_encode(
 
     y_T/σ_max is close to N(0, I), and unique to y_0 (Song et al. 2021, §4.3). Arguments and errors
     are those of `probability_flow_sample`.
+
+    Example:
+        >>> flow = dj.probability_flow_encode(
+        ...     lambda y, sigma: 0.0 * y, jnp.ones((2, 3)), sigma_min=0.1, sigma_max=1.0)
+        >>> flow.y[0].round(2)
+        Array([10., 10., 10.], dtype=float32)
     """
     call = "probability_flow_encode"
-    y_0 = _check_call(call, y_0, sigma_min, sigma_max)
     options = (rtol, atol, max_steps, solver)
+    y_0 = _check_call(call, denoise, y_0, (sigma_min, sigma_max), options)
     return _transport(call, denoise, y_0, conditions, (sigma_min, sigma_max), options)
 
 
@@ -150,33 +175,47 @@ def probability_flow_log_likelihood(
 
     log p(y_0) = log N(y_T; prior_mean, prior_std² I) + ∫ tr ∂(dy/du)/∂y du over u = log σ.
 
-    The density is that of the flow started from the prior and stopped at σ_min: a normalised
-    density of its own, whatever the network, and not that of data without noise. With the trace by
-    Hutchinson's estimator vᵀJv, E[vvᵀ] = I, it is unbiased but for the solver's error; with one
-    Rademacher probe (±1) it is exact where J is diagonal.
+    The density is that of the flow started from the prior and stopped at σ_min: normalised
+    whatever the network, and not that of data without noise. With Hutchinson's estimate vᵀJv of
+    the trace, E[vvᵀ] = I, it is unbiased except for the solver's error; with one Rademacher probe
+    (±1) it is exact where J is diagonal.
 
     Args:
         denoise: as in `probability_flow_sample`, differentiable in y: clipping would zero the
             derivative where it acts.
-        y_0: data [B, ...]; of pixels, `dequantize`d.
+        y_0: data [B, ...]; pixels must be `dequantize`d.
         sigma_min, sigma_max: host floats; see `sigma_range`.
-        trace: "hutchinson", K + 1 products an evaluation; or "exact", by all d forward-mode
+        trace: "hutchinson", K + 1 products per evaluation; or "exact", by all d forward-mode
             products at once, for d small enough to hold d tangents of the network.
         probes: v [K, B, ...], Rademacher or Gaussian, held fixed along the way; for "hutchinson".
         prior_mean, prior_std: of y_T; the mean broadcasts to one event. The defaults, 0 and σ_max,
             neglect the data's own mean m and standard deviation c: y_T ~ N(m, (c² + σ_max²) I) to
-            second order. For m = 0.25, c = 0.5 and σ_max = 157 that moves log p by 2e-3 z nats a
-            dimension, z ~ N(0, 1), and its mean over data by 1e-6.
-        rtol, atol: tolerances on one step's error, in x and in nats a dimension.
+            second order. For m = 0.25, c = 0.5 and σ_max = 157 that changes log p by 2e-3 z nats
+            per dimension, z ~ N(0, 1), and its mean over data by 1e-6.
+        rtol, atol: tolerances on one step's error, in x and in nats per dimension.
         max_steps, solver, conditions: as in `probability_flow_sample`.
 
     Raises ValueError for unknown traces, probes missing, superfluous or of another shape, a
-    prior_std that is not positive, and as `probability_flow_sample` does.
+    prior_std that is not positive; and as `probability_flow_sample` does.
+
+    Example:
+        >>> flow = dj.probability_flow_log_likelihood(
+        ...     lambda y, sigma: y / (1 + sigma[:, None] ** 2),  # data ~ N(0, 1)
+        ...     jnp.zeros((1, 2)), sigma_min=0.01, sigma_max=100.0, trace="exact")
+        >>> flow.log_likelihood.round(2)  # -log 2π
+        Array([-1.84], dtype=float32)
     """
     call = "probability_flow_log_likelihood"
-    y_0 = _check_call(call, y_0, sigma_min, sigma_max)
+    options = (rtol, atol, max_steps, solver)
+    y_0 = _check_call(call, denoise, y_0, (sigma_min, sigma_max), options)
     probes = _check_probes(call, trace, probes, y_0)
-    prior_std = sigma_max if prior_std is None else float(prior_std)
+    prior_std = sigma_max if prior_std is None else check_number(call, "prior_std", prior_std)
+    check_real(call, prior_mean=prior_mean)
+    if jnp.shape(prior_mean) not in ((), y_0.shape[1:]):
+        raise ValueError(
+            f"{call} needs prior_mean [], or of one event's shape {y_0.shape[1:]}, got shape "
+            f"{jnp.shape(prior_mean)}."
+        )
     if not 0 < prior_std < math.inf:
         raise ValueError(f"{call} needs prior_std > 0, got {prior_std}. σ_max is the usual one.")
     event_shape = y_0.shape[1:]
@@ -195,11 +234,10 @@ def probability_flow_log_likelihood(
             return dx, jnp.sum(directions * pushed) / (d * count)
 
         def norm(state):
-            # Nats a dimension beside x as one more quantity to get right, not one of d + 1.
+            # Nats per dimension count as much as all of x, not as one of d + 1 values.
             return jnp.maximum(_rms(state[0]), jnp.abs(state[1]))
 
         start = (y / math.hypot(1.0, sigma_min), jnp.zeros((), y.dtype))
-        options = (rtol, atol, max_steps, solver)
         return _solve(call, field, start, (sigma_min, sigma_max), norm, options)
 
     (x_T, divergence), num_evaluations, converged = jax.vmap(
@@ -208,52 +246,17 @@ def probability_flow_log_likelihood(
     y_T = x_T * math.hypot(1.0, sigma_max)
     prior_mean = jnp.broadcast_to(jnp.asarray(prior_mean, y_0.dtype), event_shape)
     squared = jnp.sum(jnp.square((y_T - prior_mean[None]) / prior_std).reshape(len(y_T), -1), 1)
-    # log s_T - log s_0 takes densities from y to x and back; log prior_std nearly cancels it.
+    # log s_T - log s_0 converts densities from y to x and back; log prior_std nearly cancels it.
     rescaled = math.hypot(1.0, sigma_max) / (prior_std * math.hypot(1.0, sigma_min))
     constant = math.log(rescaled) - 0.5 * math.log(2.0 * math.pi)
     log_likelihood = d * (divergence + constant) - 0.5 * squared
     return FlowLikelihood(log_likelihood, y_T, num_evaluations, converged)
 
 
-def dequantize(x_0: ArrayLike, uniform: ArrayLike) -> Array:
-    """Spreads pixels over their bins: x_0 + (u - ½) 2/255, for x_0 [...] on the 256 levels.
-
-    `uniform` is u ~ U[0, 1) of x_0's shape. The density of the result bounds the probability of the
-    pixels: log P(x_0) >= E_u log p(x_0 + (u - ½) w) + d log w, w = 2/255, by Jensen's inequality
-    (Theis, van den Oord, Bethge 2016, 1511.01844, §3.1). Raises ValueError for another shape.
-    """
-    x_0, uniform = jnp.asarray(x_0), jnp.asarray(uniform)
-    if uniform.shape != x_0.shape:
-        raise ValueError(
-            f"dequantize needs one uniform number a value of x_0, shape {x_0.shape}, got "
-            f"{uniform.shape}."
-        )
-    return x_0 + (uniform - 0.5) * PIXEL_WIDTH
-
-
-def bits_per_dim(
-    log_likelihood: ArrayLike, event_shape: tuple[int, ...], *, bin_width: float = PIXEL_WIDTH
-) -> Array:
-    """Bits per dimension of discrete data from log p in nats: -log p/(d ln 2) - log2(bin_width).
-
-    `log_likelihood` [B] is that of dequantised data with events of `event_shape`, d values each;
-    the mean over dequantisations bounds the discrete code length from above. The default bin is a
-    pixel's on [-1, 1]; 1 leaves the differential entropy. Theis et al. 2016; Song et al. 2021, §4.3
-    and Table 2. Raises ValueError for an empty event and a width that is not positive.
-    """
-    d = math.prod(event_shape)
-    if d < 1 or not bin_width > 0:
-        raise ValueError(
-            f"bits_per_dim needs events of at least one value and bin_width > 0, got "
-            f"{event_shape=}, {bin_width=}. Pixels mapped to [-1, 1] lie 2/255 apart."
-        )
-    return -jnp.asarray(log_likelihood) / (d * math.log(2.0)) - math.log2(bin_width)
-
-
 def _transport(
     call: str, denoise: Any, y: Array, conditions: Any, sigmas: tuple[float, float], options
 ) -> FlowSolution:
-    """Follows the flow from sigmas[0] to sigmas[1], in either direction; y is checked already."""
+    """Follows the flow from sigmas[0] to sigmas[1], in either direction, from a checked y."""
 
     def one(y, conditions):
         velocity = _velocity(call, denoise, conditions)
@@ -301,16 +304,16 @@ def _solve(
     dtype = jax.tree.leaves(start)[0].dtype
     u_from, u_to = (jnp.asarray(math.log(sigma), dtype) for sigma in sigmas)
     term = diffrax.ODETerm(lambda u, state, args: field(u, state))
-    # A first step from diffrax's own estimate would look at noise levels far out of range.
+    # Diffrax's own estimate of the first step would try noise levels far out of range.
     first_step = (u_to - u_from) / 100
-    # A NaN is met by ever smaller steps: give the example up once they no longer move u.
+    # NaNs make the steps ever smaller: give the example up once they no longer change u.
     control = diffrax.PIDController(
         rtol, atol, norm, dtmax=_LONGEST_STEP, dtmin=1e-6, force_dtmin=False
     )
     more = {"stepsize_controller": control, "max_steps": max_steps, "throw": False}
     solution = diffrax.diffeqsolve(term, solver, u_from, u_to, first_step, start, **more)
-    # A method whose last stage is the next step's first (FSAL) evaluates that one only to begin
-    # with. Retries of the very first step, of which there are few, repeat it; they are not counted.
+    # A method whose last stage is the next step's first (FSAL) evaluates the first stage once, at
+    # the start. Retries of the very first step, of which there are few, are not counted.
     tableau: Any = solver.tableau
     reused = int(tableau.fsal)
     num_evaluations = solution.stats["num_steps"] * (tableau.num_stages - reused) + reused
@@ -320,22 +323,35 @@ def _solve(
     return state, jnp.asarray(num_evaluations, jnp.int32), converged
 
 
-def _check_call(call: str, y: ArrayLike, sigma_min: float, sigma_max: float) -> Array:
-    """y in float32 or wider, or ValueError."""
-    check_sigmas(call, sigma_min, sigma_max)
+def _check_call(
+    call: str,
+    denoise: Any,
+    y: ArrayLike,
+    sigmas: tuple[float, float],
+    options: tuple[float, float, int, Any],
+) -> Array:
+    """y in float32 or wider; TypeError or ValueError for bad arguments."""
+    check_function(call, "denoise", denoise, "(y, sigma) -> x_0_hat")
+    check_real(call, y=y)
+    for name, sigma in zip(("sigma_min", "sigma_max"), sigmas, strict=True):
+        check_number(call, name, sigma, "sigma_range(schedule) gives both as host floats.")
+    check_sigmas(call, *sigmas)
+    for name, tolerance in zip(("rtol", "atol"), options[:2], strict=True):
+        if isinstance(tolerance, jax.Array):  # may be traced: one program for all tolerances
+            check_same_shape(call, **{name: tolerance, "a number": 1.0})
+        elif not 0 < check_number(call, name, tolerance) < math.inf:
+            raise ValueError(f"{call} needs {name} > 0, got {tolerance}. 1e-5 suits float32.")
+    check_whole(call, "max_steps", options[2])
     y = jnp.asarray(y)
-    if y.ndim == 0 or not jnp.issubdtype(y.dtype, jnp.floating):
-        raise ValueError(
-            f"{call} needs real events [B, ...], got shape {y.shape} and dtype {y.dtype}. Map "
-            "uint8 pixels to [-1, 1] with from_pixels, then dequantize."
-        )
+    if y.ndim == 0:
+        raise ValueError(f"{call} needs a batch of events [B, ...], got a scalar.")
     return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 
 
 def _check_probes(call: str, trace: str, probes: ArrayLike | None, y_0: Array) -> Array | None:
     """The probes in y_0's dtype, None for an exact trace, or ValueError."""
-    if trace not in TRACES:
-        raise ValueError(f"{call} knows the traces {TRACES}, got {trace!r}.")
+    if not isinstance(trace, str) or trace not in TRACES:
+        raise ValueError(f"{call} knows the traces {TRACES}, got {describe(trace)}.")
     if trace == "exact":
         if probes is not None:
             raise ValueError(f"{call} with trace='exact' takes no probes; leave them out.")
@@ -347,4 +363,5 @@ def _check_probes(call: str, trace: str, probes: ArrayLike | None, y_0: Array) -
             f"{y_0.shape}, got {'None' if shape is None else f'shape {shape}'}. Rademacher ones: "
             "jax.random.rademacher(key, (1, *y_0.shape), y_0.dtype)."
         )
+    check_real(call, probes=probes)
     return jnp.asarray(probes, y_0.dtype)

@@ -1,16 +1,17 @@
-"""The variational bound over a whole process, in bits per dimension, and what it says of coding.
+"""The variational bound over a whole process, in bits per dimension.
 
     -log p(x_0) ≤ E_q[ L_T + Σ_t L_t ]          (Ho et al. 2020, Eq. 5; the terms are in `bound`)
 
-Each L_t is evaluated at one draw x_t ~ q(x_t | x_0): the sum is an unbiased estimate of the bound
-of an example, and its mean over a test set that of the bound of a model. A respaced schedule is a
-process of its own, with a bound of its own, as a rule a higher one.
+Each L_t is evaluated at one draw x_t ~ q(x_t | x_0): the sum is an unbiased estimate of an
+example's bound, and its mean over a test set estimates the model's. A respaced schedule is a
+process of its own, with its own bound, usually a higher one. Data are images in [-1, 1] on the grid
+of 256 levels, and x̂_0 is clipped there unless clip=False.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,22 @@ import numpy as np
 from jax.core import Tracer
 
 from ddpm_jax.denoisers.prediction import (
-    Clip,
     Target,
     Variance,
+    check_determined,
+    check_target,
+    check_variance,
+    is_learned,
     p_mean_variance,
     predict_epsilon,
     split_output,
 )
+from ddpm_jax.denoisers.thresholds import Clip, check_clip
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_real, check_steps
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.keys import fold_in_each, normal_per_example
+from ddpm_jax.forward.schedule import check_arguments
+from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, Key, mean_per_example
 
@@ -36,51 +43,56 @@ class BoundTerms(NamedTuple):
     """Some steps of the bound.
 
     Attributes:
-        steps: t, int32 [N], or [N, B] where every example has steps of its own.
-        terms: L_t in bits/dim [N, B].
-        x_0_mse: ‖x_0 - x̂_0‖²/d [N, B], x̂_0 as the reverse step uses it (clipped, if it is).
-        epsilon_mse: ‖ε - ε̂‖²/d [N, B] of the network's own word, before any clipping: L_simple.
+        steps: t, int32 [N].
+        terms: L_t in bits/dim [N, B]; for several variances a dict of them, by name.
+        x_0_mse: ‖x_0 - x̂_0‖²/d [N, B], with the x̂_0 of the reverse step (clipped, if it is).
+        epsilon_mse: ‖ε - ε̂‖²/d [N, B] of the raw network output, before clipping: L_simple.
     """
 
     steps: Array
-    terms: Array
+    terms: Any
     x_0_mse: Array
     epsilon_mse: Array
 
 
 class VariationalBound(NamedTuple):
-    """The bound of each example, and where it comes from; t counts the steps of the schedule.
+    """The bound of each example and its parts; t counts the steps of the schedule.
 
     Attributes:
         prior: L_T in bits/dim [B].
-        terms: L_t in bits/dim [T, B]; terms[0] is the decoder, the others are ≥ 0.
+        terms: L_t in bits/dim [T, B]; terms[0] is the decoder, the others are ≥ 0. For several
+            variances a dict of them, by name, and so is `total`.
         total: prior + Σ_t terms[t], [B]: -log₂ p(x_0)/d is at most this, in expectation.
-        x_0_mse: as in BoundTerms, [T, B]; its mean over examples is what `optimal_log_variance`
-            asks for, where the schedule is the full process.
+        x_0_mse: as in BoundTerms, [T, B]; its mean over examples is the input of
+            `optimal_log_variance`, if the schedule is the full process.
         epsilon_mse: as in BoundTerms, [T, B].
     """
 
     prior: Array
-    terms: Array
-    total: Array
+    terms: Any
+    total: Any
     x_0_mse: Array
     epsilon_mse: Array
 
 
-class RateDistortion(NamedTuple):
-    """Progressive coding, step by step, averaged over examples (Ho et al. 2020, §4.3, Figure 5).
+def _check_call(call, schedule, apply_fn, x_0, target, variances, clip) -> None:
+    check_arguments(call, schedule=schedule, apply_fn=apply_fn, x_0=x_0)
+    if not jnp.ndim(x_0):
+        raise ValueError(f"{call} needs a batch x_0 [B, ...], got a scalar.")
+    check_target(call, target)
+    if not variances:
+        raise ValueError(f"{call} needs at least one variance, got an empty mapping.")
+    for variance in variances.values():
+        check_variance(call, variance, schedule.num_timesteps)
+    check_clip(call, clip)
+    check_determined(call, schedule, target)
 
-    Attributes:
-        rate: bits/dim [T] received when x_t is known, from t = T-1 to t = 0; rising.
-        distortion: RMSE [T] of the x̂_0 guessed from that x_t, in pixel levels of 0..255.
-        rate_bits: [], L_T + Σ_{t≥1} L_t, the lossy part of the code; the last entry of `rate`.
-        distortion_bits: [], L_0, what the decoder adds to make the code lossless.
-    """
 
-    rate: Array
-    distortion: Array
-    rate_bits: Array
-    distortion_bits: Array
+def _named(variance: Variance | Mapping[str, Variance]) -> tuple[Mapping[str, Variance], bool]:
+    """({name: variance}, whether only one was given)."""
+    if isinstance(variance, Mapping):
+        return variance, False
+    return {"": variance}, True
 
 
 def _one_step(
@@ -90,21 +102,29 @@ def _one_step(
     t: Array,
     noise: Array,
     target: Target,
-    variance: Variance,
+    variances: Mapping[str, Variance],
     clip: Clip,
-) -> tuple[Array, Array, Array]:
-    """(L_t, ‖x_0 - x̂_0‖²/d, ‖ε - ε̂‖²/d), each [B], at steps t [B]."""
+) -> tuple[dict[str, Array], Array, Array]:
+    """({name: L_t}, ‖x_0 - x̂_0‖²/d, ‖ε - ε̂‖²/d), each [B], at steps t [B]."""
     x_t = q_sample(schedule, x_0, t, noise)
+    output = apply_fn(x_t, jnp.asarray(schedule.timesteps)[t])
+    check_real("the network (apply_fn)", output=output)
     # A bfloat16 output would round the log-variance, and the error it is meant to measure.
-    output = apply_fn(x_t, jnp.asarray(schedule.timesteps)[t]).astype(x_t.dtype)
-    reverse = p_mean_variance(schedule, output, x_t, t, target=target, variance=variance, clip=clip)
-    prediction, _ = split_output(output, x_t, variance)
+    output = output.astype(x_t.dtype)
+    some = next(iter(variances.values()))
+    learned = next((v for v in variances.values() if is_learned(v)), some)
+    prediction, _ = split_output(output, x_t, learned)
+    terms, x_0_hat = {}, x_0
+    for name, variance in variances.items():
+        shown = output if is_learned(variance) else prediction
+        reverse = p_mean_variance(
+            schedule, shown, x_t, t, target=target, variance=variance, clip=clip
+        )
+        terms[name] = bound_term(schedule, reverse, x_0, x_t, t)
+        x_0_hat = reverse.x_0_hat  # the same for every variance
     epsilon_hat = predict_epsilon(schedule, prediction, x_t, t, target=target)
-    return (
-        bound_term(schedule, reverse, x_0, x_t, t),
-        mean_per_example(jnp.square(x_0 - reverse.x_0_hat)),
-        mean_per_example(jnp.square(noise - epsilon_hat)),
-    )
+    x_0_mse = mean_per_example(jnp.square(x_0 - x_0_hat))
+    return terms, x_0_mse, mean_per_example(jnp.square(noise - epsilon_hat))
 
 
 def bound_terms(
@@ -115,30 +135,48 @@ def bound_terms(
     steps: ArrayLike,
     *,
     target: Target = "epsilon",
-    variance: Variance = "fixed_large",
+    variance: Variance | Mapping[str, Variance] = "fixed_large",
     clip: Clip = True,
     noise: Array | None = None,
 ) -> BoundTerms:
     """The terms of the steps listed, by one scan: `variational_bound` in parts, for progress bars.
 
-    Arguments as there, and
+    The other arguments are those of `variational_bound`.
 
     Args:
         steps: steps t of the schedule, int [N], in any order.
+        variance: of the reverse steps, or several by name, measured on the same network output:
+            if one of them is learned, the output has a variance half.
         noise: [N, B, ...] instead of keys, one draw for each step listed.
 
     Raises ValueError unless exactly one of keys and noise is given, and for noise of another shape.
     """
+    options = (target, variance, clip, noise)
+    return _bound_terms("bound_terms", schedule, apply_fn, x_0, keys, steps, *options)
+
+
+def _bound_terms(
+    call, schedule, apply_fn, x_0, keys, steps, target, variance, clip, noise
+) -> BoundTerms:
+    variances, single = _named(variance)
+    _check_call(call, schedule, apply_fn, x_0, target, variances, clip)
+    check_steps(call, steps, schedule.num_timesteps)
+    if np.ndim(steps) != 1:
+        raise ValueError(f"{call} needs steps [N], got shape {np.shape(steps)}.")
+    if keys is not None:
+        check_keys(call, keys, x_0.shape[0])
+    if noise is not None:
+        check_real(call, noise=noise)
     if (keys is None) == (noise is None):
         raise ValueError(
-            "bound_terms draws one x_t a step: pass either keys [B] (one per example, see "
+            f"{call} draws one x_t per step: pass either keys [B] (one per example, see "
             "`example_keys`) or noise [num_steps, B, ...] to replay; got "
             f"{'neither' if keys is None else 'both'}."
         )
     steps = jnp.asarray(steps, jnp.int32)
     if noise is not None and jnp.shape(noise) != (*steps.shape, *x_0.shape):
         raise ValueError(
-            f"bound_terms needs noise of shape [num_steps, *x_0.shape] = "
+            f"{call} needs noise of shape [num_steps, *x_0.shape] = "
             f"{(*steps.shape, *x_0.shape)}, one draw per step in the order of the steps, got "
             f"{jnp.shape(noise)}."
         )
@@ -146,15 +184,15 @@ def bound_terms(
     def body(carry, inputs):
         t, drawn = inputs
         if keys is not None:
-            # By the number of the full process: grids that share a step share its draw, and
-            # differ by the grid alone.
+            # Keyed by the step of the full process: grids that share a step share its draw, so
+            # their bounds differ by the grid alone.
             stream = fold_in_each(keys, jnp.asarray(schedule.timesteps)[t])
             drawn = normal_per_example(stream, x_0.shape[1:], x_0.dtype)
         t = jnp.full(x_0.shape[:1], t)
-        return carry, _one_step(schedule, apply_fn, x_0, t, drawn, target, variance, clip)
+        return carry, _one_step(schedule, apply_fn, x_0, t, drawn, target, variances, clip)
 
-    _, measured = jax.lax.scan(body, None, (steps, noise))
-    return BoundTerms(steps, *measured)
+    _, (terms, x_0_mse, epsilon_mse) = jax.lax.scan(body, None, (steps, noise))
+    return BoundTerms(steps, terms[""] if single else terms, x_0_mse, epsilon_mse)
 
 
 def assemble_bound(
@@ -163,9 +201,10 @@ def assemble_bound(
     """The bound from its parts, in whatever order their steps were taken.
 
     Raises ValueError unless the parts hold each step of the schedule once (under a trace, where the
-    steps are not to be read: unless they hold T steps).
+    steps cannot be read: unless they hold T steps).
     """
-    joined = BoundTerms(*(jnp.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+    check_arguments("assemble_bound", schedule=schedule, x_0=x_0)
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     T = schedule.num_timesteps
     count = joined.steps.shape[0]
     known = not isinstance(joined.steps, Tracer)
@@ -175,9 +214,10 @@ def assemble_bound(
             f"{'' if count != T else ', some of them twice'}. `estimate_bound` makes do with a few."
         )
     order = jnp.argsort(joined.steps)
-    terms, x_0_mse, epsilon_mse = (table[order] for table in joined[1:])
+    terms, x_0_mse, epsilon_mse = jax.tree.map(lambda table: table[order], tuple(joined[1:]))
     prior = prior_term(schedule, x_0)
-    return VariationalBound(prior, terms, prior + jnp.sum(terms, axis=0), x_0_mse, epsilon_mse)
+    total = jax.tree.map(lambda table: prior + jnp.sum(table, axis=0), terms)
+    return VariationalBound(prior, terms, total, x_0_mse, epsilon_mse)
 
 
 def variational_bound(
@@ -187,38 +227,41 @@ def variational_bound(
     keys: Key | None = None,
     *,
     target: Target = "epsilon",
-    variance: Variance = "fixed_large",
+    variance: Variance | Mapping[str, Variance] = "fixed_large",
     clip: Clip = True,
     noise: Array | None = None,
 ) -> VariationalBound:
     """The bound in bits/dim, every step of the schedule evaluated once (Ho et al. 2020, Eq. 5).
 
-    Costs T evaluations of the network, in one scan. Unbiased for each example; what is random in it
-    is one draw of x_t a step.
+    Data are taken to lie in [-1, 1], and x̂_0 is clipped there unless clip=False. Costs T
+    evaluations of the network, in one scan. Unbiased for each example; its randomness is one draw
+    of x_t per step.
 
     Args:
-        schedule: the process, full or respaced; the network is fed `schedule.timesteps[t]`.
+        schedule: the process, full or respaced; the network receives `schedule.timesteps[t]`.
         apply_fn: the network with its parameters (and labels) bound.
         x_0: data [B, ...] on the grid of 256 levels, as `from_pixels` makes it.
-        keys: one key per example [B]; an example's bound depends on its own alone.
+        keys: one key per example [B]; an example's bound depends only on its own key.
         target: what the network predicts.
-        variance: of the reverse steps: a kind, or log-variances [T] for this schedule.
-        clip: of x̂_0; the authors' code clips here too.
+        variance: of the reverse steps: a kind, or log-variances [T] for this schedule; or several
+            by name, measured on the same network outputs.
+        clip: of x̂_0, as in `p_mean_variance`; the authors' code clips here too.
         noise: [T, B, ...] instead of keys, entry t for step t, to replay a run.
 
-    Raises ValueError as `bound_terms` and `p_mean_variance` do.
+    Raises ValueError and TypeError as `p_mean_variance` does, and for keys or noise of another
+    shape.
+
+    Example:
+        >>> x_0, keys = jnp.ones((2, 3)), dj.example_keys(jax.random.key(0), jnp.arange(2))
+        >>> schedule = dj.cosine_schedule(4)
+        >>> dj.variational_bound(schedule, lambda x_t, t: 0.0 * x_t, x_0, keys).terms.shape
+        (4, 2)
     """
-    part = bound_terms(
-        schedule,
-        apply_fn,
-        x_0,
-        keys,
-        jnp.arange(schedule.num_timesteps),
-        target=target,
-        variance=variance,
-        clip=clip,
-        noise=noise,
-    )
+    call = "variational_bound"
+    check_arguments(call, schedule=schedule, apply_fn=apply_fn, x_0=x_0)
+    steps = jnp.arange(schedule.num_timesteps)
+    options = (target, variance, clip, noise)
+    part = _bound_terms(call, schedule, apply_fn, x_0, keys, steps, *options)
     return assemble_bound(schedule, x_0, [part])
 
 
@@ -233,65 +276,43 @@ def estimate_bound(
     variance: Variance = "fixed_large",
     clip: Clip = True,
 ) -> Array:
-    """The bound [B] in bits/dim from a few steps: L_T + T · mean_k L_{t_k}, for curves in training.
+    """The bound [B] in bits/dim from a few steps: L_T + T · mean_k L_{t_k}, for training curves.
 
-    Unbiased for each example when its K steps are uniform, or one of each K-th part of the process;
-    when they are stratified over the batch, the mean over the batch is. Its variance for an example
-    is T² Var(L_t)/K with uniform steps, t and noise both random, and less with stratified ones. A
-    few steps next to the data hold most of the bound, so with K ≪ T it is heavy-tailed: average
-    over many examples, and report `variational_bound` in the end.
+    Unbiased for each example if its K steps are uniform, or one from each K-th part of the process;
+    if they are stratified over the batch, the mean over the batch is unbiased. Its variance for an
+    example is T² Var(L_t)/K with uniform steps, t and noise both random, and less with stratified
+    ones. A few steps next to the data hold most of the bound, so with K ≪ T it is heavy-tailed:
+    average over many examples, and report `variational_bound` in the end.
 
     Args:
-        schedule, apply_fn, x_0, target, variance, clip: as for `variational_bound`.
+        schedule, apply_fn, x_0, target, variance, clip: as for `variational_bound`, one variance.
         t: steps of the schedule, int [K, B].
         noise: ε ~ N(0, I) [K, B, ...].
 
-    Raises ValueError unless t and noise have K rows of B examples each.
+    Raises ValueError unless t and noise have K rows of B examples each, and as `variational_bound`.
+
+    Example:
+        >>> x_0, noise, t = jnp.ones((2, 3)), jnp.zeros((1, 2, 3)), jnp.array([[1, 3]])
+        >>> dj.estimate_bound(dj.cosine_schedule(4), lambda x_t, t: 0.0 * x_t, x_0, t, noise).shape
+        (2,)
     """
+    call = "estimate_bound"
+    _check_call(call, schedule, apply_fn, x_0, target, {"": variance}, clip)
+    check_steps(call, t, schedule.num_timesteps)
+    check_real(call, noise=noise)
     t = jnp.asarray(t)
     if t.ndim != 2 or jnp.shape(noise) != (t.shape[0], *x_0.shape) or t.shape[1] != x_0.shape[0]:
         raise ValueError(
             f"estimate_bound needs t [K, B] and noise [K, B, ...] for x_0 of shape {x_0.shape}, "
-            f"got shapes {t.shape} and {jnp.shape(noise)}. For one step an example pass t[None] "
-            "and noise[None]."
+            f"got shapes {t.shape} and {jnp.shape(noise)}. For one step per example pass "
+            "t[None] and noise[None]."
         )
 
     def body(carry, inputs):
         drawn_t, drawn = inputs
-        term, *_ = _one_step(schedule, apply_fn, x_0, drawn_t, drawn, target, variance, clip)
-        return carry, term
+        options = (target, {"": variance}, clip)
+        terms, *_ = _one_step(schedule, apply_fn, x_0, drawn_t, drawn, *options)
+        return carry, terms[""]
 
     _, terms = jax.lax.scan(body, None, (t, noise))
     return prior_term(schedule, x_0) + schedule.num_timesteps * jnp.mean(terms, axis=0)
-
-
-def rate_distortion(bound: VariationalBound) -> RateDistortion:
-    """Bits sent against error left, while x_0 is sent coarse to fine (Ho et al. 2020, §4.3).
-
-    x_{T-1} costs L_T; every x_{t-1} after it L_t; x_0 at last, exactly, L_0 (the code's t). Whoever
-    knows x_t has been sent L_T + Σ_{s>t} L_s and guesses x̂_0(x_t), with the error
-
-        127.5 √(‖x_0 - x̂_0‖²/d)       [-1, 1] being 255 levels wide
-
-    taken for each example, then averaged, as the rate is. All entries are means over examples, so
-    equal batches may be averaged.
-    """
-    terms = jnp.mean(bound.terms, axis=1)[::-1]
-    prior = jnp.mean(bound.prior)
-    rate = prior + jnp.concatenate([jnp.zeros_like(terms[:1]), jnp.cumsum(terms[:-1])])
-    distortion = 127.5 * jnp.mean(jnp.sqrt(bound.x_0_mse), axis=1)[::-1]
-    return RateDistortion(rate, distortion, rate[-1], terms[-1])
-
-
-def mean_and_standard_error(values: ArrayLike) -> tuple[float, float]:
-    """Mean and standard error s/√N of values [N], in float64 on the host; s² has N-1 below.
-
-    Raises ValueError for fewer than two values, which say nothing of their spread.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or values.size < 2:
-        raise ValueError(
-            "mean_and_standard_error needs one value per example, [N] with N of at least 2, got "
-            f"shape {values.shape}."
-        )
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))

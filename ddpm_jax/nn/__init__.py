@@ -1,7 +1,6 @@
 """Flax networks, all called as `network.apply(variables, x, t, label, cond=…, dropout_keys=…)`."""
 
-from ddpm_jax.nn.embeddings import sinusoidal_embedding
-from ddpm_jax.nn.mlp import MLP
-from ddpm_jax.nn.unet import UNet, count_parameters
-
-__all__ = ["MLP", "UNet", "count_parameters", "sinusoidal_embedding"]
+from ddpm_jax.nn.embeddings import sinusoidal_embedding as sinusoidal_embedding
+from ddpm_jax.nn.mlp import MLP as MLP
+from ddpm_jax.nn.unet import UNet as UNet
+from ddpm_jax.nn.unet import count_parameters as count_parameters

@@ -25,7 +25,8 @@ from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
-from ddpm_jax.likelihood.variational import VariationalBound, mean_and_standard_error
+from ddpm_jax.likelihood.coding import mean_and_standard_error
+from ddpm_jax.likelihood.variational import VariationalBound
 from ddpm_jax.programs.console import bar
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.trained_run import TrainedRun

@@ -12,15 +12,15 @@ import numpy as np
 import optax
 
 from ddpm_jax.data import prepare_images
+from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.denoisers.guidance import classifier_free
 from ddpm_jax.denoisers.prediction import (
-    Clip,
     is_learned,
-    make_denoiser,
     p_mean_variance,
     split_output,
 )
 from ddpm_jax.denoisers.sigma import sigma_at_timesteps
+from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each

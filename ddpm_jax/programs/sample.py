@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax import visualize
-from ddpm_jax.denoisers.prediction import Clip, dynamic_threshold
+from ddpm_jax.denoisers.thresholds import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions

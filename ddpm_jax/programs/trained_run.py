@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data import ImageDataset, prepare_images
-from ddpm_jax.denoisers.prediction import Clip
+from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.files import read_json_object, write_json

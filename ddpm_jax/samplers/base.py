@@ -181,7 +181,7 @@ def advance(
 
     >>> sampler, x = dj.ddim(dj.linear_schedule(10)), jnp.ones((2, 3))
     >>> first_half, denoise = jnp.arange(9, 4, -1), lambda x, t: 0.5 * x
-    >>> x, state, _ = dj.advance(sampler, denoise, x, sampler.init(x), first_half)
+    >>> x, state, _ = dj.samplers.advance(sampler, denoise, x, sampler.init(x), first_half)
     """
     x = _check_call("advance", sampler, denoise, x, keys, noise, jnp.shape(steps))
     check_steps("advance", sampler, steps)
@@ -191,7 +191,7 @@ def advance(
 def grid_steps(sampler: Sampler) -> Array:
     """The grid steps in the order they are taken: S-1, …, 0.
 
-    >>> dj.grid_steps(dj.ddim(dj.linear_schedule(3)))
+    >>> dj.samplers.grid_steps(dj.ddim(dj.linear_schedule(3)))
     Array([2, 1, 0], dtype=int32)
     """
     check_sampler("grid_steps", sampler)

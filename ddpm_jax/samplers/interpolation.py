@@ -14,7 +14,7 @@ def lerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
     `slerp` keeps the norm. Raises ValueError when a and b differ in shape or the fraction is
     neither [] nor [B], and TypeError for images that are not floating point.
 
-    >>> dj.lerp(jnp.zeros((2, 3)), jnp.ones((2, 3)), 0.25)[0, 0]
+    >>> dj.samplers.lerp(jnp.zeros((2, 3)), jnp.ones((2, 3)), 0.25)[0, 0]
     Array(0.25, dtype=float32)
     """
     f = _fraction("lerp", a, b, fraction)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from ddpm_jax.denoisers.prediction import make_denoiser
+from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.forward import cosine_schedule
 from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
 from ddpm_jax.losses import simple_loss

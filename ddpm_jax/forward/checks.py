@@ -1,0 +1,163 @@
+"""Checks of arguments, shared by the pure rooms: each raises one error that names the call.
+
+They read Python types, shapes, dtypes and host values, and never traced values, so under jit they
+run at trace time only and cost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.types import describe, host_array
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a real number of the host: no bool, no array, no traced value."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_number(call: str, name: str, value: Any, remedy: str = "") -> float:
+    """The number as a float. Raises TypeError unless it is a real number of the host."""
+    if not is_number(value):
+        raise TypeError(
+            f"{call} needs {name}, a number known before tracing, got {describe(value)}. {remedy}"
+        )
+    return float(value)
+
+
+def check_whole(call: str, name: str, value: Any, *, least: int = 1, remedy: str = "") -> int:
+    """The number as an int. Raises ValueError unless it is whole and at least `least`."""
+    if not is_number(value) or not float(value).is_integer() or value < least:
+        raise ValueError(
+            f"{call} needs {name}, a whole number of at least {least}, got {describe(value)}. "
+            f"{remedy}"
+        )
+    return int(value)
+
+
+def check_floating_dtype(call: str, dtype: Any) -> None:
+    """Raises TypeError unless the dtype is a real floating-point one."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{call} needs a floating-point dtype, got {dtype}: tables of another dtype lose their "
+            "values. Leave dtype out for float32."
+        )
+
+
+def host_table(call: str, name: str, values: Any, *, integer: bool = False) -> np.ndarray:
+    """A table [T] as a NumPy array: float64, or the integers as they are.
+
+    Raises TypeError for traced values and for values that are not real numbers, and ValueError for
+    a table that is empty or not one-dimensional.
+    """
+    try:
+        table = host_array(call, name, values)
+    except ValueError:  # a ragged list
+        table = np.asarray(None)
+    if table.ndim != 1 or table.size == 0:
+        raise ValueError(f"{call} needs {name}, a table of shape [T], got shape {table.shape}.")
+    if table.dtype.kind not in ("iu" if integer else "fiu") and table.dtype != jnp.bfloat16:
+        kind = "integers" if integer else "real numbers"
+        raise TypeError(f"{call} needs {name}, a table [T] of {kind}, got {describe(values)}.")
+    return table if integer else table.astype(np.float64)
+
+
+def check_real(call: str, **arrays: Any) -> None:
+    """Raises TypeError unless each is a floating-point array, or a real number of the host."""
+    for name, value in arrays.items():
+        if is_number(value) and not isinstance(value, np.integer):
+            continue
+        if not isinstance(value, _ARRAYS):
+            raise TypeError(f"{call} needs {name}, an array, got {describe(value)}.")
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"{call} needs real floating-point values for {name}, got {describe(value)}. "
+                "Pixels in 0..255 become data in [-1, 1] by from_pixels."
+            )
+
+
+def check_same_shape(call: str, **arrays: Any) -> tuple[int, ...]:
+    """The shape that all these events have. Raises ValueError where they differ.
+
+    Also raises TypeError as `check_real` does. Broadcasting would hide a missing batch axis or a
+    wrong number of channels.
+    """
+    check_real(call, **arrays)
+    shapes = {name: jnp.shape(value) for name, value in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"{call} needs {' and '.join(shapes)} of one shape, got {got}. Nothing is broadcast: "
+            "a batch is [B, ...] everywhere."
+        )
+    return next(iter(shapes.values()))
+
+
+def check_steps(
+    call: str, t: Any, num_timesteps: int | None, batch: tuple[int, ...] | None = None
+) -> None:
+    """Checks steps t: integers in 0..T-1, of shape [] or `batch` = [B].
+
+    Raises TypeError for other dtypes, and ValueError for other shapes and for host values outside
+    of the process. `num_timesteps` None leaves the range open, `batch` None the shape.
+    """
+    host = None if isinstance(t, jax.Array) else np.asarray(t)  # tracers are jax.Arrays
+    dtype = t.dtype if host is None else host.dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{call} needs steps t, 0-based integers, got {describe(t)}. Continuous time in [0, 1] "
+            "is not a step: multiply by T and round first."
+        )
+    if batch is not None and np.shape(t) not in ((), batch):
+        raise ValueError(
+            f"{call} needs steps t of shape {batch}, one per example, or [] for one shared by all; "
+            f"got shape {np.shape(t)}."
+        )
+    if host is None or num_timesteps is None or not host.size:
+        return
+    if not 0 <= host.min() <= host.max() < num_timesteps:
+        raise ValueError(
+            f"{call} needs steps t in 0..{num_timesteps - 1}, got {host.min()}..{host.max()}. "
+            "Steps are 0-based: the papers' step 1 is t = 0."
+        )
+
+
+def check_index(call: str, index: Any, batch_size: int, shape: tuple[int, ...]) -> None:
+    """Raises unless `index` holds places in 0..batch_size-1 of the global batch, of this shape."""
+    host = None if isinstance(index, jax.Array) else np.asarray(index)
+    dtype = index.dtype if host is None else host.dtype
+    if not jnp.issubdtype(dtype, jnp.integer) or np.shape(index) != shape:
+        raise ValueError(
+            f"{call} needs index {shape}, one integer per key, got {describe(index)}. It is an "
+            "example's place in the global batch: jnp.arange(batch_size) on one device."
+        )
+    if host is not None and host.size and not 0 <= host.min() <= host.max() < batch_size:
+        raise ValueError(
+            f"{call} needs index in 0..{batch_size - 1}, got {host.min()}..{host.max()}."
+        )
+
+
+def check_function(call: str, name: str, value: Any, signature: str) -> None:
+    """Raises TypeError unless the value can be called."""
+    if not callable(value):
+        raise TypeError(f"{call} needs {name}, a function {signature}, got {describe(value)}.")
+
+
+def host_values(x: Any) -> np.ndarray | None:
+    """The values of x where the host can read them; None for traced or distributed arrays."""
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+        return None
+    return np.asarray(x)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether this is a finite real number of the host."""
+    return is_number(value) and math.isfinite(value)

@@ -1,0 +1,661 @@
+"""Wrong calls of every public function: each raises an error of ours, or has a documented meaning.
+
+`ROWS` has one right call per public function, argument by argument, with the kind of each argument.
+`WRONG` lists what can be wrong with an argument of a kind. Every row is called with each of them,
+and with neighbouring arguments exchanged. The error must be a ValueError or TypeError raised in a
+frame of the package, and its message must name the call. Where another outcome is right,
+`DOCUMENTED` says what the call means and checks it.
+
+A new public function needs a row here, or the first test fails. `LATER` lists the functions that
+have none yet.
+"""
+
+import inspect
+import pathlib
+import traceback
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddpm_jax as dj
+from ddpm_jax.likelihood import VariationalBound
+
+PACKAGE = str(pathlib.Path(dj.__file__).parent)
+ROOMS = (
+    dj.types,
+    dj.keys,
+    dj.forward,
+    dj.nn,
+    dj.denoisers,
+    dj.losses,
+    dj.likelihood,
+    dj.samplers,
+    dj.score,
+    dj,
+)
+LATER = {
+    # types, keys
+    "bcast_right",
+    "mean_per_example",
+    "example_keys",
+    "fold_in_each",
+    "split_each",
+    "normal_per_example",
+    # nn
+    "count_parameters",
+    "sinusoidal_embedding",
+    # denoisers: guidance, sigma, scores, optimal_variance
+    "classifier_free",
+    "classifier_guided",
+    "denoiser_from_score",
+    "denoiser_from_sigma",
+    "noise_levels",
+    "optimal_log_variance",
+    "score_from_denoiser",
+    "sigma_denoiser",
+    "sigma_range",
+    "x_0_mse_from_epsilon",
+}
+# Every function of these rooms, until they have rows.
+LATER_ROOMS = (dj.samplers, dj.score)
+
+T = 8
+SCHEDULE = dj.cosine_schedule(T)
+RNG = np.random.default_rng(0)
+X, NOISE = (jnp.asarray(RNG.uniform(-1, 1, (3, 4, 5, 2)), jnp.float32) for _ in range(2))
+STEPS = jnp.array([0, 3, 7])
+KEYS = jax.random.split(jax.random.key(0), 3)
+HISTORY = dj.losses.init_loss_history(T)
+REVERSE = dj.p_mean_variance(SCHEDULE, NOISE, X, STEPS)
+TERMS = jnp.ones((T, 3))
+BOUND = VariationalBound(TERMS[0], TERMS, TERMS.sum(0), TERMS, TERMS)
+
+
+def network(x_t, timesteps):
+    return 0.3 * x_t
+
+
+def wide_network(x_t, timesteps):
+    return jnp.concatenate([x_t, x_t], axis=-1)
+
+
+def gaussian(y, sigma):
+    return 0.3 * y
+
+
+def denoise_by(schedule, apply_fn, *, target, variance, clip):
+    """`make_denoiser` and a call of what it made: some errors can only come then."""
+    options = {"target": target, "variance": variance, "clip": clip}
+    return dj.make_denoiser(schedule, apply_fn, **options)(X, STEPS)
+
+
+class Argument(NamedTuple):
+    kind: str
+    value: Any
+
+
+class Row(NamedTuple):
+    """A right call: positional arguments in the order of the signature, then keywords."""
+
+    function: Any
+    arguments: dict[str, Argument]
+
+
+def row(function, **arguments):
+    return Row(function, {name: Argument(*pair) for name, pair in arguments.items()})
+
+
+schedule, t, keys = ("schedule", SCHEDULE), ("steps", STEPS), ("keys", KEYS)
+x, noise, lone = ("events", X), ("events", NOISE), ("lone", X)
+apply_fn = ("function", network)
+target, clip, variance = ("target", "epsilon"), ("clip", True), ("variance", "fixed_large")
+whole, positive, weighting = ("whole", T), ("positive", 0.5), ("function", dj.losses.snr_weighting)
+dtype, table = ("dtype", jnp.float32), ("table", np.linspace(0.1, 0.5, T))
+history, values = ("history", HISTORY), ("values", X)
+uniform_mix, trace = ("share", 0.5), ("target", "exact")
+flow = dict(
+    rtol=("positive", 1e-3),
+    atol=("positive", 1e-3),
+    max_steps=("whole", 64),
+    solver=("solver", None),
+)
+denoise, levels = ("function", gaussian), dict(sigma_min=("positive", 0.5), sigma_max=("many", 1.0))
+rates = dict(beta_start=("rate", 0.1), beta_end=("rate", 0.7), dtype=dtype)
+
+ROWS = {
+    "linear_schedule": row(dj.linear_schedule, num_timesteps=whole, **rates),
+    "quadratic_schedule": row(dj.quadratic_schedule, num_timesteps=whole, **rates),
+    "sigmoid_schedule": row(dj.sigmoid_schedule, num_timesteps=whole, **rates),
+    "warmup_schedule": row(
+        dj.warmup_schedule, num_timesteps=whole, **rates, warmup_fraction=("share", 0.5)
+    ),
+    "constant_schedule": row(
+        dj.constant_schedule, num_timesteps=whole, beta=("rate", 0.7), dtype=dtype
+    ),
+    "jsd_schedule": row(dj.jsd_schedule, num_timesteps=whole, dtype=dtype),
+    "cosine_schedule": row(
+        dj.cosine_schedule,
+        num_timesteps=whole,
+        offset=("positive", 0.008),
+        max_beta=("rate", 0.9),
+        dtype=dtype,
+    ),
+    "schedule_from_beta": row(dj.schedule_from_beta, beta=table, dtype=dtype),
+    "schedule_from_alpha_bar": row(
+        dj.schedule_from_alpha_bar, alpha_bar=("table", np.linspace(0.9, 0.1, T)), dtype=dtype
+    ),
+    "schedule_from_noise_levels": row(
+        dj.forward.schedule_from_noise_levels, sigmas=table, dtype=dtype
+    ),
+    "respace": row(
+        dj.respace, schedule=("host schedule", SCHEDULE), timesteps=("grid", np.array([0, 3, 7]))
+    ),
+    "rescale_zero_terminal_snr": row(
+        dj.rescale_zero_terminal_snr, schedule=("host schedule", SCHEDULE)
+    ),
+    "spaced_timesteps": row(
+        dj.spaced_timesteps,
+        num_timesteps=whole,
+        num_steps=("whole", 4),
+        spacing=("target", "leading"),
+    ),
+    "lookup": row(dj.forward.lookup, table=("values", SCHEDULE.beta), t=("any steps", STEPS)),
+    "from_pixels": row(dj.from_pixels, pixels=("pixels", jnp.zeros((2, 3), jnp.uint8))),
+    "to_pixels": row(dj.to_pixels, x=lone),
+    "q_sample": row(dj.q_sample, schedule=schedule, x_0=x, t=t, noise=noise),
+    "q_mean_variance": row(dj.q_mean_variance, schedule=schedule, x_0=lone, t=t),
+    "q_posterior": row(dj.q_posterior, schedule=schedule, x_0=x, x_t=noise, t=t),
+    "posterior_mean": row(dj.posterior_mean, schedule=schedule, x_0=x, x_t=noise, t=t),
+    "posterior_variance": row(
+        dj.forward.posterior_variance, schedule=schedule, t=("any steps", STEPS)
+    ),
+    "predict_x_0": row(dj.predict_x_0, schedule=schedule, output=noise, x_t=x, t=t, target=target),
+    "predict_epsilon": row(
+        dj.denoisers.predict_epsilon, schedule=schedule, output=noise, x_t=x, t=t, target=target
+    ),
+    "convert_prediction": row(
+        dj.convert_prediction,
+        schedule=schedule,
+        output=noise,
+        x_t=x,
+        t=t,
+        source=target,
+        target=("target", "v"),
+    ),
+    "training_target": row(
+        dj.training_target, schedule=schedule, x_0=x, t=t, noise=noise, target=target
+    ),
+    "p_mean_variance": row(
+        dj.p_mean_variance,
+        schedule=schedule,
+        output=noise,
+        x_t=x,
+        t=t,
+        target=target,
+        variance=variance,
+        clip=clip,
+    ),
+    "make_denoiser": row(
+        denoise_by,
+        schedule=schedule,
+        apply_fn=apply_fn,
+        target=target,
+        variance=variance,
+        clip=clip,
+    ),
+    "make_denoiser()": row(
+        dj.make_denoiser(SCHEDULE, network), x_t=lone, timesteps=("network steps", STEPS)
+    ),
+    "dynamic_threshold": row(dj.dynamic_threshold, percentile=("percentile", 99.5)),
+    "dynamic_threshold()": row(dj.dynamic_threshold(99.5), x_0_hat=lone),
+    "simple_loss": row(
+        dj.simple_loss,
+        schedule=schedule,
+        apply_fn=apply_fn,
+        x_0=x,
+        t=t,
+        noise=noise,
+        target=target,
+    ),
+    "bound_loss": row(
+        dj.bound_loss,
+        schedule=schedule,
+        apply_fn=apply_fn,
+        x_0=x,
+        t=t,
+        noise=noise,
+        target=target,
+        variance=variance,
+    ),
+    "hybrid_loss": row(
+        dj.hybrid_loss,
+        schedule=schedule,
+        apply_fn=("function", wide_network),
+        x_0=x,
+        t=t,
+        noise=noise,
+        target=target,
+        variance=("variance", "learned"),
+        bound_scale=("number", 1e-3),
+    ),
+    "loss_weight": row(
+        dj.loss_weight,
+        schedule=schedule,
+        t=("any steps", STEPS),
+        weighting=weighting,
+        target=target,
+    ),
+    "bound_weight": row(
+        dj.losses.bound_weight,
+        schedule=schedule,
+        t=("any steps", STEPS),
+        target=target,
+        variance=variance,
+    ),
+    "snr_weighting": row(dj.losses.snr_weighting, log_snr=values),
+    "snr_plus_one_weighting": row(dj.losses.snr_plus_one_weighting, log_snr=values),
+    "truncated_snr_weighting": row(dj.losses.truncated_snr_weighting, log_snr=values),
+    "min_snr_weighting": row(dj.min_snr_weighting, gamma=positive),
+    "p2_weighting": row(dj.losses.p2_weighting, k=positive, gamma=positive),
+    "uniform_timesteps": row(dj.uniform_timesteps, keys=("any keys", KEYS), num_timesteps=whole),
+    "stratified_timesteps": row(
+        dj.stratified_timesteps,
+        keys=keys,
+        index=("steps", np.arange(3)),
+        batch_size=("whole", 3),
+        num_timesteps=whole,
+    ),
+    "init_loss_history": row(dj.losses.init_loss_history, num_timesteps=whole, length=whole),
+    "importance_probabilities": row(
+        dj.losses.importance_probabilities, history=history, uniform_mix=uniform_mix
+    ),
+    "importance_timesteps": row(
+        dj.losses.importance_timesteps,
+        keys=("any keys", KEYS),
+        history=history,
+        uniform_mix=uniform_mix,
+    ),
+    "update_loss_history": row(
+        dj.losses.update_loss_history,
+        history=history,
+        t=("steps", STEPS),
+        losses=("per example", jnp.ones(3)),
+    ),
+    "normal_kl": row(
+        dj.likelihood.normal_kl,
+        mean=values,
+        log_variance=values,
+        other_mean=values,
+        other_log_variance=values,
+    ),
+    "normal_log_density": row(
+        dj.likelihood.normal_log_density, x=values, mean=values, log_variance=values
+    ),
+    "discretized_log_likelihood": row(
+        dj.discretized_log_likelihood,
+        x_0=values,
+        mean=values,
+        log_variance=values,
+        levels=("whole", 256),
+    ),
+    "bound_term": row(
+        dj.likelihood.bound_term,
+        schedule=schedule,
+        reverse=("history", REVERSE),
+        x_0=x,
+        x_t=noise,
+        t=t,
+    ),
+    "prior_term": row(dj.likelihood.prior_term, schedule=schedule, x_0=lone),
+    "variational_bound": row(
+        dj.variational_bound,
+        schedule=schedule,
+        apply_fn=apply_fn,
+        x_0=lone,
+        keys=keys,
+        target=target,
+        variance=variance,
+        clip=clip,
+    ),
+    "estimate_bound": row(
+        dj.estimate_bound,
+        schedule=schedule,
+        apply_fn=apply_fn,
+        x_0=x,
+        t=("step rows", STEPS[None]),
+        noise=("event rows", NOISE[None]),
+        target=target,
+        variance=variance,
+        clip=clip,
+    ),
+    "rate_distortion": row(dj.rate_distortion, bound=("history", BOUND)),
+    "mean_and_standard_error": row(
+        dj.likelihood.mean_and_standard_error, values=("numbers", np.ones(4))
+    ),
+    "dequantize": row(dj.dequantize, x_0=x, uniform=noise),
+    "bits_per_dim": row(
+        dj.bits_per_dim,
+        log_likelihood=values,
+        event_shape=("shape", (4, 5, 2)),
+        bin_width=positive,
+    ),
+    "probability_flow_sample": row(
+        dj.probability_flow_sample, denoise=denoise, y_T=lone, **levels, **flow
+    ),
+    "probability_flow_encode": row(
+        dj.probability_flow_encode, denoise=denoise, y_0=lone, **levels, **flow
+    ),
+    "probability_flow_log_likelihood": row(
+        dj.probability_flow_log_likelihood,
+        denoise=denoise,
+        y_0=lone,
+        **levels,
+        trace=trace,
+        prior_mean=("mean", 0.0),
+        prior_std=("positive", 1.0),
+        **flow,
+    ),
+}
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+# What can be wrong with an argument, as a function of its right value. `TRACED` hands it over
+# under jit instead.
+TRACED = object()
+NOT_AN_ARRAY = {
+    "None": lambda v: None,
+    "a string": lambda v: "0.5",
+    "a list": lambda v: [v],
+    "a schedule": lambda v: SCHEDULE,
+    "a dict": lambda v: {"x": v},
+}
+NOT_REAL = {
+    "uint8": lambda v: jnp.ones(jnp.shape(v), jnp.uint8),
+    "int32": lambda v: jnp.ones(jnp.shape(v), jnp.int32),
+    "bool": lambda v: jnp.ones(jnp.shape(v), bool),
+    "complex": lambda v: jnp.ones(jnp.shape(v), jnp.complex64),
+    "a key": lambda v: KEYS[0],
+}
+VALUES = NOT_AN_ARRAY | NOT_REAL
+SHAPES = {
+    "no batch axis": lambda v: v[0],
+    "a batch of one": lambda v: v[:1],
+    "an axis of one": lambda v: v[:, :1],
+    "swapped axes": lambda v: v.swapaxes(1, 2),
+    "an axis more": lambda v: v[None],
+    "a Python number": lambda v: 0.3,
+}
+NOT_A_NUMBER = {
+    "None": lambda v: None,
+    "a string": lambda v: "0.5",
+    "an array": lambda v: jnp.ones(3),
+    "complex": lambda v: 1j,
+    "nan": lambda v: float("nan"),
+    "a bool": lambda v: True,
+    "a schedule": lambda v: SCHEDULE,
+    "traced": TRACED,
+}
+NEGATIVE = {"-1": lambda v: -1}
+STEP_VALUES = {
+    "None": lambda v: None,
+    "a string": lambda v: "3",
+    "floats": lambda v: jnp.asarray(v, jnp.float32),
+    "bools": lambda v: jnp.ones(jnp.shape(v), bool),
+    "complex": lambda v: jnp.ones(jnp.shape(v), jnp.complex64),
+    "a schedule": lambda v: SCHEDULE,
+}
+STEP_RANGE = {
+    "T": lambda v: np.full(jnp.shape(v), T),
+    "-1": lambda v: np.full(jnp.shape(v), -1),
+}
+STEP_SHAPES = {
+    "a step per row": lambda v: jnp.zeros(4, int),
+    "one step [1]": lambda v: v[:1],
+    "steps [B, 1]": lambda v: v[:, None],
+}
+OPTION = {
+    "None": lambda v: None,
+    "a misspelling": lambda v: "eps",
+    "a number": lambda v: 3,
+    "a list": lambda v: [v],
+}
+OBJECT = {
+    "None": lambda v: None,
+    "an array": lambda v: X,
+    "a string": lambda v: "linear",
+    "a number": lambda v: 1000,
+    "a function": lambda v: network,
+}
+WRONG = {
+    "events": VALUES | SHAPES,
+    "lone": VALUES,
+    "values": VALUES,
+    "event rows": VALUES | {"no rows": lambda v: v[0], "an axis of one": lambda v: v[:, :, :1]},
+    "per example": VALUES | {"a batch of one": lambda v: v[:1], "a column": lambda v: v[:, None]},
+    "mean": VALUES | {"per example": lambda v: jnp.ones((3, 4, 5, 2))},
+    "steps": STEP_VALUES | STEP_RANGE | STEP_SHAPES,
+    "any steps": STEP_VALUES | STEP_RANGE,
+    "network steps": STEP_VALUES | STEP_SHAPES,
+    "step rows": STEP_VALUES
+    | STEP_RANGE
+    | {"no rows": lambda v: v[0], "short": lambda v: v[:, :1]},
+    "schedule": OBJECT,
+    "host schedule": OBJECT | {"traced": TRACED},
+    "history": OBJECT | {"a schedule": lambda v: SCHEDULE},
+    "function": {k: v for k, v in OBJECT.items() if k != "a function"}
+    | {
+        "a function of nothing real": lambda v: lambda *_: jnp.ones((3, 4, 5, 2), jnp.int32),
+        "a function to None": lambda v: lambda *_: None,
+        "a function to a pair": lambda v: lambda x, *_: (x, x),
+        "a function to one row": lambda v: lambda x, *_: x[:1] if x.shape[0] > 1 else x[0],
+    },
+    "keys": {
+        "None": lambda v: None,
+        "one key": lambda v: v[0],
+        "a batch of one": lambda v: v[:1],
+        "a seed": lambda v: 0,
+        "numbers": lambda v: jnp.ones(3),
+    },
+    "any keys": {
+        "None": lambda v: None,
+        "one key": lambda v: v[0],
+        "a seed": lambda v: 0,
+        "numbers": lambda v: jnp.ones(3),
+    },
+    "whole": NOT_A_NUMBER | NEGATIVE | {"0": lambda v: 0, "1.5": lambda v: 1.5},
+    "number": {k: v for k, v in NOT_A_NUMBER.items() if k != "nan"},
+    "positive": NOT_A_NUMBER | NEGATIVE,
+    "many": NOT_A_NUMBER | {"0": lambda v: 0.0, "inf": lambda v: float("inf")},
+    "rate": NOT_A_NUMBER | {"0": lambda v: 0.0, "1": lambda v: 1.0},
+    "share": NOT_A_NUMBER | NEGATIVE | {"1.5": lambda v: 1.5},
+    "percentile": NOT_A_NUMBER
+    | {"a fraction": lambda v: 0.995, "0": lambda v: 0, "101": lambda v: 101},
+    "target": OPTION,
+    "variance": OPTION
+    | {
+        "integers": lambda v: jnp.zeros(T, int),
+        "another T": lambda v: jnp.zeros(T + 1),
+        "a table per example": lambda v: jnp.zeros((T, 3)),
+    },
+    "clip": {
+        "no": lambda v: "no",
+        "False": lambda v: "False",
+        "0": lambda v: 0,
+        "-1": lambda v: -1.0,
+        "nan": lambda v: float("nan"),
+        "inf": lambda v: float("inf"),
+        "falling": lambda v: (2, -2),
+        "three": lambda v: (-1, 0, 1),
+        "strings": lambda v: ("-1", "1"),
+        "an array": lambda v: jnp.array([-1.0, 1.0]),
+        "complex": lambda v: 1j,
+    },
+    "dtype": {
+        "integers": lambda v: jnp.int32,
+        "complex": lambda v: jnp.complex64,
+        "bool": lambda v: bool,
+    },
+    "table": {
+        "traced": TRACED,
+        "None": lambda v: None,
+        "complex": lambda v: v + 0j,
+        "strings": lambda v: ["a"] * T,
+        "empty": lambda v: [],
+        "two axes": lambda v: v[None],
+        "a number": lambda v: 0.5,
+        "nan": lambda v: np.where(np.arange(T) == 3, np.nan, v),
+        "negative": lambda v: -v,
+        "a schedule": lambda v: SCHEDULE,
+    },
+    "numbers": {
+        "traced": TRACED,
+        "None": lambda v: None,
+        "complex": lambda v: v + 0j,
+        "one": lambda v: v[:1],
+        "two axes": lambda v: v[None],
+        "a schedule": lambda v: SCHEDULE,
+    },
+    "grid": {
+        "traced": TRACED,
+        "None": lambda v: None,
+        "floats": lambda v: v.astype(float),
+        "empty": lambda v: v[:0],
+        "falling": lambda v: v[::-1],
+        "repeated": lambda v: v[[0, 0, 1]],
+        "T": lambda v: v + 1,
+        "-1": lambda v: v - 1,
+        "two axes": lambda v: v[None],
+        "a number": lambda v: 5,
+    },
+    "pixels": NOT_AN_ARRAY
+    | {
+        "floats": lambda v: jnp.ones(3),
+        "int32": lambda v: jnp.ones(3, jnp.int32),
+        "a Python number": lambda v: 3,
+    },
+    "shape": {
+        "None": lambda v: None,
+        "an array": lambda v: X,
+        "a number": lambda v: 40,
+        "empty events": lambda v: (4, 0),
+        "strings": lambda v: ("4", "5"),
+    },
+    "solver": {"a string": lambda v: "dopri5", "a number": lambda v: 5},
+}
+
+
+def same(result, right) -> bool:
+    return bool(jax.tree.all(jax.tree.map(jnp.array_equal, result, right)))
+
+
+# (row, argument, what is wrong): what it means, and a check of (result, right result).
+DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
+    ("make_denoiser", "variance", "another T"): ("a fixed variance of the sampler's grid", same),
+    ("probability_flow_log_likelihood", "prior_std", "None"): ("σ_max, here 1", same),
+    ("warmup_schedule", "beta_end, warmup_fraction", "exchanged"): (
+        "two numbers of one range: another call that is right",
+        lambda result, right: bool(jnp.isclose(result.beta[-1], 0.5)),
+    ),
+    ("cosine_schedule", "offset, max_beta", "exchanged"): (
+        "two numbers of one range: another call that is right",
+        lambda result, right: bool(jnp.isclose(result.beta.max(), 0.008)),
+    ),
+}
+
+
+def call(row: Row, changed: dict[str, Any]):
+    """Calls the row's function, positionally where its signature allows."""
+    values = {name: changed.get(name, a.value) for name, a in row.arguments.items()}
+    parameters = inspect.signature(row.function).parameters
+    positional = [
+        values.pop(name)
+        for name in list(values)
+        if name in parameters and parameters[name].kind in POSITIONAL
+    ]
+    return row.function(*positional, **values)
+
+
+def wrong_calls(name: str):
+    """(argument, what is wrong, the call) for a row."""
+    row = ROWS[name]
+    for argument, (kind, value) in row.arguments.items():
+        for wrong, change in WRONG[kind].items():
+            if change is TRACED:
+                yield (
+                    argument,
+                    wrong,
+                    lambda a=argument, v=value: jax.jit(lambda w: call(row, {a: w}))(v),
+                )
+            else:
+                yield argument, wrong, lambda a=argument, v=value, c=change: call(row, {a: c(v)})
+    parameters = inspect.signature(row.function).parameters
+    ordered = [a for a in row.arguments if parameters[a].kind in POSITIONAL]
+    for one, two in zip(ordered, ordered[1:], strict=False):
+        if row.arguments[one].kind != row.arguments[two].kind:
+            swap = {one: row.arguments[two].value, two: row.arguments[one].value}
+            yield f"{one}, {two}", "exchanged", lambda swap=swap: call(row, swap)
+
+
+def outcome(name: str, make) -> str:
+    """ "" for an error of ours that names the call, else what happened instead."""
+    public = name.removesuffix("()")
+    try:
+        with jax.numpy_rank_promotion("allow"):
+            result = make()
+    except (ValueError, TypeError) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if not frame.filename.startswith(PACKAGE):
+            return f"raised elsewhere, {pathlib.Path(frame.filename).name}: {error}"[:200]
+        named = public in str(error) or "apply_fn" in str(error)
+        return "" if named else f"the call is not named: {error}"[:200]
+    except Exception as error:  # another kind of error: not ours
+        return f"{type(error).__name__}: {error}"[:200]
+    return f"returned {jax.tree.map(jnp.shape, result)}"[:200]
+
+
+def public_functions(rooms) -> dict[str, Any]:
+    return {
+        name: value
+        for room in rooms
+        for name, value in vars(room).items()
+        if not name.startswith("_")
+        and inspect.isfunction(value)
+        and value.__module__.startswith("ddpm_jax.")
+    }
+
+
+def test_every_public_function_has_a_row():
+    later = LATER | public_functions(LATER_ROOMS).keys()
+    walked = public_functions(ROOMS).keys()
+    rows = {name for name in ROWS if not name.endswith("()")}
+    assert not walked - rows - later, "new public functions without a row"
+    assert not (rows | later) - walked, "rows of functions that are gone"
+    assert not rows & LATER
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_right_call_is_right(name):
+    call(ROWS[name], {})
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_wrong_calls_raise_an_error_of_ours(name):
+    bad = []
+    right = call(ROWS[name], {})
+    for argument, wrong, make in wrong_calls(name):
+        if (name, argument, wrong) in DOCUMENTED:
+            meaning, check = DOCUMENTED[name, argument, wrong]
+            assert check(make(), right), f"{name}({argument}: {wrong}) should mean {meaning}"
+            continue
+        said = outcome(name, make)
+        if said:
+            bad.append(f"{argument}: {wrong}: {said}")
+    assert not bad, f"{name}:\n" + "\n".join(bad)
+
+
+def test_documented_meanings_are_reached():
+    """No entry of the table is left over from a call that has since become an error."""
+    known = {(name, a, w) for name in ROWS for a, w, _ in wrong_calls(name)}
+    assert not DOCUMENTED.keys() - known
