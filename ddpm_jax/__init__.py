@@ -122,6 +122,21 @@ __doc__ = (
 )
 
 
+def load_run(source, **options):
+    """Opens a trained model: a run directory, a folder of weights, or the name of a shipped one.
+
+    Returns a `ddpm_jax.programs.trained_run.TrainedRun`, with `params`, `schedule`, `apply_fn`,
+    `denoiser(...)` and `sample(count) -> uint8 [count, H, W, C]`. Options: checkpoint, ema,
+    data_path, num_devices, seed.
+
+    >>> dj.load_run("digits").sample(2, sampler="ddim", num_steps=2).shape
+    (2, 8, 8, 1)
+    """
+    from ddpm_jax.programs.trained_run import load_run as load
+
+    return load(source, **options)
+
+
 def __getattr__(name: str) -> _NoReturn:
     """Says which room has a name that is not here."""
     for room in _ROOMS:
