@@ -35,6 +35,7 @@ from ddpm_jax.forward import cosine_schedule as cosine_schedule
 from ddpm_jax.forward import sigmoid_schedule as sigmoid_schedule
 from ddpm_jax.forward import schedule_from_beta as schedule_from_beta
 from ddpm_jax.forward import schedule_from_alpha_bar as schedule_from_alpha_bar
+from ddpm_jax.forward import schedule_from_noise_levels as schedule_from_noise_levels
 from ddpm_jax.forward import rescale_zero_terminal_snr as rescale_zero_terminal_snr
 from ddpm_jax.forward import respace as respace
 from ddpm_jax.forward import spaced_timesteps as spaced_timesteps
@@ -117,7 +118,7 @@ __doc__ = (
     (__doc__ or "")
     + "\nIn the papers' order:\n\n"
     + "\n".join(
-        f"    {name:32}{(globals()[name].__doc__ or '').splitlines()[0]}" for name in __all__
+        f"    {name:32}{(globals()[name].__doc__ or ' ').splitlines()[0]}" for name in __all__
     )
 )
 
