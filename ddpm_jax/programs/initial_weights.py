@@ -65,7 +65,7 @@ def begin_with_weights(
         if names:
             say(f"  {title}: {', '.join(names)}")
     copy = jax.tree.map(np.array, mine)
-    return state.replace(params=mine, ema_params=copy), record
+    return dataclasses.replace(state, params=mine, ema_params=copy), record
 
 
 def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, Any]]:

@@ -360,7 +360,7 @@ def restore_state(
             raise
     key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=like.key.sharding)
-    return checkpoints.restore(like.replace(key=key), step)
+    return checkpoints.restore(dataclasses.replace(like, key=key), step)
 
 
 def load_run(source: str | Path, **options: Any) -> TrainedRun:

@@ -54,7 +54,7 @@ def save_weights(
     folder: Path, params: PyTree, config: dict[str, Any], dtype: WeightsDtype = "float32"
 ) -> list[Path]:
     """Writes parameters and the contents of config.json into a folder; returns the two files."""
-    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    flat: dict[str, Any] = dict(traverse_util.flatten_dict(jax.device_get(params), sep="/"))
     path = folder / WEIGHTS
     write_safetensors(path, flat, dtype=np.dtype(dtype))
     about = {**config["weights"], "dtype": dtype, "sha256": _sha256(path)}
@@ -76,7 +76,7 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
             f"{about.get('sha256')}). It was damaged or replaced: fetch it again."
         )
     flat = read_safetensors(path, dtypes=("F32", "F16"))
-    wanted = traverse_util.flatten_dict(like, sep="/")
+    wanted: dict[str, Any] = dict(traverse_util.flatten_dict(like, sep="/"))
     wrong = sorted(flat.keys() ^ wanted.keys())
     wrong += [name for name in wanted if name in flat and flat[name].shape != wanted[name].shape]
     if wrong:
