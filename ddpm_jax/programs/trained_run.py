@@ -25,6 +25,7 @@ from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.model import Model
+from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import (
@@ -75,7 +76,7 @@ class TrainedRun:
     def __init__(self, options: RunOptions):
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
-        self.options = options
+        self.options = options = with_local_paths(options)
         self.directory = RunDirectory(options.run_dir)
         self.config: TrainConfig
         self.config, self.facts = self.directory.read()
@@ -106,19 +107,7 @@ class TrainedRun:
     def folder(self, name: str) -> Path:
         """The output folder of a program, made now: RunDirectoryError where it cannot be."""
         out = self.options.out or self.directory.root / name
-
-        def make() -> None:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / ".writable").touch()
-                (out / ".writable").unlink()
-            except OSError as error:
-                raise RunDirectoryError(
-                    f"the output folder {out} cannot be written ({error.strerror}). Choose another "
-                    "with --out."
-                ) from error
-
-        processes.on_leader(make)
+        processes.on_leader(lambda: make_writable(out))
         return out
 
     def provenance(self) -> dict[str, Any]:
@@ -261,6 +250,19 @@ class TrainedRun:
                 f"warning: {path} cannot be kept ({error.strerror}); it is measured again next time"
             )
         return mse
+
+
+def make_writable(out: Path) -> None:
+    """Makes an output folder; RunDirectoryError where it cannot be made or written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
+            "--out."
+        ) from error
 
 
 def restore_state(
