@@ -27,7 +27,7 @@ def uniform_losses(slope: Values) -> tuple[Values, Values]:
 
 def integration() -> Figure:
     """§2: integrating by parts costs a constant, or the ranking where the boundary counts."""
-    a, b = np.linspace(-0.5, 2.5, 121), np.linspace(-26.0, 26.0, 121)
+    a, b = np.linspace(-0.5, 2.5, 121), np.linspace(-24.0, 24.0, 121)
     true, formula = normal_losses(a)
     true_uniform, formula_uniform = uniform_losses(b)
     best, wrong = a[np.argmin(formula)], b[np.argmin(formula_uniform)]
@@ -89,7 +89,7 @@ def denoising() -> Figure:
         largest = float(np.linalg.norm(score[0]))
         panels.append(
             Panel(
-                f"Blurred by σ = {sigma}: ‖score‖ = {largest:.0f} at the corner",
+                f"σ = {sigma}: ‖score‖ = {largest:.0f} at the corner",
                 [
                     shade(np.exp(log_q), half, colours="Oranges"),
                     arrows(coarse, score, 0.3 * sigma**2 / 0.09, 0.2),
