@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy import stats
 
 import ddpm_jax as dj
-from ddpm_jax.denoisers.prediction import schedule_rows
+from ddpm_jax.denoisers.prediction import rows_of_timesteps
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.types import Array
 from ddpm_jax.visualize import Heatmap, Line, Panel
@@ -29,7 +29,7 @@ def denoiser(schedule: dj.NoiseSchedule):
     """E[x_0 | x_t] of the mixture, for x_t [B, 1]."""
 
     def denoise(x_t: Array, timesteps: Array) -> Array:
-        row = schedule_rows(schedule, timesteps)
+        row = rows_of_timesteps(schedule, timesteps)
         a, noise = schedule.alpha_bar[row][:, None], schedule.noise_scale[row][:, None] ** 2
         variance = a * STD**2 + noise
         away = x_t - jnp.sqrt(a) * MEANS
