@@ -12,17 +12,32 @@ is a module of `rivals/`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.files import write_json
+from ddpm_jax.keys import example_keys, make_key
+from ddpm_jax.programs.console import bar, duration, run_program, say
+from ddpm_jax.types import Array, Key
+from ddpm_jax.visualize import Panel, Points, save_panels
+from rivals.data import Data, board, eight_gaussians, training_set
 from rivals.ddpm import ddpm
 from rivals.energy import energy
 from rivals.flow import flow
 from rivals.gan import gan
-from rivals.rival import Rival
+from rivals.measures import energy_distance, modes_of, over_seeds
+from rivals.rival import Rival, make_trainer, num_parameters, with_parameters
 from rivals.vae import vae
+from toy_2d import versions
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy import stats
 
 import ddpm_jax as dj
-from ddpm_jax.denoisers.prediction import rows_of_timesteps
+from ddpm_jax.forward.schedule import rows_of_timesteps
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.types import Array
 from ddpm_jax.visualize import Heatmap, Line, Panel
