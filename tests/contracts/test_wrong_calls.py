@@ -592,6 +592,10 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
         "two numbers of one range: another call that is right",
         lambda result, right: bool(jnp.isclose(result.beta[-1], 0.5)),
     ),
+    ("karras_timesteps", "num_steps, rho", "exchanged"): (
+        "two numbers of one range: another call that is right",
+        lambda result, right: len(result) == 7,
+    ),
     ("cosine_schedule", "offset, max_beta", "exchanged"): (
         "two numbers of one range: another call that is right",
         lambda result, right: bool(jnp.isclose(result.beta.max(), 0.008)),
