@@ -32,9 +32,9 @@ def denoiser(schedule: dj.NoiseSchedule):
         row = rows_of_timesteps(schedule, timesteps)
         a, noise = schedule.alpha_bar[row][:, None], schedule.noise_scale[row][:, None] ** 2
         variance = a * STD**2 + noise
-        away = x_t - jnp.sqrt(a) * MEANS
-        share = jax.nn.softmax(jnp.log(WEIGHTS) - 0.5 * away**2 / variance, axis=1)
-        mean = MEANS + jnp.sqrt(a) * STD**2 * away / variance
+        away = x_t - jnp.sqrt(a) * MEANS[None]
+        share = jax.nn.softmax(jnp.log(WEIGHTS)[None] - 0.5 * away**2 / variance, axis=1)
+        mean = MEANS[None] + jnp.sqrt(a) * STD**2 * away / variance
         return jnp.sum(share * mean, axis=1, keepdims=True)
 
     return denoise
@@ -50,6 +50,13 @@ def quantiles(levels: Values) -> Values:
     """F_0⁻¹ at levels in (0, 1), by interpolating the distribution function."""
     x = np.linspace(-4.0, 4.0, 200_001)
     return np.interp(levels, stats.norm.cdf(x[:, None], MEANS, STD) @ WEIGHTS, x)
+
+
+def ends(x_T: Values) -> Values:
+    """The exact x_0 [N] of the flow from x_T [N] at the last step: quantiles are preserved."""
+    keep = float(paper().alpha_bar[-1])
+    std = np.sqrt(keep * STD**2 + 1 - keep)
+    return quantiles(stats.norm.cdf(x_T[:, None], np.sqrt(keep) * MEANS, std) @ WEIGHTS)
 
 
 def distance(x: Values) -> float:
@@ -153,10 +160,8 @@ def trajectories(count: int = 16_000) -> Figure:
 def solvers() -> Figure:
     """§13: the error of the flow's end against the number of evaluations."""
     whole = paper()
-    keep = float(whole.alpha_bar[-1])
     x_T = np.linspace(-2.0, 2.0, 101)
-    std = np.sqrt(keep * STD**2 + 1 - keep)
-    exact = quantiles(stats.norm.cdf(x_T[:, None], np.sqrt(keep) * MEANS, std) @ WEIGHTS)
+    exact = ends(x_T)
     makers = {
         "DDIM (Euler)": (dj.ddim, 1),
         "Heun": (dj.heun, 2),

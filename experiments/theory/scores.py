@@ -136,12 +136,15 @@ def relaxation_time(weights, means, std: float) -> tuple[float, float]:
 
     The generator of dx = ½ ∇ log p dt + dW on a grid; its spectral gap is one over the time.
     """
-    x = np.linspace(min(means) - 5 * std, max(means) + 5 * std, 1200)
-    away = (x[:, None] - np.asarray(means)) / std
-    log_p = np.log(np.exp(-0.5 * away**2) @ np.asarray(weights))
-    between = (x > min(means)) & (x < max(means))
-    top = min(log_p[x <= min(means) + std].max(), log_p[x >= max(means) - std].max())
-    depth = float(top - log_p[between].min())
+    means = np.asarray(means)
+
+    def log_density(x: Values) -> Values:
+        return np.log(np.exp(-0.5 * ((x[:, None] - means) / std) ** 2) @ np.asarray(weights))
+
+    between = log_density(np.linspace(means.min(), means.max(), 401))
+    depth = float(min(between[:100].max(), between[-100:].max()) - between.min())
+    x = np.linspace(means.min() - 5 * std, means.max() + 5 * std, 1200)
+    log_p = log_density(x)
     rate = 0.5 / (x[1] - x[0]) ** 2
     up, down = np.exp(0.5 * np.diff(log_p)), np.exp(-0.5 * np.diff(log_p))
     diagonal = np.append(up, 0.0) + np.append(0.0, down)
