@@ -21,9 +21,9 @@ from ddpm_jax.data import folder as folder_module
 from ddpm_jax.data import load_folder
 from ddpm_jax.data.folder import list_images
 from ddpm_jax.data.images import decode_image
-from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig, from_json, to_json
-from ddpm_jax.programs.run_directory import RunDirectoryError
-from ddpm_jax.programs.training_run import Run
+from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig
+from ddpm_jax.programs.run_directory import RunDirectoryError, from_json, to_json
+from ddpm_jax.programs.training_run import TrainingRun
 from tests.small_run import program
 
 
@@ -573,7 +573,7 @@ def run_of(folder, place, **options):
         data=DataConfig("folder", folder, resolution=8, **options),
         network=NetworkConfig(8, (1,), 1, (8,), num_groups=4),
     )
-    return Run(config)
+    return TrainingRun(config)
 
 
 def test_a_run_is_resumed_with_the_same_images_in_another_folder_only(tmp_path):
