@@ -95,7 +95,7 @@ def test_a_run_leaves_what_it_says(whole):
     folder, result = whole
     for name in ("samples.png", "denoising.gif", "loss.png", f"checkpoints/{STEPS}"):
         assert str(folder / name) in result.stdout and (folder / name).exists()
-    for words in ("parameters", "FLOP a step", "held-out digits", "fitted Gaussian", "L_simple"):
+    for words in ("parameters", "FLOP per step", "held-out digits", "fitted Gaussian", "L_simple"):
         assert words in result.stdout
     assert sorted(p.name for p in (folder / "samples").iterdir()) == [
         "step_0000012.png",

@@ -46,8 +46,8 @@ def export(config: ExportConfig) -> None:
     steps = sampler.num_steps
     out = config.out
     if out is None:
-        out = run.directory.root / "exported" / f"{config.sampler}-{steps}-steps.stablehlo"
-    say(f"{config.run_dir} at step {run.step:,}: {config.sampler}, {steps} steps")
+        out = run.root / "exported" / f"{config.sampler}-{steps}-steps.stablehlo"
+    say(f"{run.name} at step {run.step:,}: {config.sampler}, {steps} steps")
     exported = export_sampler(
         sampler,
         run.model.guided(config.guidance),

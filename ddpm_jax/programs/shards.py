@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ddpm_jax.devices import processes
 from ddpm_jax.files import (
+    MAX_EXPANSION,
     read_arrays,
     read_json_object,
     write_atomically,
