@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_jax.programs.config import DataConfig, TrainConfig
 from ddpm_jax.programs.console import run_program
-from ddpm_jax.programs.convert import FromDiffusers, FromTensorFlow, ToDiffusers
+from ddpm_jax.programs.convert import FromDiffusers, FromTensorFlow, ToDiffusers, ToWeights
 from ddpm_jax.programs.evaluate import EvaluateConfig
 from ddpm_jax.programs.export import ExportConfig
 from ddpm_jax.programs.paths import local_path, with_local_paths
@@ -31,6 +31,7 @@ PROGRAMS = {
     "from-diffusers": (FromDiffusers(), ["run-dir", "data-path", "folder", "cache-dir"]),
     "from-tensorflow": (FromTensorFlow(), ["run-dir", "data-path", "file"]),
     "to-diffusers": (ToDiffusers(), ["run-dir", "out", "data-path"]),
+    "to-weights": (ToWeights(), ["run-dir", "out", "data-path"]),
 }
 OPTIONS = [(name, option) for name, (_, options) in PROGRAMS.items() for option in options]
 ACCEPTED = ["a b", "[x]", "mult=[1,2]", "a*", "a?", "back\\slash", "Ünïcödé", "a#%41", "../up"]
