@@ -220,7 +220,7 @@ def weights() -> Figure:
     schedule, steps = paper(), np.arange(2, 1001)
     kinds = {"β_t": "fixed_large", "β̃_t": "fixed_small"}
     curves = {
-        name: host(dj.bound_weight(schedule, np.arange(1000), target="epsilon", variance=kind))[1:]
+        name: host(dj.losses.bound_weight(schedule, np.arange(1000), target="epsilon", variance=kind))[1:]
         for name, kind in kinds.items()
     }
     share = {name: float(w[:99].sum() / w.sum()) for name, w in curves.items()}
