@@ -122,5 +122,5 @@ def test_refusals_say_what_to_do():
             function(x, x, k=5)
         with pytest.raises(ValueError, match="k ≥ 1"):
             function(x, x, k=0)
-        with pytest.raises(ValueError, match="same features"):
+        with pytest.raises(ValueError, match="equally many features"):
             function(x, np.zeros((5, 3)), k=1)
