@@ -13,6 +13,7 @@ from scipy import stats
 
 import ddpm_jax as dj
 from ddpm_jax.denoisers.prediction import Variance
+from ddpm_jax.losses import bound_weight
 from ddpm_jax.types import Array
 from ddpm_jax.visualize import Line, Panel
 from toys.figure import Figure
@@ -221,7 +222,7 @@ def weights() -> Figure:
     schedule, steps = paper(), np.arange(2, 1001)
     kinds: dict[str, Variance] = {"β_t": "fixed_large", "β̃_t": "fixed_small"}
     curves = {
-        name: host(dj.bound_weight(schedule, np.arange(1000), target="epsilon", variance=kind))[1:]
+        name: host(bound_weight(schedule, np.arange(1000), target="epsilon", variance=kind))[1:]
         for name, kind in kinds.items()
     }
     share = {name: float(w[:99].sum() / w.sum()) for name, w in curves.items()}
