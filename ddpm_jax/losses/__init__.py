@@ -1,5 +1,7 @@
 """What training minimises: objectives, weights over noise levels, and how t is drawn."""
 
+from ddpm_jax.losses.learned_schedule import ContinuousBound as ContinuousBound
+from ddpm_jax.losses.learned_schedule import continuous_bound as continuous_bound
 from ddpm_jax.losses.objectives import bound_loss as bound_loss
 from ddpm_jax.losses.objectives import hybrid_loss as hybrid_loss
 from ddpm_jax.losses.objectives import simple_loss as simple_loss
