@@ -65,7 +65,8 @@ class ContinuousProcess:
         """(s'(t), n'(t)), finite for all t > 0, of t's shape."""
         t = jnp.asarray(t)
         one = jnp.ones_like(t)
-        return tuple(jax.jvp(f, (t,), (one,))[1] for f in (self.signal_scale, self.noise_scale))
+        _, signal = jax.jvp(self.signal_scale, (t,), (one,))
+        return signal, jax.jvp(self.noise_scale, (t,), (one,))[1]
 
 
 def check_process(call: str, process: Any) -> None:
