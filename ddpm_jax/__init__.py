@@ -35,6 +35,7 @@ from ddpm_jax.forward import cosine_schedule as cosine_schedule
 from ddpm_jax.forward import sigmoid_schedule as sigmoid_schedule
 from ddpm_jax.forward import schedule_from_beta as schedule_from_beta
 from ddpm_jax.forward import schedule_from_alpha_bar as schedule_from_alpha_bar
+from ddpm_jax.forward import schedule_from_noise_levels as schedule_from_noise_levels
 from ddpm_jax.forward import rescale_zero_terminal_snr as rescale_zero_terminal_snr
 from ddpm_jax.forward import respace as respace
 from ddpm_jax.forward import spaced_timesteps as spaced_timesteps
@@ -98,6 +99,8 @@ from ddpm_jax.samplers import ancestral as ancestral
 from ddpm_jax.samplers import ddim as ddim
 from ddpm_jax.samplers import ddim_encode as ddim_encode
 from ddpm_jax.samplers import dpm_solver_pp as dpm_solver_pp
+from ddpm_jax.samplers import unipc as unipc
+from ddpm_jax.samplers import deis as deis
 from ddpm_jax.samplers import heun as heun
 from ddpm_jax.samplers import predictor_corrector as predictor_corrector
 from ddpm_jax.samplers import annealed_langevin as annealed_langevin
@@ -117,9 +120,24 @@ __doc__ = (
     (__doc__ or "")
     + "\nIn the papers' order:\n\n"
     + "\n".join(
-        f"    {name:32}{(globals()[name].__doc__ or '').splitlines()[0]}" for name in __all__
+        f"    {name:32}{(globals()[name].__doc__ or ' ').splitlines()[0]}" for name in __all__
     )
 )
+
+
+def load_run(source, **options):
+    """Opens a trained model: a run directory, a folder of weights, or the name of a shipped one.
+
+    Returns a `ddpm_jax.programs.trained_run.TrainedRun`, with `params`, `schedule`, `apply_fn`,
+    `denoiser(...)` and `sample(count) -> uint8 [count, H, W, C]`. Options: checkpoint, ema,
+    data_path, num_devices, seed.
+
+    >>> dj.load_run("digits").sample(2, sampler="ddim", num_steps=2).shape
+    (2, 8, 8, 1)
+    """
+    from ddpm_jax.programs.trained_run import load_run as load
+
+    return load(source, **options)
 
 
 def __getattr__(name: str) -> _NoReturn:

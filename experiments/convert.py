@@ -5,6 +5,7 @@
         --revision 40-HEX-DIGITS --run-dir runs/cifar10-google
     python experiments/convert.py from-tensorflow --file variables.npz --run-dir runs/cifar10-2020
     python experiments/convert.py to-diffusers --run-dir runs/digits --out FOLDER
+    python experiments/convert.py to-weights --run-dir runs/digits --out FOLDER --dtype float16
 
 A converted model can be sampled and studied like any run: experiments/sample.py --run-dir ... Only
 safetensors, npz and JSON are read, never pickles. Settings that the other side cannot express raise
@@ -17,6 +18,7 @@ from ddpm_jax.programs.convert import (
     FromDiffusers,
     FromTensorFlow,
     ToDiffusers,
+    ToWeights,
     convert,
 )
 
@@ -24,6 +26,7 @@ CONVERSIONS: dict[str, tuple[str, Conversion]] = {
     "from-diffusers": ("a DDPMPipeline, from a folder or the hub, to a run", FromDiffusers()),
     "from-tensorflow": ("the DDPM authors' variables to a run", FromTensorFlow()),
     "to-diffusers": ("a run to the folder of a DDPMPipeline", ToDiffusers()),
+    "to-weights": ("a run to config.json and weights.safetensors", ToWeights()),
 }
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     baseline = run.train_data.images.mean(axis=0, dtype=np.float64)
     out = run.folder("inpaint")
     say(
-        f"{config.run_dir} at step {run.step:,}: {len(chosen)} images, {config.completions} "
+        f"{run.name} at step {run.step:,}: {len(chosen)} images, {config.completions} "
         f"completions each, {config.sampler}, {sampler.num_steps} steps × {config.num_resamples}"
     )
 

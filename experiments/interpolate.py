@@ -95,7 +95,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     out = run.folder("interpolate")
     ends = np.stack([data.images[first], data.images[second]])
     say(
-        f"{config.run_dir} at step {run.step:,}: {len(first)} pairs, {config.points} points each, "
+        f"{run.name} at step {run.step:,}: {len(first)} pairs, {config.points} points each, "
         f"{grid.num_timesteps} steps"
     )
     rows = _interpolations(config, run, grid, ends, label)

@@ -13,7 +13,7 @@ ROOMS = ["forward", "nn", "denoisers", "losses", "likelihood", "samplers", "scor
 def test_names_follow_the_papers():
     order = ["NoiseSchedule", "q_sample", "UNet", "make_denoiser", "simple_loss", "sample"]
     assert sorted(order, key=dj.__all__.index) == order
-    assert 50 <= len(dj.__all__) <= 70
+    assert 50 <= len(dj.__all__) <= 72
     assert not set(ROOMS) & set(dj.__all__)
     assert all(callable(getattr(dj, name)) for name in dj.__all__)
     places = [dj.__doc__.index(f"\n    {name} ") for name in dj.__all__]
@@ -29,7 +29,7 @@ def test_rooms_are_attributes(room):
     "name,place",
     [
         ("p2_weighting", "ddpm_jax.losses.p2_weighting"),
-        ("karras_timesteps", "ddpm_jax.samplers.karras_timesteps"),
+        ("advance", "ddpm_jax.samplers.advance"),
         ("bcast_right", "ddpm_jax.types.bcast_right"),
         ("prior_term", "ddpm_jax.likelihood.prior_term"),
     ],
@@ -49,5 +49,7 @@ def test_unknown_names_are_unknown():
 
 def test_it_imports_without_docstrings():
     """`python -OO` strips the module's, which the table of names is added to."""
-    code = "import ddpm_jax as dj; assert dj.__doc__.count('q_sample') == 1"
-    subprocess.run([sys.executable, "-OO", "-c", code], check=True)
+    code = "import ddpm_jax as dj; print('q_sample' in dj.__doc__)"
+    run = [sys.executable, "-OO", "-c", code]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"

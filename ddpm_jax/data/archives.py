@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 MAX_MEMBERS = 1000
 MAX_READ = 1 << 25
-"""Bytes that are read at once; no file in an archive of ours is larger."""
+"""Bytes that are read at once, unless an archive is known to have larger files."""
 DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, RecursionError)
 """What damaged streams raise: bad headers, check sums or codes, early ends, headers in headers."""
 
@@ -27,11 +27,11 @@ def open_plain_or_gzip(file: Path) -> BinaryIO:
 class _Limited(io.RawIOBase):
     """A stream that refuses large reads: tarfile reads headers of any size that they claim."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, max_bytes: int) -> None:
+        self._stream, self._max_bytes = stream, max_bytes
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_READ:
+        if not 0 <= size <= self._max_bytes:
             raise ValueError(f"a header claims {size:,} bytes")
         return self._stream.read(size)
 
@@ -42,16 +42,19 @@ class _Limited(io.RawIOBase):
         return self._stream.tell()
 
 
-def read_members(stream: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+def read_members(
+    stream: BinaryIO, names: Collection[str], max_bytes: int = MAX_READ
+) -> Iterator[tuple[str, bytes]]:
     """Yields name and content of the members of a tar archive that have these names.
 
-    Reads the stream to its end, where gzip keeps its check sum. Raises one of `DAMAGE`, or
+    Reads the stream to its end, where gzip keeps its check sum. No member, wanted or not, may have
+    more than `max_bytes`. Raises one of `DAMAGE`, or
     ValueError for a name that occurs twice or is not a regular file, and for anything too large.
     """
     found = set()
-    with tarfile.open(fileobj=cast(BinaryIO, _Limited(stream)), mode="r:") as archive:
+    with tarfile.open(fileobj=cast(BinaryIO, _Limited(stream, max_bytes)), mode="r:") as archive:
         for count, member in enumerate(archive):
-            if count == MAX_MEMBERS or not 0 <= member.size <= MAX_READ:
+            if count == MAX_MEMBERS or not 0 <= member.size <= max_bytes:
                 raise ValueError(f"{member.name!r}, member {count}, claims {member.size:,} bytes")
             name = member.name.removeprefix("./")
             if name not in names:

@@ -77,18 +77,19 @@ def load_cifar10(
     if path is None:
         cached = read_entry(root, key, lambda about: source in ("auto", about["kind"]))
         if cached is not None:
-            return cached
+            return cached._replace(class_names=CLASSES)
     kind, place = _locate(path, source, root, download, progress)
     origin = signature(kind, place, _files_read(kind, place, split))
     cached = read_entry(root, key, lambda about: about == origin)
     if cached is not None:
-        return cached
+        return cached._replace(class_names=CLASSES)
     if kind == "tfds":
         images, labels = tfds_reader.read_prepared(place, split, (32, 32, 3))
     else:
         images, labels = read_batches(place, split)
     _check_counts(labels, split, place)
-    return write_entry(root, key, images, labels, 10, f"cifar10/{split}", origin)
+    dataset = write_entry(root, key, images, labels, 10, f"cifar10/{split}", origin)
+    return dataset._replace(class_names=CLASSES)
 
 
 def find_archive(

@@ -1,9 +1,11 @@
-"""What every loader returns: uint8 images, int32 labels, and a fingerprint of both."""
+"""What every loader returns: uint8 images, int32 labels, and a fingerprint of their content."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,10 @@ class ImageDataset(NamedTuple):
     labels       int32 [N], 0 ≤ label < num_classes; zeros where the source has none
     num_classes  number of classes, or None where the source has no labels
     name         the data and its split, as in "cifar10/train"
-    fingerprint  `fingerprint_of(images, labels)`, by which a resumed run knows its data unchanged
+    fingerprint  `fingerprint_of(images, labels, cond)`, which tells a resumed run that its data are
+                 unchanged
+    cond         float32 [N, D], a vector per image that networks are conditioned on; or None
+    class_names  the name of each class, or None where they are not known
     """
 
     images: np.ndarray
@@ -24,6 +29,8 @@ class ImageDataset(NamedTuple):
     num_classes: int | None
     name: str
     fingerprint: str
+    cond: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def make_dataset(
@@ -33,12 +40,14 @@ def make_dataset(
     name: str,
     *,
     fingerprint: str | None = None,
+    cond: np.ndarray | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> ImageDataset:
     """Builds an `ImageDataset` of arrays the caller has, checking what every consumer relies on.
 
     images [N, H, W, C] must be uint8; labels [N] integers below `num_classes`, or None with
-    `num_classes=None`. The fingerprint is computed unless it is given. The arrays are not copied;
-    what is returned are read-only views of them.
+    `num_classes=None`; cond [N, D] finite numbers, or None. The fingerprint is computed unless it
+    is given. The arrays are not copied; what is returned are read-only views of them.
 
     Raises TypeError or ValueError for anything else, an empty data set included.
     """
@@ -69,10 +78,55 @@ def make_dataset(
             f"make_dataset({name!r}) needs 0 ≤ label < {num_classes}, "
             f"got labels from {labels.min()} to {labels.max()}."
         )
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(
+            f"make_dataset({name!r}) needs one name per class, got {len(class_names)} names for "
+            f"{num_classes=}."
+        )
     labels = labels.astype(np.int32, copy=False)
+    if cond is not None:
+        cond = _read_only(_checked_cond(cond, len(images), name))
     if fingerprint is None:
-        fingerprint = fingerprint_of(images, labels)
-    return ImageDataset(_read_only(images), _read_only(labels), num_classes, name, fingerprint)
+        fingerprint = fingerprint_of(images, labels, cond)
+    images, labels = _read_only(images), _read_only(labels)
+    return ImageDataset(images, labels, num_classes, name, fingerprint, cond, class_names)
+
+
+def split_dataset(dataset: ImageDataset, chosen: np.ndarray, name: str) -> ImageDataset:
+    """The chosen images of a data set, a mask [N] or indices; there may be none of them."""
+    images, labels = dataset.images[chosen], dataset.labels[chosen]
+    cond = None if dataset.cond is None else dataset.cond[chosen]
+    return ImageDataset(
+        _read_only(images),
+        _read_only(labels),
+        dataset.num_classes,
+        name,
+        fingerprint_of(images, labels, cond),
+        None if cond is None else _read_only(cond),
+        dataset.class_names,
+    )
+
+
+def held_out_of(count: int, share: float) -> np.ndarray:
+    """Which of so many images are held out [count]: ⌈count · share⌉ of them, evenly spaced."""
+    exact = Fraction(share).limit_denominator(1_000_000)
+    before = -(-np.arange(count + 1) * exact.numerator // exact.denominator)
+    return np.diff(before) > 0
+
+
+def _checked_cond(cond: np.ndarray, count: int, name: str) -> np.ndarray:
+    if cond.ndim != 2 or len(cond) != count or not cond.shape[1] or cond.dtype.kind not in "iuf":
+        raise ValueError(
+            f"make_dataset({name!r}) needs cond [N, D] of numbers for {count} images, got "
+            f"{cond.dtype} {cond.shape}."
+        )
+    cond = cond.astype(np.float32, copy=False)
+    if not np.isfinite(cond).all():
+        row = int(np.argwhere(~np.isfinite(cond))[0, 0])
+        raise ValueError(
+            f"make_dataset({name!r}) needs finite cond in float32; that of image {row} is not."
+        )
+    return cond
 
 
 class Fingerprint:
@@ -88,27 +142,30 @@ class Fingerprint:
         """Adds the next images, uint8 [n, H, W, C]."""
         self._hash.update(np.ascontiguousarray(block).data.cast("B"))
 
-    def hexdigest(self, labels: np.ndarray) -> str:
-        """Closes with the labels [N] (hashed as little-endian int32) and returns 64 hex digits."""
+    def hexdigest(self, labels: np.ndarray, cond: np.ndarray | None = None) -> str:
+        """Closes with labels [N], hashed as little-endian int32, and cond: 64 hex digits."""
         self._hash.update(f"labels int32 [{len(labels)}]\n".encode())
         self._hash.update(np.ascontiguousarray(labels, "<i4").tobytes())
+        if cond is not None:
+            self._hash.update(f"cond float32 {list(cond.shape)}\n".encode())
+            self._hash.update(np.ascontiguousarray(cond, "<f4").tobytes())
         return self._hash.hexdigest()
 
 
-def fingerprint_of(images: np.ndarray, labels: np.ndarray) -> str:
-    """Returns the sha256 (hex) of the shape and bytes of images [N, H, W, C] and labels [N].
+def fingerprint_of(images: np.ndarray, labels: np.ndarray, cond: np.ndarray | None = None) -> str:
+    """Returns the sha256 (hex) of the shape and bytes of images [N, H, W, C], labels and cond.
 
     The order of the examples counts: a run that resumes draws them by index.
     """
     fingerprint = Fingerprint(images.shape)
     for block in _blocks(images):
         fingerprint.update(block)
-    return fingerprint.hexdigest(labels)
+    return fingerprint.hexdigest(labels, cond)
 
 
 def _blocks(images: np.ndarray, num_bytes: int = 1 << 24) -> Iterable[np.ndarray]:
     """Slices images [N, ...] into blocks of about `num_bytes`."""
-    size = max(1, num_bytes // max(1, images[0].nbytes))
+    size = max(1, num_bytes // max(1, math.prod(images.shape[1:])))
     return (images[start : start + size] for start in range(0, len(images), size))
 
 

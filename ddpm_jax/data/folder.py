@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry
-from ddpm_jax.data.dataset import Fingerprint, ImageDataset
+from ddpm_jax.data.dataset import ImageDataset, fingerprint_of, held_out_of
 from ddpm_jax.data.download import Progress, progress_bar
 from ddpm_jax.data.images import (
     FILTER,
@@ -27,10 +26,13 @@ from ddpm_jax.data.images import (
     SUFFIXES,
     Notes,
     decode_image,
+    is_grey,
     is_image,
     list_errors,
     shown,
+    size_of,
 )
+from ddpm_jax.data.labels import read_labels
 from ddpm_jax.data.unfinished import Row, unfinished_rows
 from ddpm_jax.files import check_regular, user_path
 
@@ -53,24 +55,25 @@ class ImageFile(NamedTuple):
 
 def load_folder(
     path: str | os.PathLike[str],
-    resolution: int,
+    resolution: int | str | tuple[int, int],
     *,
     split: Literal["all", "train", "heldout"] = "all",
     holdout: float = 0.1,
-    grey: bool = False,
-    class_folders: bool = False,
+    channels: Literal["auto", 1, 3] = 3,
+    labels: str | os.PathLike[str] = "none",
     cache_dir: str | os.PathLike[str] | None = None,
     num_workers: int | None = None,
     max_pixels: int = 89_478_485,
     progress: Progress | None = None,
 ) -> ImageDataset:
-    """Loads every image under `path`: uint8 [N, R, R, C], R = `resolution`, C = 3 (1 with `grey`).
+    """Loads every image under `path`: uint8 [N, H, W, C], C = `channels`.
 
+    resolution     H = W, or both as "48x64" or (48, 64)
     split          "all", "heldout", or "train" for those not held out
     holdout        share of the images that is held out, 0 ≤ holdout < 1, evenly spaced over the
                    sorted list: 0.1 takes the first, the eleventh, …; with 0, "heldout" is empty
-    grey           luminance instead of RGB
-    class_folders  labels are the numbers of the sorted first-level folders; otherwise none
+    channels       3 for RGB, 1 for luminance, or "auto": 1 if all images are stored as grey
+    labels         "none", "auto" or a file; see `labels.read_labels`
     cache_dir      where the decoded array is kept (`cache_root`)
     num_workers    decoding threads (all processors); Pillow decodes and resizes outside the GIL
     max_pixels     larger images are refused as decompression bombs (Pillow: over 178,956,970)
@@ -89,39 +92,52 @@ def load_folder(
     to 20, for files that are not readable images; OSError for links to nowhere, pipes and devices
     with such a name, for unreadable subfolders, and if the disk of the cache has no room.
     """
-    folder = user_path(path)
-    if resolution < 1 or not 0 <= holdout < 1:
+    folder, size = user_path(path), size_of(resolution)
+    if not 0 <= holdout < 1 or channels not in ("auto", 1, 3):
         raise ValueError(
-            f"load_folder needs resolution ≥ 1 and 0 ≤ holdout < 1, got {resolution=}, {holdout=}."
+            f'load_folder needs 0 ≤ holdout < 1 and channels "auto", 1 or 3, got {holdout=}, '
+            f"{channels=}."
         )
     if split not in ("all", "train", "heldout"):
         raise ValueError(f'load_folder needs split "all", "train" or "heldout", got {split!r}.')
-    files = list_images(folder)
-    classes = _classes(folder, files) if class_folders else None
+    all_files = list_images(folder)
+    classes = read_labels(folder, [file.name for file in all_files], labels)
+    chosen = np.ones(len(all_files), bool)
     if split != "all":
-        held_out = held_out_of(len(files), holdout)
-        files = [f for f, held in zip(files, held_out, strict=True) if held == (split == "heldout")]
+        chosen = held_out_of(len(all_files), holdout) == (split == "heldout")
+    files = [file for file, its in zip(all_files, chosen, strict=True) if its]
     name = f"{shown(folder.resolve().name)}/{split}"
-    shape = (len(files), resolution, resolution, 1 if grey else 3)
+    numbers = class_names = num_classes = None
+    if classes is not None:
+        numbers, class_names = classes.numbers[chosen], classes.names
+        num_classes = len(class_names)
+
+    def is_all_grey() -> bool:
+        # Ends at the first image in colour.
+        return all(is_grey(folder / file.name) for file in all_files)
+
     if not files and holdout == 0:
-        images, labels = np.zeros(shape, np.uint8), np.zeros(0, np.int32)
-        return ImageDataset(images, labels, None, name, Fingerprint(shape).hexdigest(labels))
+        grey = channels == 1 or (channels == "auto" and is_all_grey())
+        images, none = np.zeros((0, *size, 1 if grey else 3), np.uint8), np.zeros(0, np.int32)
+        digest = fingerprint_of(images, none)
+        return ImageDataset(images, none, num_classes, name, digest, class_names=class_names)
     if not files:
         raise ValueError(
             f"load_folder: the {split} split of {shown(folder)} is empty with {holdout=}. Add "
             "images, or hold out none with holdout=0."
         )
-    labels = num_classes = None
-    if classes is not None:
-        labels = np.array([classes[file.name.split("/", 1)[0]] for file in files], np.int32)
-        num_classes = len(classes)
     root = cache_root(cache_dir)
-    digest = _digest(files, f"{resolution} {grey} {class_folders} {split} {FILTER}")[:24]
+    side = str(size[0]) if size[0] == size[1] else "x".join(map(str, size))
+    kind = channels if channels == "auto" else channels == 1
+    labelled = numbers is not None and hashlib.sha256(f"{numbers.tolist()}".encode()).hexdigest()
+    digest = _digest(files, f"{side} {kind} {labelled} {split} {FILTER}")[:24]
     # By the digest alone: the folder may have been renamed.
     for entry in sorted(root.glob(f"folder-*-{digest}")):
         if (cached := read_entry(root, entry.name)) is not None:
-            return cached._replace(name=name)
+            return cached._replace(name=name, class_names=class_names)
 
+    grey = channels == 1 or (channels == "auto" and is_all_grey())
+    shape = (len(files), *size, 1 if grey else 3)
     num_bytes = math.prod(shape)
     if num_bytes >= ANNOUNCED_BYTES:
         print(
@@ -130,7 +146,7 @@ def load_folder(
             flush=True,
         )
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.resolve().name)[:40]
-    sources = [bytes.fromhex(_digest([f], f"{resolution} {grey} {FILTER}")[:32]) for f in files]
+    sources = [bytes.fromhex(_digest([f], f"{side} {grey} {FILTER}")[:32]) for f in files]
     rows, failed = unfinished_rows(root, shape, set(sources))
     decoder = _Decoder(folder, shape, grey, max_pixels, rows)
     done, errors, notes = 0, [], []
@@ -149,16 +165,9 @@ def load_folder(
             kept = f"\nThe others stay decoded in {root} for the next start." * writer.on_disk
             raise ValueError(list_errors(errors, len(files), folder) + kept)
         origin = {"kind": "folder", "path": shown(folder.resolve())}
-        dataset = writer.finish(labels, num_classes, name, origin)
-    _warn_of(folder, files, notes, resolution)
-    return dataset
-
-
-def held_out_of(count: int, share: float) -> np.ndarray:
-    """Which of so many images are held out [count]: ⌈count · share⌉ of them, evenly spaced."""
-    exact = Fraction(share).limit_denominator(1_000_000)
-    before = -(-np.arange(count + 1) * exact.numerator // exact.denominator)
-    return np.diff(before) > 0
+        dataset = writer.finish(numbers, num_classes, name, origin)
+    _warn_of(folder, files, notes, side)
+    return dataset._replace(class_names=class_names)
 
 
 def list_images(folder: Path) -> list[ImageFile]:
@@ -214,18 +223,6 @@ def list_images(folder: Path) -> list[ImageFile]:
     return sorted(found, key=lambda file: os.fsencode(file.name))
 
 
-def _classes(folder: Path, files: list[ImageFile]) -> dict[str, int]:
-    """Numbers the first-level folders in the order of their names' bytes."""
-    for file in files:
-        if "/" not in file.name:
-            raise ValueError(
-                "load_folder(class_folders=True) needs every image in a folder of its class, but "
-                f"{shown(folder / file.name)} is in none."
-            )
-    names = {file.name.split("/", 1)[0] for file in files}
-    return {name: i for i, name in enumerate(sorted(names, key=os.fsencode))}
-
-
 def _digest(files: Iterable[ImageFile], options: str) -> str:
     digest = hashlib.sha256(options.encode())
     for file in files:
@@ -233,10 +230,10 @@ def _digest(files: Iterable[ImageFile], options: str) -> str:
     return digest.hexdigest()
 
 
-def _warn_of(folder: Path, files: list[ImageFile], notes: list[int], resolution: int) -> None:
+def _warn_of(folder: Path, files: list[ImageFile], notes: list[int], side: str) -> None:
     """Warns of images that were enlarged, and of those of which only one frame was taken."""
     texts = {
-        Notes.ENLARGED: f"are smaller than {resolution} and were enlarged, so they teach a model "
+        Notes.ENLARGED: f"are smaller than {side} and were enlarged, so they teach a model "
         "blur. Lower the resolution?",
         Notes.FIRST_FRAME: "have several frames, of which only the first is used.",
     }
@@ -251,7 +248,7 @@ def _warn_of(folder: Path, files: list[ImageFile], notes: list[int], resolution:
 
 
 class _Block(NamedTuple):
-    """Consecutive images: pixels [n, R, R, C], digest and notes of each, and errors among them."""
+    """Consecutive images: pixels [n, H, W, C], digest and notes of each, and errors among them."""
 
     pixels: np.ndarray
     sources: list[tuple[bytes, int]]
@@ -298,7 +295,7 @@ class _Decoder(NamedTuple):
                 else:
                     block.pixels[i], notes = decode_image(
                         self.folder / file.name,
-                        self.shape[1],
+                        self.shape[1:3],
                         grey=self.grey,
                         max_pixels=self.max_pixels,
                     )

@@ -1,9 +1,11 @@
-"""One image file to uint8 pixels: upright, cropped to a square, resized without aliasing."""
+"""One image file to uint8 pixels: upright, cropped to a shape, resized without aliasing."""
 
 from __future__ import annotations
 
 import enum
 import functools
+import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -50,24 +52,42 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)  # Pillow 11.1 has no AVIF
 
 
-@contextmanager
-def open_image(file: Path) -> Iterator[Any]:
-    """Opens an image file as Pillow does, its pixels not decoded yet.
+def size_of(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
+    """Height and width, from 64 (a square), "48x64" (height × width) or (48, 64)."""
+    if isinstance(resolution, str):
+        sides = [int(s) if re.fullmatch("[0-9]{1,5}", s) else 0 for s in resolution.split("x")]
+    else:
+        sides = resolution if isinstance(resolution, tuple) else [resolution]
+    if len(sides) not in (1, 2) or not all(0 < side < 1 << 16 for side in sides):
+        raise ValueError(
+            "a resolution is a side such as 64, or HEIGHTxWIDTH such as 48x64, each from 1 to "
+            f"65,535 (--data.resolution); got {resolution!r}."
+        )
+    return sides[0], sides[-1]
 
-    Every error inside becomes a ValueError that names the file and the remedy.
+
+@contextmanager
+def open_image(file: Path | bytes, name: str | None = None) -> Iterator[Any]:
+    """Opens an image file, or its content, as Pillow does, its pixels not decoded yet.
+
+    Every error inside becomes a ValueError that names the file, or `name`, and the remedy.
     """
     from PIL import Image, UnidentifiedImageError
 
-    formats = COMMON if file.suffix.lower() in COMMON_SUFFIXES else _formats()
+    common = isinstance(file, Path) and file.suffix.lower() in COMMON_SUFFIXES
+    formats = COMMON if common else _formats()
     try:
-        check_regular(file)
-        with Image.open(file, formats=formats) as opened:
+        if isinstance(file, Path):
+            check_regular(file)
+        source = file if isinstance(file, Path) else io.BytesIO(file)
+        with Image.open(source, formats=formats) as opened:
             yield opened
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
         unknown = isinstance(error, UnidentifiedImageError)
         reason = f"it is none of {', '.join(formats)}" if unknown else error
         raise ValueError(
-            f"{file} could not be read as an image: {reason}. Remove it, or convert it to PNG."
+            f"{name or file} could not be read as an image: {reason}. Remove it, or convert it to "
+            "PNG."
         ) from error
 
 
@@ -80,17 +100,34 @@ def is_image(file: Path) -> bool:
         return False
 
 
+def is_grey(file: Path | bytes) -> bool:
+    """Whether an image is stored without colour; so counts a file that is none, or is damaged."""
+    try:
+        with open_image(file, "") as opened:
+            return opened.mode in ("1", "L", "LA", "La") or is_deep(opened)
+    except ValueError:
+        return True
+
+
 def decode_image(
-    file: Path, resolution: int, *, grey: bool = False, max_pixels: int = 89_478_485
+    file: Path | bytes,
+    resolution: int | tuple[int, int],
+    *,
+    grey: bool = False,
+    max_pixels: int = 89_478_485,
+    name: str | None = None,
 ) -> tuple[np.ndarray, Notes]:
-    """Decodes `file` to uint8 [R, R, C], R = `resolution`, with notes for the user.
+    """Decodes a file, or its content, to uint8 [H, W, C], with notes for the user.
+
+    resolution  H and W, or one number for a square
+    name        of the content, for errors
 
     Applies the EXIF orientation, composes transparency over white, and converts colour to RGB (C =
-    3) or, with `grey`, luminance (C = 1). Takes the first frame of several. The central square on
-    the shorter side, at whole pixels, is resized with Lanczos-3, whose support widens with the
-    reduction: every source pixel counts and nothing aliases, as it would with a filter of fixed
-    support (Parmar et al. 2022, "On Aliased Resizing"), and more detail is kept than by averaging
-    boxes. An image that already has the size keeps its pixels.
+    3) or, with `grey`, luminance (C = 1). Takes the first frame of several. The largest central
+    rectangle of the shape H×W, at whole pixels, is resized with Lanczos-3, whose support widens
+    with the reduction: every source pixel counts and nothing aliases, as it would with a filter of
+    fixed support (Parmar et al. 2022, "On Aliased Resizing"), and more detail is kept than by
+    averaging boxes. An image that already has the size keeps its pixels.
 
     Raises ValueError, naming the file, if it is none of `FORMATS`, truncated, damaged, of more than
     8 bits per channel, or a decompression bomb: larger than `max_pixels`, by default the size from
@@ -98,7 +135,8 @@ def decode_image(
     """
     from PIL import Image, ImageOps
 
-    with open_image(file) as opened:
+    to_height, to_width = size_of(resolution)
+    with open_image(file, name) as opened:
         # From the header, before a pixel is decoded.
         if opened.width * opened.height > max_pixels:
             raise ValueError(f"{opened.width}×{opened.height} pixels are over {max_pixels:,}")
@@ -110,15 +148,19 @@ def decode_image(
         check_png_rows(opened, file)
         image = ImageOps.exif_transpose(opened)
         image = _without_transparency(image).convert("L" if grey else "RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+        width, height = image.size
+        if width * to_height > height * to_width:
+            width = max(1, round(height * to_width / to_height))
+        else:
+            height = max(1, round(width * to_height / to_width))
+        left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.resize(
-            (resolution, resolution),
+            (to_width, to_height),
             Image.Resampling.LANCZOS,
-            box=(left, top, left + side, top + side),
+            box=(left, top, left + width, top + height),
         )
-        pixels = np.asarray(image).reshape(resolution, resolution, 1 if grey else 3)
-        enlarged = Notes.ENLARGED if side < resolution else Notes(0)
+        pixels = np.asarray(image).reshape(to_height, to_width, 1 if grey else 3)
+        enlarged = Notes.ENLARGED if height < to_height or width < to_width else Notes(0)
         return pixels, enlarged | (Notes.FIRST_FRAME if several else Notes(0))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,25 @@ Split = Literal["train", "test"]
 Source = Literal["auto", "idx", "tfds"]
 
 
+class IdxData(NamedTuple):
+    """A data set of 28×28 grey images in ten classes, in IDX files named as MNIST's.
+
+    name          as TFDS has it, which is also its folder in the cache
+    title         as its authors have it
+    mirrors       addresses of the folder of the compressed files
+    published     size and sha256 of each compressed file
+    class_counts  number of images of each class, by split
+    raw           where torchvision puts the files
+    """
+
+    name: str
+    title: str
+    mirrors: tuple[str, ...]
+    published: dict[str, tuple[int, str]]
+    class_counts: dict[str, tuple[int, ...]]
+    raw: str
+
+
 def load_mnist(
     split: Split,
     *,
@@ -84,13 +103,30 @@ def load_mnist(
     Raises FileNotFoundError, with the remedies, if nothing is found; ValueError naming the file
     for damaged or wrong files; ImportError when TFDS is needed and not installed.
     """
+    data = IdxData("mnist", "MNIST", MIRRORS, PUBLISHED, CLASS_COUNTS, "MNIST/raw")
+    root = cache_root(cache_dir)
+    return load_idx_data(data, split, source, path, root, download, pad_to, progress)
+
+
+def load_idx_data(
+    data: IdxData,
+    split: Split,
+    source: Source,
+    path: str | os.PathLike[str] | None,
+    root: Path,
+    download: bool,
+    pad_to: int,
+    progress: Progress | None,
+) -> ImageDataset:
+    """Loads MNIST or a data set of its form, as `load_mnist` describes; `root` is the cache."""
+    call = f"load_{data.name}"
     if split not in FILES:
-        raise ValueError(f'load_mnist needs split "train" or "test", got {split!r}.')
+        raise ValueError(f'{call} needs split "train" or "test", got {split!r}.')
     if source not in ("auto", "idx", "tfds"):
-        raise ValueError(f'load_mnist needs source "auto", "idx" or "tfds", got {source!r}.')
+        raise ValueError(f'{call} needs source "auto", "idx" or "tfds", got {source!r}.')
     if pad_to < 28:
-        raise ValueError(f"load_mnist needs pad_to ≥ 28, got {pad_to}: the images are 28×28.")
-    dataset = _load(split, source, path, cache_root(cache_dir), download, progress)
+        raise ValueError(f"{call} needs pad_to ≥ 28, got {pad_to}: the images are 28×28.")
+    dataset = _load(data, split, source, path, root, download, progress)
     if pad_to == 28:
         return dataset
     before = (pad_to - 28) // 2
@@ -121,6 +157,7 @@ def read_idx(file: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _load(
+    data: IdxData,
     split: Split,
     source: Source,
     path: str | os.PathLike[str] | None,
@@ -128,12 +165,12 @@ def _load(
     download: bool,
     progress: Progress | None,
 ) -> ImageDataset:
-    key, counts = f"mnist-{split}", CLASS_COUNTS[split]
+    key, counts = f"{data.name}-{split}", data.class_counts[split]
     if path is None:
         cached = read_entry(root, key, lambda about: source in ("auto", about["kind"]))
         if cached is not None:
             return cached
-    kind, place = _locate(split, path, source, root, download, progress)
+    kind, place = _locate(data, split, path, source, root, download, progress)
     files = _idx_files(place, split) if kind == "idx" else tfds_reader.record_files(place, split)
     origin = signature(kind, place, files or [])
     cached = read_entry(root, key, lambda about: about == origin)
@@ -148,14 +185,15 @@ def _load(
     found = np.bincount(labels, minlength=10).tolist()
     if found != list(counts):
         raise ValueError(
-            f"{place}: the {split} split of MNIST has {list(counts)} images of the digits 0 to 9, "
-            f"but these files {found}. They may be another data set with MNIST's file names; "
-            "build such a one with read_idx and make_dataset."
+            f"{place}: the {split} split of {data.title} has {list(counts)} images of the classes "
+            f"0 to 9, but these files {found}. They may be another data set with the same file "
+            "names; build such a one with read_idx and make_dataset."
         )
-    return write_entry(root, key, images, labels, 10, f"mnist/{split}", origin)
+    return write_entry(root, key, images, labels, 10, f"{data.name}/{split}", origin)
 
 
 def _locate(
+    data: IdxData,
     split: Split,
     path: str | os.PathLike[str] | None,
     source: Source,
@@ -164,33 +202,36 @@ def _locate(
     progress: Progress | None,
 ) -> tuple[str, Path]:
     """Returns ("idx", folder of the files) or ("tfds", folder of the prepared version)."""
-    places = [root] if path is None else [user_path(path)]
+    # MNIST's files may lie in the cache itself; those of the same names, in their own folder only.
+    own = root if data.name == "mnist" else root / data.name
+    places = [own] if path is None else [user_path(path)]
     if path is not None and not places[0].is_dir():
         raise FileNotFoundError(
-            f"load_mnist got path {path}, which is not a folder. Pass the one with the IDX files."
+            f"load_{data.name} got path {path}, which is not a folder. Pass the one with the IDX "
+            "files."
         )
-    for place in (q for p in places for q in (p, p / "mnist", p / "MNIST" / "raw", p / "raw")):
+    for place in (q for p in places for q in (p, p / data.name, p / data.raw, p / "raw")):
         if source != "tfds" and _idx_files(place, split) is not None:
             return "idx", place
     data_dir = tfds_reader.default_data_dir() if path is None else places[0]
-    prepared = tfds_reader.find_prepared("mnist", data_dir)
+    prepared = tfds_reader.find_prepared(data.name, data_dir)
     if prepared is not None and source != "idx":
         if path is not None or source == "tfds" or tfds_reader.is_installed():
             return "tfds", prepared
     why = "No download was asked for."
     if download and path is None and source != "tfds":
         try:
-            return "idx", _download(split, root / "mnist", progress)
+            return "idx", _download(data, split, root / data.name, progress)
         except ConnectionError as error:
             why = f"The download failed: {error}."
     raise FileNotFoundError(
-        f"load_mnist found no MNIST {split} split for source={source!r} in "
+        f"load_{data.name} found no {data.title} {split} split for source={source!r} in "
         f"{' or '.join(dict.fromkeys(map(str, [*places, data_dir])))}"
-        f"{tfds_reader.explain_unreadable('mnist', data_dir)}. {why} Any one of these helps:\n"
+        f"{tfds_reader.explain_unreadable(data.name, data_dir)}. {why} Any one of these helps:\n"
         f"  1. path=...: the folder of {' and '.join(FILES[split])}, plain or .gz "
-        f"({MIRRORS[0]}, {MIRRORS[1]});\n"
+        f"({', '.join(data.mirrors)});\n"
         "  2. download=True without a path, on a machine with a network;\n"
-        "  3. TFDS: path=..., the data_dir of an mnist prepared as array_record."
+        f"  3. TFDS: path=..., the data_dir of {data.name} prepared as array_record."
     )
 
 
@@ -204,10 +245,10 @@ def _idx_files(folder: Path, split: Split) -> list[Path] | None:
     return found if len(found) == 2 else None
 
 
-def _download(split: Split, folder: Path, progress: Progress | None) -> Path:
+def _download(data: IdxData, split: Split, folder: Path, progress: Progress | None) -> Path:
     for name in FILES[split]:
-        size, sha256 = PUBLISHED[name]
-        urls = [f"{mirror}{name}.gz" for mirror in MIRRORS]
+        size, sha256 = data.published[name]
+        urls = [f"{mirror}{name}.gz" for mirror in data.mirrors]
         destination = folder / f"{name}.gz"
         download_file(urls, destination, size=size, sha256=sha256, progress=progress)
     return folder

@@ -20,25 +20,33 @@ import numpy as np
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.shuffle import ShuffledIndices
 from ddpm_jax.forward.pixels import from_pixels
+from ddpm_jax.keys import fold_in_each
 from ddpm_jax.types import Array, Key, bcast_right
 
+PADDING = 4
+"""Pixels that `prepare_images` pads on each side before it crops; He et al. 2016, §4.2."""
 
-def prepare_images(images: Array, keys: Key | None, *, flip: bool) -> Array:
-    """Maps uint8 images [B, H, W, C] to float32 in [-1, 1], mirrored with probability ½.
 
-    The mirror swaps left and right. Each example's coin is drawn from its own key, keys [B], so
-    that it does not depend on how a batch is spread over devices. Without `flip` no key is used and
-    keys may be None. Traceable.
+def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: bool = False) -> Array:
+    """Maps uint8 images [B, H, W, C] to float32 in [-1, 1], with augmentation at random.
+
+    flip      mirror left and right with probability ½
+    pad_crop  shift by up to 4 pixels in each direction: pad by reflection, then crop (He et al.
+              2016, §4.2, who pad with zeros)
+
+    Each example draws from its own key, keys [B], so that it does not depend on how a batch is
+    spread over devices. Without augmentation no key is used and keys may be None. Traceable.
 
     Raises TypeError for images that are not uint8, and for missing or untyped keys; ValueError for
-    keys of another shape than [B].
+    keys of another shape than [B], and for images too small to be padded by reflection.
     """
     x = from_pixels(images)
-    if not flip:
+    if not flip and not pad_crop:
         return x
     if keys is None or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        how = "flip" if flip else "pad_crop"
         raise TypeError(
-            f"prepare_images with flip=True needs typed keys [B], got {type(keys).__name__}. "
+            f"prepare_images with {how}=True needs typed keys [B], got {type(keys).__name__}. "
             "Make them with jax.random.split(jax.random.key(seed), B), or fold_in per example."
         )
     if keys.shape != x.shape[:1]:
@@ -46,13 +54,33 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool) -> Array:
             "prepare_images needs one key an example, keys [B] for images [B, H, W, C], got keys "
             f"{keys.shape} for images {x.shape}."
         )
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(bcast_right(mirrored, x.ndim), x[:, :, ::-1], x)
+    if flip:
+        mirrored = jax.vmap(jax.random.bernoulli)(keys)
+        x = jnp.where(bcast_right(mirrored, x.ndim), x[:, :, ::-1], x)
+    return _pad_crop(x, fold_in_each(keys, 1)) if pad_crop else x
+
+
+def _pad_crop(x: Array, keys: Key) -> Array:
+    """Crops x [B, H, W, C] at random out of itself padded by reflection."""
+    if min(x.shape[1:3]) <= PADDING:
+        raise ValueError(
+            f"prepare_images with pad_crop=True needs images of more than {PADDING} pixels per "
+            f"side, got {x.shape[1]}×{x.shape[2]}. Leave pad_crop out (--data.augment)."
+        )
+    sides = (PADDING, PADDING)
+    padded = jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode="reflect")
+
+    def crop(image: Array, key: Key) -> Array:
+        top, left = jax.random.randint(key, (2,), 0, 2 * PADDING + 1)
+        return jax.lax.dynamic_slice(image, (top, left, 0), x.shape[1:])
+
+    return jax.vmap(crop)(padded, keys)
 
 
 def fits_on_device(dataset: ImageDataset, limit_bytes: int) -> bool:
-    """Tells whether images and labels together take at most `limit_bytes` of device memory."""
-    return dataset.images.nbytes + dataset.labels.nbytes <= limit_bytes
+    """Tells whether images, labels and cond take at most `limit_bytes` of device memory."""
+    cond = 0 if dataset.cond is None else dataset.cond.nbytes
+    return dataset.images.nbytes + dataset.labels.nbytes + cond <= limit_bytes
 
 
 class BatchChunk(NamedTuple):
@@ -62,12 +90,14 @@ class BatchChunk(NamedTuple):
     indices  int32 [K, B] into the data set
     images   uint8 [K, B, H, W, C]
     labels   int32 [K, B]
+    cond     float32 [K, B, D], or None
     """
 
     step: int
     indices: np.ndarray
     images: np.ndarray
     labels: np.ndarray
+    cond: np.ndarray | None = None
 
 
 class PrefetchedBatches:
@@ -162,7 +192,9 @@ class PrefetchedBatches:
 
     def _read(self, step: int, length: int) -> BatchChunk:
         chosen = self._indices.chunk(step, length)[:, self._share]
-        return BatchChunk(step, chosen, self._dataset.images[chosen], self._dataset.labels[chosen])
+        data = self._dataset
+        cond = None if data.cond is None else data.cond[chosen]
+        return BatchChunk(step, chosen, data.images[chosen], data.labels[chosen], cond)
 
     def _put(self, item: BatchChunk | RuntimeError | None) -> None:
         while not self._stop.is_set():

@@ -12,8 +12,10 @@ import io
 import operator
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -49,9 +51,11 @@ def import_tfds() -> ModuleType:
 def find_prepared(name: str, place: Path) -> Path | None:
     """Returns the folder of the newest version of `name` prepared as array_record, or None.
 
-    `place` is a TFDS data_dir, the folder `<name>` in it, or that of one version.
+    name   of the data set, with its configuration if it has several: "imagenet_resized/32x32"
+    place  a TFDS data_dir, the folder `<name>` in it, or that of one version
     """
     folders = [place, *place.glob(f"{name}/*"), *(place.glob("*") if place.name == name else ())]
+    name = name.partition("/")[0]
     versions = [
         folder
         for folder in folders
@@ -64,7 +68,7 @@ def explain_unreadable(name: str, place: Path) -> str:
     """Says in a clause why `name`, though it lies in `place`, is not read; else says ""."""
     if find_prepared(name, place) is not None:
         return "" if is_installed() else f" (a prepared {name} lies there; to read it: {INSTALL})"
-    if any(place.glob(f"**/{name}-*.tfrecord-*")):
+    if any(place.glob(f"**/{name.partition('/')[0]}-*.tfrecord-*")):
         return (
             f" (a {name} lies there as tfrecord, which only TensorFlow reads; prepare it with "
             'file_format="array_record" in another data_dir)'
@@ -86,29 +90,53 @@ def read_prepared(
     Raises ImportError where TFDS is not installed; ValueError naming the folder for a damaged data
     set, a missing split, or images of another shape.
     """
-    tfds = import_tfds()
+    import_tfds()
     try:
-        source = tfds.builder_from_directory(folder).as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
-        # A record has a byte or more, whatever the description of the data set says of them.
-        held = sum(file.stat().st_size for file in record_files(folder, split))
-        if not 0 < len(source) <= held:
-            raise ValueError(f"{len(source):,} records in {held:,} bytes of files")
+        source = _open(folder, split, "image")
         images = np.empty((len(source), *shape), np.uint8)
         labels = np.empty(len(source), np.int64)
-        for start in range(0, len(source), 1000):
-            # In blocks: three times faster than one by one.
-            chosen = range(start, min(start + 1000, len(source)))
-            for i, example in zip(chosen, source.__getitems__(list(chosen)), strict=True):
-                images[i] = _decode_png(example["image"], shape)
-                labels[i] = operator.index(example["label"])
+        for i, example in enumerate(_in_blocks(source)):
+            images[i] = _decode_png(example["image"], shape)
+            labels[i] = operator.index(example["label"])
     except Exception as error:  # TFDS, array_record, protobuf and Pillow each raise their own
         raise ValueError(
             f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
             "Delete the folder and prepare it again."
         ) from error
     return images, labels
+
+
+def examples(folder: Path, split: str, image: str) -> Iterator[dict[str, Any]]:
+    """Yields the examples of a split, their images as the bytes that are stored.
+
+    Raises as `read_prepared` does.
+    """
+    import_tfds()
+    try:
+        yield from _in_blocks(_open(folder, split, image))
+    except Exception as error:
+        raise ValueError(
+            f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
+            "Delete the folder and prepare it again."
+        ) from error
+
+
+def _open(folder: Path, split: str, image: str) -> Any:
+    tfds = import_tfds()
+    source = tfds.builder_from_directory(folder).as_data_source(
+        split, decoders={image: tfds.decode.SkipDecoding()}
+    )
+    # A record has a byte or more, whatever the description of the data set says of them.
+    held = sum(file.stat().st_size for file in record_files(folder, split))
+    if not 0 < len(source) <= held:
+        raise ValueError(f"{len(source):,} records in {held:,} bytes of files")
+    return source
+
+
+def _in_blocks(source: Any) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(source), 1000):
+        # In blocks: three times faster than one by one.
+        yield from source.__getitems__(list(range(start, min(start + 1000, len(source)))))
 
 
 def _decode_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:

@@ -165,8 +165,8 @@ def convert_prediction(
 
     Example:
         >>> schedule, x_t = dj.linear_schedule(1000), jnp.ones((2, 3))
-        >>> v = dj.convert_prediction(schedule, 0.5 * x_t, x_t, 500, source="epsilon", target="v")
-        >>> dj.convert_prediction(schedule, v, x_t, 500, source="v", target="epsilon")[0]
+        >>> v = dj.convert_prediction(schedule, 0.5 * x_t, x_t, 0, source="x_0", target="v")
+        >>> dj.convert_prediction(schedule, v, x_t, 0, source="v", target="x_0")[0].round(3)
         Array([0.5, 0.5, 0.5], dtype=float32)
     """
     call = "convert_prediction"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +16,12 @@ Clip = bool | None | float | tuple[float, float] | Threshold
 """True: clip x̂_0 to [-1, 1]; b: to [-b, b]; (low, high); False or None: leave it; or a function."""
 
 
-def _limits(call: str, clip: Clip) -> tuple[float, float] | None:
+def _limits(call: str, clip: Any) -> tuple[float, float] | None:
     """(low, high), or None where nothing is clipped; ValueError for anything else."""
     if clip is None or isinstance(clip, (bool, np.bool_)):
         return (-1.0, 1.0) if clip else None
     if is_finite_number(clip):
-        low, high = -clip, clip  # type: ignore[operator]
+        low, high = -clip, clip
     elif isinstance(clip, (tuple, list)) and len(clip) == 2 and all(map(is_finite_number, clip)):
         low, high = clip
     else:

@@ -66,7 +66,7 @@ def linear_schedule(
 
     Example:
         >>> dj.linear_schedule(1000).beta[jnp.array([0, -1])]
-        Array([1.e-04, 2.e-02], dtype=float32)
+        Array([0.0001, 0.02  ], dtype=float32)
     """
     T = _check_range("linear_schedule", num_timesteps, beta_start, beta_end)
     return _from_rates("linear_schedule", np.linspace(beta_start, beta_end, T), dtype)
@@ -122,7 +122,7 @@ def warmup_schedule(
 
     Example:
         >>> dj.warmup_schedule(1000, warmup_fraction=0.5).beta[jnp.array([0, 499, 999])]
-        Array([1.e-04, 2.e-02, 2.e-02], dtype=float32)
+        Array([0.0001, 0.02  , 0.02  ], dtype=float32)
     """
     T = _check_range("warmup_schedule", num_timesteps, beta_start, beta_end)
     remedy = "It is a share of the steps: 0.1 for warmup10, 0.5 for warmup50."

@@ -58,7 +58,7 @@ def q_mean_variance(schedule: NoiseSchedule, x_0: Array, t: ArrayLike) -> Gaussi
     Example:
         >>> q = dj.q_mean_variance(dj.linear_schedule(1000), jnp.ones((2, 3)), 0)
         >>> q.variance[0]
-        Array([1.e-04, 1.e-04, 1.e-04], dtype=float32)
+        Array([0.0001, 0.0001, 0.0001], dtype=float32)
     """
     shape = check_arguments("q_mean_variance", schedule=schedule, x_0=x_0, t=t)
     noise_scale = at_step(schedule.noise_scale, t, len(shape))

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from typing import Literal
 
-import jax.core
 import numpy as np
 
 from ddpm_jax.forward.checks import check_number, check_whole, host_table
@@ -21,18 +20,19 @@ Spacing = Literal["fractional", "uniform", "quadratic", "leading", "trailing"]
 SPACINGS: tuple[Spacing, ...] = ("fractional", "uniform", "quadratic", "leading", "trailing")
 
 
+def _check_host_schedule(call: str, schedule: NoiseSchedule) -> None:
+    """Raises TypeError, in the name of the call, for a schedule that is traced or none at all."""
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"{call} needs a NoiseSchedule first, got {describe(schedule)}.")
+    host_array(call, "the schedule", schedule.beta)
+
+
 def log_alpha_bar_of(call: str, schedule: NoiseSchedule) -> np.ndarray:
     """log ᾱ_t [T] in float64 from lower-precision tables, with differences as accurate as β.
 
     Raises TypeError, in the name of the call, for a schedule that is traced or none at all.
     """
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"{call} needs a NoiseSchedule first, got {describe(schedule)}.")
-    if isinstance(schedule.beta, jax.core.Tracer):
-        raise TypeError(
-            f"{call} computes in float64 on the host, and this schedule is traced. Call it outside "
-            "of jit, and pass the result in as an argument."
-        )
+    _check_host_schedule(call, schedule)
     beta, alpha_bar, alpha_bar_prev = (
         np.asarray(table, dtype=np.float64)
         for table in (schedule.beta, schedule.alpha_bar, schedule.alpha_bar_prev)
@@ -139,11 +139,13 @@ def karras_timesteps(
     >>> int(steps[0]), int(steps[-1])
     (0, 999)
     """
-    log_snr = host_array("karras_timesteps", "the schedule", schedule.log_snr, np.float64)
-    sigma = np.exp(-0.5 * log_snr)
+    call = "karras_timesteps"
+    _check_host_schedule(call, schedule)
+    check_number(call, "sigma_max", sigma_max, "EDM uses 80.")
+    sigma = np.exp(-0.5 * host_array(call, "the schedule", schedule.log_snr, np.float64))
     sigma = sigma[np.isfinite(sigma) & (sigma <= sigma_max)]
-    T, S = sigma.size, check_whole("karras_timesteps", "num_steps", num_steps)
-    if not 1 <= S <= T or not check_number("karras_timesteps", "rho", rho) > 0:
+    T, S = sigma.size, check_whole(call, "num_steps", num_steps)
+    if not 1 <= S <= T or not check_number(call, "rho", rho) > 0:
         raise ValueError(
             f"karras_timesteps needs 1 <= num_steps <= {T}, the number of steps with a finite "
             f"σ <= {sigma_max}, and rho > 0, got {num_steps=}, {rho=}. EDM uses rho=7."

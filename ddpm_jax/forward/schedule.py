@@ -273,7 +273,7 @@ def schedule_from_noise_levels(sigmas: ArrayLike, *, dtype=jnp.float32) -> Noise
     infinity, and TypeError for values that are traced or not real.
 
     Example:
-        >>> dj.forward.schedule_from_noise_levels([3.0, 1.0]).alpha_bar
+        >>> dj.schedule_from_noise_levels([3.0, 1.0]).alpha_bar
         Array([0.5, 0.1], dtype=float32)
     """
     check_floating_dtype("schedule_from_noise_levels", dtype)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ddpm_jax.files import parse_json_object, read_arrays, user_path, write_atomically
 
+FLOAT32 = np.dtype(np.float32)
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 MAX_EXPANSION = 64
 """Largest ratio of the arrays of an .npz to its size: weights hardly compress."""
@@ -24,7 +25,7 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: str | Path, dtypes: Sequence[str] = ("F32",)) -> dict[str, np.ndarray]:
     """Reads every tensor of a .safetensors file, by name, as float32 NumPy arrays.
 
     Raises ValueError for a pickle, for a file that is cut short or no safetensors at all, for a
@@ -43,7 +44,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
             for name in file.keys():
                 # Asked for first: NumPy has no bfloat16 to read it into.
                 dtype = file.get_slice(name).get_dtype()
-                if dtype != "F32":
+                if dtype not in dtypes:
                     raise ValueError(
                         f"{path}: {name} has dtype {dtype}, and only F32 is read: narrower "
                         "weights are another model's. Take the float32 file of that model."
@@ -58,14 +59,16 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     return _finite(path, tensors)
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes float32 arrays by name, in one move: a reader never sees half a file."""
-    from safetensors.numpy import save_file
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype = FLOAT32
+) -> None:
+    """Writes arrays by name, as `dtype`, in one step: a reader never sees half a file."""
+    from safetensors.numpy import save
 
-    ordered = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
+    ordered = {name: np.ascontiguousarray(tensors[name], dtype) for name in sorted(tensors)}
     # Other readers require this entry: the axes are in PyTorch's order.
     entries = {"format": "pt"}
-    write_atomically(user_path(path), lambda file: save_file(ordered, file.name, metadata=entries))
+    write_atomically(user_path(path), save(ordered, metadata=entries))
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:

@@ -111,8 +111,8 @@ def _one_step(
     check_real("the network (apply_fn)", output=output)
     # A bfloat16 output would round the log-variance, and the error it is meant to measure.
     output = output.astype(x_t.dtype)
-    some = next(iter(variances.values()))
-    learned = next((v for v in variances.values() if is_learned(v)), some)
+    some: Variance = next(iter(variances.values()))
+    learned: Any = next((v for v in variances.values() if is_learned(v)), some)
     prediction, _ = split_output(output, x_t, learned)
     terms, x_0_hat = {}, x_0
     for name, variance in variances.items():
@@ -310,8 +310,8 @@ def estimate_bound(
 
     def body(carry, inputs):
         drawn_t, drawn = inputs
-        options = (target, {"": variance}, clip)
-        terms, *_ = _one_step(schedule, apply_fn, x_0, drawn_t, drawn, *options)
+        named: Mapping[str, Variance] = {"": variance}
+        terms, *_ = _one_step(schedule, apply_fn, x_0, drawn_t, drawn, target, named, clip)
         return carry, terms[""]
 
     _, terms = jax.lax.scan(body, None, (t, noise))

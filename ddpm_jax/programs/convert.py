@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.console import quantity, say
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from ddpm_jax.programs.weights import WeightsDtype, save_weights
 from ddpm_jax.training import Checkpoints, init_state
 
 DataName = Literal["digits", "cifar10", "mnist", "folder"]
@@ -78,7 +80,15 @@ class ToDiffusers(RunOptions):
     """A run as a folder that diffusers.DDPMPipeline.from_pretrained loads."""
 
 
-Conversion = FromDiffusers | FromTensorFlow | ToDiffusers
+@dataclass(frozen=True)
+class ToWeights(RunOptions):
+    """A run as two files, config.json and weights.safetensors, which --run-dir takes anywhere."""
+
+    dtype: WeightsDtype = "float32"
+    """How the weights are stored; float16 halves the file. They are computed with in float32."""
+
+
+Conversion = FromDiffusers | FromTensorFlow | ToDiffusers | ToWeights
 
 
 def convert(config: Conversion) -> None:
@@ -91,6 +101,8 @@ def convert(config: Conversion) -> None:
         from_diffusers(config)
     elif isinstance(config, FromTensorFlow):
         from_tensorflow(config)
+    elif isinstance(config, ToWeights):
+        to_weights(config)
     else:
         to_diffusers(config)
 
@@ -155,14 +167,37 @@ def to_diffusers(config: ToDiffusers) -> None:
         variance=diffusion.variance,
         clip=diffusion.clip,
     )
-    out = config.out or run.directory.root / "diffusers"
+    out = config.out or run.root / "diffusers"
     # Asked for in full before anything is made: a run without counterpart leaves no folder.
     written = save_diffusers(
         out, run.model.network, run.params, run.model.image_shape, process, run.model.schedule
     )
     which = "averaged" if config.ema else "last"
-    say(f"{config.run_dir} at step {run.step:,}: {which} parameters, as a DDPMPipeline in {out}")
+    say(f"{run.name} at step {run.step:,}: {which} parameters, as a DDPMPipeline in {out}")
     for path in written:
+        say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
+
+
+def to_weights(config: ToWeights) -> None:
+    """Writes a run's configuration and averaged parameters as two files."""
+    run = TrainedRun(config)
+    out = config.out or run.root / "weights"
+    if (out / "checkpoints").exists():
+        raise RunDirectoryError(f"{out} is a run directory. Choose another folder with --out.")
+    # Paths of the machine that trained say nothing elsewhere.
+    data = dataclasses.replace(run.config.data, path=None, cache_dir=None)
+    name = Path("runs") / run.config.run_dir.name
+    values = {
+        **run.facts,
+        "config": to_json(dataclasses.replace(run.config, run_dir=name, data=data)),
+        "weights": {
+            "step": run.step,
+            "checkpoint_sha256": run.checkpoint_sha256,
+            "parameters": "averaged" if config.ema else "last",
+        },
+    }
+    say(f"{run.name} at step {run.step:,}: its weights in {out}")
+    for path in save_weights(out, run.params, values, config.dtype):
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
 
 

@@ -21,6 +21,12 @@ from ddpm_jax.programs.console import say
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory
 from ddpm_jax.programs.trained_run import restore_state
+from ddpm_jax.programs.weights import (
+    has_weights,
+    pretrained_folder,
+    pretrained_names,
+    read_weights,
+)
 from ddpm_jax.training import Checkpoints, TrainState, choose_devices
 from ddpm_jax.types import PyTree
 
@@ -59,17 +65,23 @@ def begin_with_weights(
         if names:
             say(f"  {title}: {', '.join(names)}")
     copy = jax.tree.map(np.array, mine)
-    return state.replace(params=mine, ema_params=copy), record
+    return dataclasses.replace(state, params=mine, ema_params=copy), record
 
 
 def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, Any]]:
     """The configuration, the parameters, and where they came from."""
+    if not source.exists() and str(source) in pretrained_names():
+        source = pretrained_folder(str(source))
     if (source / "config.json").is_file():
         directory = RunDirectory(source)
         config, facts = directory.read()
         data = facts["data"]
         model = build_model(config, tuple(data["image_shape"]), data.get("num_classes"))
         like = choose_devices("jit", 1).placeholder(model.init_shapes())
+        if has_weights(source):
+            params, step, digest = read_weights(source, facts.get("weights", {}), like.ema_params)
+            about = {"from": str(source), "kind": "weights", "step": step, "sha256": digest}
+            return config, jax.device_get(params), {**about, "data": data}
         with Checkpoints(directory.checkpoints, writable=False) as checkpoints:
             state = restore_state(checkpoints, like)
         if state is None:
@@ -79,8 +91,9 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
         return config, jax.device_get(params), about
     if not (source / "model_index.json").is_file():
         raise ValueError(
-            f"--init-from {source} is neither a run directory (config.json) nor a pipeline of "
-            "diffusers (model_index.json). Name one of the two."
+            f"--init-from {source} is no run directory or folder of weights (config.json), no "
+            "pipeline of diffusers (model_index.json), and no model that comes with the package "
+            f"({', '.join(pretrained_names())})."
         )
     from ddpm_jax.interop import load_diffusers
     from ddpm_jax.programs.convert import FromDiffusers, train_config

@@ -76,10 +76,7 @@ def sample(config: SampleConfig) -> None:
     generator = run.generator(sampler, guidance=config.guidance, clip=clip)
     steps = sampler.num_steps
     out = run.folder(f"generated/{_name(config, steps, run.step)}")
-    say(
-        f"{config.run_dir} at step {run.step:,}: {config.count} images, {config.sampler}, "
-        f"{steps} steps"
-    )
+    say(f"{run.name} at step {run.step:,}: {config.count} images, {config.sampler}, {steps} steps")
     plan = _plan(config, run, steps)
     processes.on_leader(lambda: remember_plan(out, plan))
     sample_shards(

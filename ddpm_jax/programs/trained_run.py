@@ -7,17 +7,19 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.denoisers.prediction import Target
 from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.files import read_json_object, write_json
+from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
 from ddpm_jax.programs.build import build_model, build_sampler, load_data
@@ -25,7 +27,9 @@ from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.model import Model
+from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.weights import has_weights, pretrained_folder, pretrained_names, read_weights
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import (
     Checkpoints,
@@ -34,7 +38,7 @@ from ddpm_jax.training import (
     TrainState,
     choose_devices,
 )
-from ddpm_jax.types import Array, PyTree, mean_per_example, x_0_of
+from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree, mean_per_example, x_0_of
 
 DATA_OPTIONS = {
     "--data.path": "--data-path",
@@ -49,7 +53,9 @@ class RunOptions:
     """Which run, at which step, and where its data and devices are."""
 
     run_dir: Path = Path("runs/digits")
-    """The folder a training script was given as --run-dir."""
+    """The folder a training script was given as --run-dir, or one with exported weights."""
+    pretrained: str | None = None
+    """Instead of a run: a trained model that comes with the package, such as digits."""
     out: Path | None = None
     """Where to write; None for a folder below RUN_DIR named after the options."""
     seed: int = 0
@@ -75,8 +81,13 @@ class TrainedRun:
     def __init__(self, options: RunOptions):
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
-        self.options = options
-        self.directory = RunDirectory(options.run_dir)
+        self.options = options = with_local_paths(options)
+        source, self.root, self.name = options.run_dir, options.run_dir, str(options.run_dir)
+        if options.pretrained is not None:
+            source = pretrained_folder(options.pretrained)
+            self.root = Path("runs") / f"pretrained-{options.pretrained}"
+            self.name = f"pretrained {options.pretrained}"
+        self.directory = RunDirectory(source)
         self.config: TrainConfig
         self.config, self.facts = self.directory.read()
         data = self.facts["data"]
@@ -90,6 +101,18 @@ class TrainedRun:
         if processes.num_processes() == 1:
             parallel = DataParallel("jit", self.devices[:1])
         like = parallel.placeholder(self.model.init_shapes())
+        self.params: PyTree
+        if has_weights(source):
+            if options.checkpoint is not None or not options.ema:
+                raise ValueError(
+                    f"{self.name} holds the averaged weights of one step alone: leave out "
+                    "--checkpoint and --no-ema."
+                )
+            about = self.facts.get("weights", {})
+            self.params, self.step, self.checkpoint_sha256 = read_weights(
+                source, about, like.ema_params
+            )
+            return
         with Checkpoints(self.directory.checkpoints, writable=False) as checkpoints:
             state = restore_state(checkpoints, like, options.checkpoint)
         if state is None:
@@ -98,33 +121,82 @@ class TrainedRun:
                 "interval first."
             )
         self.step = int(state.step)
-        self.params: PyTree = state.ema_params if options.ema else state.params
+        self.params = state.ema_params if options.ema else state.params
         # Read now: a run that is still training may prune this checkpoint before a study ends.
         manifest = self.directory.checkpoints / str(self.step) / "manifest.json"
         self.checkpoint_sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule of the full process."""
+        return self.model.schedule
+
+    @property
+    def target(self) -> Target:
+        """What the network predicts."""
+        return self.config.diffusion.target
+
+    @property
+    def clip(self) -> bool:
+        """Whether x̂_0 is clipped to [-1, 1]."""
+        return self.config.diffusion.clip
+
+    def apply_fn(self, x_t: Array, timesteps: Array, label: Array | None = None) -> Array:
+        """The trained network: `(x_t, timesteps) -> output`, with labels [B] where it takes any."""
+        return self.model.bind(self.params, label=label)(x_t, timesteps)
+
+    def denoiser(
+        self, label: ArrayLike | None = None, *, guidance: float = 1.0, clip: Clip | None = None
+    ) -> Denoiser:
+        """The denoiser `(x_t, t) -> x̂_0` of the network, for labels int [B], with guidance."""
+        labels = None if label is None else jnp.asarray(label)
+        return self.model.guided(guidance, clip)(self.params, labels)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        sampler: str = "ancestral",
+        num_steps: int | None = None,
+        label: int | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Draws images: uint8 [count, H, W, C]. Image i depends on the seed and on i alone.
+
+        Args:
+            count: number of images.
+            sampler: one that `ddpm-jax list` names.
+            num_steps: steps of the sampler; None for all T.
+            label: class of all images; None for all classes in turn, where there are any.
+            guidance: scale of classifier-free guidance; 1 for none.
+            seed: of all noise.
+            batch_size: images at a time; changes speed and memory alone.
+
+        Raises ValueError for a count below 1, and for options that the run does not have.
+        """
+        if count < 1 or batch_size < 1:
+            raise ValueError(
+                f"sample needs count ≥ 1 and batch_size ≥ 1, got {count} and {batch_size}."
+            )
+        options = SamplerOptions(cast(Any, sampler), num_steps=num_steps)
+        generator = self.generator(self.sampler(options), guidance=guidance)
+        size = min(count, batch_size)
+        labels = self.labels(count, label)
+        made = generator(self.params, seed=seed, count=count, batch_size=size, labels=labels)
+        return made.images
+
     def folder(self, name: str) -> Path:
         """The output folder of a program, made now: RunDirectoryError where it cannot be."""
-        out = self.options.out or self.directory.root / name
-
-        def make() -> None:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / ".writable").touch()
-                (out / ".writable").unlink()
-            except OSError as error:
-                raise RunDirectoryError(
-                    f"the output folder {out} cannot be written ({error.strerror}). Choose another "
-                    "with --out."
-                ) from error
-
-        processes.on_leader(make)
+        out = self.options.out or self.root / name
+        processes.on_leader(lambda: make_writable(out))
         return out
 
     def provenance(self) -> dict[str, Any]:
         """What every result of this run is to be read with."""
         return {
-            "run": str(self.options.run_dir),
+            "run": self.name,
             "data": self.facts["data"],
             "checkpoint_step": self.step,
             "checkpoint_sha256": self.checkpoint_sha256,
@@ -144,7 +216,7 @@ class TrainedRun:
         trained_on = self.facts["data"]["fingerprint"]
         if trained_on is not None and data.fingerprint != trained_on:
             raise RunDirectoryError(
-                f"{data.name} is not what {self.options.run_dir} was trained on (fingerprint "
+                f"{data.name} is not what {self.name} was trained on (fingerprint "
                 f"{data.fingerprint}, then {trained_on}). Name the right data with --data-path."
             )
         return data
@@ -174,7 +246,7 @@ class TrainedRun:
             shapes = (data.images.shape[1:], self.model.image_shape)
             have, want = ("×".join(map(str, shape)) for shape in shapes)
             raise RunDirectoryError(
-                f"{data.name} has images of {have}, and {self.options.run_dir} makes images of "
+                f"{data.name} has images of {have}, and {self.name} makes images of "
                 f"{want}. Name its own data with --data-path."
             )
         return data
@@ -226,7 +298,7 @@ class TrainedRun:
         What the analytic variance is made from (`optimal_log_variance`).
         """
         kind = "ema" if self.options.ema else "last"
-        path = self.directory.root / f"x_0_mse-{kind}-{self.step}.json"
+        path = self.root / f"x_0_mse-{kind}-{self.step}.json"
         T = self.model.schedule.num_timesteps
         data = self.train_data
         count = min(len(data.images), 256)
@@ -263,6 +335,19 @@ class TrainedRun:
         return mse
 
 
+def make_writable(out: Path) -> None:
+    """Makes an output folder; RunDirectoryError where it cannot be made or written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
+            "--out."
+        ) from error
+
+
 def restore_state(
     checkpoints: Checkpoints, like: TrainState, step: int | None = None
 ) -> TrainState | None:
@@ -277,7 +362,18 @@ def restore_state(
             raise
     key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
     key = jax.ShapeDtypeStruct((), key.dtype, sharding=like.key.sharding)
-    return checkpoints.restore(like.replace(key=key), step)
+    return checkpoints.restore(dataclasses.replace(like, key=key), step)
+
+
+def load_run(source: str | Path, **options: Any) -> TrainedRun:
+    """Opens a trained model: a run directory, a folder of weights, or a name that comes with us.
+
+    `options` are the other fields of `RunOptions`: checkpoint, ema, data_path, num_devices, seed.
+    A folder is preferred to a name. Raises what `TrainedRun` raises.
+    """
+    if isinstance(source, str) and source in pretrained_names() and not Path(source).exists():
+        return TrainedRun(RunOptions(pretrained=source, **options))
+    return TrainedRun(RunOptions(Path(source), **options))
 
 
 def _x_0_errors(model: Model, params, images, labels, t, keys) -> Array:

@@ -18,11 +18,13 @@ from ddpm_jax.samplers.continuous import (
     probability_flow_heun,
 )
 from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_encode_trajectory
+from ddpm_jax.samplers.deis import deis
 from ddpm_jax.samplers.dpm_solver import dpm_solver_pp
 from ddpm_jax.samplers.heun import heun
 from ddpm_jax.samplers.inpaint import inpaint
 from ddpm_jax.samplers.interpolation import lerp, slerp
 from ddpm_jax.samplers.predictor_corrector import predictor_corrector
+from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
     "Sampler",
@@ -34,6 +36,7 @@ __all__ = [
     "ddim",
     "ddim_encode",
     "ddim_encode_trajectory",
+    "deis",
     "dpm_solver_pp",
     "euler_maruyama",
     "grid_steps",
@@ -47,4 +50,5 @@ __all__ = [
     "sample",
     "sample_trajectory",
     "slerp",
+    "unipc",
 ]

@@ -37,7 +37,13 @@ ROOMS = (
     dj,
 )
 LATER = {
-    # types, keys
+    # types, keys; the first three are checks themselves
+    "describe",
+    "host_array",
+    "check_keys",
+    "per_example",
+    "x_0_of",
+    "make_key",
     "bcast_right",
     "mean_per_example",
     "example_keys",
@@ -147,9 +153,7 @@ ROWS = {
     "schedule_from_alpha_bar": row(
         dj.schedule_from_alpha_bar, alpha_bar=("table", np.linspace(0.9, 0.1, T)), dtype=dtype
     ),
-    "schedule_from_noise_levels": row(
-        dj.forward.schedule_from_noise_levels, sigmas=table, dtype=dtype
-    ),
+    "schedule_from_noise_levels": row(dj.schedule_from_noise_levels, sigmas=table, dtype=dtype),
     "respace": row(
         dj.respace, schedule=("host schedule", SCHEDULE), timesteps=("grid", np.array([0, 3, 7]))
     ),
@@ -161,6 +165,13 @@ ROWS = {
         num_timesteps=whole,
         num_steps=("whole", 4),
         spacing=("target", "leading"),
+    ),
+    "karras_timesteps": row(
+        dj.karras_timesteps,
+        schedule=("host schedule", SCHEDULE),
+        num_steps=("whole", 4),
+        rho=("positive", 7.0),
+        sigma_max=("many", 80.0),
     ),
     "lookup": row(dj.forward.lookup, table=("values", SCHEDULE.beta), t=("any steps", STEPS)),
     "from_pixels": row(dj.from_pixels, pixels=("pixels", jnp.zeros((2, 3), jnp.uint8))),
@@ -546,17 +557,44 @@ WRONG = {
 }
 
 
+@pytest.fixture(autouse=True)
+def keys_may_be_reused():
+    """One right call serves many wrong ones, keys and all."""
+    with jax.debug_key_reuse(False):
+        yield
+
+
 def same(result, right) -> bool:
     return bool(jax.tree.all(jax.tree.map(jnp.array_equal, result, right)))
 
 
+def close(result, right) -> bool:
+    return bool(
+        jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=1e-3), result, right))
+    )
+
+
 # (row, argument, what is wrong): what it means, and a check of (result, right result).
+FLOWS = ("sample", "encode", "log_likelihood")
 DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
+    ("karras_timesteps", "sigma_max", "inf"): (
+        "no limit, the default",
+        lambda result, right: result[-1] == T - 1,
+    ),
+    **{
+        (f"probability_flow_{name}", tolerance, "traced"): ("a program for all tolerances", close)
+        for name in FLOWS
+        for tolerance in ("rtol", "atol")
+    },
     ("make_denoiser", "variance", "another T"): ("a fixed variance of the sampler's grid", same),
     ("probability_flow_log_likelihood", "prior_std", "None"): ("σ_max, here 1", same),
     ("warmup_schedule", "beta_end, warmup_fraction", "exchanged"): (
         "two numbers of one range: another call that is right",
         lambda result, right: bool(jnp.isclose(result.beta[-1], 0.5)),
+    ),
+    ("karras_timesteps", "num_steps, rho", "exchanged"): (
+        "two numbers of one range: another call that is right",
+        lambda result, right: len(result) == 7,
     ),
     ("cosine_schedule", "offset, max_beta", "exchanged"): (
         "two numbers of one range: another call that is right",

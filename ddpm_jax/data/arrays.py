@@ -1,0 +1,103 @@
+"""Images that are arrays already: in memory, in an .npy, or in an .npz with labels and cond."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from ddpm_jax.data.cache import MEMORY_BYTES
+from ddpm_jax.data.dataset import ImageDataset, held_out_of, make_dataset, split_dataset
+from ddpm_jax.data.images import shown
+from ddpm_jax.files import map_npy, read_arrays, user_path
+
+NAMES = ("images", "labels", "cond")
+
+
+def from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    cond: np.ndarray | None = None,
+    holdout: float = 0.1,
+    name: str = "arrays",
+) -> Callable[[Literal["train", "heldout"]], ImageDataset]:
+    """A data set of arrays: a function of the split, as `train(config, data=...)` takes it.
+
+    images   uint8 [N, H, W, C], or [N, H, W] for grey ones
+    labels   integers [N] from 0; their number of classes is the largest + 1
+    cond     numbers [N, D], by which the network is conditioned
+    holdout  share of the images that is held out, evenly spaced; 0 for none
+
+    Raises what `make_dataset` raises, and ValueError for a share that is not in [0, 1) or leaves
+    nothing to train on.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    classes = None if labels is None or not len(labels) else int(labels.max()) + 1
+    whole = make_dataset(images, labels, classes, f"{name}/all", cond=cond, fingerprint="")
+    if not 0 <= holdout < 1:
+        raise ValueError(f"{name} needs 0 ≤ holdout < 1, got {holdout=}.")
+    held_out = held_out_of(len(images), holdout)
+    if held_out.all():
+        raise ValueError(
+            f"{name} has {len(images)} images, and {holdout=} leaves none of them to train on. Add "
+            "images, or hold out none with holdout=0."
+        )
+
+    def load(split: Literal["train", "heldout"]) -> ImageDataset:
+        if split not in ("train", "heldout"):
+            raise ValueError(f'{name} has the splits "train" and "heldout", got {split!r}.')
+        if split == "train" and not held_out.any():
+            # A slice, unlike a mask, does not copy.
+            return split_dataset(whole, slice(None), f"{name}/{split}")
+        return split_dataset(whole, held_out == (split == "heldout"), f"{name}/{split}")
+
+    return load
+
+
+def load_arrays(
+    split: Literal["train", "heldout"],
+    *,
+    path: str | os.PathLike[str],
+    holdout: float = 0.1,
+) -> ImageDataset:
+    """Loads the split of an .npy of images, or of an .npz with images and maybe labels and cond.
+
+    See `from_arrays` for the arrays. An .npy is mapped, not read; with images held out, as in an
+    .npz, they are copied to memory.
+
+    Raises ValueError naming the file if it is damaged, holds other arrays, or has more than 4 GiB
+    to copy; FileNotFoundError if it is missing.
+    """
+    file = user_path(path)
+    name = shown(file.stem)
+    arrays: dict[str, np.ndarray]
+    try:
+        if file.suffix == ".npz":
+            arrays = read_arrays(file, MEMORY_BYTES, NAMES)
+            if "images" not in arrays:
+                raise ValueError("it has no array `images`")
+        else:
+            arrays = {"images": map_npy(file)}
+            if holdout and arrays["images"].nbytes > MEMORY_BYTES:
+                raise ValueError(
+                    f"it has more than {MEMORY_BYTES:,} bytes, and holding images out copies them; "
+                    "map it whole with --data.holdout 0"
+                )
+        load = from_arrays(
+            arrays["images"],
+            arrays.get("labels"),
+            cond=arrays.get("cond"),
+            holdout=holdout,
+            name=name,
+        )
+        return load(split)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{shown(file)} is no data set of arrays: {error} It needs to be an .npy of uint8 "
+            "images [N, H, W, C], or an .npz with `images` and, if there are any, integer `labels` "
+            "[N] and `cond` [N, D]."
+        ) from error

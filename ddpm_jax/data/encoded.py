@@ -1,0 +1,126 @@
+"""Data sets of encoded images (PNG, JPEG, ...) that another library stores, decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.cache import EntryWriter, read_entry
+from ddpm_jax.data.dataset import ImageDataset, held_out_of, split_dataset
+from ddpm_jax.data.download import progress_bar
+from ddpm_jax.data.images import decode_image, is_grey, open_image, size_of
+
+BLOCK = 256
+
+
+class Encoded(NamedTuple):
+    """A split of a stored data set.
+
+    content      what the images are, for the cache: a text that changes when they do
+    count        number of images
+    read         yields (content of an image file, label or None), in order, anew at each call
+    class_names  of each class, or None without labels
+    """
+
+    content: str
+    count: int
+    read: Callable[[], Iterable[tuple[bytes, int | None]]]
+    class_names: tuple[str, ...] | None
+
+
+def decode_dataset(
+    source: Encoded,
+    name: str,
+    root: Path,
+    *,
+    resolution: int | str | None,
+    channels: Literal["auto", 1, 3],
+) -> ImageDataset:
+    """Decodes and caches a split; at its own size without a resolution, which must be one for all.
+
+    Raises ValueError naming the image for one that cannot be read or has another size, and OSError
+    if the disk of the cache has no room, before anything is decoded.
+    """
+    if not source.count:
+        raise ValueError(f"{name} has no images.")
+    options = f"{source.content} {resolution} {channels}"
+    key = f"{name.split(':')[0]}-{hashlib.sha256(options.encode()).hexdigest()[:24]}"
+    cached = read_entry(root, key)
+    if cached is not None:
+        return cached._replace(name=name, class_names=source.class_names)
+    grey = channels == 1 or (channels == "auto" and all(is_grey(x) for x, _ in source.read()))
+    size = _first_size(source, name) if resolution is None else size_of(resolution)
+    shape = (source.count, *size, 1 if grey else 3)
+    labels = None if source.class_names is None else np.zeros(source.count, np.int32)
+    block: list[np.ndarray] = []
+    with (
+        EntryWriter(root, key, shape) as writer,
+        progress_bar(None, name, source.count, unit="image") as report,
+    ):
+        for i, (content, label) in enumerate(source.read()):
+            where = f"image {i} of {name}"
+            if resolution is None:
+                _check_size(content, size, where)
+            block.append(decode_image(content, size, grey=grey, name=where)[0])
+            if labels is not None:
+                labels[i] = _checked_label(label, source.class_names or (), where)
+            if len(block) == BLOCK or i + 1 == source.count:
+                writer.append(np.stack(block))
+                block.clear()
+                report(i + 1, source.count)
+        classes = None if source.class_names is None else len(source.class_names)
+        dataset = writer.finish(labels, classes, name, {"kind": "encoded", "content": key})
+    return dataset._replace(class_names=source.class_names)
+
+
+def choose_split(
+    available: Sequence[str], split: Literal["train", "heldout"], name: str
+) -> tuple[str, bool]:
+    """The stored split for "train" or "heldout", and whether a share of it must be held out.
+
+    Held out are `test`, `validation` or `valid`, the first there is; else a share of `train`.
+    """
+    if "train" not in available:
+        raise ValueError(f"{name} has the splits {sorted(available)}, and none of them is train.")
+    others = [other for other in ("test", "validation", "valid") if other in available]
+    return ("train" if split == "train" or not others else others[0]), not others
+
+
+def hold_out(dataset: ImageDataset, split: str, holdout: float, name: str) -> ImageDataset:
+    """The part of a data set that has no other split: the share held out, or what is left."""
+    if split == "train" and not holdout:
+        return dataset._replace(name=name)
+    held_out = held_out_of(len(dataset.images), holdout)
+    if held_out.all():
+        raise ValueError(f"{name}: {holdout=} leaves no image to train on (--data.holdout).")
+    return split_dataset(dataset, held_out == (split == "heldout"), name)
+
+
+def _first_size(source: Encoded, name: str) -> tuple[int, int]:
+    with open_image(next(iter(source.read()))[0], f"image 0 of {name}") as image:
+        return image.height, image.width
+
+
+def _check_size(content: bytes, size: tuple[int, int], where: str) -> None:
+    with open_image(content, where) as image:
+        found = image.height, image.width
+    if found != size:
+        sizes = ("×".join(map(str, pair)) for pair in (found, size))
+        raise ValueError(
+            "{} has {} pixels, and the first {}. Give one size for all: --data.resolution.".format(
+                where, *sizes
+            )
+        )
+
+
+def _checked_label(label: int | None, names: Sequence[str], where: str) -> int:
+    if label is None or not 0 <= label < len(names):
+        raise ValueError(
+            f"{where} has the label {label}, not one of 0 to {len(names) - 1}. Train without "
+            "labels: --data.labels none."
+        )
+    return label

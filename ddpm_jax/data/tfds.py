@@ -1,0 +1,95 @@
+"""Any data set of images that TFDS prepared as array_record, read without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ddpm_jax.data import tfds_reader
+from ddpm_jax.data.cache import cache_root, signature
+from ddpm_jax.data.dataset import ImageDataset
+from ddpm_jax.data.encoded import Encoded, choose_split, decode_dataset, hold_out
+from ddpm_jax.files import user_path
+
+
+def load_tfds(
+    name: str,
+    split: Literal["train", "heldout"],
+    *,
+    path: str | os.PathLike[str] | None = None,
+    resolution: int | str | None = None,
+    channels: Literal["auto", 1, 3] = "auto",
+    labels: str = "auto",
+    holdout: float = 0.1,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> ImageDataset:
+    """Loads a prepared data set, such as "oxford_flowers102" or "imagenet_resized/32x32".
+
+    path        TFDS's data_dir, by default TFDS_DATA_DIR or ~/tensorflow_datasets
+    resolution  needed if the images differ in size
+    labels      "auto", or "none" to leave them out
+    holdout     share of `train` to hold out if the data set has neither `test` nor `validation`
+
+    The images are the feature `image`, or the only one that is an image, and the labels `label`, or
+    the only one with classes, if there is one.
+
+    Raises ImportError where TFDS is not installed; FileNotFoundError for a data set that is not
+    prepared; ValueError for one without images, or with damaged ones.
+    """
+    data_dir = tfds_reader.default_data_dir() if path is None else user_path(path)
+    folder = tfds_reader.find_prepared(name, data_dir)
+    if folder is None:
+        raise FileNotFoundError(
+            f"tfds:{name} is not prepared as array_record in {data_dir}"
+            f"{tfds_reader.explain_unreadable(name, data_dir)}. Prepare it where TFDS can download "
+            f'it: tfds.builder("{name}", file_format="array_record").download_and_prepare(), or '
+            "name its data_dir with --data.path."
+        )
+    tfds = tfds_reader.import_tfds()
+    builder = tfds.builder_from_directory(folder)
+    stored, share = choose_split(list(builder.info.splits), split, f"tfds:{name}")
+    image = _feature(builder, tfds.features.Image, "image", f"tfds:{name}")
+    if image is None:
+        raise ValueError(
+            f"tfds:{name} has no images among its features {sorted(builder.info.features)}."
+        )
+    label = None
+    if labels != "none":
+        label = _feature(builder, tfds.features.ClassLabel, "label", f"tfds:{name}")
+    names = None if label is None else tuple(builder.info.features[label].names)
+    files = tfds_reader.record_files(folder, stored)
+    source = Encoded(
+        content=f"{signature('tfds', folder, files)} {image} {label}",
+        count=builder.info.splits[stored].num_examples,
+        read=lambda: _examples(tfds, folder, stored, image, label),
+        class_names=names,
+    )
+    dataset = decode_dataset(
+        source,
+        f"tfds:{name}/{stored}",
+        cache_root(cache_dir),
+        resolution=resolution,
+        channels=channels,
+    )
+    return hold_out(dataset, split, holdout, f"tfds:{name}/{split}") if share else dataset
+
+
+def _examples(
+    tfds: Any, folder: Path, split: str, image: str, label: str | None
+) -> Iterator[tuple[bytes, int | None]]:
+    for example in tfds_reader.examples(folder, split, image):
+        yield example[image], None if label is None else int(example[label])
+
+
+def _feature(builder: Any, kind: type, usual: str, name: str) -> str | None:
+    """The name of the only feature of this kind, or of the usual one of several."""
+    features = builder.info.features
+    found = [key for key, feature in features.items() if type(feature) is kind]
+    if usual in found or len(found) < 2:
+        return usual if usual in found else (found[0] if found else None)
+    raise ValueError(
+        f"{name} has several features of the kind {kind.__name__}, {found}, and none is called "
+        f"{usual}. Write a function of the split that chooses: --data.name package.module:function."
+    )

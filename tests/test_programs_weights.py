@@ -1,0 +1,82 @@
+"""Trained models as two files: what comes with the package, and runs written out."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ddpm_jax as dj
+from ddpm_jax.programs.convert import ToWeights, to_weights
+from ddpm_jax.programs.sample import SampleConfig, sample
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from ddpm_jax.programs.weights import PRETRAINED, pretrained_names
+from tests.small_run import make_run
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("weights") / "run")
+
+
+def test_the_shipped_digits_are_digits():
+    """Nearer to the digits' mean image and spread than noise, and within 15 MB of wheel."""
+    run = dj.load_run("digits")
+    assert run.config.data.name == "digits" and run.model.image_shape == (8, 8, 1)
+    images = run.sample(64, sampler="ddim", num_steps=20).astype(float)
+    data = run.train_data.images.astype(float)
+    assert run.facts["data"]["fingerprint"] == run.train_data.fingerprint
+    assert np.abs(images.mean(0) - data.mean(0)).mean() < 12
+    # Pixels of an 8×8 digit are 0 or 255 at its borders: the columns 0 and 7 are nearly empty.
+    assert images[:, :, [0, 7]].mean() < 20 < images[:, :, 3:5].mean()
+    size = sum(path.stat().st_size for path in PRETRAINED.rglob("*") if path.is_file())
+    assert "digits" in pretrained_names() and size < 3_000_000 * len(pretrained_names())
+
+
+def test_weights_are_the_runs(run_dir, tmp_path):
+    """float32 weights give the run's own images; float16 ones nearly so."""
+    run = TrainedRun(RunOptions(run_dir))
+    images = run.sample(4, sampler="ddim", num_steps=4)
+    for dtype, largest in (("float32", 0), ("float16", 8)):
+        to_weights(ToWeights(run_dir, out=tmp_path / dtype, dtype=dtype))
+        again = dj.load_run(tmp_path / dtype)
+        assert again.step == run.step
+        made = again.sample(4, sampler="ddim", num_steps=4)
+        assert np.abs(images.astype(int) - made).max() <= largest
+    assert again.config.data.path is None
+
+
+def test_the_sampling_program_takes_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample(SampleConfig("ddim", num_steps=2, pretrained="digits", count=2, gif=False))
+    (grid,) = tmp_path.rglob("grid.png")
+    assert grid.is_relative_to(tmp_path / "runs" / "pretrained-digits")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pretrained": "digit"}, "--pretrained knows .*digits.*Did you mean digits"),
+        ({"pretrained": "digits", "checkpoint": 3}, "leave out --checkpoint"),
+        ({"pretrained": "digits", "ema": False}, "leave out --checkpoint and --no-ema"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainedRun(RunOptions(**options))
+
+
+def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
+    to_weights(ToWeights(run_dir, out=tmp_path / "a"))
+    path = tmp_path / "a" / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not the file that config.json describes"):
+        dj.load_run(tmp_path / "a")
+    content[-1] ^= 1
+    path.write_bytes(content)
+    about = json.loads((tmp_path / "a" / "config.json").read_text())
+    about["config"]["network"]["channels"] *= 2
+    (tmp_path / "a" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="does not fit the network"):
+        dj.load_run(tmp_path / "a")
