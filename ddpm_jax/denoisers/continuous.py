@@ -124,9 +124,16 @@ def continuous_x_0(
     check_continuous_target(call, target)
     check_same_shape(call, output=output, x_t=x_t)
     t = check_times(call, t, x_t, process)
+    check_determined(call, process, t, target)
+    return _solve(process, output, x_t, t, target)
+
+
+def _solve(
+    process: ContinuousProcess, output: Array, x_t: Array, t: Array, target: ContinuousTarget
+) -> Array:
+    """x̂_0 of checked arguments."""
     if target == "x_0":
         return output
-    check_determined(call, process, t, target)
     signal, noise, a, b = _events(process, t, target, x_t.ndim)
     divisor = noise * a - signal * b
     return (noise * output - b * x_t) / jnp.where(divisor == 0, jnp.nan, divisor)
@@ -154,6 +161,7 @@ def velocity_from_denoiser(
         signal, noise, a, b = _events(process, t, "velocity", x_t.ndim)
         signal = jnp.where(signal == 0, jnp.nan, signal)
         x_0_hat = denoise(x_t / signal, jnp.exp(-0.5 * process.log_snr(t)))
+        check_same_shape("velocity_from_denoiser (denoise)", x_t=x_t, x_0_hat=x_0_hat)
         return a * x_0_hat + b * (x_t - signal * x_0_hat) / noise
 
     return velocity
@@ -189,7 +197,9 @@ def sigma_denoiser_from_process(
         t = jnp.clip(process.time_at_log_snr(log_snr), process.t_min, process.t_max)
         # s = n/σ: near t = 1 of the flow 1 - t has lost its digits.
         x_t = bcast_right(process.noise_scale(t) / sigma, y.ndim) * y
-        x_0_hat = continuous_x_0(process, apply_fn(x_t, t), x_t, t, target=target)
+        output = apply_fn(x_t, t)
+        check_same_shape(f"{call} (apply_fn)", x_t=x_t, output=output)
+        x_0_hat = _solve(process, output, x_t, t, target)
         return jnp.where(bcast_right(outside, y.ndim), jnp.nan, x_0_hat)
 
     return denoise
@@ -230,7 +240,9 @@ def denoiser_from_process(
         row = rows_of_timesteps(schedule, per_example(f"a {call}", "timesteps", timesteps, x_t))
         t, scale = lookup(table[0], row), lookup(table[1], row)
         x = (bcast_right(scale, x_t.ndim) * x_t).astype(x_t.dtype)
-        return continuous_x_0(process, apply_fn(x, t), x, t, target=target).astype(x_t.dtype)
+        output = apply_fn(x, t)
+        check_same_shape(f"{call} (apply_fn)", x_t=x, output=output)
+        return _solve(process, output, x, t, target).astype(x_t.dtype)
 
     return ScheduledDenoiser(schedule, denoise)
 
