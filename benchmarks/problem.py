@@ -41,7 +41,7 @@ def train_config(plan: Plan, **changes: Any) -> TrainConfig:
         num_steps=800_000,
         batch_size=plan.batch_size,
         seed=SEED,
-        data=DataConfig(name="cifar10", flip=True),
+        data=DataConfig(name="cifar10", augment="flip"),
         network=network,
     )
     for name, value in changes.items():

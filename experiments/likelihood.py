@@ -146,7 +146,7 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
     shape = model.image_shape
 
     @jax.jit
-    def measure(params, images, labels, keys):
+    def measure(params, images, given, keys):
         x_0 = prepare_images(images, None, flip=False)
         uniform = jax.vmap(lambda key: jax.random.uniform(key, shape))(fold_in_each(keys, 0))
         probes = jax.vmap(lambda key: jax.random.rademacher(key, shape, x_0.dtype))(
@@ -154,7 +154,7 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
         )
 
         def denoise(y, sigma, *conditions):
-            apply_fn = model.bind_prediction(params, label=conditions[0] if conditions else None)
+            apply_fn = model.bind_prediction(params, **dict(zip(given, conditions, strict=True)))
             return sigma_denoiser(model.schedule, apply_fn, target=diffusion.target)(y, sigma)
 
         flow = probability_flow_log_likelihood(
@@ -165,7 +165,7 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
             probes=probes[None],
             rtol=config.tolerance,
             atol=config.tolerance,
-            conditions=() if labels is None else (labels,),
+            conditions=tuple(given.values()),
         )
         return bits_per_dim(flow.log_likelihood, shape), flow.num_evaluations
 
@@ -174,11 +174,11 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
     with bar(count, "the flow", unit="img") as progress:
         for first in range(0, count, size):
             part = slice(min(first, count - size), min(first, count - size) + size)
-            labels = None if model.num_classes is None else data.labels[part]
+            given = model.conditions(data, part)
             index = jnp.arange(part.start, part.stop, dtype=jnp.uint32)
             keys = example_keys(make_key(config.seed), index)
             bits[part], evaluations[part] = map(
-                np.asarray, measure(run.params, data.images[part], labels, keys)
+                np.asarray, measure(run.params, data.images[part], given, keys)
             )
             progress.update(min(size, count - first))
     mean, error = mean_and_standard_error(bits)

@@ -22,7 +22,7 @@ CONFIG = TrainConfig(
     run_dir=Path("runs/celebahq"),
     num_steps=500_000,
     batch_size=64,
-    data=DataConfig(name="folder", resolution=256, flip=True),
+    data=DataConfig(name="folder", resolution=256, augment="flip"),
     network=NetworkConfig(channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
     optimizer=OptimizerConfig(learning_rate=2e-5),
     report=ReportConfig(

@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
     run_dir=Path("runs/cifar10"),
     num_steps=800_000,  # App. B
     batch_size=128,  # App. B
-    data=DataConfig(name="cifar10", flip=True),  # App. B: random horizontal flips
+    data=DataConfig(name="cifar10", augment="flip"),  # App. B: random horizontal flips
     network=NetworkConfig(
         channels=128,  # code
         channel_multipliers=(1, 2, 2, 2),  # App. B: four resolutions, 32×32 to 4×4; code

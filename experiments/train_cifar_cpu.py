@@ -34,7 +34,7 @@ CONFIG = TrainConfig(
     run_dir=Path("runs/cifar10_small"),
     num_steps=200_000,
     batch_size=64,
-    data=DataConfig(name="cifar10", flip=True),
+    data=DataConfig(name="cifar10", augment="flip"),
     network=NetworkConfig(
         channels=64,
         channel_multipliers=(1, 2),

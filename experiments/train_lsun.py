@@ -3,8 +3,8 @@
     python experiments/train_lsun.py --data.path FOLDER_OF_IMAGES --run-dir runs/lsun_bedroom
 
 The configuration of `train_celebahq.py`, with the paper's settings for bedroom: 2.4 M steps and no
-flips. Church took 1.2 M steps with flips: `--num-steps 1200000 --data.flip`. The paper: FID 6.36 on
-bedroom, 7.89 on church. Not yet run.
+flips. Church took 1.2 M steps with flips: `--num-steps 1200000 --data.augment flip`. The paper: FID
+6.36 on bedroom, 7.89 on church. Not yet run.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ CONFIG = dataclasses.replace(
     CELEBAHQ,
     run_dir=Path("runs/lsun"),
     num_steps=2_400_000,
-    data=dataclasses.replace(CELEBAHQ.data, flip=False),
+    data=dataclasses.replace(CELEBAHQ.data, augment="none"),
 )
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_the_papers_configurations_have_the_papers_sizes(name):
 def test_the_cifar_configuration_is_the_papers():
     """Ho et al. 2020, App. B."""
     c = train_cifar.CONFIG
-    assert (c.batch_size, c.num_steps, c.data.flip) == (128, 800_000, True)
+    assert (c.batch_size, c.num_steps, c.data.augment) == (128, 800_000, "flip")
     assert (c.optimizer.learning_rate, c.optimizer.warmup_steps) == (2e-4, 5000)
     assert (c.optimizer.clip_norm, c.optimizer.ema_decay, c.network.dropout) == (1.0, 0.9999, 0.1)
     d = c.diffusion

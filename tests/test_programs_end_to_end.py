@@ -26,7 +26,7 @@ TINY = [
     "--network.attention-resolutions=8",
     "--network.num-groups=4",
     "--network.dropout=0.1",
-    "--data.flip",
+    "--data.augment=flip",
     "--diffusion.num-timesteps=20",
     "--optimizer.warmup-steps=5",
     "--report.log-every=1",

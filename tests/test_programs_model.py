@@ -153,7 +153,7 @@ def test_labels_are_dropped_as_often_as_asked():
 def test_heldout_losses_are_the_loss_and_the_bounds_estimate():
     model = model_of(variance="learned_range", loss="hybrid")
     t = jnp.array([0, 3, 7, 11, 15, 19])
-    got = model.heldout_losses(0.7, IMAGES, None, t, keys_of())
+    got = model.heldout_losses(0.7, IMAGES, {}, t, keys_of())
     noise = dj.normal_per_example(dj.keys.fold_in_each(keys_of(), 0), SHAPE)
     apply_fn = model.bind(0.7)
     x_0 = dj.from_pixels(IMAGES)

@@ -61,7 +61,7 @@ VALUES = {
         DDIM, dj.denoisers.denoiser_from_sigma(dj.cosine_schedule(100), halve), X
     ),
     "another ladder": lambda f: f(
-        DDIM, dj.denoiser_from_score(dj.schedule_from_noise_levels([1.0, 0.1]), halve), X
+        DDIM, dj.denoiser_from_score(dj.forward.schedule_from_noise_levels([1.0, 0.1]), halve), X
     ),
 }
 CALLS = {

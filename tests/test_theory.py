@@ -26,6 +26,7 @@ from ddpm_jax.score.noise_levels import geometric_ratio, ncsnv2_noise_levels
 from tests.oracles import GaussianBound, MixtureData, Tables
 from theory import flow, process, scores
 from theory.process import all_schedules, paper
+from theory_figures import TheoryConfig, theory_figures
 
 GRID = np.linspace(-14.0, 14.0, 4001)
 STEP = GRID[1] - GRID[0]
@@ -744,3 +745,15 @@ def test_the_exact_ends_of_the_flow():
     nu = np.sqrt(1 / keep - 1)
     y = data.ode_solution(x_T / np.sqrt(keep), nu, 1e-5)
     np.testing.assert_allclose(flow.ends(x_T), y, atol=1e-4)
+
+
+def test_the_figures_are_drawn(tmp_path):
+    """The quick ones; theory.json belongs to a run of all figures."""
+    names = ("integration", "posterior", "weights", "kinds", "chain")
+    numbers = theory_figures(TheoryConfig(out=tmp_path, only=names))
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+    signal = np.array(paper().signal_scale)[np.array(numbers["chain"]["t"][1:]) - 1]
+    np.testing.assert_allclose(numbers["chain"]["signal_scale"][1:], signal, rtol=1e-6)
+    assert numbers["integration"] == {"normal": 1.0, "uniform": -12.0}
+    with pytest.raises(ValueError, match="--only knows the figures.*'lengevin'"):
+        theory_figures(TheoryConfig(out=tmp_path, only=("lengevin",)))

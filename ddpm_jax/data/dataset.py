@@ -92,7 +92,7 @@ def make_dataset(
     return ImageDataset(images, labels, num_classes, name, fingerprint, cond, class_names)
 
 
-def split_dataset(dataset: ImageDataset, chosen: np.ndarray, name: str) -> ImageDataset:
+def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) -> ImageDataset:
     """The chosen images of a data set, a mask [N] or indices; there may be none of them."""
     images, labels = dataset.images[chosen], dataset.labels[chosen]
     cond = None if dataset.cond is None else dataset.cond[chosen]

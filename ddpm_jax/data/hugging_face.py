@@ -73,7 +73,7 @@ def load_hugging_face(
 
 def _import_datasets() -> Any:
     try:
-        import datasets
+        import datasets  # type: ignore
     except ImportError as error:
         raise ImportError(
             f"Data sets named hf:... need a package that is not installed ({error}). Run: {INSTALL}"

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from ddpm_jax.data.arrays import load_arrays
 from ddpm_jax.data.cifar10 import load_cifar10
@@ -30,6 +30,10 @@ from ddpm_jax.data.tfds import load_tfds
 Split = Literal["train", "heldout"]
 DataSet = Callable[[Split], ImageDataset | None]
 """None for a held-out split that there is not."""
+
+
+PASSED = "python:data"
+"""The name of data that were passed to `train` as a function."""
 
 
 class DataOptions(NamedTuple):
@@ -167,8 +171,13 @@ def _imported(module: str, function: str, name: str) -> DataSet:
     # The command `ddpm-jax`, unlike `python -m`, does not have it in its path.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if name == PASSED:
+        raise ValueError(
+            "the data of this run were passed from Python, as train(config, data=...). Pass them "
+            "again, or name a function that returns them: --data.name package.module:function."
+        )
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        found: Any = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
         # What the user's own module lacks is an error of that module.
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
@@ -182,7 +191,7 @@ def _imported(module: str, function: str, name: str) -> DataSet:
             f"--data.name {name}: the module {module} has no function {function}. It needs one of "
             "the split that returns an ImageDataset."
         )
-    return found
+    return cast(DataSet, found)
 
 
 def _given(value: Any, name: str, option: str) -> Any:

@@ -1,5 +1,11 @@
 """The denoiser (x_t, timesteps) → x̂_0: network outputs, guidance, noise levels σ, and scores."""
 
+from ddpm_jax.denoisers.continuous import continuous_target as continuous_target
+from ddpm_jax.denoisers.continuous import continuous_x_0 as continuous_x_0
+from ddpm_jax.denoisers.continuous import denoiser_from_process as denoiser_from_process
+from ddpm_jax.denoisers.continuous import edm_denoiser as edm_denoiser
+from ddpm_jax.denoisers.continuous import sigma_denoiser_from_process as sigma_denoiser_from_process
+from ddpm_jax.denoisers.continuous import velocity_from_denoiser as velocity_from_denoiser
 from ddpm_jax.denoisers.denoiser import make_denoiser as make_denoiser
 from ddpm_jax.denoisers.guidance import classifier_free as classifier_free
 from ddpm_jax.denoisers.guidance import classifier_guided as classifier_guided

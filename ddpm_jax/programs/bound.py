@@ -80,9 +80,9 @@ def measure_bound(
     size = split.round_up(min(batch_size, count))
     params = split.replicate(run.params)
 
-    def terms_at(params, images, labels, t, index):
+    def terms_at(params, images, conditions, t, index):
         keys = example_keys(make_key(run.options.seed), index)
-        return _terms_at(run.model, variances, params, images, labels, t, keys)
+        return _terms_at(run.model, variances, params, images, conditions, t, keys)
 
     def prior_at(images):
         return prior_term(schedule, prepare_images(images, None, flip=False))
@@ -95,12 +95,12 @@ def measure_bound(
     with bar(T * count, name, unit="img·step") as progress:
         for rows in batches(count, size):
             real = rows.stop - rows.start
-            labels = None if run.model.num_classes is None else data.labels[rows]
+            conditions = run.model.conditions(data, rows)
             index = np.arange(rows.start, rows.stop, dtype=np.uint32)
-            images, labels, index = split.put((data.images[rows], labels, index), size)
+            images, conditions, index = split.put((data.images[rows], conditions, index), size)
             prior[rows] = fetch(prior_of(images))[:real]
             for t in range(T):
-                values, squares = fetch(step(params, images, labels, np.int32(t), index))
+                values, squares = fetch(step(params, images, conditions, np.int32(t), index))
                 for kind, value in values.items():
                     terms[kind][t, rows] = value[:real]
                 errors[:, t, rows] = squares[:, :real]
@@ -108,14 +108,14 @@ def measure_bound(
     return MeasuredBound(terms, errors[0], errors[1], prior)
 
 
-def _terms_at(model: Model, variances, params, images, labels, t, keys):
+def _terms_at(model: Model, variances, params, images, conditions, t, keys):
     """The terms of step t [] for every variance, and the squared errors of x̂_0 and ε̂ [2, b]."""
     schedule, diffusion = model.schedule, model.config.diffusion
     x_0 = prepare_images(images, None, flip=False)
     noise = normal_per_example(fold_in_each(keys, schedule.timesteps[t]), x_0.shape[1:])
     x_t = q_sample(schedule, x_0, t, noise)
     steps = jnp.broadcast_to(t, x_0.shape[:1])
-    output = model.bind(params, label=labels)(x_t, steps)
+    output = model.bind(params, **conditions)(x_t, steps)
     prediction, _ = split_output(output, x_t, diffusion.variance)
     terms, x_0_hat = {}, x_0
     for name, variance in variances.items():

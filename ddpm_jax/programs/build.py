@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data import ImageDataset
+from ddpm_jax.data import DataOptions, ImageDataset, load_named
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.denoisers.prediction import Variance, is_learned
 from ddpm_jax.forward import (
@@ -149,40 +149,36 @@ def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedul
     return respace(schedule, steps)
 
 
-def load_data(config: DataConfig, split: Literal["train", "heldout"]) -> ImageDataset:
+def load_data(
+    config: DataConfig, split: Literal["train", "heldout"], *, labelled: bool = True
+) -> ImageDataset:
     """The "train" or "heldout" split of the data a configuration names.
 
-    The held-out split of CIFAR-10 and MNIST is their test set, that of a folder the share
-    `holdout` of its images, which may be none.
+    `labelled` is whether the network takes labels: without, those of a user's own images are read
+    only if the configuration names their file.
     """
-    from ddpm_jax import data
-
-    official = "test" if split == "heldout" else "train"
-    path, cache_dir, download = config.path, config.cache_dir, config.download
-    if config.name == "digits":
-        return data.load_digits(split)
-    if config.name == "cifar10":
-        return data.load_cifar10(official, path=path, cache_dir=cache_dir, download=download)
-    if config.name == "mnist":
-        return data.load_mnist(
-            official, path=path, cache_dir=cache_dir, download=download, pad_to=32
-        )
-    if config.name == "folder":
-        if path is None or config.resolution is None:
-            raise ValueError(
-                "a folder of images needs --data.path FOLDER and --data.resolution PIXELS, got "
-                f"path {path} and resolution {config.resolution}."
-            )
-        return data.load_folder(
-            path, config.resolution, split=split, holdout=config.holdout, cache_dir=cache_dir
-        )
-    raise ValueError(f"--data.name knows digits, cifar10, mnist and folder, got {config.name!r}.")
+    labels = config.labels if labelled or config.labels != "auto" else "none"
+    options = DataOptions(
+        path=config.path,
+        cache_dir=config.cache_dir,
+        download=config.download,
+        resolution=config.resolution,
+        holdout=config.holdout,
+        labels=labels,
+        channels=config.channels,
+    )
+    return load_named(config.name, split, options)
 
 
 def build_network(
-    config: NetworkConfig, *, out_channels: int, num_classes: int | None, remat: bool = False
+    config: NetworkConfig,
+    *,
+    out_channels: int,
+    num_classes: int | None,
+    cond_features: int | None = None,
+    remat: bool = False,
 ) -> UNet:
-    """The U-Net of a configuration, with so many output channels and classes.
+    """The U-Net of a configuration, with so many output channels, classes and features of cond.
 
     Raises ValueError for as many groups as channels: normalising each channel by itself takes out
     the time embedding, and such a network does not know which step it is at.
@@ -201,6 +197,7 @@ def build_network(
         out_channels=out_channels,
         num_groups=config.num_groups,
         num_classes=num_classes,
+        cond_features=cond_features,
         downsample_padding=config.downsample_padding,
         num_heads=config.num_heads,
         head_channels=config.head_channels,
@@ -216,7 +213,10 @@ def build_network(
 
 
 def build_model(
-    config: TrainConfig, image_shape: tuple[int, ...], num_classes: int | None
+    config: TrainConfig,
+    image_shape: tuple[int, ...],
+    num_classes: int | None,
+    cond_features: int | None = None,
 ) -> Model:
     """Everything but the data and the devices; checks the network on the image shape without
     computing.
@@ -229,13 +229,15 @@ def build_model(
         num_classes = None
     elif num_classes is None:
         raise ValueError(
-            "--network.class-conditional needs data with labels, and these have none. Use digits, "
-            "mnist or cifar10, or train without labels."
+            "--network.class-conditional needs data with labels, and these have none. Put the "
+            "images of each class into a folder of its own, give their labels as --data.labels "
+            "FILE.csv, or train without labels."
         )
     network = build_network(
         config.network,
         out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
         num_classes=num_classes,
+        cond_features=cond_features,
         remat=config.devices.remat,
     )
     jax.eval_shape(
@@ -254,6 +256,7 @@ def build_model(
         config=config,
         image_shape=(height, width, channels),
         num_classes=num_classes,
+        cond_features=cond_features,
         schedule=build_schedule(config.diffusion),
         network=network,
         optimizer=optimizer,

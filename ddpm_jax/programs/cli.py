@@ -15,7 +15,8 @@ import typing
 from pathlib import Path
 
 import ddpm_jax
-from ddpm_jax.programs.config import DataConfig, SamplerOptions
+from ddpm_jax.data.registry import known_names
+from ddpm_jax.programs.config import SamplerOptions
 
 PACKAGE = Path(ddpm_jax.__file__).parent
 USAGE = """usage: ddpm-jax train PRESET [OPTIONS]
@@ -84,13 +85,12 @@ def experiments_folder() -> Path:
 def listing() -> str:
     """Presets, studies, data sets and samplers, a line each."""
     presets, studies = commands()
-    data_sets = typing.get_args(typing.get_type_hints(DataConfig)["name"])
     samplers = typing.get_args(typing.get_type_hints(SamplerOptions)["sampler"])
     lines = ["presets (ddpm-jax train PRESET)"]
     lines += [f"  {name:22} {_summary(path)}" for name, path in presets.items()]
     lines += ["", "studies (ddpm-jax STUDY)"]
     lines += [f"  {name:22} {_summary(path)}" for name, path in studies.items()]
-    lines += ["", f"data sets (--data.name): {', '.join(data_sets)}"]
+    lines += ["", f"data sets (--data.name): {', '.join(known_names())}"]
     lines += [f"samplers (--sampler): {', '.join(samplers)}"]
     return "\n".join(lines) + "\n"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ddpm_jax.data.registry import check_name
 from ddpm_jax.denoisers.prediction import Target, VarianceKind
 from ddpm_jax.forward import Spacing
 
@@ -15,20 +16,29 @@ from ddpm_jax.forward import Spacing
 class DataConfig:
     """Where the images come from."""
 
-    name: Literal["digits", "cifar10", "mnist", "folder"] = "digits"
-    """digits: scikit-learn's 1,797 images of 8×8; folder: your own images, below `path`."""
+    name: str = "digits"
+    """digits (scikit-learn's 1,797 images of 8×8), cifar10, cifar100, mnist, fashion_mnist, svhn;
+    folder or arrays: your own images at `path`; tfds:NAME; hf:NAME_OR_FOLDER; or your own function
+    of the split, package.module:function."""
     path: Path | None = None
-    """Local archive or folder. None looks in the cache, then for a prepared TFDS data set."""
+    """Local file or folder. None looks in the cache, then for a prepared TFDS data set."""
     cache_dir: Path | None = None
     """Where decoded images are kept; None for the user's cache folder."""
     download: bool = False
     """Whether the data may be fetched from its official address, its checksum verified."""
-    resolution: int | None = None
-    """Side length for a folder of images: they are resized and centre-cropped to it."""
+    resolution: int | str | None = None
+    """Size that images are resized and centre-cropped to: 64, or HEIGHTxWIDTH such as 48x64."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """1 for grey, 3 for RGB; auto is grey if all images are stored so."""
+    labels: str = "auto"
+    """Where the labels of your own images come from: a .csv or .json file, or none; auto: class
+    folders or dataset.json, for class-conditional networks."""
     holdout: float = 0.1
-    """Share of a folder's images that is held out from training; 0 for none."""
-    flip: bool = False
-    """Mirror each training image left to right with probability ½."""
+    """Share of the images that is held out from training, where the data have no held-out split; 0
+    for none."""
+    augment: Literal["none", "flip", "pad_crop", "flip_pad_crop"] = "none"
+    """flip: mirror each training image left to right with probability ½; pad_crop: shift it by up
+    to 4 pixels, padded by reflection."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,8 @@ class NetworkConfig:
     patch_size: int = 1
     """The network takes square patches of this many pixels per side as its pixels; 1 for none."""
     class_conditional: bool = False
-    """Embed the label beside the step; some labels are dropped while training, for guidance."""
+    """Embed the label beside the step; some labels are dropped while training, for guidance. Data
+    with vectors `cond` condition the network on them without being asked to."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, statistics, softmax and loss stay float32."""
 
@@ -121,7 +132,7 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     """Stretch the schedule until nothing of x_0 is left in x_T; needs the target v or x_0."""
     label_dropout: float = 0.1
-    """Share of labels replaced by "none" when training a class-conditional network."""
+    """Share of labels replaced by "none", and of vectors `cond` by zeros, while training."""
     clip: bool = True
     """Clip x̂_0 to [-1, 1] while sampling."""
 
@@ -306,6 +317,7 @@ def check_config(config: TrainConfig) -> None:
 
     The functions that use the other values check them.
     """
+    check_name(config.data.name)
     if config.num_steps < 1:
         raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
     if config.max_bad_steps < 1:

@@ -22,8 +22,9 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.samplers import Sampler, advance, grid_steps, initial_noise
 from ddpm_jax.types import Array, Denoiser, Device, Key, PyTree, bcast_right
 
-DenoiserOf = Callable[[PyTree, Any], Denoiser]
-"""`denoiser_of(params, labels) -> denoise`; labels [B], or None for networks without classes."""
+DenoiserOf = Callable[..., Denoiser]
+"""`denoiser_of(params, labels) -> denoise`; labels [B], or None for networks without classes. Where
+there are vectors `cond` [B, D], they are a third argument."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
@@ -90,8 +91,8 @@ class Generator:
             x_T = initial_noise(keys, self.shape)
             return keys, x_T, sampler.init(x_T)
 
-        def run(params, x, state, keys, labels, steps):
-            denoise = self._denoiser_of(params, labels)
+        def run(params, x, state, keys, conditions, steps):
+            denoise = self._denoiser_of(params, *conditions)
             noise_keys = keys if sampler.stochastic else None
             x, state, _ = advance(sampler, denoise, x, state, steps, keys=noise_keys)
             return x, state
@@ -117,6 +118,7 @@ class Generator:
         batch_size: int = 64,
         start: int = 0,
         labels: np.ndarray | None = None,
+        cond: np.ndarray | None = None,
         frames_of: int = 0,
         on_progress: Callable[[int], None] = lambda steps: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -131,13 +133,14 @@ class Generator:
                 the devices used.
             start: the number of the first image, to continue where an earlier call ended.
             labels: one class per image [count], for conditional networks.
+            cond: one vector per image [count, D], for networks that take vectors.
             frames_of: for this many of the first images, at most one batch, also return x_t before
                 each chunk and at the end.
             on_progress: called with the number of images × steps since the last call.
             should_stop: called between chunks; when it returns True, Stopped is raised.
 
-        Raises ValueError for counts below one, seeds beyond 32 bits, and labels that are not one
-        per image.
+        Raises ValueError for counts below one, seeds beyond 32 bits, and labels or cond that are
+        not one per image.
         """
         if count < 1 or batch_size < 1 or start < 0 or not 0 <= seed < 2**32:
             raise ValueError(
@@ -147,6 +150,10 @@ class Generator:
         if labels is not None and len(labels) != count:
             raise ValueError(
                 f"a Generator needs one label per image, got {len(labels)} for {count} images."
+            )
+        if cond is not None and len(cond) != count:
+            raise ValueError(
+                f"a Generator needs one row of cond per image, got {len(cond)} for {count} images."
             )
         num_devices = len(self.devices)
         if processes.num_processes() == 1:
@@ -158,8 +165,10 @@ class Generator:
         for rows in batches(count, size):
             real = rows.stop - rows.start
             index = np.arange(start + rows.start, start + rows.stop, dtype=np.uint32)
-            batch_labels = None if labels is None else labels[rows].astype(np.int32)
-            index, batch_labels = split.put((index, batch_labels), size)
+            conditions: list[Any] = [None if labels is None else labels[rows].astype(np.int32)]
+            if cond is not None:
+                conditions.append(cond[rows].astype(np.float32))
+            index, conditions = split.put((index, tuple(conditions)), size)
             keys, x, state = start_batch(np.uint32(seed), index)
             keep = rows.start == 0 and frames_of > 0
             if keep:
@@ -168,7 +177,7 @@ class Generator:
                 if should_stop():
                     raise Stopped(f"stopped after {rows.start} of {count} images")
                 steps = self._steps[begin : begin + self._chunk]
-                x, state = run_chunk(params, x, state, keys, batch_labels, steps)
+                x, state = run_chunk(params, x, state, keys, conditions, steps)
                 if keep:
                     frames.append(_pixels(x, frames_of))
                 jax.block_until_ready(x)

@@ -76,7 +76,12 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
         directory = RunDirectory(source)
         config, facts = directory.read()
         data = facts["data"]
-        model = build_model(config, tuple(data["image_shape"]), data.get("num_classes"))
+        model = build_model(
+            config,
+            tuple(data["image_shape"]),
+            data.get("num_classes"),
+            data.get("cond_features"),
+        )
         like = choose_devices("jit", 1).placeholder(model.init_shapes())
         if has_weights(source):
             params, step, digest = read_weights(source, facts.get("weights", {}), like.ema_params)

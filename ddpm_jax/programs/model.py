@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddpm_jax.data import prepare_images
+from ddpm_jax.data import ImageDataset, prepare_images
 from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.denoisers.guidance import classifier_free
 from ddpm_jax.denoisers.prediction import (
@@ -49,6 +49,9 @@ from ddpm_jax.programs.generator import DenoiserOf
 from ddpm_jax.training import TrainState, init_spike_guard, init_state
 from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
 
+Conditions = Mapping[str, Any]
+"""What a network is conditioned on beside the step: "label" int [B], "cond" [B, D], or nothing."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -58,6 +61,7 @@ class Model:
         config: the run's configuration.
         image_shape: [H, W, C].
         num_classes: the number of classes; None for a network without labels.
+        cond_features: the width D of the vectors that condition the network; None for none.
         schedule: the schedule of the full process.
         network: the Flax module.
         optimizer: the Optax transformation.
@@ -69,6 +73,7 @@ class Model:
     schedule: NoiseSchedule
     network: UNet
     optimizer: optax.GradientTransformation
+    cond_features: int | None = None
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
@@ -111,7 +116,7 @@ class Model:
         expects of losses with a state.
         """
         key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
-        x_0 = prepare_images(batch["image"], key_flip, flip=self.config.data.flip)
+        x_0 = prepare_images(batch["image"], key_flip, **_augmentation(self.config))
         T = self.schedule.num_timesteps
         weight = None
         if self.loss_aware:
@@ -122,17 +127,20 @@ class Model:
             t = uniform_timesteps(key_t, T)
         noise = normal_per_example(key_noise, x_0.shape[1:])
         options: dict[str, Any] = {"dropout_keys": key_dropout}
-        if self.num_classes is not None:
+        if self.num_classes is not None or self.cond_features is not None:
             share = self.config.diffusion.label_dropout
             dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(key_label)
-            options["label"] = jnp.where(dropped, self.num_classes, batch["label"])
+            if self.num_classes is not None:
+                options["label"] = jnp.where(dropped, self.num_classes, batch["label"])
+            if self.cond_features is not None:
+                options["cond"] = jnp.where(dropped[:, None], 0.0, batch["cond"])
         losses = self._objective(self.bind(params, **options), x_0, t, noise)
         if weight is None:
             return losses
         return weight * losses, {"t": t, "loss": losses}
 
     def heldout_losses(
-        self, params: PyTree, images: Array, labels: Array | None, t: Array, keys: Key
+        self, params: PyTree, images: Array, conditions: Conditions, t: Array, keys: Key
     ) -> Array:
         """The training loss at steps t, and an estimate of the bound in bits/dim: [b, 2].
 
@@ -143,7 +151,7 @@ class Model:
         noise = normal_per_example(fold_in_each(keys, 0), x_0.shape[1:])
         x_t = q_sample(self.schedule, x_0, t, noise)
         diffusion = self.config.diffusion
-        output = self.bind(params, label=labels)(x_t, t)
+        output = self.bind(params, **conditions)(x_t, t)
         reverse = p_mean_variance(
             self.schedule,
             output,
@@ -172,24 +180,39 @@ class Model:
             return losses * bound_weight(schedule, t, target=target, variance=variance)
         return losses * loss_weight(schedule, t, _weighting(diffusion), target=target)
 
-    def denoiser_of(self, params: PyTree, labels: Array | None) -> Denoiser:
-        """The denoiser with these parameters and labels, for a `Generator`."""
-        return self.guided(1.0)(params, labels)
+    def denoiser_of(
+        self, params: PyTree, labels: Array | None, cond: Array | None = None
+    ) -> Denoiser:
+        """The denoiser with these parameters and conditions, for a `Generator`."""
+        return self.guided(1.0)(params, labels, cond)
+
+    def conditions(self, data: ImageDataset, rows: Any = slice(None)) -> dict[str, np.ndarray]:
+        """What conditions this network on rows of a data set: their "label", "cond", or nothing."""
+        found = {}
+        if self.num_classes is not None:
+            found["label"] = data.labels[rows]
+        if self.cond_features is not None and data.cond is not None:
+            found["cond"] = data.cond[rows]
+        return found
 
     def guided(self, scale: float, clip: Clip | None = None) -> DenoiserOf:
         """As `denoiser_of`, with classifier-free guidance. `clip` overrides the run's.
 
-        Raises ValueError for guidance of a network without labels.
+        Raises ValueError for guidance of a network without conditions.
         """
         diffusion = self.config.diffusion
-        if scale != 1.0 and self.num_classes is None:
+        if scale != 1.0 and self.num_classes is None and self.cond_features is None:
             raise ValueError(
                 f"guidance {scale:g} needs a class-conditional network, and this run's takes no "
                 "labels. Train one with --network.class-conditional, or leave guidance at 1."
             )
 
-        def denoiser_of(params: PyTree, labels: Array | None) -> Denoiser:
-            apply_fn = self.bind(params, label=labels)
+        def denoiser_of(
+            params: PyTree, labels: Array | None, cond: Array | None = None
+        ) -> Denoiser:
+            conditions = {"label": labels, "cond": cond}
+            given = {name: x for name, x in conditions.items() if x is not None}
+            apply_fn = self.bind(params, **given)
             if scale != 1.0:
                 plain = self.bind(params)
                 apply_fn = classifier_free(apply_fn, plain, scale, variance=diffusion.variance)
@@ -226,6 +249,11 @@ class Model:
     def cycled_labels(self, count: int) -> np.ndarray | None:
         """The labels 0, 1, …, K-1, 0, … of `count` images; None for a network without labels."""
         return None if self.num_classes is None else np.arange(count) % self.num_classes
+
+
+def _augmentation(config: TrainConfig) -> dict[str, bool]:
+    """The options of `prepare_images` that a configuration names."""
+    return {name: name in config.data.augment for name in ("flip", "pad_crop")}
 
 
 def _weighting(config: DiffusionConfig) -> Weighting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -21,6 +22,8 @@ FREE_FIELDS = (
     "data.path",
     "data.cache_dir",
     "data.download",
+    "data.labels",
+    "data.channels",
     "devices.",
     "distributed.",
     "report.",
@@ -127,7 +130,7 @@ class RunDirectory:
         """
         try:
             values = read_json_object(self.config)
-            config = from_json(TrainConfig, values.pop("config"), str(self.config))
+            config = from_json(TrainConfig, _with_new_names(values.pop("config")), str(self.config))
             _check_sizes(config)
             _check_data(values["data"])
         except FileNotFoundError as error:
@@ -143,8 +146,21 @@ class RunDirectory:
 
 
 def _nameless(fact: Any) -> Any:
-    """A fact without the name of the data, which are known by their fingerprint."""
-    return {k: v for k, v in fact.items() if k != "name"} if isinstance(fact, dict) else fact
+    """A fact without the names of data and classes: data are known by their fingerprint."""
+    names = ("name", "class_names")
+    return {k: v for k, v in fact.items() if k not in names} if isinstance(fact, dict) else fact
+
+
+def _with_new_names(config: Any) -> Any:
+    """The values of a config.json, with the fields of earlier versions under their new names."""
+    if not isinstance(config, dict) or not isinstance(data := config.get("data"), dict):
+        return config
+    if "channels" not in data and data.get("name") == "folder":
+        data = {**data, "channels": 3}  # the only choice there was
+    if type(data.get("flip")) is bool:
+        augment = "flip" if data["flip"] else "none"
+        data = {"augment": augment, **{k: v for k, v in data.items() if k != "flip"}}
+    return {**config, "data": data}
 
 
 def _check_sizes(config: TrainConfig) -> None:
@@ -174,6 +190,13 @@ def _check_data(data: dict[str, Any]) -> None:
         raise ValueError(f"data.image_shape is {shape}, not [H, W, C]")
     if classes is not None and (type(classes) is not int or not 0 < classes <= 1_000_000):
         raise ValueError(f"data.num_classes is {classes!r}")
+    features, names = data.get("cond_features"), data.get("class_names")
+    if features is not None and (type(features) is not int or not 0 < features <= 1_000_000):
+        raise ValueError(f"data.cond_features is {features!r}")
+    if names is not None and (
+        type(names) is not list or len(names) != classes or not all(type(n) is str for n in names)
+    ):
+        raise ValueError(f"data.class_names is {str(names)[:80]}, not the {classes} classes")
     for name in ("name", "fingerprint"):
         if not isinstance(data.get(name), str | None):
             raise ValueError(f"data.{name} is {data[name]!r}")
@@ -226,8 +249,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (hint,) = (option for option in arguments if option is not type(None))
-        return _typed(hint, value, where)
+        *others, last = (option for option in arguments if option is not type(None))
+        for option in others:
+            with contextlib.suppress(ValueError):
+                return _typed(option, value, where)
+        return _typed(last, value, where)
     if origin is Literal:
         fits = value in arguments
     elif origin is tuple:

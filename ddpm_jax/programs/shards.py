@@ -97,7 +97,8 @@ def sample_shards(
     *,
     count: int,
     batch_size: int,
-    label: int | None = None,
+    label: int | str | None = None,
+    cond: npt.NDArray[np.float32] | None = None,
     frames_of: int = 0,
     on_frames: Callable[[npt.NDArray[np.uint8]], None] = lambda frames: None,
 ) -> None:
@@ -110,6 +111,7 @@ def sample_shards(
         count: the number of images in all shards together.
         batch_size: the number of images at a time.
         label: the class of all images; None for all classes in turn.
+        cond: the vectors [M, D] that images are conditioned on, in turn; None for none.
         frames_of: the number of first images whose frames are kept, at most one batch.
         on_frames: called with the frames [F, N, H, W, C] before the first shard is written.
     """
@@ -146,6 +148,7 @@ def sample_shards(
                 batch_size=batch,
                 start=first,
                 labels=None if labels is None else labels[first:],
+                cond=None if cond is None else cond[np.arange(first, first + drawn) % len(cond)],
                 frames_of=frames_of if first == 0 else 0,
                 on_progress=advance,
             )

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ddpm_jax.data import DataSet
+from ddpm_jax.data.registry import PASSED
 from ddpm_jax.devices import processes
 from ddpm_jax.programs.compilation import unless_stopped
 from ddpm_jax.programs.config import TrainConfig
@@ -47,8 +49,13 @@ class TrainingResult(NamedTuple):
     heldout: HeldOut | None
 
 
-def train(config: TrainConfig, finish: Finish | None = None) -> TrainingResult | None:
+def train(
+    config: TrainConfig, finish: Finish | None = None, *, data: DataSet | None = None
+) -> TrainingResult | None:
     """Trains, or resumes training, and draws the final pictures; None if stopped before it began.
+
+    data  a function of the split, "train" or "heldout", that returns an `ImageDataset`, in place of
+          the data that `config.data` names; `data.from_arrays` makes one
 
     The first SIGINT (Ctrl-C) or SIGTERM ends training at the next step, which is saved. While the
     step is compiled there is nothing to save, and `CompilationStopped`, a KeyboardInterrupt, is
@@ -58,11 +65,14 @@ def train(config: TrainConfig, finish: Finish | None = None) -> TrainingResult |
     MismatchedCheckpointError before training if something is wrong, and NonFiniteError when
     training diverges.
     """
+    if data is not None:
+        name = dataclasses.replace(config.data, name=PASSED)
+        config = dataclasses.replace(config, data=name)
     processes.connect(**dataclasses.asdict(config.distributed))
     with StopRequest() as stop:
         try:
             with stop.at_once():
-                run = processes.everywhere(lambda: TrainingRun(config))
+                run = processes.everywhere(lambda: TrainingRun(config, data))
         except BaseException:
             # Any error: a library that is being imported may turn the interrupt into another one.
             if stop.signal is None:

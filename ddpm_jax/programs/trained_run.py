@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.data import ImageDataset
+from ddpm_jax.data.registry import is_function
 from ddpm_jax.denoisers.prediction import Target
 from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
-from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.process import q_sample
-from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
 from ddpm_jax.programs.build import build_model, build_sampler, load_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig
-from ddpm_jax.programs.console import bar, say
+from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.paths import with_local_paths
@@ -38,13 +36,14 @@ from ddpm_jax.training import (
     TrainState,
     choose_devices,
 )
-from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree, mean_per_example, x_0_of
+from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree
 
 DATA_OPTIONS = {
     "--data.path": "--data-path",
     "--data.download": "the training script's --data.download",
     "download=True": "--data.download in training, which keeps the data in the cache",
     "--data.resolution": "the training script's --data.resolution",
+    "--data.name": "--data-name",
 }
 
 
@@ -66,6 +65,9 @@ class RunOptions:
     """Use the averaged parameters, as the paper does, or the last ones."""
     data_path: Path | None = None
     """Where the data of the run lie, when that is not where they were in training."""
+    data_name: str | None = None
+    """The data of the run, as --data.name in training. Needed for a function of your own, since a
+    run's folder alone does not decide which code is run."""
     num_devices: int | None = None
     """Devices to split each batch over; None for all. A CPU's cores are devices, up to eight.
     Changes speed, not the results."""
@@ -95,7 +97,9 @@ class TrainedRun:
         # Before JAX is used.
         keep_freed_memory(self.config.batch_size, image_shape, self.config.network.channels)
         one_device_per_core()
-        self.model: Model = build_model(self.config, image_shape, data.get("num_classes"))
+        self.model: Model = build_model(
+            self.config, image_shape, data.get("num_classes"), data.get("cond_features")
+        )
         parallel = choose_devices(count=options.num_devices)
         self.devices = parallel.devices
         if processes.num_processes() == 1:
@@ -230,10 +234,17 @@ class TrainedRun:
         config = self.config.data
         if self.options.data_path is not None:
             config = dataclasses.replace(config, path=self.options.data_path)
+        if self.options.data_name is not None:
+            config = dataclasses.replace(config, name=self.options.data_name)
+        elif is_function(config.name):
+            raise RunDirectoryError(
+                f"{self.name} was trained on data of a function, {config.name}. Name one that is "
+                "yours to run: --data-name package.module:function."
+            )
         # Of a run made elsewhere: where to write and whether to fetch is not for its maker to say.
         config = dataclasses.replace(config, cache_dir=None, download=False)
         try:
-            data = load_data(config, split)
+            data = load_data(config, split, labelled=self.model.num_classes is not None)
         except (ValueError, OSError) as error:
             # Training names its own options; here the path is --data-path, and nothing is fetched.
             message = str(error)
@@ -251,18 +262,22 @@ class TrainedRun:
             )
         return data
 
-    def labels(self, count: int, label: int | None = None) -> np.ndarray | None:
+    def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
         """One class for so many images [count], or all in turn; None where the network takes none.
+
+        A class is a number, or its name where the data had names, which come first.
 
         Raises ValueError for a class that the run does not have.
         """
-        classes = self.model.num_classes
+        classes, names = self.model.num_classes, self.facts["data"].get("class_names") or []
         if label is None:
             return self.model.cycled_labels(count)
-        if classes is None or not 0 <= label < classes:
+        number = names.index(str(label)) if str(label) in names else label
+        if classes is None or not isinstance(number, int) or not 0 <= number < classes:
             known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
+            known += f", or {', '.join(names[:20])}" + ", …" * (len(names) > 20) if names else ""
             raise ValueError(f"--label {label} is not a class of this run: {known}.")
-        return np.full(count, label)
+        return np.full(count, number)
 
     def sampler(self, options: SamplerOptions) -> Sampler:
         """The sampler that the options name, with this run's variance unless they name another."""
@@ -293,46 +308,8 @@ class TrainedRun:
 
     @functools.cached_property
     def x_0_mse(self) -> np.ndarray:
-        """E‖x_0 - x̂_0(x_t)‖²/d for every step [T], on training images; kept beside the run.
-
-        What the analytic variance is made from (`optimal_log_variance`).
-        """
-        kind = "ema" if self.options.ema else "last"
-        path = self.root / f"x_0_mse-{kind}-{self.step}.json"
-        T = self.model.schedule.num_timesteps
-        data = self.train_data
-        count = min(len(data.images), 256)
-        known_by = {
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "data_fingerprint": data.fingerprint,
-            "images": count,
-        }
-
-        def kept() -> dict[str, Any]:
-            return read_json_object(path) if path.exists() else {}
-
-        if processes.on_leader(lambda: known_by.items() <= kept().items()):
-            return np.asarray(kept()["x_0_mse"], dtype=np.float64)
-        # Spread over the data set, which may be sorted.
-        chosen = np.linspace(0, len(data.images) - 1, count).astype(int)
-        labels = None if self.model.num_classes is None else data.labels[chosen]
-        errors_of = jax.jit(functools.partial(_x_0_errors, self.model))
-        # Of no seed of the user's: which image a seed gives must not depend on what ran before.
-        keys = example_keys(make_key(0), jnp.arange(count, dtype=jnp.uint32))
-        mse = np.zeros(T)
-        with bar(T, "measuring the denoiser's errors", leave=False) as progress:
-            for t in range(T):
-                errors = errors_of(self.params, data.images[chosen], labels, np.int32(t), keys)
-                mse[t] = np.asarray(errors, np.float64).mean()
-                progress.update()
-        try:
-            if processes.is_leader():
-                write_json(path, {**known_by, "x_0_mse": mse.tolist()})
-        except OSError as error:
-            say(
-                f"warning: {path} cannot be kept ({error.strerror}); it is measured again next time"
-            )
-        return mse
+        """The denoiser's errors [T], from which the analytic variance is made."""
+        return measured_x_0_mse(self)
 
 
 def make_writable(out: Path) -> None:
@@ -374,14 +351,3 @@ def load_run(source: str | Path, **options: Any) -> TrainedRun:
     if isinstance(source, str) and source in pretrained_names() and not Path(source).exists():
         return TrainedRun(RunOptions(pretrained=source, **options))
     return TrainedRun(RunOptions(Path(source), **options))
-
-
-def _x_0_errors(model: Model, params, images, labels, t, keys) -> Array:
-    """‖x_0 - x̂_0‖²/d [b] at step t [], for one draw of noise an example."""
-    x_0 = prepare_images(images, None, flip=False)
-    noise = normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
-    steps = jnp.broadcast_to(t, x_0.shape[:1])
-    denoise = model.denoiser_of(params, labels)
-    x_t = q_sample(model.schedule, x_0, t, noise)
-    x_0_hat = x_0_of(denoise(x_t, steps), x_t)
-    return mean_per_example(jnp.square(x_0 - x_0_hat))

@@ -6,13 +6,14 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from ddpm_jax import visualize
-from ddpm_jax.data import ImageDataset, ShuffledIndices, fits_on_device
+from ddpm_jax.data import DataSet, ImageDataset, ShuffledIndices, fits_on_device
+from ddpm_jax.data.registry import load_from
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
@@ -38,17 +39,28 @@ class HeldOut(NamedTuple):
     bits_per_dim: float
 
 
+def cond_features_of(data: ImageDataset) -> int | None:
+    """The width of the vectors that a data set conditions networks on."""
+    return None if data.cond is None else data.cond.shape[1]
+
+
 class TrainingRun:
     """A training run in progress: its model, data, devices and folder.
 
     Raises ValueError for a configuration that cannot be trained, OSError for unreadable data.
     """
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, data_set: DataSet | None = None):
         check_config(config)
         self.config = config
-        self.train_data: ImageDataset = load_data(config.data, "train")
-        self.heldout_data: ImageDataset = load_data(config.data, "heldout")
+        labelled = config.network.class_conditional
+
+        def load(split: Literal["train", "heldout"]) -> ImageDataset:
+            if data_set is not None:
+                return load_from(data_set, split, "given to train")
+            return load_data(config.data, split, labelled=labelled)
+
+        self.train_data, self.heldout_data = load("train"), load("heldout")
         data, devices = self.train_data, config.devices
         image_shape = data.images.shape[1:]
         # Before JAX starts its threads, which choosing the devices does.
@@ -63,7 +75,9 @@ class TrainingRun:
         self.sampling_devices: tuple[Device, ...] = (
             tuple(jax.local_devices()) if every_core else self.parallel.devices
         )
-        self.model: Model = build_model(config, image_shape, data.num_classes)
+        self.model: Model = build_model(
+            config, image_shape, data.num_classes, cond_features_of(data)
+        )
         self.train_step = make_train_step(
             self.model.training_losses,
             self.model.optimizer,
@@ -91,14 +105,18 @@ class TrainingRun:
     @property
     def facts(self) -> dict[str, Any]:
         """What the run's numbers depend on besides its configuration."""
-        return {
-            "data": {
-                "name": self.train_data.name,
-                "fingerprint": self.train_data.fingerprint,
-                "image_shape": list(self.model.image_shape),
-                "num_classes": self.train_data.num_classes,
-            }
+        data = self.train_data
+        facts: dict[str, Any] = {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "image_shape": list(self.model.image_shape),
+            "num_classes": data.num_classes,
         }
+        if data.class_names is not None:
+            facts["class_names"] = list(data.class_names)
+        if self.model.cond_features is not None:
+            facts["cond_features"] = self.model.cond_features
+        return {"data": facts}
 
     def indices(self) -> ShuffledIndices:
         """The order in which the training data is visited."""
@@ -123,9 +141,9 @@ class TrainingRun:
     def _heldout_losses(self) -> tuple[RowSplit, Callable[..., Any]]:
         """The devices that share a batch, and the function that returns its losses [B, 2]."""
 
-        def losses(params, images, labels, t, index):
+        def losses(params, images, conditions, t, index):
             keys = example_keys(make_key(0), index)
-            return self.model.heldout_losses(params, images, labels, t, keys)
+            return self.model.heldout_losses(params, images, conditions, t, keys)
 
         split = RowSplit(self.parallel.devices)
         return split, split.map(losses, (WHOLE, ROWS, ROWS, ROWS, ROWS))
@@ -143,14 +161,13 @@ class TrainingRun:
         # At most as many images at a time as a training step has on each device.
         count = len(self.parallel.devices)
         size = split.round_up(min(draws, count * min(256, max(1, self.config.batch_size // count))))
-        labels = None if self.model.num_classes is None else data.labels[which]
         params, total = split.replicate(params), np.zeros(2)
         for rows in batches(draws, size):
             if should_stop():
                 raise Stopped
             batch = (
                 data.images[which[rows]],
-                None if labels is None else labels[rows],
+                self.model.conditions(data, which[rows]),
                 t[rows],
                 np.arange(rows.start, rows.stop, dtype=np.uint32),
             )
@@ -170,6 +187,7 @@ class TrainingRun:
                 count=report.sample_count,
                 batch_size=report.sample_count,
                 labels=self.model.cycled_labels(report.sample_count),
+                cond=self.sample_cond(report.sample_count),
                 leave=False,
                 should_stop=should_stop,
             )
@@ -177,6 +195,12 @@ class TrainingRun:
             return
         if processes.is_leader():
             visualize.save_grid(self.sheet_path(step), made.images)
+
+    def sample_cond(self, count: int) -> np.ndarray | None:
+        """The vectors that sheets of samples are conditioned on: held-out ones, or training's."""
+        data = self.heldout_data if len(self.heldout_data.images) else self.train_data
+        rows = np.arange(count) % len(data.images)
+        return self.model.conditions(data, rows).get("cond")
 
     def sheet_path(self, step: int) -> Path:
         """The file of a step's sheet of samples."""
@@ -235,6 +259,7 @@ class TrainingRun:
             count=report.final_count,
             batch_size=report.final_count,
             labels=self.model.cycled_labels(report.final_count),
+            cond=self.sample_cond(report.final_count),
             frames_of=min(report.final_count, 36),
             should_stop=should_stop,
         )

@@ -12,6 +12,11 @@ from ddpm_jax.samplers.base import (
     sample,
     sample_trajectory,
 )
+from ddpm_jax.samplers.continuous import (
+    euler_maruyama,
+    probability_flow_euler,
+    probability_flow_heun,
+)
 from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_encode_trajectory
 from ddpm_jax.samplers.deis import deis
 from ddpm_jax.samplers.dpm_solver import dpm_solver_pp
@@ -33,12 +38,15 @@ __all__ = [
     "ddim_encode_trajectory",
     "deis",
     "dpm_solver_pp",
+    "euler_maruyama",
     "grid_steps",
     "heun",
     "initial_noise",
     "inpaint",
     "lerp",
     "predictor_corrector",
+    "probability_flow_euler",
+    "probability_flow_heun",
     "sample",
     "sample_trajectory",
     "slerp",

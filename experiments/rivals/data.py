@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -75,8 +74,3 @@ def board() -> Data:
         return jnp.full(x.shape[:1], -np.log(8.0 * side**2), x.dtype)
 
     return Data("checkerboard", 2, density.sample, mode, np.full(8, 1 / 8), log_density)
-
-
-def training_set(data: Data, key: Key, count: int) -> Array:
-    """`count` true samples [count, d]."""
-    return jax.jit(data.sample)(jax.random.split(key, count))

@@ -14,12 +14,38 @@ import jax
 import jax.numpy as jnp
 
 import ddpm_jax as dj
+from ddpm_jax.denoisers.prediction import Variance
 from ddpm_jax.keys import fold_in_each
 from ddpm_jax.likelihood import normal_kl, normal_log_density
-from ddpm_jax.types import Array, Key
+from ddpm_jax.types import ApplyFn, Array, Key
 from rivals.rival import Rival, descend
 
-VARIANCE = "fixed_small"
+VARIANCE: Variance = "fixed_large"
+FLOW_KIND = "probability flow"
+
+
+def bound(
+    schedule: dj.NoiseSchedule,
+    apply_fn: ApplyFn,
+    x_0: Array,
+    keys: Key,
+    variance: Variance = VARIANCE,
+) -> Array:
+    """-(L_T + Σ_t L_t) ≤ log p(x_0) [B] in nats, from one draw of x_t per step."""
+
+    def term(t):
+        noise = dj.normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
+        x_t = dj.q_sample(schedule, x_0, t, noise)
+        output = apply_fn(x_t, jnp.broadcast_to(t, x_0.shape[:1]))
+        p = dj.p_mean_variance(schedule, output, x_t, t, variance=variance, clip=False)
+        q = dj.q_posterior(schedule, x_0, x_t, t)
+        kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance)
+        last = -normal_log_density(x_0, p.mean, p.log_variance)
+        return jnp.sum(jnp.where(t == 0, last, kl), axis=1)
+
+    q_T = dj.q_mean_variance(schedule, x_0, schedule.num_timesteps - 1)
+    prior = jnp.sum(normal_kl(q_T.mean, q_T.log_variance, 0.0, 0.0), axis=1)
+    return -prior - jnp.sum(jax.lax.map(term, jnp.arange(schedule.num_timesteps)), axis=0)
 
 
 def ddpm(dim: int, width: int, *, num_timesteps: int = 100, exact: bool = True) -> Rival:
@@ -45,22 +71,8 @@ def ddpm(dim: int, width: int, *, num_timesteps: int = 100, exact: bool = True) 
         x_T = dj.initial_noise(keys, (dim,))
         return dj.sample(dj.ancestral(schedule, variance=VARIANCE), denoise, x_T, keys=keys)
 
-    def bound(params, x_0: Array, keys: Key) -> Array:
-        """-(L_T + Σ_t L_t), one draw of x_t per step."""
-
-        def term(t):
-            noise = dj.normal_per_example(fold_in_each(keys, t), (dim,))
-            x_t = dj.q_sample(schedule, x_0, t, noise)
-            output = network.apply(params, x_t, t)
-            p = dj.p_mean_variance(schedule, output, x_t, t, variance=VARIANCE, clip=False)
-            q = dj.q_posterior(schedule, x_0, x_t, t)
-            kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance)
-            last = -normal_log_density(x_0, p.mean, p.log_variance)
-            return jnp.sum(jnp.where(t == 0, last, kl), axis=1)
-
-        q_T = dj.q_mean_variance(schedule, x_0, T - 1)
-        prior = jnp.sum(normal_kl(q_T.mean, q_T.log_variance, 0.0, 0.0), axis=1)
-        return -prior - jnp.sum(jax.lax.map(term, jnp.arange(T)), axis=0)
+    def bound_of(params, x_0: Array, keys: Key) -> Array:
+        return bound(schedule, lambda x, t: network.apply(params, x, t), x_0, keys)
 
     def flow_density(params, x_0: Array, keys: Key) -> Array:
         denoise = dj.sigma_denoiser(schedule, lambda x, t: network.apply(params, x, t))
@@ -77,5 +89,5 @@ def ddpm(dim: int, width: int, *, num_timesteps: int = 100, exact: bool = True) 
             atol=1e-4,
         ).log_likelihood
 
-    kinds = {"bound": bound, "probability flow": flow_density}
-    return Rival("DDPM", init, descend(loss), sample, T, kinds, learning_rate=3e-3)
+    kinds = {"bound": bound_of, FLOW_KIND: flow_density}
+    return Rival("DDPM", init, descend(loss), sample, T, kinds)

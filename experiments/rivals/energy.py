@@ -26,8 +26,14 @@ SPREAD = 2.0
 """c, and the standard deviation of the chains' starts; data have one of about 1."""
 
 
+def energy_of(network: Perceptron, params, x: Array) -> Array:
+    """f(x) [B] of x [B, d]."""
+    base = 0.5 * jnp.sum(jnp.square(x / SPREAD), axis=1)
+    return base + network.apply(params, x)[:, 0]  # type: ignore[index]
+
+
 def energy(
-    dim: int, width: int, *, sigma: float = 0.05, num_steps: int = 1000, step_size: float = 0.01
+    dim: int, width: int, *, sigma: float = 0.1, num_steps: int = 1000, step_size: float = 0.01
 ) -> Rival:
     """An energy network of data [B, dim], with `num_steps` steps of MALA per sample."""
     network = Perceptron(width, 1)
@@ -35,20 +41,20 @@ def energy(
     def init(key: Key):
         return network.init(key, jnp.zeros((1, dim)))
 
-    def f(params, x: Array) -> Array:
-        base = 0.5 * jnp.sum(jnp.square(x / SPREAD), axis=1)
-        return base + network.apply(params, x)[:, 0]  # type: ignore[index]
-
     def loss(params, x: Array, key: Key) -> Array:
         noise = jax.random.normal(key, x.shape)
-        score_fn = score_of_energy(lambda x: f(params, x))
+        score_fn = score_of_energy(lambda x: energy_of(network, params, x))
         # times σ², which brings the loss to the order of d
         return sigma**2 * denoising_score_matching(score_fn, x, noise, sigma)
 
     def sample(params, keys: Key) -> Array:
         start = SPREAD * normal_per_example(fold_in_each(keys, 0), (dim,))
         return metropolis_adjusted_langevin(
-            lambda x: -f(params, x), start, step_size, num_steps=num_steps, keys=keys
+            lambda x: -energy_of(network, params, x),
+            start,
+            step_size,
+            num_steps=num_steps,
+            keys=keys,
         ).x
 
-    return Rival("Energy", init, descend(loss), sample, num_steps + 1, {}, learning_rate=3e-3)
+    return Rival("Energy", init, descend(loss), sample, num_steps + 1, {})

@@ -61,4 +61,4 @@ def gan(dim: int, width: int, *, latent: int = 2, penalty: float = 0.1) -> Rival
     def sample(params, keys: Key) -> Array:
         return generate(params, normal_per_example(keys, (latent,)))
 
-    return Rival("GAN", init, gradient, sample, 1, {}, learning_rate=1e-3, b1=0.5)
+    return Rival("GAN", init, gradient, sample, 1, {}, b1=0.5)

@@ -33,7 +33,6 @@ class Rival(NamedTuple):
         evaluations: network evaluations per sample.
         log_density: kind of number -> `(params, x [B, d], keys [B]) -> log p(x)` [B] in nats, a
             bound or an estimate, as the kind says. Empty for a model that has none.
-        learning_rate: Adam's peak, chosen as the study's page says.
         b1: Adam's decay of the first moment.
     """
 
@@ -43,7 +42,6 @@ class Rival(NamedTuple):
     sample: Callable[[PyTree, Key], Array]
     evaluations: int
     log_density: Mapping[str, Callable[[PyTree, Array, Key], Array]]
-    learning_rate: float
     b1: float = 0.9
 
 
@@ -97,15 +95,15 @@ def with_parameters(make: Callable[[int], Rival], parameters: int) -> Rival:
 
 
 def make_trainer(
-    rival: Rival, num_steps: int, batch_size: int, learning_rate: float | None = None
+    rival: Rival, num_steps: int, batch_size: int, learning_rate: float
 ) -> Callable[[Array, Key], tuple[PyTree, Array]]:
     """`(data [M, d], key []) -> (params, losses [num_steps])`, compiled, one scan over the steps.
 
-    A step draws its batch from the data with replacement. The learning rate, by default the
-    model's own, rises over the first twentieth and then falls to 0 along a cosine.
+    A step draws its batch from the data with replacement. The learning rate rises over the first
+    twentieth and then falls to 0 along a cosine.
     """
     rate = learning_rate_schedule(
-        rival.learning_rate if learning_rate is None else learning_rate,
+        learning_rate,
         warmup_steps=num_steps // 20,
         num_steps=num_steps,
         decay="cosine",

@@ -49,7 +49,7 @@ def importance_bound(encode: Gaussian, decode: Gaussian, x: Array, noise: Array)
     return logsumexp(log_weights, axis=0) - jnp.log(float(len(noise)))
 
 
-def vae(dim: int, width: int, *, latent: int = 2, draws: int = 256) -> Rival:
+def vae(dim: int, width: int, *, latent: int = 4, draws: int = 256) -> Rival:
     """A VAE of data [B, dim]; encoder and decoder are equally wide."""
     encoder, decoder = Perceptron(width, 2 * latent), Perceptron(width, 2 * dim)
 
@@ -85,4 +85,4 @@ def vae(dim: int, width: int, *, latent: int = 2, draws: int = 256) -> Rival:
         return importance_bound(*networks(params), x, noise)
 
     kinds = {"ELBO": one_draw, f"bound of {draws} draws": many_draws}
-    return Rival("VAE", init, descend(loss), sample, 1, kinds, learning_rate=3e-3)
+    return Rival("VAE", init, descend(loss), sample, 1, kinds)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from scipy import stats
 
 import ddpm_jax as dj
+from ddpm_jax.denoisers.prediction import Variance
+from ddpm_jax.losses import bound_weight
 from ddpm_jax.types import Array
 from ddpm_jax.visualize import Line, Panel
 from toys.figure import Figure
@@ -50,7 +52,7 @@ def schedules() -> Figure:
     t = np.arange(1, 1001)
     half = {name: int(np.argmax(host(s.alpha_bar) < 0.5)) + 1 for name, s in tables.items()}
 
-    def panel(title, of, ylabel, legend="best", **scale):
+    def panel(title, of, ylabel, legend: str | None, **scale):
         lines = []
         for i, (name, schedule) in enumerate(tables.items()):
             values = of(schedule)
@@ -218,9 +220,9 @@ def bound() -> Figure:
 def weights() -> Figure:
     """§9: the bound's weight of ‖ε - ε_θ‖², beside L_simple's."""
     schedule, steps = paper(), np.arange(2, 1001)
-    kinds = {"β_t": "fixed_large", "β̃_t": "fixed_small"}
+    kinds: dict[str, Variance] = {"β_t": "fixed_large", "β̃_t": "fixed_small"}
     curves = {
-        name: host(dj.bound_weight(schedule, np.arange(1000), target="epsilon", variance=kind))[1:]
+        name: host(bound_weight(schedule, np.arange(1000), target="epsilon", variance=kind))[1:]
         for name, kind in kinds.items()
     }
     share = {name: float(w[:99].sum() / w.sum()) for name, w in curves.items()}

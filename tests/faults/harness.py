@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "train_mnist.py"
 TINY = {
     "data.name": "digits",
-    "data.flip": None,
+    "data.augment": "flip",
     "batch-size": 8,
     "network.channels": 8,
     "network.channel-multipliers": 1,

@@ -1,0 +1,71 @@
+"""A DDPM of your own pictures: a folder of images, with labels or without.
+
+    python experiments/train_folder.py --data.path PHOTOS --data.resolution 32
+    python experiments/sample.py --run-dir runs/folder --sampler ddim --num-steps 50
+    python experiments/sample.py --run-dir runs/folder --sampler ddim --num-steps 50 --guidance 3
+
+If there are labels, the network is class-conditional: if the images of each class lie in a folder
+of their own, if PHOTOS has a dataset.json, or with `--data.labels FILE.csv`, whose columns are file
+and label. `--data.labels none` trains without. The network is small: 64 channels at the full
+resolution and 128 at a half and a quarter of it, where it attends.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from ddpm_jax.data.folder import list_images
+from ddpm_jax.data.images import size_of
+from ddpm_jax.data.labels import read_labels
+from ddpm_jax.files import user_path
+from ddpm_jax.programs.config import (
+    DataConfig,
+    DiffusionConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from ddpm_jax.programs.console import run_program, say
+from ddpm_jax.programs.train import TrainingResult, train
+
+CONFIG = TrainConfig(
+    run_dir=Path("runs/folder"),
+    num_steps=20_000,
+    batch_size=64,
+    data=DataConfig(name="folder", resolution=32),
+    # Attention at a quarter of the resolution, which `fitted` sets.
+    network=NetworkConfig(
+        channels=64, channel_multipliers=(1, 2, 2), attention_resolutions=(), dropout=0.1
+    ),
+    diffusion=DiffusionConfig(schedule="cosine", timesteps="stratified"),
+    optimizer=OptimizerConfig(warmup_steps=500, ema_decay=0.9995, ema_warmup=True),
+    report=ReportConfig(guidance=2.0),
+)
+
+
+def fitted(config: TrainConfig) -> TrainConfig:
+    """The configuration with what the pictures decide: classes, and where the network attends."""
+    data, network, report = config.data, config.network, config.report
+    if data.name == "folder" and data.path is not None:
+        folder = user_path(data.path)
+        images = [image.name for image in list_images(folder)]
+        labels = read_labels(folder, images, data.labels)
+        if labels is not None and not network.class_conditional:
+            names = ", ".join(labels.names[:10]) + ", …" * (len(labels.names) > 10)
+            say(f"{len(labels.names)} classes, {names}: the network is class-conditional")
+            network = dataclasses.replace(network, class_conditional=True)
+    if not network.class_conditional:
+        report = dataclasses.replace(report, guidance=1.0)
+    if data.resolution is not None and not network.attention_resolutions:
+        quarter = size_of(data.resolution)[0] // 4
+        network = dataclasses.replace(network, attention_resolutions=(quarter,))
+    return dataclasses.replace(config, network=network, report=report)
+
+
+def train_folder(config: TrainConfig) -> TrainingResult | None:
+    """Trains on a folder of pictures; see `train`."""
+    return train(fitted(config))
+
+
+if __name__ == "__main__":
+    run_program(train_folder, CONFIG, __doc__)
