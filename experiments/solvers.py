@@ -65,10 +65,14 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Any]] = {
 
 
 def even_in_log_snr(process: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """The steps nearest to equal distances in the log-SNR, first and last included; [num_steps]."""
+    """The steps nearest to equal distances in the log-SNR, the first and last included.
+
+    Where two fall on one step, later ones move up.
+    """
     log_snr = np.asarray(process.log_snr, np.float64)
     wanted = np.linspace(log_snr[0], log_snr[-1], num_steps)
-    return np.abs(log_snr[None] - wanted[:, None]).argmin(axis=1)
+    nearest, index = np.abs(log_snr[None] - wanted[:, None]).argmin(axis=1), np.arange(num_steps)
+    return np.maximum.accumulate(nearest - index) + index
 
 
 @dataclass(frozen=True)
