@@ -79,7 +79,7 @@ def test_the_denoiser_is_make_denoisers_with_the_estimate_bound():
 
 @pytest.mark.parametrize("use", [jnp.ones(4), jnp.ones(3, bool), jnp.ones((4, 1), bool), True])
 def test_a_use_that_is_not_one_bool_per_example_is_refused(use):
-    with pytest.raises(ValueError, match="^with_previous_estimate needs use, one bool per example"):
+    with pytest.raises(ValueError, match="^with_previous_estimate needs .*one"):
         with_previous_estimate(SCHEDULE, network(0.3), use)(X, T)
 
 

@@ -21,8 +21,9 @@ from ddpm_jax.denoisers.prediction import (
     split_output,
 )
 from ddpm_jax.forward import NoiseSchedule, lookup
+from ddpm_jax.forward.checks import check_number, check_real
 from ddpm_jax.forward.process import at_step, posterior_coefficients
-from ddpm_jax.forward.schedule import rows_of_timesteps
+from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
 
 
@@ -52,7 +53,13 @@ def guidance_interval(
     >>> scale(jnp.array([0, 300, 999]))
     Array([1., 3., 1.], dtype=float32)
     """
-    if not 0 <= sigma_low < sigma_high:
+    check_arguments("guidance_interval", schedule=schedule)
+    check_real("guidance_interval", scale=scale)
+    low, high = (
+        check_number("guidance_interval", name, value)
+        for name, value in (("sigma_low", sigma_low), ("sigma_high", sigma_high))
+    )
+    if not 0 <= low < high:
         raise ValueError(
             f"guidance_interval needs 0 <= sigma_low < sigma_high, got {sigma_low=}, "
             f"{sigma_high=}. noise_levels(schedule) lists a schedule's σ."
@@ -61,7 +68,7 @@ def guidance_interval(
     def scale_at(timesteps: Array) -> Array:
         log_snr = lookup(schedule.log_snr, rows_of_timesteps(schedule, timesteps))
         sigma = jnp.exp(-0.5 * log_snr)
-        return jnp.where((sigma > sigma_low) & (sigma <= sigma_high), jnp.asarray(scale), 1.0)
+        return jnp.where((sigma > low) & (sigma <= high), jnp.asarray(scale), 1.0)
 
     return scale_at
 

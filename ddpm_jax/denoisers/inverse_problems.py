@@ -21,8 +21,9 @@ from jax.scipy.sparse.linalg import cg
 
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
+from ddpm_jax.forward.checks import check_function, check_number, check_real
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.forward.schedule import rows_of_timesteps
+from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import Array, ArrayLike, Denoiser, x_0_of
 
 Operator = Callable[[Array], Array]
@@ -52,8 +53,9 @@ def dps(
         noise: σ_y, above 0.
         scale: s; 1 is Bayes' rule.
 
-    Where ᾱ_t is 0, x_t says nothing and x̂_0 stays. Raises ValueError for noise <= 0 and scale < 0;
-    the denoiser raises it for measurements that A does not give.
+    Where ᾱ_t is 0, x_t says nothing and x̂_0 stays. Raises ValueError for noise <= 0 and scale < 0,
+    TypeError for arguments of another kind; the denoiser raises ValueError for measurements that A
+    does not give.
 
     >>> schedule, x = dj.linear_schedule(), jnp.ones((2, 4))
     >>> half = lambda x: x[:2]
@@ -61,6 +63,7 @@ def dps(
     >>> guided(x, jnp.array([10, 500])).shape
     (2, 4)
     """
+    _check("dps", schedule, denoise, operator, measured, noise=noise, scale=scale)
     if not noise > 0:
         raise ValueError(
             f"dps needs noise > 0, got {noise}: it divides by σ_y². pi_gdm takes measurements "
@@ -98,8 +101,9 @@ def pi_gdm(
         noise: σ_y, at least 0.
         data_std: c, above 0.
 
-    Where ᾱ_t is 0, x̂_0 stays. Raises ValueError for noise < 0 and data_std <= 0; the denoiser
-    raises it for measurements that A does not give, and TypeError for an A that is not linear.
+    Where ᾱ_t is 0, x̂_0 stays. Raises ValueError for noise < 0 and data_std <= 0, TypeError for
+    arguments of another kind; the denoiser raises ValueError for measurements that A does not give,
+    and TypeError for an A that is not linear.
 
     >>> schedule, x = dj.linear_schedule(), jnp.ones((2, 4))
     >>> half = lambda x: x[:2]
@@ -107,6 +111,7 @@ def pi_gdm(
     >>> guided(x, jnp.array([10, 500])).shape
     (2, 4)
     """
+    _check("pi_gdm", schedule, denoise, operator, measured, noise=noise, data_std=data_std)
     if not (noise >= 0 and data_std > 0):
         raise ValueError(
             f"pi_gdm needs noise >= 0 and data_std > 0, got {noise=}, {data_std=}. Song et al. "
@@ -127,6 +132,15 @@ def pi_gdm(
         return jax.vmap(solve)(residual, variance)
 
     return _guided("pi_gdm", schedule, denoise, operator, measured, pull)
+
+
+def _check(call, schedule, denoise, operator, measured, **numbers) -> None:
+    check_arguments(call, schedule=schedule)
+    check_function(call, "denoise", denoise, "(x_t, timesteps) -> x̂_0")
+    check_function(call, "operator", operator, "(x of one event) -> y")
+    check_real(call, measured=measured)
+    for name, value in numbers.items():
+        check_number(call, name, value)
 
 
 def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoiser:

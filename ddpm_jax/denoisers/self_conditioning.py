@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.denoisers.prediction import Target, Variance, check_target, check_variance
-from ddpm_jax.denoisers.thresholds import Clip
+from ddpm_jax.denoisers.thresholds import Clip, check_clip
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.types import ApplyFn, Array, Denoised, bcast_right, describe, x_0_of
+from ddpm_jax.forward.schedule import check_arguments
+from ddpm_jax.types import ApplyFn, Array, Denoised, bcast_right, describe, per_example, x_0_of
 
 
 class SelfConditionedFn(Protocol):
@@ -48,7 +49,8 @@ def with_previous_estimate(
         use: bool [B]; the paper draws it with probability 1/2 per example.
         target, variance, clip: as for `make_denoiser`.
 
-    Raises ValueError for unknown kinds; the network raises it for `use` that is not bool [B].
+    Raises ValueError for unknown kinds and for `use` that is not bool [B]; TypeError for arguments
+    of another kind.
 
     >>> schedule, use = dj.linear_schedule(), jax.random.bernoulli(jax.random.key(0), 0.5, (2,))
     >>> network = lambda x, t, before: x + before
@@ -57,19 +59,21 @@ def with_previous_estimate(
     >>> dj.simple_loss(schedule, apply_fn, x_0, jnp.array([5, 9]), 0.5 * x_0).shape
     (2,)
     """
-    denoise = self_conditioned_denoiser(
-        schedule, apply_fn, target=target, variance=variance, clip=clip
-    )
+    call = "with_previous_estimate"
+    _check(call, schedule, apply_fn, target, variance, clip)
+    if getattr(use, "ndim", 0) != 1 or getattr(use, "dtype", None) != jnp.bool_:
+        raise ValueError(
+            f"{call} needs use, one bool per example [B], got {describe(use)}. "
+            "jax.random.bernoulli(key, 0.5, (B,)) draws it."
+        )
+    kinds = {"target": target, "variance": variance, "clip": clip}
+    denoise = self_conditioned_denoiser(schedule, apply_fn, **kinds)
 
     def conditioned(x_t: Array, timesteps: Array) -> Array:
-        if jnp.shape(use) != x_t.shape[:1] or jnp.result_type(use) != jnp.bool_:
-            raise ValueError(
-                f"with_previous_estimate needs use, one bool per example {x_t.shape[:1]}, got "
-                f"{describe(jnp.asarray(use))}. jax.random.bernoulli(key, 0.5, (B,)) draws it."
-            )
+        use_here = per_example(call, "use", use, x_t)
         nothing = jnp.zeros_like(x_t)
         own = jax.lax.stop_gradient(x_0_of(denoise(x_t, timesteps, nothing), x_t))
-        estimate = jnp.where(bcast_right(use, x_t.ndim), own, nothing).astype(x_t.dtype)
+        estimate = jnp.where(bcast_right(use_here, x_t.ndim), own, nothing).astype(x_t.dtype)
         return apply_fn(x_t, timesteps, estimate)  # type: ignore[return-value]
 
     return conditioned
@@ -85,15 +89,14 @@ def self_conditioned_denoiser(
 ) -> SelfConditionedFn:
     """`make_denoiser` for such a network: `(x_t, timesteps, estimate) -> x̂_0`.
 
-    For `samplers.self_conditioned`. Raises what `make_denoiser` raises.
+    For `samplers.self_conditioned`. Raises as `make_denoiser` does.
 
     >>> network, schedule = lambda x, t, before: 0.1 * x + before, dj.linear_schedule()
     >>> denoise = dj.denoisers.self_conditioned_denoiser(schedule, network)
     >>> denoise(jnp.ones((2, 3)), jnp.array([10, 500]), jnp.zeros((2, 3))).shape
     (2, 3)
     """
-    check_target("self_conditioned_denoiser", target)
-    check_variance("self_conditioned_denoiser", variance)
+    _check("self_conditioned_denoiser", schedule, apply_fn, target, variance, clip)
 
     def denoise(x_t: Array, timesteps: Array, estimate: Array) -> Array | Denoised:
         def bound(x, timesteps):
@@ -103,3 +106,10 @@ def self_conditioned_denoiser(
         return make_denoiser(schedule, bound, **kinds)(x_t, timesteps)
 
     return denoise
+
+
+def _check(call, schedule, apply_fn, target, variance, clip) -> None:
+    check_arguments(call, schedule=schedule, apply_fn=apply_fn)
+    check_target(call, target)
+    check_variance(call, variance)
+    check_clip(call, clip)
