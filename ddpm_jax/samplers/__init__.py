@@ -24,6 +24,7 @@ from ddpm_jax.samplers.heun import heun
 from ddpm_jax.samplers.inpaint import inpaint
 from ddpm_jax.samplers.interpolation import lerp, slerp
 from ddpm_jax.samplers.predictor_corrector import predictor_corrector
+from ddpm_jax.samplers.self_conditioning import self_conditioned
 from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "probability_flow_heun",
     "sample",
     "sample_trajectory",
+    "self_conditioned",
     "slerp",
     "unipc",
 ]

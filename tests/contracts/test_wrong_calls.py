@@ -150,6 +150,13 @@ flow = dict(
     max_steps=("whole", 64),
     solver=("solver", None),
 )
+conditioned, kinds = ("callable", network), {"target": target, "clip": clip}
+measurement = {
+    "schedule": schedule,
+    "denoise": ("callable", network),
+    "operator": ("callable", jnp.sum),
+    "measured": ("real", jnp.zeros(())),
+}
 denoise, levels = ("function", gaussian), dict(sigma_min=("positive", 0.5), sigma_max=("many", 1.0))
 rates = dict(beta_start=("rate", 0.1), beta_end=("rate", 0.7), dtype=dtype)
 process, time = ("process", FLOW), ("times", TIMES)
@@ -313,6 +320,27 @@ ROWS = {
         target=target,
         variance=variance,
         clip=clip,
+    ),
+    "guidance_interval": row(
+        dj.denoisers.guidance_interval,
+        schedule=schedule,
+        scale=("real", 3.0),
+        sigma_low=("positive", 0.3),
+        sigma_high=("positive", 3.0),
+    ),
+    "dps": row(dj.denoisers.dps, **measurement, noise=("positive", 0.5), scale=("positive", 1.0)),
+    "pi_gdm": row(
+        dj.denoisers.pi_gdm, **measurement, noise=("positive", 0.5), data_std=("positive", 1.0)
+    ),
+    "self_conditioned_denoiser": row(
+        dj.denoisers.self_conditioned_denoiser, schedule=schedule, apply_fn=conditioned, **kinds
+    ),
+    "with_previous_estimate": row(
+        dj.denoisers.with_previous_estimate,
+        schedule=schedule,
+        apply_fn=conditioned,
+        use=("flags", jnp.ones(3, bool)),
+        **kinds,
     ),
     "make_denoiser()": row(
         dj.make_denoiser(SCHEDULE, network), x_t=lone, timesteps=("network steps", STEPS)
@@ -572,6 +600,15 @@ WRONG = {
         "a function to None": lambda v: lambda *_: None,
         "a function to a pair": lambda v: lambda x, *_: (x, x),
         "a function to one row": lambda v: lambda x, *_: x[:1] if x.shape[0] > 1 else x[0],
+    },
+    "callable": {k: v for k, v in OBJECT.items() if k != "a function"},
+    "real": VALUES,
+    "flags": {
+        "None": lambda v: None,
+        "numbers": lambda v: jnp.ones(3),
+        "a bool": lambda v: True,
+        "two axes": lambda v: v[:, None],
+        "a schedule": lambda v: SCHEDULE,
     },
     "keys": {
         "None": lambda v: None,
