@@ -64,7 +64,7 @@ class RivalsConfig:
     """Adam's peak learning rate, the same for all models."""
     training_count: int = 100_000
     """True samples that all models are trained on."""
-    count: int = 2000
+    count: int = 4000
     """Samples per training, compared with as many fresh true ones; also points for log p."""
     ode_count: int = 400
     """Points for the likelihood of the probability flow, which costs most."""
@@ -87,21 +87,35 @@ def makers(config: RivalsConfig) -> list[Callable[[int, int], Rival]]:
     ]
 
 
+def equal_models(config: RivalsConfig, dim: int) -> list[Rival]:
+    """All models of data [B, dim], as wide as it takes for `config.parameters`.
+
+    Raises ValueError if any two of them differ by more than 5 %.
+    """
+    models = [
+        with_parameters(functools.partial(make, dim), config.parameters) for make in makers(config)
+    ]
+    counts = {model.name: num_parameters(model) for model in models}
+    if max(counts.values()) > 1.05 * min(counts.values()):
+        raise ValueError(
+            f"--parameters={config.parameters}: whole widths do not bring the models within 5 % of "
+            f"each other, the closest are {counts}. Use more parameters, or slightly other ones."
+        )
+    return models
+
+
 def rivals_2d(config: RivalsConfig) -> dict[str, Any]:
     """Trains and measures all models, writes the files, and returns the numbers.
 
     Raises OSError for a folder that cannot be written, before anything is computed, and ValueError
     for invalid sizes.
     """
-    _check(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    key_data, key_runs = jax.random.split(make_key(config.seed))
+    _check(config)
     sets = [eight_gaussians(), board()]
-    models = [
-        with_parameters(functools.partial(make, sets[0].dim), config.parameters)
-        for make in makers(config)
-    ]
+    models = equal_models(config, sets[0].dim)
+    config.out.mkdir(parents=True, exist_ok=True)
+    key_data, key_runs = jax.random.split(make_key(config.seed))
     studies = [make_study(model, config) for model in models]
     numbers: dict[str, Any] = {}
     samples: dict[str, dict[str, np.ndarray]] = {}

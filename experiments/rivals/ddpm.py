@@ -10,6 +10,8 @@ for the solver's tolerance (Song et al. 2021, 2011.13456, §4.3); it is that of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -53,7 +55,7 @@ def ddpm(dim: int, width: int, *, num_timesteps: int = 100, exact: bool = True) 
 
     `exact` takes the divergence of the probability flow by d products, else by one random one.
     """
-    network = dj.MLP(features=width, num_layers=2, embedding_features=32)
+    network: Any = dj.MLP(features=width, num_layers=2, embedding_features=32)
     schedule, T = dj.cosine_schedule(num_timesteps), num_timesteps
 
     def init(key: Key):

@@ -10,6 +10,8 @@ f(x) = ‖x‖²/(2c²) plus a network: SiLU networks grow linearly at most, so 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -26,17 +28,17 @@ SPREAD = 2.0
 """c, and the standard deviation of the chains' starts; data have one of about 1."""
 
 
-def energy_of(network: Perceptron, params, x: Array) -> Array:
+def energy_of(network: Any, params, x: Array) -> Array:
     """f(x) [B] of x [B, d]."""
     base = 0.5 * jnp.sum(jnp.square(x / SPREAD), axis=1)
-    return base + network.apply(params, x)[:, 0]  # type: ignore[index]
+    return base + network.apply(params, x)[:, 0]
 
 
 def energy(
     dim: int, width: int, *, sigma: float = 0.1, num_steps: int = 1000, step_size: float = 0.01
 ) -> Rival:
     """An energy network of data [B, dim], with `num_steps` steps of MALA per sample."""
-    network = Perceptron(width, 1)
+    network: Any = Perceptron(width, 1)
 
     def init(key: Key):
         return network.init(key, jnp.zeros((1, dim)))

@@ -10,6 +10,7 @@ each is triangular, so log |det| = Σ s(x_a) (Eq. 6). No batch normalisation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def interleave(a: Array, b: Array, first: int) -> Array:
 def flow(dim: int, width: int, *, couplings: int = 12) -> Rival:
     """A flow of data [B, dim], dim even."""
     half = dim // 2
-    network = Perceptron(width, 2 * half, zero=True)
+    network: Any = Perceptron(width, 2 * half, zero=True)
 
     def init(key: Key):
         keys = jax.random.split(key, couplings)
@@ -74,12 +75,12 @@ def flow(dim: int, width: int, *, couplings: int = 12) -> Rival:
     return Rival("Flow", init, descend(loss), sample, 1, kinds)
 
 
-def couplings_of(network: Perceptron, params) -> list[Coupling]:
+def couplings_of(network: Any, params) -> list[Coupling]:
     """The couplings of the parameters of each, `init`'s list; their s is bounded."""
 
     def coupling(layer) -> Coupling:
         def shift_and_scale(x_a: Array) -> tuple[Array, Array]:
-            t, s = jnp.split(network.apply(layer, x_a), 2, axis=1)  # type: ignore[arg-type]
+            t, s = jnp.split(network.apply(layer, x_a), 2, axis=1)
             return t, LARGEST * jnp.tanh(s / LARGEST)
 
         return shift_and_scale

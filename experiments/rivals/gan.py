@@ -10,6 +10,8 @@ once. Samples come with no density: neither p(x) nor a bound of it is defined.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +25,8 @@ def gan(dim: int, width: int, *, latent: int = 2, penalty: float = 0.1) -> Rival
 
     The parameters of both count: half of them draw samples.
     """
-    generator, discriminator = Perceptron(width, dim), Perceptron(width, 1)
+    generator: Any = Perceptron(width, dim)
+    discriminator: Any = Perceptron(width, 1)
 
     def init(key: Key):
         keys = jax.random.split(key)
@@ -33,10 +36,10 @@ def gan(dim: int, width: int, *, latent: int = 2, penalty: float = 0.1) -> Rival
         }
 
     def generate(params, z: Array) -> Array:
-        return generator.apply(params["generator"], z)  # type: ignore[return-value]
+        return generator.apply(params["generator"], z)
 
     def logit(params, x: Array) -> Array:
-        return discriminator.apply(params["discriminator"], x)[:, 0]  # type: ignore[index]
+        return discriminator.apply(params["discriminator"], x)[:, 0]
 
     def discriminator_loss(params, x: Array, fake: Array) -> Array:
         """-log D(x) - log (1 - D(G(z))) + ½ γ ‖∇ logit D(x)‖², with D = sigmoid(logit)."""

@@ -23,7 +23,7 @@ def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def modes_of(data: Data, x: np.ndarray) -> dict[str, Any]:
-    """The share of modes covered, of points on no mode, and the error of the modes' weights.
+    """The share of modes covered, of points off the modes, and the error of the modes' weights.
 
     The error is the total variation ½ Σ_m |share_m - weight_m| among the points on a mode; 1 if
     there are none.
@@ -35,7 +35,7 @@ def modes_of(data: Data, x: np.ndarray) -> dict[str, Any]:
     covered = counts / len(x) >= COVERED * data.weights
     return {
         "share_of_modes_covered": float(covered.mean()),
-        "share_on_no_mode": float(1.0 - on / len(x)),
+        "share_off_modes": float(1.0 - on / len(x)),
         "weight_error": float(0.5 * np.abs(shares - data.weights).sum()) if on else 1.0,
     }
 

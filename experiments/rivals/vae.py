@@ -13,6 +13,7 @@ is closer and tends to log p(x).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,16 @@ def importance_bound(encode: Gaussian, decode: Gaussian, x: Array, noise: Array)
     return logsumexp(log_weights, axis=0) - jnp.log(float(len(noise)))
 
 
+def halves(output: Array) -> tuple[Array, Array]:
+    """Mean and log-variance [B, m] from a network's output [B, 2m]."""
+    mean, log_variance = jnp.split(output, 2, axis=1)
+    return mean, log_variance
+
+
 def vae(dim: int, width: int, *, latent: int = 4, draws: int = 256) -> Rival:
     """A VAE of data [B, dim]; encoder and decoder are equally wide."""
-    encoder, decoder = Perceptron(width, 2 * latent), Perceptron(width, 2 * dim)
+    encoder: Any = Perceptron(width, 2 * latent)
+    decoder: Any = Perceptron(width, 2 * dim)
 
     def init(key: Key):
         keys = jax.random.split(key)
@@ -62,12 +70,12 @@ def vae(dim: int, width: int, *, latent: int = 4, draws: int = 256) -> Rival:
 
     def networks(params) -> tuple[Gaussian, Gaussian]:
         def encode(x):
-            return tuple(jnp.split(encoder.apply(params["encoder"], x), 2, axis=1))
+            return halves(encoder.apply(params["encoder"], x))
 
         def decode(z):
-            return tuple(jnp.split(decoder.apply(params["decoder"], z), 2, axis=1))
+            return halves(decoder.apply(params["decoder"], z))
 
-        return encode, decode  # type: ignore[return-value]
+        return encode, decode
 
     def loss(params, x: Array, key: Key) -> Array:
         return -elbo(*networks(params), x, jax.random.normal(key, (len(x), latent)))
