@@ -57,8 +57,9 @@ def fitted(config: TrainConfig) -> TrainConfig:
     if not network.class_conditional:
         report = dataclasses.replace(report, guidance=1.0)
     if data.resolution is not None and not network.attention_resolutions:
-        quarter = size_of(data.resolution)[0] // 4
-        network = dataclasses.replace(network, attention_resolutions=(quarter,))
+        halvings = min(2, len(network.channel_multipliers) - 1)
+        height = size_of(data.resolution)[0] // network.patch_size >> halvings
+        network = dataclasses.replace(network, attention_resolutions=(height,))
     return dataclasses.replace(config, network=network, report=report)
 
 

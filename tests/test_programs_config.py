@@ -12,6 +12,7 @@ import train_cifar_conditional
 import train_cifar_cpu
 import train_digits
 import train_digits_conditional
+import train_folder
 import train_lsun
 import train_mnist
 import train_ncsn
@@ -35,6 +36,7 @@ CONFIGS = {
         train_cifar_cpu,
         train_digits,
         train_digits_conditional,
+        train_folder,
         train_lsun,
         train_mnist,
     )
@@ -187,6 +189,35 @@ def test_checkpoints_without_config_are_not_overwritten(tmp_path):
     with pytest.raises(RunDirectoryError, match="config.json"):
         run.check(train_digits.CONFIG, {})
     assert not run.config.exists()
+
+
+def test_a_config_of_an_earlier_version_is_read(tmp_path):
+    """`flip` became `augment`, and a folder had three channels whatever its images."""
+    run = RunDirectory(tmp_path)
+    config = dataclasses.replace(train_celebahq.CONFIG, run_dir=tmp_path)
+    facts = {"data": {"name": "x/train", "fingerprint": None, "image_shape": [256, 256, 3]}}
+    run.write(config, facts)
+    values = json.loads(run.config.read_text())
+    for name in ("channels", "labels", "augment"):
+        del values["config"]["data"][name]
+    for flip, augment in ((True, "flip"), (False, "none")):
+        values["config"]["data"]["flip"] = flip
+        run.config.write_text(json.dumps(values))
+        data = dataclasses.replace(config.data, augment=augment, channels=3)
+        old = run.read()[0]
+        assert old == dataclasses.replace(config, data=data)
+        changed = differences(old, config)
+        assert [c.partition(":")[0] for c in changed] == ["--data.augment"] * (not flip)
+    values["config"]["data"]["flip"] = "yes"
+    run.config.write_text(json.dumps(values))
+    with pytest.raises(RunDirectoryError, match="flip"):
+        run.read()
+
+
+@pytest.mark.parametrize("resolution", [64, "48x64", None])
+def test_a_resolution_survives_json(resolution):
+    data = DataConfig(name="folder", resolution=resolution)
+    assert from_json(DataConfig, json.loads(json.dumps(to_json(data)))) == data
 
 
 def test_data_config_has_a_default_that_needs_no_network():

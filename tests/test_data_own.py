@@ -1,0 +1,315 @@
+"""Data of one's own: labels of folders, arrays, functions, and names that are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.data import from_arrays, load_arrays, load_folder, load_named, make_dataset
+from ddpm_jax.data.images import decode_image, size_of
+from ddpm_jax.data.labels import read_labels
+from ddpm_jax.data.registry import DataOptions, check_name, load_from
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def noise(*shape):
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+NAMES = ["b/1.png", "b/2.png", "a/3.png", "a/4.png", "a/5.png"]  # listed: a/3 a/4 a/5 b/1 b/2
+BY_NAME = {"b/1.png": "10", "b/2.png": "9", "a/3.png": "10", "a/4.png": "9", "a/5.png": "9"}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i, name in enumerate(NAMES):
+        save(tmp_path / "photos" / name, noise(6, 6 + i, 3))
+    return tmp_path / "photos"
+
+
+def write_csv(photos, rows, header="file,label"):
+    file = photos.parent / "labels.csv"
+    file.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n", "utf-8-sig")
+    return file
+
+
+def write_json(photos, rows):
+    file = photos / "dataset.json"
+    file.write_text(json.dumps({"labels": rows}))
+    return file
+
+
+def test_class_folders_are_classes_in_the_order_of_their_names(photos):
+    data = load_folder(photos, 6, labels="auto")
+    np.testing.assert_array_equal(data.labels, [0, 0, 0, 1, 1])
+    assert (data.num_classes, data.class_names) == (2, ("a", "b"))
+    # Numbers do not depend on the split, and labels not on the cache.
+    for _ in range(2):
+        part = load_folder(photos, 6, labels="auto", split="train", holdout=0.5)
+        np.testing.assert_array_equal(part.labels, [0, 1])
+        assert (part.num_classes, part.class_names) == (2, ("a", "b"))
+    plain = load_folder(photos, 6)
+    assert plain.num_classes is None and plain.class_names is None
+    assert plain.fingerprint != data.fingerprint
+    np.testing.assert_array_equal(plain.images, data.images)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "json of integers", "given json"])
+def test_a_file_of_labels_gives_them_by_name(photos, kind):
+    """Integers keep their order: 9 comes before 10."""
+    source = "auto"
+    if kind == "csv":
+        source = write_csv(photos, BY_NAME.items())
+    elif kind == "json of integers":
+        write_json(photos, [[name, int(label)] for name, label in BY_NAME.items()])
+    else:
+        source = write_json(photos, list(map(list, BY_NAME.items())))
+        source = source if kind == "given json" else "auto"
+    data = load_folder(photos, 6, labels=source)
+    np.testing.assert_array_equal(data.labels, [1, 0, 0, 1, 0])
+    assert data.class_names == ("9", "10")
+
+
+def test_changed_labels_are_other_data(photos):
+    file = write_csv(photos, BY_NAME.items())
+    first = load_folder(photos, 6, labels=file)
+    write_csv(photos, [(name, "x" if label == "9" else "a") for name, label in BY_NAME.items()])
+    second = load_folder(photos, 6, labels=file)
+    assert second.class_names == ("a", "x")
+    np.testing.assert_array_equal(second.labels, 1 - first.labels)
+    assert second.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("rows", [None, []])
+def test_without_labels_there_are_none(photos, rows, tmp_path):
+    if rows is None:
+        write_json(photos, None)
+        assert load_folder(photos, 6, labels="auto").num_classes is None
+    save(tmp_path / "flat" / "1.png", noise(6, 6, 3))
+    save(tmp_path / "flat" / "one" / "2.png", noise(6, 6, 3))
+    assert load_folder(tmp_path / "flat", 6, labels="auto").num_classes is None
+
+
+WRONG = {
+    "missing": ([*BY_NAME.items()][1:], r"1 images have no label: b/1.png"),
+    "empty": ([("b/1.png", " "), *[*BY_NAME.items()][1:]], "1 images have no label: b/1.png"),
+    "surplus": ([*BY_NAME.items(), ("c/6.png", "9")], "1 labels are of no image: c/6.png"),
+    "single": ({**BY_NAME, "a/3.png": "8"}.items(), "2 classes have a single image: 10, 8"),
+    "twice": ([*BY_NAME.items(), ("b/1.png", "9")], "'10' and '9'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_labels_that_do_not_fit_are_named(photos, case, kind):
+    rows, match = WRONG[case]
+    rows = [(name, label.strip() if kind == "json" else label) for name, label in rows]
+    source = write_csv(photos, rows) if kind == "csv" else write_json(photos, list(map(list, rows)))
+    with pytest.raises(ValueError, match=match) as caught:
+        load_folder(photos, 6, labels=source)
+    assert source.name in str(caught.value)
+
+
+def test_at_most_twenty_names_are_listed(photos):
+    rows = [*BY_NAME.items(), *((f"x/{i:03}.png", "9") for i in range(50))]
+    with pytest.raises(ValueError, match=r"50 labels are of no image: .*x/019.png, …") as caught:
+        load_folder(photos, 6, labels=write_csv(photos, rows))
+    assert "x/020.png" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "path,class\nb/1.png,9\n"),
+        ("a.csv", ""),
+        ("a.csv", 'file,label\n"b/1.png'),
+        ("a.json", "{"),
+        ("a.json", "[]"),
+        ("a.json", "{}"),
+        ("a.json", '{"labels": {"b/1.png": 9}}'),
+        ("a.json", '{"labels": [["b/1.png", [0.5, 1]]]}'),
+        ("a.json", '{"labels": [["b/1.png", true]]}'),
+        ("a.txt", "b/1.png 9"),
+    ],
+)
+def test_a_file_that_is_none_of_labels_is_refused(photos, name, content):
+    file = photos.parent / name
+    file.write_text(content)
+    with pytest.raises(ValueError, match="labels") as caught:
+        read_labels(photos, NAMES, file)
+    assert name in str(caught.value)
+
+
+def test_grey_stays_grey_if_all_images_are(tmp_path):
+    root = tmp_path / "grey"
+    for i in range(3):
+        save(root / f"{i}.png", noise(6, 6 + i))
+    assert load_folder(root, 6, channels="auto").images.shape == (3, 6, 6, 1)
+    assert load_folder(root, 6, channels=3).images.shape == (3, 6, 6, 3)
+    nothing = load_folder(root, 6, channels="auto", split="heldout", holdout=0)
+    assert nothing.images.shape == (0, 6, 6, 1)
+    save(root / "9.png", noise(6, 6, 3))
+    assert load_folder(root, 6, channels="auto").images.shape == (4, 6, 6, 3)
+    # Both splits have the channels of the whole: the only image in colour is in one of them.
+    for split in ("train", "heldout"):
+        assert load_folder(root, 6, channels="auto", split=split).images.shape[-1] == 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (12, 6), (4, 13), (40, 90), (200, 60)])
+def test_rectangles_are_the_largest_central_ones(tmp_path, height, width):
+    """A pixel of a linear ramp becomes the ramp at its centre, wherever the filter is symmetric."""
+    rows, columns = 4, 6
+    scale = min(height / rows, width / columns)
+    top, left = (height - rows * scale) // 2, (width - columns * scale) // 2
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(height)[:, None], np.arange(width)
+    save(tmp_path / "a.png", ramp)
+    got = decode_image(tmp_path / "a.png", (rows, columns))[0].astype(float)
+    assert got.shape == (rows, columns, 3)
+    for axis, (start, count, size) in enumerate(((top, rows, height), (left, columns, width))):
+        wanted = start + (np.arange(count) + 0.5) * scale - 0.5
+        inside = (
+            (wanted > 3 * scale) & (wanted < size - 1 - 3 * scale) if scale > 1 else slice(None)
+        )
+        seen = got[:, 0, 0] if axis == 0 else got[0, :, 1]
+        np.testing.assert_allclose(seen[inside], wanted[inside], rtol=0, atol=1)
+
+
+def test_a_resolution_is_a_side_or_height_x_width():
+    assert size_of(64) == size_of("64") == (64, 64)
+    assert size_of("48x64") == size_of((48, 64)) == (48, 64)
+    for wrong in (0, -1, "", "x", "48x", "48x64x3", "4.5", "١", (1, 2, 3), 1 << 16):
+        with pytest.raises(ValueError, match="such as 64, or HEIGHTxWIDTH"):
+            size_of(wrong)
+
+
+def test_arrays_are_split_with_all_that_belongs_to_an_image(tmp_path):
+    images, labels, cond = (
+        noise(20, 6, 5),
+        np.arange(20) % 4,
+        np.random.default_rng(0).normal(size=(20, 2)),
+    )
+    load = from_arrays(images, labels, cond=cond, holdout=0.25)
+    np.savez(tmp_path / "own.npz", images=images, labels=labels, cond=cond)
+    for split, rows in (("heldout", slice(0, None, 4)), ("train", np.arange(20) % 4 != 0)):
+        data = load(split)
+        np.testing.assert_array_equal(data.images[..., 0], images[rows])
+        np.testing.assert_array_equal(data.labels, labels[rows])
+        np.testing.assert_array_equal(data.cond, cond[rows].astype(np.float32))
+        assert data.num_classes == 4
+        stored = load_arrays(split, path=tmp_path / "own.npz", holdout=0.25)
+        assert stored.fingerprint == data.fingerprint
+    np.save(tmp_path / "own.npy", images[..., None])
+    whole = load_arrays("train", path=tmp_path / "own.npy", holdout=0)
+    assert len(whole.images) == 20 and whole.cond is None and whole.num_classes is None
+    assert len(load_arrays("heldout", path=tmp_path / "own.npy", holdout=0).images) == 0
+
+
+def test_the_fingerprint_knows_the_vectors():
+    images, cond = noise(4, 3, 3, 1), np.ones((4, 2), np.float32)
+    prints = {
+        make_dataset(images, None, None, "x", cond=c).fingerprint for c in (None, cond, -cond)
+    }
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [np.ones(4), np.ones((3, 2)), np.ones((4, 0)), np.full((4, 1), np.nan), np.full((4, 1), "a")],
+)
+def test_wrong_vectors_are_refused(cond):
+    with pytest.raises(ValueError, match="needs .*cond"):
+        make_dataset(noise(4, 3, 3, 1), None, None, "x", cond=cond)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"pictures": noise(4, 3, 3, 1)}, "no array `images`"),
+        ({"images": np.zeros((4, 3, 3, 1))}, "uint8"),
+        ({"images": noise(4, 3, 3, 1), "labels": np.arange(3)}, "integer labels"),
+        ({"images": noise(4, 3, 3, 1), "labels": np.arange(4) - 1}, "0 ≤ label"),
+        ({"images": noise(4, 3, 3, 1), "cond": np.ones((4, 0))}, "cond|damaged|empty"),
+    ],
+)
+def test_wrong_arrays_are_refused_by_the_files_name(tmp_path, arrays, match):
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(ValueError, match=match) as caught:
+        load_arrays("train", path=tmp_path / "own.npz")
+    assert "own.npz" in str(caught.value)
+
+
+MODULE = """
+import numpy as np
+from ddpm_jax.data import from_arrays, make_dataset
+images = np.arange(20 * 16, dtype=np.uint32).astype(np.uint8).reshape(20, 4, 4, 1)
+dots = from_arrays(images, holdout=0.1)
+def whole(split):
+    return make_dataset(images, None, None, "whole/train") if split == "train" else None
+def wrong(split):
+    return images
+number = 5
+"""
+
+
+def test_a_function_of_ones_own_is_imported_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_data_for_a_test.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p])
+    assert len(load_named("my_data_for_a_test:dots", "train").images) == 18
+    assert len(load_named("my_data_for_a_test:whole", "train").images) == 20
+    assert load_named("my_data_for_a_test:whole", "heldout").images.shape == (0, 4, 4, 1)
+    with pytest.raises(TypeError, match="needs to return an ImageDataset .* got ndarray"):
+        load_named("my_data_for_a_test:wrong", "train")
+    for name in ("absent", "number"):
+        with pytest.raises(ValueError, match=f"no function {name}"):
+            load_named(f"my_data_for_a_test:{name}", "train")
+    with pytest.raises(ValueError, match="no module my_other_data"):
+        load_named("my_other_data:dots", "train")
+    with pytest.raises(ValueError, match="passed from Python"):
+        load_named("python:data", "train")
+
+
+def test_what_a_function_returns_is_checked():
+    good = from_arrays(noise(10, 4, 4))("train")
+    bad = good._replace(images=good.images.astype(np.float32))
+    with pytest.raises(TypeError, match="uint8"):
+        load_from(lambda split: bad, "train", "mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("cifar", "Did you mean cifar10"),
+        ("fashion-mnist", "Did you mean fashion_mnist"),
+        ("tdfs:mnist", None),
+        ("tfds", "Did you mean tfds:NAME"),
+        ("tfds:", "Did you mean tfds:NAME"),
+        ("", "Known: digits"),
+        ("my module:data", "package.module:function"),
+        ("module:", "not a data set"),
+        ("../x:y", "not a data set"),
+    ],
+)
+def test_unknown_names_get_the_known_ones_and_the_nearest(name, match):
+    if match is None:
+        check_name(name)  # the function `mnist` of a module `tdfs`, for all that is known yet
+        return
+    with pytest.raises(ValueError, match=match):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["folder", "arrays"])
+def test_what_a_data_set_needs_is_named(name):
+    with pytest.raises(ValueError, match="needs --data.path"):
+        load_named(name, "train", DataOptions())

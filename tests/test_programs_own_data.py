@@ -1,0 +1,163 @@
+"""Runs on data of one's own, from files or Python to samples: labels, vectors, functions."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_folder
+from ddpm_jax.data import from_arrays
+from ddpm_jax.programs.config import (
+    DataConfig,
+    DevicesConfig,
+    DiffusionConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ReportConfig,
+    TrainConfig,
+)
+from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.sample import SampleConfig, sample
+from ddpm_jax.programs.train import train
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+
+SILENT = ReportConfig(
+    log_every=10,
+    heldout_every=40,
+    heldout_draws=32,
+    sample_every=0,
+    checkpoint_every=40,
+    final_count=4,
+    final_steps=4,
+)
+CONFIG = TrainConfig(
+    run_dir=None,  # type: ignore
+    num_steps=40,
+    batch_size=16,
+    network=NetworkConfig(
+        channels=8,
+        channel_multipliers=(1,),
+        num_res_blocks=1,
+        attention_resolutions=(),
+        num_groups=4,
+        dropout=0.0,
+    ),
+    diffusion=DiffusionConfig(num_timesteps=20, beta_start=5e-3, beta_end=0.5),
+    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=5, ema_decay=0.9),
+    devices=DevicesConfig(count=1),
+    report=SILENT,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
+
+
+def bright_and_dark(count=64):
+    """Images whose every pixel is what their vector says, and which the vector alone decides."""
+    cond = np.random.default_rng(0).choice([-1.0, 1.0], (count, 1))
+    images = np.broadcast_to((127.5 + 100 * cond)[:, :, None, None], (count, 4, 4, 1))
+    return images.astype(np.uint8), np.concatenate([cond, np.zeros((count, 2))], 1)
+
+
+@pytest.mark.parametrize("resident", [2.0, 0.0])
+def test_vectors_condition_a_run_from_file_to_samples(tmp_path, resident):
+    images, cond = bright_and_dark()
+    np.savez(tmp_path / "own.npz", images=images, cond=cond)
+    config = dataclasses.replace(
+        CONFIG,
+        run_dir=tmp_path / "run",
+        num_steps=200,
+        data=DataConfig(name="arrays", path=tmp_path / "own.npz"),
+        devices=DevicesConfig(count=1, resident_gib=resident),
+    )
+    result = train(config)
+    assert result is not None and result.step == 200 and result.heldout is not None
+    run = TrainedRun(RunOptions(run_dir=tmp_path / "run"))
+    assert run.model.cond_features == run.facts["data"]["cond_features"] == 3
+    np.save(tmp_path / "cond.npy", np.array([[1.0, 0, 0], [-1.0, 0, 0]]))
+    options = SampleConfig(
+        run_dir=tmp_path / "run", sampler="ddim", num_steps=10, count=8, batch_size=4, gif=False
+    )
+    sample(dataclasses.replace(options, cond=tmp_path / "cond.npy", guidance=1.5))
+    (made,) = (tmp_path / "run" / "generated").glob("*cond-cond-guidance1.5/samples.npz")
+    levels = np.load(made)["images"].mean((1, 2, 3))
+    # The vectors are used in turn: bright, dark, bright, …
+    assert (levels[0::2] > 160).all() and (levels[1::2] < 95).all()
+    if resident:
+        np.save(tmp_path / "cond.npy", np.ones((2, 4)))
+        with pytest.raises(ValueError, match=r"finite numbers \[M, 3\]"):
+            sample(dataclasses.replace(options, cond=tmp_path / "cond.npy"))
+
+
+def test_label_dropout_is_dropout_of_vectors(tmp_path):
+    """With all conditions dropped but one in a thousand, a run learns nothing from them."""
+    images, cond = bright_and_dark()
+    load = from_arrays(images, cond=cond)
+    config = dataclasses.replace(
+        CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, label_dropout=0.999)
+    )
+    train(dataclasses.replace(config, run_dir=tmp_path / "run"), data=load)
+    run = TrainedRun(RunOptions(run_dir=tmp_path / "run"))
+    kernel = run.params["cond_dense"]["kernel"]
+    fresh = run.model.init().params["cond_dense"]["kernel"]
+    np.testing.assert_allclose(kernel, fresh, atol=0.02)
+    train(dataclasses.replace(CONFIG, run_dir=tmp_path / "other"), data=load)
+    learned = TrainedRun(RunOptions(run_dir=tmp_path / "other")).params["cond_dense"]["kernel"]
+    assert np.abs(np.asarray(learned) - np.asarray(fresh))[0].max() > 0.02
+
+
+def test_data_from_python_are_known_by_their_content(tmp_path):
+    images, _ = bright_and_dark()
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path / "run")
+    train(config, data=from_arrays(images))
+    again = train(dataclasses.replace(config, num_steps=50), data=from_arrays(images, name="same"))
+    assert again is not None and again.step == 50
+    with pytest.raises(RunDirectoryError, match="another configuration"):
+        train(config, data=from_arrays(255 - images))
+    with pytest.raises(ValueError, match="passed from Python"):
+        train(dataclasses.replace(config, data=DataConfig(name="python:data")))
+
+
+MODULE = """
+import numpy as np
+from ddpm_jax.data import from_arrays
+dots = from_arrays(np.arange(1280).astype(np.uint8).reshape(80, 4, 4, 1))
+"""
+
+
+def test_a_runs_folder_does_not_decide_which_code_is_run(tmp_path, monkeypatch):
+    (tmp_path / "my_dots_for_a_test.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = DataConfig(name="my_dots_for_a_test:dots")
+    train(dataclasses.replace(CONFIG, run_dir=tmp_path / "run", data=data))
+    with pytest.raises(RunDirectoryError, match="--data-name package.module:function"):
+        _ = TrainedRun(RunOptions(run_dir=tmp_path / "run")).train_data
+    named = RunOptions(run_dir=tmp_path / "run", data_name=data.name)
+    assert len(TrainedRun(named).train_data.images) == 72
+
+
+def test_a_folder_with_labels_trains_with_classes(tmp_path):
+    for name, level in (("dark", 20), ("bright", 230)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(16):
+            Image.fromarray(np.full((5, 6), level + i % 5, np.uint8)).save(
+                tmp_path / "photos" / name / f"{i}.png"
+            )
+    data = DataConfig(name="folder", path=tmp_path / "photos", resolution="4x6")
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path / "run", num_steps=150, data=data)
+    train_folder.train_folder(config)
+    run = TrainedRun(RunOptions(run_dir=tmp_path / "run"))
+    assert run.model.image_shape == (4, 6, 1) and run.model.num_classes == 2
+    for name, number in (("bright", 0), ("dark", 1)):
+        np.testing.assert_array_equal(run.labels(3, name), [number] * 3)
+        made = run.sample(4, sampler="ddim", num_steps=10, label=number, guidance=1.5)
+        assert ((made.mean((1, 2, 3)) > 128) == (name == "bright")).all()
+    with pytest.raises(ValueError, match="0..1, or bright, dark"):
+        run.labels(1, "cow")
+    assert not train_folder.fitted(
+        dataclasses.replace(config, data=dataclasses.replace(data, labels="none"))
+    ).network.class_conditional
