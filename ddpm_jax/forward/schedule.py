@@ -251,8 +251,8 @@ def schedule_from_log_snr(log_snr: ArrayLike, *, dtype=jnp.float32) -> NoiseSche
     if isinstance(table, jax.Array):
         log_alpha_bar = jax.nn.log_sigmoid(table)
         return from_log_alpha_bar(log_alpha_bar, np.arange(table.size), dtype)
-    falling = (np.diff(table) < 0).all() and table[-1] < np.inf
-    if not (falling and np.isfinite(table[:-1]).all()):
+    finite = np.isfinite(table[:-1]).all() and table[-1] < np.inf
+    if not (finite and (np.diff(table) < 0).all()):
         raise ValueError(
             "schedule_from_log_snr needs a strictly falling table, finite but for a last -inf; got "
             f"{table.tolist()[:8]}{'…' if table.size > 8 else ''}. For γ = -log SNR, which "
