@@ -257,7 +257,7 @@ def edm_denoiser(apply_fn: ApplyFn, *, sigma_data: float = 0.5) -> SigmaDenoiser
 
     Example:
         >>> denoise = dj.denoisers.edm_denoiser(lambda x, c_noise: 0.0 * x, sigma_data=0.5)
-        >>> denoise(jnp.ones((1, 2)), jnp.array([0.5]))
+        >>> denoise(jnp.ones((1, 2)), jnp.array([0.5])).round(3)
         Array([[0.5, 0.5]], dtype=float32)
     """
     call = "edm_denoiser"

@@ -26,7 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.forward.checks import check_number, check_same_shape, host_table, host_values
+from ddpm_jax.forward.checks import (
+    check_floating_dtype,
+    check_number,
+    check_same_shape,
+    host_table,
+    host_values,
+)
 from ddpm_jax.forward.schedule import NoiseSchedule, schedule_from_log_snr
 from ddpm_jax.types import Array, ArrayLike, bcast_right, describe
 
@@ -78,9 +84,7 @@ def check_process(call: str, process: Any) -> None:
         )
 
 
-def check_times(
-    call: str, t: ArrayLike, x: Array, process: ContinuousProcess | None = None
-) -> Array:
+def check_times(call: str, t: Any, x: Array, process: ContinuousProcess | None = None) -> Array:
     """Times t, floats [B] or [], as an array [B]; in [t_min, t_max], [0, 1] without a process.
 
     Raises TypeError for other dtypes, ValueError for other shapes and host values out of range.
@@ -172,8 +176,8 @@ def sub_vp_process(
     Raises as `vp_process` does.
 
     Example:
-        >>> dj.forward.sub_vp_process().noise_scale(jnp.array(1.0)).round(4)
-        Array(1., dtype=float32)
+        >>> dj.forward.sub_vp_process().noise_scale(jnp.array([1.0])).round(4)
+        Array([1.], dtype=float32)
     """
     beta, integral, time = _rates_of("sub_vp_process", beta_min, beta_max, t_min)
 
@@ -199,8 +203,8 @@ def ve_process(sigma_min: float = 0.01, sigma_max: float = 50.0) -> ContinuousPr
     Raises ValueError unless 0 < sigma_min < sigma_max.
 
     Example:
-        >>> dj.forward.ve_process(0.01, 100.0).noise_scale(jnp.array(0.5)).round(4)
-        Array(1., dtype=float32)
+        >>> dj.forward.ve_process(0.01, 100.0).noise_scale(jnp.array([0.5])).round(4)
+        Array([1.], dtype=float32)
     """
     low = _half("ve_process", "sigma_min", sigma_min, 0.0)
     rate = math.log(_half("ve_process", "sigma_max", sigma_max, low) / low)
@@ -226,8 +230,8 @@ def edm_process(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Continuous
     Raises ValueError unless 0 < sigma_min < sigma_max.
 
     Example:
-        >>> dj.forward.edm_process().noise_scale(jnp.array(80.0))
-        Array(80., dtype=float32)
+        >>> dj.forward.edm_process().noise_scale(jnp.array([80.0]))
+        Array([80.], dtype=float32)
     """
     low = _half("edm_process", "sigma_min", sigma_min, 0.0)
     return ContinuousProcess(
@@ -252,8 +256,8 @@ def flow_process(*, t_min: float = 1e-4) -> ContinuousProcess:
 
     Example:
         >>> process = dj.forward.flow_process()
-        >>> process.signal_scale(jnp.array(1.0)), process.log_snr(jnp.array(0.5))
-        (Array(0., dtype=float32), Array(0., dtype=float32))
+        >>> process.signal_scale(jnp.array([1.0])), process.log_snr(jnp.array([0.5]))
+        (Array([0.], dtype=float32), Array([0.], dtype=float32))
     """
 
     def log_snr(t: Any) -> Any:
@@ -311,6 +315,7 @@ def schedule_from_process(
         Array([0.9, 0.5, 0.1, 0. ], dtype=float32)
     """
     call = "schedule_from_process"
+    check_floating_dtype(call, dtype)
     check_process(call, process)
     table = check_grid(call, process, times)
     return schedule_from_log_snr(process.log_snr(table), dtype=dtype)

@@ -183,20 +183,20 @@ def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
         Array([0.9 , 0.45], dtype=float32)
     """
     check_floating_dtype("schedule_from_beta", dtype)
-    beta = real_table("schedule_from_beta", "β", beta)
-    if isinstance(beta, jax.Array):
-        return build_tables(beta, jnp.cumsum(jnp.log1p(-beta)), np.arange(beta.size), dtype)
-    inside = (beta > 0) & (beta < 1)
-    inside[-1] |= beta[-1] == 1
+    table: Any = real_table("schedule_from_beta", "β", beta)
+    if isinstance(table, jax.Array):
+        return build_tables(table, jnp.cumsum(jnp.log1p(-table)), np.arange(table.size), dtype)
+    inside = (table > 0) & (table < 1)
+    inside[-1] |= table[-1] == 1
     if not inside.all():
         worst = int(np.argmin(inside))
         raise ValueError(
             "schedule_from_beta needs every β in (0, 1), of which only the last may be 1; got "
-            f"β[{worst}] = {beta[worst]}. A step that adds no noise can be left out of the table."
+            f"β[{worst}] = {table[worst]}. A step that adds no noise can be left out of the table."
         )
     with np.errstate(divide="ignore"):
-        log_alpha_bar = np.cumsum(np.log1p(-beta))
-    return build_tables(beta, log_alpha_bar, np.arange(beta.size), dtype)
+        log_alpha_bar = np.cumsum(np.log1p(-table))
+    return build_tables(table, log_alpha_bar, np.arange(table.size), dtype)
 
 
 def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
@@ -212,22 +212,22 @@ def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> Noise
         Array([0.1, 0.5], dtype=float32)
     """
     check_floating_dtype("schedule_from_alpha_bar", dtype)
-    alpha_bar = real_table("schedule_from_alpha_bar", "ᾱ", alpha_bar)
-    if isinstance(alpha_bar, jax.Array):
-        return from_log_alpha_bar(jnp.log(alpha_bar), np.arange(alpha_bar.size), dtype)
-    falling = np.diff(np.concatenate([[1.0], alpha_bar])) < 0
-    inside = falling & (alpha_bar >= 0)
+    table: Any = real_table("schedule_from_alpha_bar", "ᾱ", alpha_bar)
+    if isinstance(table, jax.Array):
+        return from_log_alpha_bar(jnp.log(table), np.arange(table.size), dtype)
+    falling = np.diff(np.concatenate([[1.0], table])) < 0
+    inside = falling & (table >= 0)
     if not inside.all():
         worst = int(np.argmin(inside))
         raise ValueError(
             "schedule_from_alpha_bar needs 1 > ᾱ_0 > ᾱ_1 > … >= 0, strictly falling; got "
-            f"ᾱ[{worst}] = {alpha_bar[worst]}"
-            + (f" after ᾱ[{worst - 1}] = {alpha_bar[worst - 1]}." if worst else ".")
+            f"ᾱ[{worst}] = {table[worst]}"
+            + (f" after ᾱ[{worst - 1}] = {table[worst - 1]}." if worst else ".")
             + " The value 1 before the first step is implied and must not be in the table."
         )
     with np.errstate(divide="ignore"):
-        log_alpha_bar = np.log(alpha_bar)
-    return from_log_alpha_bar(log_alpha_bar, np.arange(alpha_bar.size), dtype)
+        log_alpha_bar = np.log(table)
+    return from_log_alpha_bar(log_alpha_bar, np.arange(table.size), dtype)
 
 
 def schedule_from_log_snr(log_snr: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
@@ -240,28 +240,25 @@ def schedule_from_log_snr(log_snr: ArrayLike, *, dtype=jnp.float32) -> NoiseSche
     that are not real.
 
     Example:
-        >>> dj.forward.schedule_from_log_snr([2.0, 0.0]).alpha_bar.round(3)
-        Array([0.881, 0.5  ], dtype=float32)
+        >>> dj.forward.schedule_from_log_snr([0.0, -np.inf]).alpha_bar
+        Array([0.5, 0. ], dtype=float32)
         >>> total = lambda x: dj.forward.schedule_from_log_snr(x).alpha_bar.sum()
         >>> jax.grad(total)(jnp.array([2.0, 0.0])).round(3)
         Array([0.105, 0.25 ], dtype=float32)
     """
     check_floating_dtype("schedule_from_log_snr", dtype)
-    log_snr = real_table("schedule_from_log_snr", "log SNR", log_snr)
-    if isinstance(log_snr, jax.Array):
-        log_alpha_bar = jax.nn.log_sigmoid(log_snr)
-        return from_log_alpha_bar(log_alpha_bar, np.arange(log_snr.size), dtype)
-    if not (np.isfinite(log_snr[:-1]).all() and log_snr[-1] < np.inf and _falls(log_snr)):
+    table: Any = real_table("schedule_from_log_snr", "log SNR", log_snr)
+    if isinstance(table, jax.Array):
+        log_alpha_bar = jax.nn.log_sigmoid(table)
+        return from_log_alpha_bar(log_alpha_bar, np.arange(table.size), dtype)
+    finite = np.isfinite(table[:-1]).all() and table[-1] < np.inf
+    if not (finite and (np.diff(table) < 0).all()):
         raise ValueError(
             "schedule_from_log_snr needs a strictly falling table, finite but for a last -inf; got "
-            f"{log_snr.tolist()[:8]}{'…' if log_snr.size > 8 else ''}. For γ = -log SNR, which "
+            f"{table.tolist()[:8]}{'…' if table.size > 8 else ''}. For γ = -log SNR, which "
             "rises, pass -γ."
         )
-    return from_log_alpha_bar(-np.logaddexp(0.0, -log_snr), np.arange(log_snr.size), dtype)
-
-
-def _falls(table: np.ndarray) -> bool:
-    return bool((np.diff(table) < 0).all())
+    return from_log_alpha_bar(-np.logaddexp(0.0, -table), np.arange(table.size), dtype)
 
 
 def schedule_from_noise_levels(sigmas: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from ddpm_jax.forward.checks import check_function, check_real, check_same_shape
 from ddpm_jax.forward.continuous import check_times
 from ddpm_jax.likelihood import discretized_log_likelihood, normal_kl
+from ddpm_jax.nn import Gamma
 from ddpm_jax.types import ApplyFn, Array, bcast_right, describe, mean_per_example
 
 NATS_PER_BIT = math.log(2.0)
@@ -110,7 +111,7 @@ def continuous_bound(
     t = check_times(call, t, x_0)
     start, end, shape = _parts(call, gamma, t)
     shape, carrier = _attach(shape, jnp.zeros_like(shape[0]))
-    level, rate = start + (end - start) * shape[0], (end - start) * shape[1]
+    level, rate = Gamma(start, end, shape[0]).value, (end - start) * shape[1]
     signal, sigma = (bcast_right(scale, x_0.ndim) for scale in _scales(level))
     epsilon_hat = apply_fn(signal * x_0 + sigma * noise, level)
     check_real(f"{call} (apply_fn)", output=epsilon_hat)

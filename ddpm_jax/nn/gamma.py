@@ -16,7 +16,7 @@ from ddpm_jax.types import Array
 
 
 class Gamma(NamedTuple):
-    """γ(t) = start + (end - start) share, in parts, for losses that train them differently.
+    """γ(t) = (1 - share) start + share end, in parts, for losses that train them differently.
 
     Attributes:
         start, end: γ(0) and γ(1), each [].
@@ -30,7 +30,7 @@ class Gamma(NamedTuple):
     @property
     def value(self) -> Array:
         """γ(t), of t's shape."""
-        return self.start + (self.end - self.start) * self.share
+        return (1.0 - self.share) * self.start + self.share * self.end
 
 
 class GammaNetwork(nn.Module):

@@ -70,11 +70,12 @@ def euler_maruyama(process: ContinuousProcess, times: ArrayLike) -> Sampler:
     """
     call = "euler_maruyama"
     schedule, grid = _tables(call, process, times)
+    table = np.asarray(times, np.float64)
     with np.errstate(divide="ignore"):
-        g = process.diffusion(np.asarray(times, np.float64))
+        g = process.diffusion(table)
     if not np.isfinite(g).all():
         raise ValueError(
-            f"{call} needs times at which the diffusion g is finite, got t = {times[-1]} of "
+            f"{call} needs times at which the diffusion g is finite, got t = {table[-1]} of "
             f"{process.name}. Let them end before (0.99, say), or use probability_flow_heun, which "
             "is finite there."
         )
