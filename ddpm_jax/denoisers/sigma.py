@@ -77,8 +77,9 @@ def sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
     The paper's schedule runs from 0.0100 to 157.4. A host function. Raises ValueError when ᾱ_T is
     0, where σ is infinite, and TypeError for a traced schedule.
 
-    >>> [round(sigma, 2) for sigma in dj.sigma_range(dj.linear_schedule())]
-    [0.01, 157.41]
+    Example:
+        >>> [round(sigma, 2) for sigma in dj.sigma_range(dj.linear_schedule())]
+        [0.01, 157.41]
     """
     log_snr = host_array("sigma_range", "the schedule", schedule.log_snr, np.float64)
     if not np.isfinite(log_snr).all():

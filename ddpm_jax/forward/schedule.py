@@ -98,7 +98,7 @@ def check_arguments(call: str, **arguments: Any) -> tuple[int, ...]:
 
 
 def lookup(table: ArrayLike, t: ArrayLike) -> Array:
-    """Reads table[t] [...] from floats [T] for steps t [...] in 0..T-1.
+    """Reads `table[t]`, of t's shape, from floats [T] for steps t in 0..T-1.
 
     An index outside the table gives NaN (for a host integer: a ValueError), where plain indexing
     would silently wrap -1 round to the last step and clamp T to it.
