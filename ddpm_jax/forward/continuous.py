@@ -26,7 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.forward.checks import check_number, check_same_shape, host_table, host_values
+from ddpm_jax.forward.checks import (
+    check_floating_dtype,
+    check_number,
+    check_same_shape,
+    host_table,
+    host_values,
+)
 from ddpm_jax.forward.schedule import NoiseSchedule, schedule_from_log_snr
 from ddpm_jax.types import Array, ArrayLike, bcast_right, describe
 
@@ -311,6 +317,7 @@ def schedule_from_process(
         Array([0.9, 0.5, 0.1, 0. ], dtype=float32)
     """
     call = "schedule_from_process"
+    check_floating_dtype(call, dtype)
     check_process(call, process)
     table = check_grid(call, process, times)
     return schedule_from_log_snr(process.log_snr(table), dtype=dtype)
