@@ -1,5 +1,7 @@
 """UniPC and DEIS against their papers' formulas in float64, and their limits."""
 
+import typing
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ from scipy.integrate import quad
 
 import ddpm_jax as dj
 from ddpm_jax import samplers
+from ddpm_jax.programs.build import build_sampler
+from ddpm_jax.programs.config import SamplerOptions
 from tests.oracles import Tables
 
 BETA = np.linspace(1e-4, 0.02, 1000)
@@ -178,3 +182,11 @@ def test_what_is_done_to_x_between_steps_stays(name):
         assert np.abs(ends[1] - ends[0]).min() > 0.5 * factor
     else:
         np.testing.assert_allclose(ends[1] - ends[0], np.full((3, 5), factor), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", typing.get_args(typing.get_type_hints(SamplerOptions)["sampler"]))
+def test_every_sampler_of_the_command_line_is_built_on_its_grid(name):
+    sampler = build_sampler(FULL, SamplerOptions(name, num_steps=7))
+    np.testing.assert_array_equal(
+        sampler.schedule.timesteps, dj.spaced_timesteps(1000, 7, "fractional")
+    )

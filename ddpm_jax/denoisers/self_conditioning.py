@@ -8,6 +8,7 @@ examples and without gradient (§3.2, Algorithm 1); in sampling that of the step
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -20,12 +21,15 @@ from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.schedule import check_arguments
 from ddpm_jax.types import ApplyFn, Array, Denoised, bcast_right, describe, per_example, x_0_of
 
+SelfConditionedDenoiser = Callable[[Array, Array, Array], Array | Denoised]
+"""`(x_t, timesteps, estimate) -> x̂_0`."""
+
 
 class SelfConditionedFn(Protocol):
-    """A network or denoiser with an estimate of x_0: `(x_t, timesteps, estimate) -> output`."""
+    """A network with an estimate of x_0: `(x_t, timesteps, estimate) -> output`."""
 
-    def __call__(self, x_t: Array, timesteps: Array, estimate: Array, /) -> Array | Denoised:
-        """Evaluates it."""
+    def __call__(self, x_t: Array, timesteps: Array, estimate: Array, /) -> Array:
+        """Evaluates the network."""
         ...
 
 
@@ -74,7 +78,7 @@ def with_previous_estimate(
         nothing = jnp.zeros_like(x_t)
         own = jax.lax.stop_gradient(x_0_of(denoise(x_t, timesteps, nothing), x_t))
         estimate = jnp.where(bcast_right(use_here, x_t.ndim), own, nothing).astype(x_t.dtype)
-        return apply_fn(x_t, timesteps, estimate)  # type: ignore[return-value]
+        return apply_fn(x_t, timesteps, estimate)
 
     return conditioned
 
@@ -86,7 +90,7 @@ def self_conditioned_denoiser(
     target: Target = "epsilon",
     variance: Variance = "fixed_large",
     clip: Clip = True,
-) -> SelfConditionedFn:
+) -> SelfConditionedDenoiser:
     """`make_denoiser` for such a network: `(x_t, timesteps, estimate) -> x̂_0`.
 
     For `samplers.self_conditioned`. Raises as `make_denoiser` does.
