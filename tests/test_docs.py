@@ -22,8 +22,9 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/research.md"])
-def test_the_code_of_a_page_runs(name):
+@pytest.mark.parametrize("name", ["README.md", "docs/research.md", "docs/howto/own_data.md"])
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = code_of(name)
     for full, small in SMALLER.items():
         code = code.replace(full, small)
