@@ -99,6 +99,8 @@ from ddpm_jax.samplers import ancestral as ancestral
 from ddpm_jax.samplers import ddim as ddim
 from ddpm_jax.samplers import ddim_encode as ddim_encode
 from ddpm_jax.samplers import dpm_solver_pp as dpm_solver_pp
+from ddpm_jax.samplers import unipc as unipc
+from ddpm_jax.samplers import deis as deis
 from ddpm_jax.samplers import heun as heun
 from ddpm_jax.samplers import predictor_corrector as predictor_corrector
 from ddpm_jax.samplers import annealed_langevin as annealed_langevin

@@ -84,7 +84,7 @@ def report_digits(run: TrainingRun, state: TrainState, stop: StopRequest) -> dic
     }
     processes.on_leader(lambda: write_json(run.directory.root / "report.json", report))
     say("")
-    for title, field in ((name, "loss"), ("bits/dim ≤", "bits_per_dim")):
+    for title, field in ((name, "loss"), ("estimate of the bound in bits/dim", "bits_per_dim")):
         say(f"{title}: " + ", ".join(f"{getattr(v, field):.4f} {k}" for k, v in losses.items()))
     say(f"{'':17}  Fréchet distance  classifier > 90 % sure  distance to nearest")
     say(f"{f'{count} images of':17}  to training set   (share)                 training image")

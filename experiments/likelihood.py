@@ -226,7 +226,7 @@ def _plot_rate_distortion(path: Path, curve: RateDistortion, own: str) -> None:
 def _print_table(numbers: dict[str, Any]) -> None:
     for name, result in numbers.items():
         say(f"\n{result['images']} images, {name}:")
-        say(f"{'':14}  bits/dim ≤         rate  distortion  prior L_T")
+        say(f"{'':14}  bound, bits/dim    rate  distortion  prior L_T")
         for kind, row in result["bound"].items():
             say(
                 f"{kind:14}  {row['bits_per_dim']:.3f} ± {row['standard_error']:.3f}  "

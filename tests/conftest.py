@@ -1,7 +1,18 @@
 """Flags that make sloppy code fail: eight devices, no implicit rank promotion, no key used
 twice. And the order of the files: what takes longest starts first."""
 
-import jax
+import os
+import shutil
+import tempfile
+
+# The same small programs are compiled in many files, workers and subprocesses: one cache for all of
+# them, which lives as long as this run. Set before JAX is imported; workers inherit it.
+CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ddpm_jax-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,6 +38,12 @@ def pytest_configure(config):
     """
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+
+
+def pytest_unconfigure(config):
+    """Removes the compilation cache, in the process that made it."""
+    if CACHE is not None:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,7 @@
 """Folders of images: the right pixels in the right order, decoded once, and bad files named."""
 
 import io
+import json
 import math
 import os
 import shutil
@@ -20,6 +21,10 @@ from ddpm_jax.data import folder as folder_module
 from ddpm_jax.data import load_folder
 from ddpm_jax.data.folder import list_images
 from ddpm_jax.data.images import decode_image
+from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig
+from ddpm_jax.programs.run_directory import RunDirectoryError, from_json, to_json
+from ddpm_jax.programs.training_run import TrainingRun
+from tests.small_run import program
 
 
 @pytest.fixture(autouse=True)
@@ -543,3 +548,54 @@ def test_a_large_folder_is_announced_and_refused_without_room(photos, monkeypatc
         load_folder(root, 6)
     assert "decoding 5 images" in (said := capsys.readouterr().err)
     assert "540 bytes" in said and os.environ["DDPM_JAX_CACHE"] in said
+
+
+def run_of(folder, place, **options):
+    config = TrainConfig(
+        place / "run",
+        num_steps=2,
+        batch_size=8,
+        data=DataConfig("folder", folder, resolution=8, **options),
+        network=NetworkConfig(8, (1,), 1, (8,), num_groups=4),
+    )
+    return TrainingRun(config)
+
+
+def test_a_run_is_resumed_with_the_same_images_in_another_folder_only(tmp_path):
+    for i in range(20):
+        save(tmp_path / "a" / f"{i:02}.png", noise(8, 8, seed=i))
+    run = run_of(tmp_path / "a", tmp_path)
+    run.directory.write(run.config, run.facts)
+    (run.directory.checkpoints / "1").mkdir(parents=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    moved = run_of(tmp_path / "b", tmp_path)
+    moved.directory.check(moved.config, moved.facts)
+    save(tmp_path / "b" / "07.png", noise(8, 8, seed=99))
+    other = run_of(tmp_path / "b", tmp_path)
+    with pytest.raises(RunDirectoryError, match="fingerprint"):
+        other.directory.check(other.config, other.facts)
+
+
+def test_a_configuration_without_holdout_still_reads_as_every_tenth():
+    values = to_json(DataConfig("folder"))
+    del values["holdout"]
+    assert from_json(DataConfig, values).holdout == 0.1
+
+
+TINY = """--num-steps=2 --batch-size=4 --devices.count=1 --report.log-every=1
+--network.channels=8 --network.channel-multipliers 1 --network.num-res-blocks=1
+--network.attention-resolutions 8 --network.num-groups=4
+--diffusion.num-timesteps=20 --diffusion.beta-start=0.005 --diffusion.beta-end=0.5
+--report.sample-every=0 --report.sample-count=2 --report.sample-steps=2
+--report.final-count=2 --report.final-steps=2"""
+
+
+@pytest.mark.slow
+def test_training_without_held_out_images_leaves_the_measurement_out(tmp_path):
+    for i in range(8):
+        save(tmp_path / "a" / f"{i}.png", noise(8, 8, seed=i))
+    arguments = [f"--data.path={tmp_path / 'a'}", "--data.resolution=8"]
+    arguments += ["--data.holdout=0", "--report.heldout-every=1", *TINY.split()]
+    program("train_celebahq.py", f"--run-dir={tmp_path / 'run'}", *arguments)
+    kinds = {json.loads(line)["kind"] for line in (tmp_path / "run" / "log.jsonl").open()}
+    assert "train" in kinds and "heldout" not in kinds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
-from ddpm_jax.denoisers.guidance import classifier_free, classifier_guided
+from ddpm_jax.denoisers.guidance import classifier_free, classifier_guided, guidance_interval
 from ddpm_jax.denoisers.prediction import TARGETS
 from ddpm_jax.forward import rescale_zero_terminal_snr
 from tests.oracles import GaussianData, Tables
@@ -141,6 +141,65 @@ def test_a_scale_per_example_guides_each_row_by_its_own(how, events):
     np.testing.assert_allclose(guide(scales)(events, t), jnp.stack(rows), rtol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["classifier", "classifier_free"])
+def test_a_scale_per_step_is_the_scale_of_each_rows_step(how):
+    """A table [T] read at the timesteps, as Python function; also one number for all rows."""
+    table, t = jnp.linspace(0.0, 4.0, 100), jnp.asarray(T)
+
+    def guide(scale):
+        if how == "classifier_free":
+            return classifier_free(lambda x, t: jnp.tanh(x), lambda x, t: 0.5 * x, scale)
+        return classifier_guided(SCHEDULE, lambda x, t: 0.5 * x, posterior(0), scale)
+
+    got = guide(lambda timesteps: table[timesteps])(X_T, t)
+    np.testing.assert_allclose(got, guide(table[t])(X_T, t), rtol=1e-6)
+    np.testing.assert_allclose(guide(lambda t: 2.0)(X_T, t), guide(2.0)(X_T, t), rtol=1e-6)
+    with pytest.raises(ValueError, match="one scale per example"):
+        guide(lambda timesteps: table)(X_T, t)
+
+
+def test_guidance_in_an_interval_of_noise_levels():
+    """σ_low < σ <= σ_high by the schedule's own σ; elsewhere the conditional network, s = 1."""
+    sigma = np.exp(-0.5 * np.asarray(SCHEDULE.log_snr))
+    low, high = float(sigma[7:9].mean()), float(sigma[40:42].mean())
+    scale = guidance_interval(SCHEDULE, jnp.arange(2.0, 7.0), low, high)
+    np.testing.assert_array_equal(scale(jnp.asarray(T)), [1.0, 1.0, 4.0, 1.0, 1.0])
+    guided = classifier_free(lambda x, t: jnp.tanh(x), lambda x, t: 0.5 * x, scale)
+    got = guided(X_T, jnp.asarray(T))
+    expected = np.tanh(np.asarray(X_T))
+    expected[2] = 0.5 * X_T[2] + 4.0 * (np.tanh(X_T[2]) - 0.5 * X_T[2])
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_rescaled_guidance_has_the_spread_of_the_conditional_output():
+    """φ = 1: exactly; between, φ of the way (Lin et al. 2023, Eqs. 15, 16). A variance stays."""
+    t, events = jnp.asarray(T), X_T[:, :, None] * jnp.linspace(0.5, 2.0, 6)[None, None]
+    conditional, unconditional = lambda x, t: jnp.tanh(x), lambda x, t: 0.2 * x
+    plain = np.asarray(classifier_free(conditional, unconditional, 5.0)(events, t))
+    for phi in (0.0, 0.7, 1.0):
+        got = classifier_free(conditional, unconditional, 5.0, rescale=phi)(events, t)
+        ratio = np.tanh(events).std((1, 2), keepdims=True) / plain.std((1, 2), keepdims=True)
+        np.testing.assert_allclose(got, phi * plain * ratio + (1 - phi) * plain, rtol=1e-4)
+    np.testing.assert_allclose(got.std((1, 2)), np.tanh(events).std((1, 2)), rtol=1e-5)
+    wide = lambda f: lambda x, t: jnp.concatenate([f(x, t), x], axis=-1)  # noqa: E731
+    both = classifier_free(
+        wide(conditional), wide(unconditional), 5.0, variance="learned", rescale=1.0
+    )(events, t)
+    np.testing.assert_allclose(both, jnp.concatenate([got, events], axis=-1), rtol=1e-5)
+
+
+def test_autoguidance_is_classifier_free_guidance_with_a_weaker_model():
+    """D_w = w D_1 + (1-w) D_0 (Karras et al. 2024, Eq. 3), here in x̂_0, both with the label."""
+    t, w = jnp.asarray(T), 2.2
+    blurred = GaussianData(CLASSES[1].mean, 0.8, TRUTH.alpha_bar)
+    out = classifier_free(network(CLASSES[1].denoise, "v"), network(blurred.denoise, "v"), w)(
+        X_T, t
+    )
+    x_0_hat = dj.predict_x_0(SCHEDULE, out, X_T, t, target="v")
+    expected = w * CLASSES[1].denoise(X_T, t) + (1 - w) * blurred.denoise(X_T, t)
+    np.testing.assert_allclose(x_0_hat, expected, atol=1e-4)
+
+
 def test_both_kinds_of_guidance_combine():
     """Their shifts of ε̂ add up: 2 of the networks' difference, and a classifier's."""
     t, free = jnp.asarray(T), classifier_free(lambda x, t: x, lambda x, t: 0.5 * x, 2.0)
@@ -190,6 +249,9 @@ def test_sampling_with_scale_1_gives_the_class(how):
         (lambda f: classifier_guided(SCHEDULE, f, f, target="eps"), "classifier_guided knows"),
         (lambda f: classifier_guided(SCHEDULE, f, f, variance="no"), "classifier_guided knows"),
         (lambda f: classifier_free(f, f, 1.0, variance="learned")(X_T, T), "doubles"),
+        (lambda f: classifier_free(f, f, 1.0, rescale=1.5), "classifier_free needs 0 <= rescale"),
+        (lambda f: guidance_interval(SCHEDULE, 2.0, 3.0, 1.0), "guidance_interval needs 0 <="),
+        (lambda f: guidance_interval(SCHEDULE, 2.0, -1.0, 1.0), "guidance_interval needs 0 <="),
         (lambda f: classifier_free(f, f, jnp.ones(2))(X_T, T), "one scale per example"),
         (lambda f: classifier_free(f, f, jnp.ones((5, 1)))(X_T, T), "one scale per example"),
         (lambda f: classifier_guided(SCHEDULE, f, log_joint)(X_T, jnp.asarray(T)), r"\[B, K\]"),

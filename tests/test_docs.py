@@ -22,7 +22,14 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/research.md", "docs/howto/own_data.md"])
+HOW_TO = [
+    page.relative_to(ROOT).as_posix()
+    for page in sorted(ROOT.glob("docs/howto/*.md"))
+    if "```python" in page.read_text()
+]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/research.md", *HOW_TO])
 def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = code_of(name)

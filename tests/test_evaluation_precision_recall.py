@@ -118,9 +118,9 @@ def test_duplicates_are_neighbours():
 def test_refusals_say_what_to_do():
     x = np.zeros((5, 2))
     for function in (precision_recall, density_coverage):
-        with pytest.raises(ValueError, match="6 examples or more.*Take more images"):
+        with pytest.raises(ValueError, match="at least 6 examples.*Take more images"):
             function(x, x, k=5)
         with pytest.raises(ValueError, match="k ≥ 1"):
             function(x, x, k=0)
-        with pytest.raises(ValueError, match="same features"):
+        with pytest.raises(ValueError, match="equally many features"):
             function(x, np.zeros((5, 3)), k=1)

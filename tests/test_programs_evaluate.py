@@ -1,16 +1,20 @@
 """Likelihood, steps against quality, and evaluation of a tiny run, made again by hand."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import ddpm_jax as dj
 from ddpm_jax import evaluation
 from ddpm_jax.data import load_digits
+from ddpm_jax.programs import shards
 from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from steps_vs_quality import StepsConfig, _draw, _network
 from tests.small_run import make_run, program
@@ -133,6 +137,167 @@ def test_an_evaluation_is_what_its_samples_give_and_survives_lost_shards(
     with pytest.raises(SystemExit) as stopped:
         program("evaluate.py", *arguments, "--seed=1")
     assert stopped.value.code == 2
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Cuts both splits to so many images."""
+    from ddpm_jax.programs import trained_run
+
+    load = trained_run.load_data
+
+    def cut(train, heldout):
+        def load_few(config, split):
+            data, count = load(config, split), {"train": train, "heldout": heldout}[split]
+            labels = data.labels[:count]
+            return data._replace(images=data.images[:count], labels=labels)
+
+        monkeypatch.setattr(trained_run, "load_data", load_few)
+
+    return cut
+
+
+# Sets of 2 have a spread; three and five nearest neighbours need 4 and 6.
+@pytest.mark.parametrize(
+    "train,heldout,samples_have,heldout_have",
+    [
+        (2, 1, {"frechet", "kid"}, set()),
+        (5, 2, {"frechet", "kid", "precision", "recall"}, {"frechet", "kid"}),
+        (40, 1, {"frechet", "kid", "precision", "recall", "density", "coverage"}, set()),
+        (40, 4, {"frechet", "kid", "precision", "recall", "density", "coverage"}, {"recall"}),
+        (40, 6, {"frechet", "kid", "precision", "recall", "density", "coverage"}, {"coverage"}),
+    ],
+)
+def test_what_few_images_cannot_give_is_left_out_and_named(
+    folder, tmp_path, few_images, capsys, train, heldout, samples_have, heldout_have
+):
+    few_images(train, heldout)
+    options = ["--sampler=ddim", "--num-steps=2", "--bits-count=3", "--bootstrap=3"]
+    program("evaluate.py", f"--run-dir={folder}", f"--out={tmp_path}", *options)
+    result = json.loads((tmp_path / "pixels.json").read_text())
+    every = {"frechet", "kid", "precision", "recall", "density", "coverage"}
+    assert result["count"] == 10
+    samples, held = result["samples"], result["held_out"]
+    assert every & samples.keys() == samples_have and heldout_have <= held.keys()
+    assert every - samples.keys() == samples.get("left_out", {}).keys()
+    assert every - held.keys() == held.get("left_out", {}).keys()
+    assert (result["bits_per_dim"] is None) == (heldout < 2)
+    printed = capsys.readouterr().out
+    missing = {*samples.get("left_out", ()), *held.get("left_out", ())}
+    assert ("left out" in printed) == bool(missing)
+
+
+def test_where_nothing_can_be_measured_nothing_is_sampled(folder, tmp_path, few_images, capsys):
+    few_images(1, 1)
+    with pytest.raises(SystemExit) as stopped:
+        program("evaluate.py", f"--run-dir={folder}", f"--out={tmp_path}", "--num-steps=2")
+    assert stopped.value.code == 2 and not list(tmp_path.rglob("*.npz"))
+    assert "nothing can be measured" in capsys.readouterr().err
+
+
+class Progress:
+    """A bar that only counts."""
+
+    def __init__(self, total, *_, **__):
+        self.total, self.done = total, 0
+        BARS.append(self)
+
+    def update(self, steps):
+        self.done += steps
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+BARS: list[Progress] = []
+
+
+@pytest.mark.parametrize("count,batch", [(10, 4), (13, 5), (12, 12), (3, 8)])
+def test_the_bar_of_sampling_ends_at_the_end(run, tmp_path, monkeypatch, count, batch):
+    BARS.clear()
+    monkeypatch.setattr(shards, "bar", Progress)
+    monkeypatch.setattr(shards, "SHARD", 6)
+    generator = run.generator(run.sampler(SamplerOptions("ddim", num_steps=2)))
+    for _ in range(2):
+        shards.sample_shards(run, generator, tmp_path, count=count, batch_size=batch)
+    assert [bar.done for bar in BARS] == [bar.total for bar in BARS] == [2 * count] * 2
+
+
+SAMPLE = ["--sampler=ddim", "--num-steps=3", "--count=10", "--batch-size=4", "--format=both"]
+
+
+@pytest.mark.parametrize("kills", [[0], [1], [2], [0, 1, 1]])
+def test_sampling_goes_on_after_a_kill_and_gives_exactly_the_same(
+    folder, tmp_path, monkeypatch, kills
+):
+    monkeypatch.setattr(shards, "SHARD", 4)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    program("sample.py", f"--run-dir={folder}", f"--out={whole}", *SAMPLE)
+    write = np.savez_compressed
+
+    for shards_before in kills:
+        left = [None] * shards_before
+
+        def killed(file, *, images, left=left):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            write(file, images=images)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "savez_compressed", killed)
+            with pytest.raises(SystemExit) as stopped:
+                program("sample.py", f"--run-dir={folder}", f"--out={out}", *SAMPLE)
+        assert stopped.value.code == 130
+    kept = len(list((out / "shards").glob("*.npz")))
+    assert kept == sum(kills)
+    starts = []
+    call = Generator.__call__
+
+    def counted(self, *arguments, start, **options):
+        starts.append(start)
+        return call(self, *arguments, start=start, **options)
+
+    monkeypatch.setattr(Generator, "__call__", counted)
+    program("sample.py", f"--run-dir={folder}", f"--out={out}", *SAMPLE)
+    assert starts == [0, 4, 8][kept:]
+    names = {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    for name in names - {Path("samples.npz")}:
+        assert (whole / name).read_bytes() == (out / name).read_bytes(), name
+    images = [np.load(folder / "samples.npz")["images"] for folder in (whole, out)]
+    np.testing.assert_array_equal(*images)
+    pngs = [np.asarray(Image.open(out / f"images/{i:06d}.png")) for i in range(10)]
+    np.testing.assert_array_equal(np.stack(pngs)[..., None], images[0])
+
+
+def test_unfinished_samples_of_other_settings_are_not_mixed(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps({"seed": 9}))
+    with pytest.raises(SystemExit) as stopped:
+        program("sample.py", f"--run-dir={folder}", f"--out={tmp_path}", *SAMPLE)
+    assert stopped.value.code == 2 and "seed" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_more_images_go_on_from_fewer(folder, tmp_path, monkeypatch):
+    """Image i does not depend on how many there are, so the plan does not name the count."""
+    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr("ddpm_jax.programs.sample.remove_shards", lambda out: None)
+    arguments = [f"--run-dir={folder}", f"--out={tmp_path}", *SAMPLE]
+    program("sample.py", *arguments, "--count=8")
+    eight = np.load(tmp_path / "samples.npz")["images"]
+    program("sample.py", *arguments, "--count=11")
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["images"][:8], eight)
+
+
+def test_large_images_come_in_small_files_of_whole_batches():
+    assert shards.shard_size((32, 32, 3), 64) == shards.SHARD
+    large = shards.shard_size((256, 256, 3), 16)
+    assert large % 16 == 0 and 16 <= large < 200
+    assert shards.shard_size((2048, 2048, 3), 64) == 64
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,51 @@ def test_a_reader_that_went_away_is_no_error():
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "ascii", "shift_jis"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_no_character_ends_a_program(encoding, locale, tmp_path):
+    """What the output's encoding does not have is replaced, and files are UTF-8 all the same."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ddpm_jax.files import write_json\n"
+        "from ddpm_jax.programs.console import bar, forgiving_output, say\n"
+        "with forgiving_output():\n"
+        "    say('8×8, √ᾱ_T = 0.1 → 0.2')\n"
+        "    print('\\udcff β 日本', file=sys.stderr)\n"
+        "    with bar(3, 'training ×') as progress:\n"
+        "        progress.update(3)\n"
+        "    write_json(Path(sys.argv[1]), {'data': '8×8 → 日本'})\n"
+        "    say('the end')\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": encoding,
+        "LC_ALL": locale,
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+    path, script = tmp_path / "x.json", tmp_path / "program.py"
+    script.write_text(program, encoding="utf-8")
+    done = subprocess.run([sys.executable, script, path], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "the end" in done.stdout.decode(encoding)
+    assert "8×8 → 日本" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("closed file")])
+def test_a_terminal_that_is_gone_is_no_error(monkeypatch, error):
+    class Gone(Full):
+        def write(self, text):
+            raise error
+
+        def flush(self):
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with forgiving_output():
+        say("nobody reads this")
+    assert isinstance(sys.stdout, Gone)

@@ -136,9 +136,10 @@ def test_windows_has_its_own_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "msvcrt", Msvcrt())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        begin(tmp_path)
+        lock = begin(tmp_path)
         with pytest.raises(InUseError, match=f"process {os.getpid()} on"):
             begin(tmp_path)
+        lock.release()
 
 
 def test_without_fcntl_the_programs_can_be_imported():

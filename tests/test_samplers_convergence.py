@@ -71,6 +71,41 @@ def test_convergence_order(make, order, exact):
     np.testing.assert_allclose(np.log2(coarse / fine), order, atol=0.12)
 
 
+@pytest.mark.parametrize(
+    "make,order,grids",
+    [
+        (lambda s, _: samplers.dpm_solver_pp(s, singlestep=True), 2, (96, 192)),
+        (lambda s, _: samplers.dpm_solver_pp(s, order=3), 3, (96, 192)),
+        (lambda s, _: samplers.unipc(s, order=1), 2, (96, 192)),
+        (lambda s, _: samplers.unipc(s, order=2), 3, (96, 192)),
+        (lambda s, _: samplers.unipc(s, order=3), 4, (192, 320)),
+        (lambda s, process: samplers.deis(s, order=2, process=process), 2, (96, 192)),
+        (lambda s, process: samplers.deis(s, order=3, process=process), 3, (192, 320)),
+        (lambda s, process: samplers.deis(s, order=4, process=process), 4, (48, 96)),
+    ],
+    ids=["dpm 2s", "dpm 3", "unipc 1", "unipc 2", "unipc 3", "deis 2", "deis 3", "deis 4"],
+)
+def test_convergence_order_of_the_solvers_for_few_steps(make, order, grids, exact):
+    """On the mixture; a Gaussian's ODE is linear, and some of them gain an order there. The grids
+    are such that neither the first steps, of lower order, nor rounding counts."""
+    errors = []
+    with jax.enable_x64(True):
+        process, data = (
+            dj.schedule_from_alpha_bar(ALPHA_BAR, dtype=jnp.float64),
+            MixtureData(*MIXTURE, ALPHA_BAR),
+        )
+        for num_steps in grids:
+            grid = dj.respace(process, np.arange(0, 961, 960 // num_steps))
+            sampler, x_T = make(grid, process), jnp.asarray(X_T)
+            steps = jnp.arange(num_steps, 0, -1)
+            run = jax.jit(
+                lambda x, s, p=sampler: samplers.advance(p, data.denoise, x, p.init(x), s)[0]
+            )
+            errors.append(np.sqrt(np.mean((np.asarray(run(x_T, steps)) - exact[1]) ** 2)))
+    slope = np.log(errors[0] / errors[1]) / np.log(grids[1] / grids[0])
+    np.testing.assert_allclose(slope, order, atol=0.12)
+
+
 FULL = dj.linear_schedule()
 FULL_ALPHA_BAR = np.asarray(FULL.alpha_bar, np.float64)
 
@@ -92,6 +127,10 @@ CASES = {
     "dpm 1": lambda: samplers.dpm_solver_pp(even(250), order=1),
     "dpm 2": lambda: samplers.dpm_solver_pp(karras(40)),
     "dpm 2 sde": lambda: samplers.dpm_solver_pp(karras(80), sde=True),
+    "dpm 3": lambda: samplers.dpm_solver_pp(karras(40), order=3),
+    "dpm 2s": lambda: samplers.dpm_solver_pp(karras(61), singlestep=True),
+    "unipc": lambda: samplers.unipc(karras(30)),
+    "deis": lambda: samplers.deis(even(60), process=FULL),
     "heun": lambda: samplers.heun(karras(40)),
     "heun churn": lambda: samplers.heun(karras(60), churn=10.0, process=FULL),
     "pc ancestral": lambda: samplers.predictor_corrector(samplers.ancestral(even(250))),

@@ -61,7 +61,7 @@ VALUES = {
         DDIM, dj.denoisers.denoiser_from_sigma(dj.cosine_schedule(100), halve), X
     ),
     "another ladder": lambda f: f(
-        DDIM, dj.denoiser_from_score(dj.schedule_from_noise_levels([1.0, 0.1]), halve), X
+        DDIM, dj.denoiser_from_score(dj.forward.schedule_from_noise_levels([1.0, 0.1]), halve), X
     ),
 }
 CALLS = {
@@ -121,6 +121,8 @@ MAKERS = {
     "ancestral": dj.ancestral,
     "ddim": dj.ddim,
     "dpm_solver_pp": dj.dpm_solver_pp,
+    "unipc": dj.unipc,
+    "deis": dj.deis,
     "heun": dj.heun,
     "annealed_langevin": dj.annealed_langevin,
     "ddim_encode": lambda schedule: dj.ddim_encode(schedule, halve, X),
@@ -150,12 +152,45 @@ def test_encoding_needs_data_in_floating_point():
         dj.ddim_encode(GRID, halve, X.astype(jnp.uint8))
 
 
+ON_HOST = {
+    "heun": lambda grid, process: dj.heun(grid, churn=1.0, process=process),
+    "deis": lambda grid, process: dj.deis(grid, process=process),
+}
+
+
 @pytest.mark.parametrize("process", [dj.cosine_schedule(100), dj.respace(FULL, [0, 5, 99])])
-def test_churn_needs_the_grids_own_process(process):
-    with pytest.raises(ValueError, match="heun: "):
-        dj.heun(GRID, churn=1.0, process=process)
+@pytest.mark.parametrize("name", ON_HOST)
+def test_a_sampler_between_its_steps_needs_the_grids_own_process(name, process):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        ON_HOST[name](GRID, process)
+    with pytest.raises(TypeError, match=rf"^{name} \(process\) needs a NoiseSchedule"):
+        ON_HOST[name](GRID, 100)
 
 
-def test_churn_on_a_traced_schedule_is_refused():
-    with pytest.raises(TypeError, match="heun with churn runs on the host"):
-        jax.jit(lambda s: dj.heun(s, churn=1.0, process=FULL).num_draws)(GRID)
+@pytest.mark.parametrize("name", ON_HOST)
+def test_a_traced_schedule_is_refused_where_tables_are_made(name):
+    with pytest.raises(TypeError, match=f"^{name}.* runs on the host"):
+        jax.jit(lambda s: ON_HOST[name](s, FULL).num_draws)(GRID)
+
+
+ORDERS = {
+    "dpm_solver_pp knows the orders 1, 2 and 3": [
+        lambda: dj.dpm_solver_pp(GRID, order=0),
+        lambda: dj.dpm_solver_pp(GRID, order=4),
+    ],
+    "dpm_solver_pp has sde=True for": [
+        lambda: dj.dpm_solver_pp(GRID, order=3, sde=True),
+        lambda: dj.dpm_solver_pp(GRID, order=3, singlestep=True),
+        lambda: dj.dpm_solver_pp(GRID, order=1, singlestep=True),
+        lambda: dj.dpm_solver_pp(GRID, sde=True, singlestep=True),
+    ],
+    "unipc knows the orders": [lambda k=k: dj.unipc(GRID, order=k) for k in (0, 4, "2")],
+    "deis knows the orders": [lambda k=k: dj.deis(GRID, order=k) for k in (0, 5, None)],
+}
+
+
+@pytest.mark.parametrize("words", ORDERS)
+def test_orders_that_do_not_exist_are_refused(words):
+    for call in ORDERS[words]:
+        with pytest.raises(ValueError, match=f"^{words}"):
+            call()

@@ -1,12 +1,9 @@
-"""The identities that docs/theory.md derives, and the links of the documentation.
+"""The identities that docs/theory.md derives, and the numbers on that page.
 
 Integrals are sums over fine grids in float64; everything linear and Gaussian is exact algebra.
 """
 
-import ast
 import functools
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +22,12 @@ from ddpm_jax.score.matching import (
     score_of_energy,
     sliced_score_matching,
 )
-from tests.oracles import Tables
+from ddpm_jax.score.noise_levels import geometric_ratio, ncsnv2_noise_levels
+from tests.oracles import GaussianBound, MixtureData, Tables
+from theory import flow, process, scores
+from theory.process import all_schedules, paper
+from theory_figures import TheoryConfig, theory_figures
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 GRID = np.linspace(-14.0, 14.0, 4001)
 STEP = GRID[1] - GRID[0]
 BETA = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])
@@ -126,6 +126,73 @@ def test_integration_by_parts_owes_the_boundary():
         assert abs(bracket) > 0.05
 
 
+def test_without_the_boundary_the_wrong_model_wins():
+    """s = a (x - ½) on [0, 1]: J = a²/24, the formula a + a²/24, least at a = -12."""
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    x, p = jnp.array(nodes[:, None] + 1) / 2, weights / 2
+    slopes = np.array([-24.0, -12.0, 0.0, 5.0])
+    formula = [
+        np.sum(p * np.array(exact_score_matching(lambda x, a=a: a * (x - 0.5), x))) for a in slopes
+    ]
+    fisher = [np.sum(p * 0.5 * (a * (np.array(x)[:, 0] - 0.5)) ** 2) for a in slopes]
+    drawn_fisher, drawn_formula = scores.uniform_losses(slopes)
+    np.testing.assert_allclose(formula, slopes + slopes**2 / 24, atol=1e-12)
+    np.testing.assert_allclose(drawn_formula, formula, atol=1e-12)
+    np.testing.assert_allclose(drawn_fisher, fisher, atol=1e-12)
+    assert slopes[np.argmin(formula)] == -12 and slopes[np.argmin(fisher)] == 0
+
+
+def test_the_sign_of_the_trace():
+    """On N(0, 1) the objective prefers s = -x; with -tr for tr it would prefer s = x."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    x, p = jnp.array(nodes[:, None]), weights / np.sqrt(2 * np.pi)
+    right, wrong = {}, {}
+    for a in (-1.0, 0.0, 1.0):
+        objective = np.sum(p * np.array(exact_score_matching(lambda x, a=a: a * x, x)))
+        right[a], wrong[a] = objective, objective - 2 * a
+    assert min(right, key=right.get) == -1.0 and min(wrong, key=wrong.get) == 1.0
+    np.testing.assert_allclose(right[-1.0], -0.5, rtol=1e-12)
+
+
+def test_slicing_costs_twice_a_denoising_step():
+    """Floating-point operations of one compiled training gradient of an MLP."""
+    shapes = ((64, 128), (128, 128), (128, 64))
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    x = jnp.ones((8, 64), jnp.float32)
+
+    def network(params, x):
+        for kernel in params[:-1]:
+            x = jax.nn.silu(x @ kernel)
+        return x @ params[-1]
+
+    def denoising(params):
+        return denoising_score_matching(lambda x: network(params, x), x, x, 0.1).mean()
+
+    def sliced(params):
+        return sliced_score_matching(lambda x: network(params, x), x, x[None]).mean()
+
+    flops = [
+        jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
+        for loss in (denoising, sliced)
+    ]
+    assert 1.7 < flops[1] / flops[0] < 2.2
+
+
+def test_the_least_denoising_loss():
+    """N(0, 1) and σ = ½: the exact score -x̃/1.25 reaches C = ½ · 0.2/σ⁴ = 1.6, others do not."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    weight = np.outer(weights, weights).ravel() / (2 * np.pi)
+    x, z = (jnp.array(axis.ravel())[:, None] for axis in np.meshgrid(nodes, nodes))
+    loss = {
+        slope: np.sum(
+            weight * np.array(denoising_score_matching(lambda x, k=slope: -k * x, x, z, 0.5))
+        )
+        for slope in (0.7, 0.8, 0.9)
+    }
+    np.testing.assert_allclose(loss[0.8], 1.6, rtol=1e-12)
+    assert loss[0.8] < min(loss[0.7], loss[0.9])
+
+
 def test_slicing_is_unbiased():
     """The mean over all eight sign vectors of three dimensions, for a score with no symmetry."""
     rng = np.random.default_rng(0)
@@ -222,6 +289,46 @@ def test_the_score_is_blind_to_the_weights_of_separate_modes():
         assert np.abs(few.score(near) - many.score(near)).max() < 1e-10
         assert np.abs(few.score(near, 8.0) - many.score(near, 8.0)).min() > 0.01
     assert abs(few.score(0.0) - many.score(0.0)) > 1.0
+
+
+def test_a_valley_takes_exponential_time():
+    """The spectral gap of one Gaussian is 1/(2c²); of two modes it falls like e^-D."""
+    # The slowest mode of dx = -x/(2c²) dt + dW decays like e^{-t/(2c²)}.
+    np.testing.assert_allclose(
+        scores.relaxation_time((0.5, 0.5), (0.0, 0.0), 0.7)[1], 2 * 0.7**2, rtol=1e-3
+    )
+    depth, time = np.transpose(
+        [scores.relaxation_time((0.5, 0.5), (-g, g), 1.0) for g in (3.6, 4.2)]
+    )
+    assert 0.85 < np.diff(np.log(time))[0] / np.diff(depth)[0] < 1.05
+    depth, time = scores.relaxation_time((0.5, 0.5), (-4.1867, 4.1867), 1.0)
+    np.testing.assert_allclose([depth, time], [8.07, 6550], rtol=0.01)
+
+
+def test_ncsn_without_its_weight_trains_the_smallest_level():
+    """s = 0: the loss ½‖z/σ‖² is 10⁴ times as large at σ = 0.01 as at 1, weighted it is equal."""
+    sigmas, z = jnp.array([1.0, 0.01]), jnp.ones((2, 3))
+    level = jnp.arange(2)
+    plain, weighted = (
+        np.array(ncsn_loss(lambda x, level: 0.0 * x, 0.0 * z, level, z, sigmas, power=power))
+        for power in (0.0, 2.0)
+    )
+    np.testing.assert_allclose(plain[1] / plain[0], 1e4, rtol=1e-5)
+    np.testing.assert_allclose(weighted[1], weighted[0], rtol=1e-12)
+
+
+def test_x_t_depends_on_x_0_at_every_step():
+    """Corr(x_t, x_0) = √ᾱ_t for unit variance, by composing q(x_t | x_{t-1}); 0 given x_{t-1}."""
+    beta = np.linspace(1e-4, 0.02, 1000)
+    covariance, variance, correlation = 1.0, 1.0, []
+    for b in beta:
+        before, covariance = covariance, np.sqrt(1 - b) * covariance
+        # Given x_{t-1}: Cov(x_t, x_0) - Cov(x_t, x_{t-1}) Cov(x_{t-1}, x_0)/Var(x_{t-1}).
+        assert abs(covariance - np.sqrt(1 - b) * variance * before / variance) < 1e-15
+        variance = (1 - b) * variance + b
+        correlation.append(covariance / np.sqrt(variance))
+    np.testing.assert_allclose(correlation, paper().signal_scale, rtol=1e-10)
+    np.testing.assert_allclose([correlation[1], correlation[499]], [0.9999, 0.28], rtol=2e-3)
 
 
 def test_every_rung_is_the_same_task_and_the_same_walk():
@@ -358,6 +465,36 @@ def test_the_bound_splits_into_steps():
     assert gap > 0.1 and all(abs(term) > 0.01 for term in terms)
 
 
+def test_a_ratio_of_laws_of_different_variables_is_no_divergence():
+    """The exact reverse of N(0, ½²): E log q(x_t|x_{t-1})/p_θ(x_{t-1}|x_t) = ½ log v/β < 0."""
+    truth = GaussianBound(0.0, 0.5, TRUTH)
+    ratio = 0.5 * np.log(truth.optimal / BETA)
+    assert (ratio < -1e-3).all()
+    # Term by term against the right divergences, which are ≥ 0.
+    assert (truth.terms(truth.optimal)[1:] > 0).all()
+
+
+def test_the_bound_of_gaussian_data_has_the_numbers_on_the_page():
+    """N(0, ½²): shares and gaps of docs/results/theory, by the closed form of the oracles."""
+
+    def bits(count, kind):
+        truth = GaussianBound(0.0, 0.5, Tables(paper(count).beta))
+        variance = truth.kinds[kind]
+        ratio = (truth.optimal / variance)[1:]
+        gap = truth.prior_gap + 0.5 * np.sum(ratio - 1 - np.log(ratio))
+        return truth.terms(variance)[1:] / np.log(2), gap / np.log(2)
+
+    terms, _ = bits(1000, "optimal")
+    np.testing.assert_allclose(terms[:99].sum() / terms.sum(), 0.85, atol=0.005)
+    np.testing.assert_allclose(bits(1000, "fixed_large")[1], 0.0016, atol=5e-5)
+    np.testing.assert_allclose(bits(10, "fixed_large")[1], 0.15, atol=0.005)
+    drawn = process.GaussianBound(paper(10), 0.5)
+    for name, kind in (("β_t", "fixed_large"), ("β̃_t", "fixed_small")):
+        terms, gap = bits(10, kind)
+        np.testing.assert_allclose(drawn.terms(name), terms, rtol=1e-8)
+        np.testing.assert_allclose(drawn.gap(name), gap, rtol=1e-8)
+
+
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_the_weight_of_the_epsilon_form(variance):
     """‖μ̃ - μ_θ‖²/(2σ²) = w ‖ε - ε̂‖² by p_mean_variance, and KL - C the same, example by example."""
@@ -432,14 +569,34 @@ def test_simple_loss_is_denoising_score_matching():
 
 def test_the_numbers_on_the_page():
     """Of the paper's schedule, with the code's t one less than the paper's."""
-    paper = dj.linear_schedule(dtype=jnp.float64)
-    np.testing.assert_allclose(paper.alpha_bar[-1], 4.0e-5, atol=5e-7)
-    np.testing.assert_allclose(paper.signal_scale[-1], 0.006, atol=5e-4)
-    weight = np.array(dj.losses.bound_weight(paper, np.arange(1000), target="epsilon"))[1:]
-    np.testing.assert_allclose(weight[[0, 498, 998]], [0.27, 0.0055, 0.010], rtol=0.03)
+    assert f"{17**64:.1e}" == "5.6e+78"
+    np.testing.assert_allclose([1 / (1 - 1 / 4), 1 / (1 - 0.1 / 4)], [4 / 3, 1.026], rtol=1e-3)
+    assert round(geometric_ratio(3072), 2) == 1.04
+    assert len(ncsnv2_noise_levels(50.0, 0.01, 3072)) == 219
+
+    schedule = paper()
+    beta, alpha_bar = np.array(schedule.beta), np.array(schedule.alpha_bar)
+    np.testing.assert_allclose(alpha_bar[-1], 4.0e-5, atol=5e-7)
+    np.testing.assert_allclose(schedule.signal_scale[-1], 0.006, atol=5e-4)
+    half = {name: np.argmax(np.array(s.alpha_bar) < 0.5) + 1 for name, s in all_schedules().items()}
+    assert half["linear"] == 260 and half["cosine"] == 497
+    np.testing.assert_allclose(alpha_bar[259] / 4 / (1 - 0.75 * alpha_bar[259]), 0.2, atol=0.002)
+
+    share = np.array(schedule.posterior_variance) / beta
+    np.testing.assert_allclose(share[[1, 99]], [0.45, 0.982], atol=0.005)
+    constant = 0.5 * (share[1] - 1 - np.log(share[1])) / np.log(2)
+    np.testing.assert_allclose(constant, 0.18, atol=0.005)
+    langevin = beta / (1 - alpha_bar)
+    np.testing.assert_allclose(langevin[1], 0.55, atol=0.005)
+    assert 0.0095 < langevin[100:].min() and langevin[100:].max() < 0.0205
+
+    weight = np.array(dj.losses.bound_weight(schedule, np.arange(1000), target="epsilon"))[1:]
+    np.testing.assert_allclose(weight[[0, 347, 998]], [0.27, 0.0050, 0.010], rtol=0.03)
+    assert np.argmin(weight) == 347
     assert 1 / 3 - 0.02 < weight[:99].sum() / weight.sum() < 1 / 3 + 0.02
-    prior = 0.5 * (np.array(paper.alpha_bar[-1]) * (1 / 3 - 1) - np.log1p(-paper.alpha_bar[-1]))
+    prior = 0.5 * (alpha_bar[-1] * (1 / 3 - 1) - np.log1p(-alpha_bar[-1]))
     assert prior / np.log(2) < 2e-5
+    np.testing.assert_allclose([beta.max(), paper(20).beta.max()], [0.02, 0.65], atol=0.005)
 
 
 def step_coefficients(sampler):
@@ -535,70 +692,68 @@ def test_the_best_variance_of_a_point_and_of_pure_noise():
     np.testing.assert_allclose(noise[1:], BETA[1:], rtol=1e-10)
 
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-TO_BE_DRAWN = ROOT / "docs" / "results" / "toy_2d"
+def test_the_best_variance_has_the_numbers_on_the_page():
+    """20 steps and N(0, ½²) at the grid's third step, the papers' t = 159."""
+    schedule = paper(20)
+    assert schedule.timesteps[3] + 1 == 159
+    snr = np.exp(np.array(dj.linear_schedule(dtype=jnp.float64).log_snr))
+    best = np.exp(dj.optimal_log_variance(schedule, 1 / (4 + snr)))
+    ratio = np.array([best[3], schedule.posterior_variance[3]]) / schedule.beta[3]
+    np.testing.assert_allclose(ratio, [0.79, 0.49], atol=0.005)
+    drawn = process.GaussianBound(schedule, 0.5)
+    np.testing.assert_allclose(drawn.exact, best, rtol=1e-8)
 
 
-def links(page):
-    """(text, target) of every link and picture of a page, code blocks left out."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
-    return re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", text)
+def test_the_density_changes_along_the_flow_by_the_trace():
+    """d/dν log p_ν(y_ν) = -∂u/∂y with y' = u = -ν ∇ log p_ν, on a mixture."""
+    data, h = Mixture(), 1e-4
+    y = np.linspace(-3.0, 4.0, 15)
+    for nu in (0.3, 1.0):
+
+        def velocity(y, nu=nu):
+            return -nu * data.score(y, nu)
+
+        ahead, behind = y + h * velocity(y), y - h * velocity(y)
+        change = np.log(data.density(ahead, nu + h) / data.density(behind, nu - h)) / (2 * h)
+        trace = (velocity(y + h) - velocity(y - h)) / (2 * h)
+        np.testing.assert_allclose(change, -trace, atol=1e-5)
+        assert np.abs(trace).max() > 0.1
 
 
-def anchors(page):
-    """The names that headings have as targets of links."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+def test_few_steps_of_ddim_are_nearer_the_data():
+    """Ten steps with a mixture's exact denoiser; 40 of two solvers to the exact end."""
+    x_T = stats.norm.ppf((np.arange(16_000) + 0.5) / 16_000)
+    missed = [flow.distance(flow.samples(dj.ddim(paper(10), eta=eta), x_T)) for eta in (0.0, 1.0)]
+    np.testing.assert_allclose(missed, [0.10, 0.17], atol=0.012)
+
+    whole = paper()
+    grid = dj.respace(whole, dj.karras_timesteps(whole, 40))
+    x_T = np.linspace(-2.0, 2.0, 101)
+    exact = flow.ends(x_T)
+    errors = [
+        np.sqrt(np.mean((flow.samples(make(grid), x_T) - exact) ** 2))
+        for make in (dj.ddim, dj.dpm_solver_pp)
+    ]
+    np.testing.assert_allclose(errors, [0.045, 0.008], atol=5e-4)
 
 
-@functools.cache
-def names_in(path):
-    """What a module defines at its top."""
-    names = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names.update(target.id for target in targets if isinstance(target, ast.Name))
-    return names
+def test_the_exact_ends_of_the_flow():
+    """Quantiles against the ODE, integrated by the oracles in σ = ν."""
+    data = MixtureData(tuple(flow.WEIGHTS), tuple(flow.MEANS), (flow.STD,) * 2, np.array([0.5]))
+    keep = float(paper().alpha_bar[-1])
+    x_T = np.array([-1.5, 0.2, 1.1])
+    nu = np.sqrt(1 / keep - 1)
+    y = data.ode_solution(x_T / np.sqrt(keep), nu, 1e-5)
+    np.testing.assert_allclose(flow.ends(x_T), y, atol=1e-4)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    """Files exist, headings too; pictures that a study draws may be missing until it has run."""
-    missing = []
-    for _, target in links(page):
-        path, _, anchor = target.partition("#")
-        if re.match(r"[a-z]+:", target):
-            continue
-        file = (page.parent / path).resolve() if path else page
-        drawn = file.parent == TO_BE_DRAWN and file.suffix == ".png"
-        known = not anchor or (file.suffix == ".md" and file.exists() and anchor in anchors(file))
-        if not (drawn or (file.exists() and known)):
-            missing.append(target)
-    assert not missing, f"{page.name} links to what is not there: {missing}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_linked_names_are_defined_where_the_link_says(page):
-    """[`name`](file.py): the file defines the name, or bears it."""
-    missing = []
-    for text, target in links(page):
-        name = re.fullmatch(r"`([^`]+)`", text)
-        if not name or not target.endswith(".py"):
-            continue
-        file = (page.parent / target).resolve()
-        if name[1] != file.name and not (file.exists() and name[1] in names_in(file)):
-            missing.append(f"{name[1]} in {target}")
-    assert not missing, f"{page.name} names what is not there: {missing}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_tests_a_page_names_exist(page):
-    """`test_…` in backticks is a test of a file that the page links to."""
-    files = {(page.parent / target).resolve() for _, target in links(page)}
-    tests = [file for file in files if file.name.startswith("test_") and file.exists()]
-    defined = {test.name for test in tests}.union(*map(names_in, tests))
-    missing = set(re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text())) - defined
-    assert not missing, f"{page.name} names tests that no file it links to has: {missing}"
+def test_the_figures_are_drawn(tmp_path):
+    """The quick ones; theory.json belongs to a run of all figures."""
+    names = ("integration", "posterior", "weights", "kinds", "chain")
+    numbers = theory_figures(TheoryConfig(out=tmp_path, only=names))
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(names)
+    signal = np.array(paper().signal_scale)[np.array(numbers["chain"]["t"][1:]) - 1]
+    np.testing.assert_allclose(numbers["chain"]["signal_scale"][1:], signal, rtol=1e-6)
+    assert numbers["integration"] == {"normal": 1.0, "uniform": -12.0}
+    with pytest.raises(ValueError, match="--only knows the figures.*'lengevin'"):
+        theory_figures(TheoryConfig(out=tmp_path, only=("lengevin",)))

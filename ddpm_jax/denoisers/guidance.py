@@ -1,11 +1,13 @@
 """Guidance: steering a sampler towards a class, with two networks or with a classifier.
 
-Both return a network `(x_t, timesteps) -> output` in the place of the unguided one, so they combine
-with every denoiser and sampler, and with each other.
+Both kinds return a network `(x_t, timesteps) -> output` in the place of the unguided one, so they
+combine with every denoiser and sampler, and with each other. Their scales are numbers, shared or
+one per example, or functions of the timesteps, as `guidance_interval` makes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -18,9 +20,10 @@ from ddpm_jax.denoisers.prediction import (
     check_variance,
     split_output,
 )
-from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward import NoiseSchedule, lookup
+from ddpm_jax.forward.checks import check_number, check_real
 from ddpm_jax.forward.process import at_step, posterior_coefficients
-from ddpm_jax.forward.schedule import rows_of_timesteps
+from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
 
 
@@ -32,12 +35,51 @@ class LogProbability(Protocol):
         ...
 
 
+Scale = ArrayLike | Callable[[Array], ArrayLike]
+"""s, [] or [B], or a function of the timesteps [B] that returns it, for a scale per step."""
+
+
+def guidance_interval(
+    schedule: NoiseSchedule, scale: ArrayLike, sigma_low: float, sigma_high: float
+) -> Callable[[Array], Array]:
+    """The scale s where σ_low < σ <= σ_high, σ = √((1-ᾱ)/ᾱ), and 1, no guidance, elsewhere.
+
+    High noise levels lose variety to guidance, low ones gain nothing from it (Kynkäänniemi et al.
+    2024, arXiv 2404.07724, Eq. 5; σ in (0.28, 2.9] for EDM2-S on ImageNet-512). `scale` is [] or
+    [B]. For classifier guidance, where no guidance is 0, subtract 1. Raises ValueError unless
+    0 <= sigma_low < sigma_high.
+
+    >>> scale = dj.denoisers.guidance_interval(dj.linear_schedule(), 3.0, 0.3, 3.0)
+    >>> scale(jnp.array([0, 300, 999]))
+    Array([1., 3., 1.], dtype=float32)
+    """
+    check_arguments("guidance_interval", schedule=schedule)
+    check_real("guidance_interval", scale=scale)
+    low, high = (
+        check_number("guidance_interval", name, value)
+        for name, value in (("sigma_low", sigma_low), ("sigma_high", sigma_high))
+    )
+    if not 0 <= low < high:
+        raise ValueError(
+            f"guidance_interval needs 0 <= sigma_low < sigma_high, got {sigma_low=}, "
+            f"{sigma_high=}. noise_levels(schedule) lists a schedule's σ."
+        )
+
+    def scale_at(timesteps: Array) -> Array:
+        log_snr = lookup(schedule.log_snr, rows_of_timesteps(schedule, timesteps))
+        sigma = jnp.exp(-0.5 * log_snr)
+        return jnp.where((sigma > low) & (sigma <= high), jnp.asarray(scale), 1.0)
+
+    return scale_at
+
+
 def classifier_free(
     conditional: ApplyFn,
     unconditional: ApplyFn,
-    scale: ArrayLike,
+    scale: Scale,
     *,
     variance: Variance = "fixed_large",
+    rescale: float = 0.0,
 ) -> ApplyFn:
     """out = out_u + s (out_c - out_u): away from the unlabelled prediction (Ho, Salimans 2022).
 
@@ -46,26 +88,46 @@ def classifier_free(
     conditional; the paper's w (arXiv 2207.12598, Eq. 6) is s - 1. A learned variance is the
     conditional network's.
 
+    Autoguidance (Karras et al. 2024, arXiv 2406.02507, Eq. 3) is the same formula with a weaker
+    model, smaller or trained less and with the same labels, as `unconditional`.
+
+    rescale φ brings the spread of each example's output back to that of the conditional network's:
+    out ← φ out std(out_c)/std(out) + (1-φ) out (Lin et al. 2023, arXiv 2305.08891, Eqs. 15, 16).
+    Unlike the rest it depends on the target; the paper's is v.
+
     Args:
         conditional, unconditional: usually one network with the labels bound, and with the label
             that stands for none, which it learned from label dropout.
-        scale: s, [] or one per example [B]; above 1 it trades variety for typicality.
+        scale: s, [] or one per example [B], or a function of the timesteps [B] that returns it;
+            above 1 it trades variety for typicality.
         variance: the kind the network was trained with; says whether half its output is variance.
+        rescale: φ in [0, 1]; the paper uses 0.7.
 
-    Raises ValueError for an unknown variance; the network raises it for a scale that is neither []
-    nor [B] and for outputs of another shape than x_t asks for.
+    Raises ValueError for an unknown variance and a rescale outside [0, 1]; the network raises it
+    for a scale that is neither [] nor [B] and for outputs of another shape than x_t's.
 
     >>> guided = dj.classifier_free(lambda x, t: x, lambda x, t: 0.0 * x, jnp.array([1.0, 3.0]))
     >>> guided(jnp.ones((2, 1)), jnp.zeros(2, int)).ravel()
     Array([1., 3.], dtype=float32)
     """
     check_variance("classifier_free", variance)
+    if not 0.0 <= rescale <= 1.0:
+        raise ValueError(
+            f"classifier_free needs 0 <= rescale <= 1, got {rescale}. 0 leaves the output as it "
+            "is, and Lin et al. (2023) use 0.7."
+        )
 
     def apply_fn(x_t: Array, timesteps: Array) -> Array:
         labelled, variance_output = split_output(conditional(x_t, timesteps), x_t, variance)
         plain, _ = split_output(unconditional(x_t, timesteps), x_t, variance)
-        s = _scale("classifier_free", scale, x_t)
-        return _joined(plain + s * (labelled - plain), variance_output)
+        s = _scale("classifier_free", scale, x_t, timesteps)
+        guided = plain + s * (labelled - plain)
+        if rescale > 0:
+            axes = tuple(range(1, x_t.ndim))
+            wanted, found = (jnp.std(out, axis=axes, keepdims=True) for out in (labelled, guided))
+            ratio = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1.0), 1.0)
+            guided = (rescale * ratio + 1.0 - rescale) * guided
+        return _joined(guided, variance_output)
 
     return apply_fn
 
@@ -74,7 +136,7 @@ def classifier_guided(
     schedule: NoiseSchedule,
     apply_fn: ApplyFn,
     log_probability: LogProbability,
-    scale: ArrayLike = 1.0,
+    scale: Scale = 1.0,
     *,
     target: Target = "epsilon",
     variance: Variance = "fixed_large",
@@ -90,7 +152,7 @@ def classifier_guided(
         schedule: the full process the network was trained on.
         apply_fn: the unconditional network.
         log_probability: log p(y | x_t) [B] for the wanted classes, of a classifier trained on x_t.
-        scale: s, [] or one per example [B].
+        scale: s, [] or one per example [B], or a function of the timesteps [B] that returns it.
         target, variance: as for `make_denoiser`, which turns the guided network into a denoiser.
 
     Raises ValueError for unknown kinds; the network raises it for a scale that is neither [] nor
@@ -118,7 +180,7 @@ def classifier_guided(
             return jnp.sum(log_p)
 
         row = rows_of_timesteps(schedule, timesteps)
-        push = _scale("classifier_guided", scale, x_t) * jax.grad(total)(x_t)
+        push = _scale("classifier_guided", scale, x_t, timesteps) * jax.grad(total)(x_t)
         return _joined(prediction + _gain(schedule, row, x_t.ndim, target) * push, variance_output)
 
     return guided
@@ -140,7 +202,8 @@ def _gain(schedule: NoiseSchedule, row: Array, ndim: int, target: Target) -> Arr
     return jnp.where(gone, 0.0, gains[target])
 
 
-def _scale(call: str, scale: ArrayLike, x_t: Array) -> Array:
+def _scale(call: str, scale: Scale, x_t: Array, timesteps: Array) -> Array:
+    scale = scale(timesteps) if callable(scale) else scale
     return bcast_right(per_example(call, "scale", scale, x_t), x_t.ndim)
 
 

@@ -43,7 +43,7 @@ from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, host_array, p
 
 # How far, in log σ, a noise level may lie outside the table and still count as its end. Rounding σ
 # through exp and log costs 1e-6 at most; a level that is really elsewhere misses by more.
-_SLACK = 1e-4
+SLACK = 1e-4
 
 
 class SigmaDenoiser(Protocol):
@@ -77,8 +77,9 @@ def sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
     The paper's schedule runs from 0.0100 to 157.4. A host function. Raises ValueError when ᾱ_T is
     0, where σ is infinite, and TypeError for a traced schedule.
 
-    >>> [round(sigma, 2) for sigma in dj.sigma_range(dj.linear_schedule())]
-    [0.01, 157.41]
+    Example:
+        >>> [round(sigma, 2) for sigma in dj.sigma_range(dj.linear_schedule())]
+        [0.01, 157.41]
     """
     log_snr = host_array("sigma_range", "the schedule", schedule.log_snr, np.float64)
     if not np.isfinite(log_snr).all():
@@ -104,7 +105,7 @@ def timesteps_at_sigma(schedule: NoiseSchedule, sigma: ArrayLike) -> Array:
     # An interval that ends at σ = ∞ has slope 0: all of it gets the timestep before.
     t = jnp.interp(wanted, log_sigma, known)
     end = jnp.max(jnp.where(jnp.isfinite(log_sigma), log_sigma, -jnp.inf))
-    inside = (wanted >= log_sigma[0] - _SLACK) & (wanted <= end + _SLACK)
+    inside = (wanted >= log_sigma[0] - SLACK) & (wanted <= end + SLACK)
     return jnp.where(inside, t, jnp.nan)
 
 

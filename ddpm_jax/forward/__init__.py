@@ -1,5 +1,13 @@
 """The forward process q: schedules, grids made from them, sampling x_t, and its posterior."""
 
+from ddpm_jax.forward.continuous import ContinuousProcess as ContinuousProcess
+from ddpm_jax.forward.continuous import edm_process as edm_process
+from ddpm_jax.forward.continuous import flow_process as flow_process
+from ddpm_jax.forward.continuous import process_sample as process_sample
+from ddpm_jax.forward.continuous import schedule_from_process as schedule_from_process
+from ddpm_jax.forward.continuous import sub_vp_process as sub_vp_process
+from ddpm_jax.forward.continuous import ve_process as ve_process
+from ddpm_jax.forward.continuous import vp_process as vp_process
 from ddpm_jax.forward.families import constant_schedule as constant_schedule
 from ddpm_jax.forward.families import cosine_schedule as cosine_schedule
 from ddpm_jax.forward.families import jsd_schedule as jsd_schedule
@@ -25,4 +33,5 @@ from ddpm_jax.forward.schedule import NoiseSchedule as NoiseSchedule
 from ddpm_jax.forward.schedule import lookup as lookup
 from ddpm_jax.forward.schedule import schedule_from_alpha_bar as schedule_from_alpha_bar
 from ddpm_jax.forward.schedule import schedule_from_beta as schedule_from_beta
+from ddpm_jax.forward.schedule import schedule_from_log_snr as schedule_from_log_snr
 from ddpm_jax.forward.schedule import schedule_from_noise_levels as schedule_from_noise_levels

@@ -70,6 +70,22 @@ def host_table(call: str, name: str, values: Any, *, integer: bool = False) -> n
     return table if integer else table.astype(np.float64)
 
 
+def real_table(call: str, name: str, values: Any) -> Any:
+    """A table [T]: a traced one in float32 or wider, with its values unread; else `host_table`'s.
+
+    Raises as `host_table` does, but for traced values.
+    """
+    if not isinstance(values, jax.core.Tracer):
+        return host_table(call, name, values)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{call} needs {name}, a table of shape [T], got shape {values.shape}.")
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(
+            f"{call} needs {name}, a table [T] of real numbers, got {describe(values)}."
+        )
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
 def check_real(call: str, **arrays: Any) -> None:
     """Raises TypeError unless each is a floating-point array, or a real number of the host."""
     for name, value in arrays.items():

@@ -142,7 +142,7 @@ def karras_timesteps(
     call = "karras_timesteps"
     _check_host_schedule(call, schedule)
     check_number(call, "sigma_max", sigma_max, "EDM uses 80.")
-    sigma = np.exp(-0.5 * np.asarray(schedule.log_snr, np.float64))
+    sigma = np.exp(-0.5 * host_array(call, "the schedule", schedule.log_snr, np.float64))
     sigma = sigma[np.isfinite(sigma) & (sigma <= sigma_max)]
     T, S = sigma.size, check_whole(call, "num_steps", num_steps)
     if not 1 <= S <= T or not check_number(call, "rho", rho) > 0:

@@ -5,8 +5,10 @@
     signal_scale √ᾱ_t          noise_scale √(1-ᾱ_t)          log_snr  log ᾱ_t - log(1-ᾱ_t)
     β̃_t          posterior variance (1-ᾱ_{t-1})/(1-ᾱ_t) β_t
 
-Every table is computed in float64 on the host and then cast. The bare name "alpha" is not used: it
-means 1-β in one half of the literature and √ᾱ in the other.
+Every table is computed in float64 on the host and then cast. `schedule_from_beta`,
+`schedule_from_alpha_bar` and `schedule_from_log_snr` also take traced tables, which they compute in
+their own precision and differentiably. The bare name "alpha" is not used: it means 1-β in one half
+of the literature and √ᾱ in the other.
 
 Ho, Jain, Abbeel 2020 (arXiv 2006.11239).
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +30,7 @@ from ddpm_jax.forward.checks import (
     check_steps,
     check_whole,
     host_table,
+    real_table,
 )
 from ddpm_jax.types import Array, ArrayLike, describe
 
@@ -94,7 +98,7 @@ def check_arguments(call: str, **arguments: Any) -> tuple[int, ...]:
 
 
 def lookup(table: ArrayLike, t: ArrayLike) -> Array:
-    """Reads table[t] [...] from floats [T] for steps t [...] in 0..T-1.
+    """Reads `table[t]`, of t's shape, from floats [T] for steps t in 0..T-1.
 
     An index outside the table gives NaN (for a host integer: a ValueError), where plain indexing
     would silently wrap -1 round to the last step and clamp T to it.
@@ -123,94 +127,138 @@ def check_num_timesteps(call: str, num_timesteps: int) -> int:
     return check_whole(call, "num_timesteps", num_timesteps, remedy=remedy)
 
 
-def build_tables(
-    beta: np.ndarray, log_alpha_bar: np.ndarray, timesteps: np.ndarray, dtype
-) -> NoiseSchedule:
-    """Builds every table in float64 from β and log ᾱ, then casts to `dtype`."""
-    log_alpha_bar_prev = np.concatenate([[0.0], log_alpha_bar[:-1]])
-    alpha_bar, alpha_bar_prev = np.exp(log_alpha_bar), np.exp(log_alpha_bar_prev)
+def build_tables(beta: Any, log_alpha_bar: Any, timesteps: np.ndarray, dtype) -> NoiseSchedule:
+    """Builds every table from β and log ᾱ, both NumPy in float64 or both traced, then casts."""
+    xp: Any = jnp if isinstance(log_alpha_bar, jax.Array) else np
+    log_alpha_bar_prev = _shifted(log_alpha_bar)
+    alpha_bar, alpha_bar_prev = xp.exp(log_alpha_bar), xp.exp(log_alpha_bar_prev)
     # 1-ᾱ by expm1: at t=0 it is about 1e-4, and subtracting from 1 in float32 would put it off by
     # 1.7e-4 relative.
-    one_minus, one_minus_prev = 0.0 - np.expm1(log_alpha_bar), 0.0 - np.expm1(log_alpha_bar_prev)
+    one_minus, one_minus_prev = 0.0 - xp.expm1(log_alpha_bar), 0.0 - xp.expm1(log_alpha_bar_prev)
     posterior_variance = one_minus_prev / one_minus * beta
-    with np.errstate(divide="ignore"):
-        posterior_log_variance = np.log(posterior_variance)
-    posterior_log_variance[0] = posterior_log_variance[1] if len(beta) > 1 else np.log(beta[0])
+    # The first entry is 0. Leaving it out of the logarithm keeps NaN out of the gradients.
+    later = xp.log(posterior_variance[1:])
+    first = later[:1] if len(beta) > 1 else xp.log(beta)
+    posterior_log_variance = xp.concatenate([first, later])
 
-    def cast(table: np.ndarray) -> Array:
+    def cast(table: Any) -> Array:
         return jnp.asarray(table, dtype=dtype)
 
     return NoiseSchedule(
         beta=cast(beta),
         alpha_bar=cast(alpha_bar),
         alpha_bar_prev=cast(alpha_bar_prev),
-        signal_scale=cast(np.exp(0.5 * log_alpha_bar)),
-        noise_scale=cast(np.sqrt(one_minus)),
+        signal_scale=cast(xp.exp(0.5 * log_alpha_bar)),
+        noise_scale=cast(xp.sqrt(one_minus)),
         posterior_variance=cast(posterior_variance),
         posterior_log_variance=cast(posterior_log_variance),
-        log_snr=cast(log_alpha_bar - np.log(one_minus)),
+        log_snr=cast(log_alpha_bar - xp.log(one_minus)),
         timesteps=jnp.asarray(timesteps, dtype=jnp.int32),
     )
 
 
-def from_log_alpha_bar(log_alpha_bar: np.ndarray, timesteps: np.ndarray, dtype) -> NoiseSchedule:
-    """Builds a schedule from log ᾱ_t [T] in float64: β_t = 1 - ᾱ_t/ᾱ_{t-1}."""
-    beta = -np.expm1(np.diff(np.concatenate([[0.0], log_alpha_bar])))
+def _shifted(log_alpha_bar: Any) -> Any:
+    """log ᾱ_{t-1} [T]: 0 before the first step."""
+    xp: Any = jnp if isinstance(log_alpha_bar, jax.Array) else np
+    return xp.concatenate([xp.zeros_like(log_alpha_bar[:1]), log_alpha_bar[:-1]])
+
+
+def from_log_alpha_bar(log_alpha_bar: Any, timesteps: np.ndarray, dtype) -> NoiseSchedule:
+    """Builds a schedule from log ᾱ_t [T], NumPy in float64 or traced: β_t = 1 - ᾱ_t/ᾱ_{t-1}."""
+    xp: Any = jnp if isinstance(log_alpha_bar, jax.Array) else np
+    beta = -xp.expm1(log_alpha_bar - _shifted(log_alpha_bar))
     return build_tables(beta, log_alpha_bar, timesteps, dtype)
 
 
 def schedule_from_beta(beta: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
     """Builds a schedule from any table of β_t [T], each in (0, 1); only the last may be 1.
 
-    A last β of 1 leaves no signal in x_T. A host function, in float64: β must not be traced.
-    Raises ValueError for a table that is empty, not one-dimensional, or outside that range, and
-    TypeError for values that are traced or not real.
+    A last β of 1 leaves no signal in x_T. Computed in float64 on the host, or, for a traced β,
+    differentiably in its own precision, with its values unchecked. Raises ValueError for a table
+    that is empty, not one-dimensional, or outside that range, and TypeError for values that are
+    not real.
 
     Example:
         >>> dj.schedule_from_beta([0.1, 0.5]).alpha_bar
         Array([0.9 , 0.45], dtype=float32)
     """
     check_floating_dtype("schedule_from_beta", dtype)
-    beta = host_table("schedule_from_beta", "β", beta)
-    inside = (beta > 0) & (beta < 1)
-    inside[-1] |= beta[-1] == 1
+    table: Any = real_table("schedule_from_beta", "β", beta)
+    if isinstance(table, jax.Array):
+        return build_tables(table, jnp.cumsum(jnp.log1p(-table)), np.arange(table.size), dtype)
+    inside = (table > 0) & (table < 1)
+    inside[-1] |= table[-1] == 1
     if not inside.all():
         worst = int(np.argmin(inside))
         raise ValueError(
             "schedule_from_beta needs every β in (0, 1), of which only the last may be 1; got "
-            f"β[{worst}] = {beta[worst]}. A step that adds no noise can be left out of the table."
+            f"β[{worst}] = {table[worst]}. A step that adds no noise can be left out of the table."
         )
     with np.errstate(divide="ignore"):
-        log_alpha_bar = np.cumsum(np.log1p(-beta))
-    return build_tables(beta, log_alpha_bar, np.arange(beta.size), dtype)
+        log_alpha_bar = np.cumsum(np.log1p(-table))
+    return build_tables(table, log_alpha_bar, np.arange(table.size), dtype)
 
 
 def schedule_from_alpha_bar(alpha_bar: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
     """Builds a schedule from any strictly falling table of ᾱ_t [T] in (0, 1); the last may be 0.
 
-    β_t = 1 - ᾱ_t/ᾱ_{t-1}, with ᾱ before the first step equal to 1. A host function, in float64:
-    the table must not be traced. Raises ValueError for any other table, and TypeError for values
-    that are traced or not real.
+    β_t = 1 - ᾱ_t/ᾱ_{t-1}, with ᾱ before the first step equal to 1. Computed in float64 on the
+    host, or, for a traced table, differentiably in its own precision, with its values unchecked:
+    in float32 the table of `schedule_from_log_snr` keeps more digits, because ᾱ is near 1 at the
+    first steps. Raises ValueError for any other table, and TypeError for values that are not real.
 
     Example:
         >>> dj.schedule_from_alpha_bar([0.9, 0.45]).beta
         Array([0.1, 0.5], dtype=float32)
     """
     check_floating_dtype("schedule_from_alpha_bar", dtype)
-    alpha_bar = host_table("schedule_from_alpha_bar", "ᾱ", alpha_bar)
-    falling = np.diff(np.concatenate([[1.0], alpha_bar])) < 0
-    inside = falling & (alpha_bar >= 0)
+    table: Any = real_table("schedule_from_alpha_bar", "ᾱ", alpha_bar)
+    if isinstance(table, jax.Array):
+        return from_log_alpha_bar(jnp.log(table), np.arange(table.size), dtype)
+    falling = np.diff(np.concatenate([[1.0], table])) < 0
+    inside = falling & (table >= 0)
     if not inside.all():
         worst = int(np.argmin(inside))
         raise ValueError(
             "schedule_from_alpha_bar needs 1 > ᾱ_0 > ᾱ_1 > … >= 0, strictly falling; got "
-            f"ᾱ[{worst}] = {alpha_bar[worst]}"
-            + (f" after ᾱ[{worst - 1}] = {alpha_bar[worst - 1]}." if worst else ".")
+            f"ᾱ[{worst}] = {table[worst]}"
+            + (f" after ᾱ[{worst - 1}] = {table[worst - 1]}." if worst else ".")
             + " The value 1 before the first step is implied and must not be in the table."
         )
     with np.errstate(divide="ignore"):
-        log_alpha_bar = np.log(alpha_bar)
-    return from_log_alpha_bar(log_alpha_bar, np.arange(alpha_bar.size), dtype)
+        log_alpha_bar = np.log(table)
+    return from_log_alpha_bar(log_alpha_bar, np.arange(table.size), dtype)
+
+
+def schedule_from_log_snr(log_snr: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:
+    """Builds a schedule from a strictly falling table of log ᾱ_t/(1-ᾱ_t) [T]; the last may be -inf.
+
+    ᾱ_t = sigmoid(log_snr_t). Computed in float64 on the host, or, for a traced table,
+    differentiably in its own precision, with its values unchecked: so a schedule is learned
+    (Kingma et al. 2021, 2107.00630; their γ is -log_snr, see `GammaNetwork`). Raises ValueError
+    for a host table that does not fall or is infinite before its end, and TypeError for values
+    that are not real.
+
+    Example:
+        >>> dj.forward.schedule_from_log_snr([0.0, -np.inf]).alpha_bar
+        Array([0.5, 0. ], dtype=float32)
+        >>> total = lambda x: dj.forward.schedule_from_log_snr(x).alpha_bar.sum()
+        >>> jax.grad(total)(jnp.array([2.0, 0.0])).round(3)
+        Array([0.105, 0.25 ], dtype=float32)
+    """
+    check_floating_dtype("schedule_from_log_snr", dtype)
+    table: Any = real_table("schedule_from_log_snr", "log SNR", log_snr)
+    if isinstance(table, jax.Array):
+        log_alpha_bar = jax.nn.log_sigmoid(table)
+        return from_log_alpha_bar(log_alpha_bar, np.arange(table.size), dtype)
+    finite = np.isfinite(table[:-1]).all() and table[-1] < np.inf
+    if not (finite and (np.diff(table) < 0).all()):
+        raise ValueError(
+            "schedule_from_log_snr needs a strictly falling table, finite but for a last -inf; got "
+            f"{table.tolist()[:8]}{'…' if table.size > 8 else ''}. For γ = -log SNR, which "
+            "rises, pass -γ."
+        )
+    return from_log_alpha_bar(-np.logaddexp(0.0, -table), np.arange(table.size), dtype)
 
 
 def schedule_from_noise_levels(sigmas: ArrayLike, *, dtype=jnp.float32) -> NoiseSchedule:

@@ -1,8 +1,18 @@
 """What training minimises: objectives, weights over noise levels, and how t is drawn."""
 
+from ddpm_jax.losses.continuous import continuous_loss as continuous_loss
+from ddpm_jax.losses.continuous import continuous_weight as continuous_weight
+from ddpm_jax.losses.continuous import edm_weighting as edm_weighting
+from ddpm_jax.losses.learned_schedule import ContinuousBound as ContinuousBound
+from ddpm_jax.losses.learned_schedule import continuous_bound as continuous_bound
 from ddpm_jax.losses.objectives import bound_loss as bound_loss
 from ddpm_jax.losses.objectives import hybrid_loss as hybrid_loss
 from ddpm_jax.losses.objectives import simple_loss as simple_loss
+from ddpm_jax.losses.times import likelihood_times as likelihood_times
+from ddpm_jax.losses.times import logit_normal_times as logit_normal_times
+from ddpm_jax.losses.times import lognormal_times as lognormal_times
+from ddpm_jax.losses.times import shift_times as shift_times
+from ddpm_jax.losses.times import uniform_times as uniform_times
 from ddpm_jax.losses.timesteps import LossHistory as LossHistory
 from ddpm_jax.losses.timesteps import importance_probabilities as importance_probabilities
 from ddpm_jax.losses.timesteps import importance_timesteps as importance_timesteps

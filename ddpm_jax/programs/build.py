@@ -43,9 +43,11 @@ from ddpm_jax.samplers import (
     ancestral,
     annealed_langevin,
     ddim,
+    deis,
     dpm_solver_pp,
     heun,
     predictor_corrector,
+    unipc,
 )
 from ddpm_jax.score import geometric_noise_levels
 from ddpm_jax.training import learning_rate_schedule, make_optimizer
@@ -120,6 +122,10 @@ def build_sampler(
         "ddim": lambda: ddim(grid, eta=options.eta),
         "dpm_solver_pp": lambda: dpm_solver_pp(grid),
         "dpm_solver_pp_sde": lambda: dpm_solver_pp(grid, sde=True),
+        "dpm_solver_pp_3": lambda: dpm_solver_pp(grid, order=3),
+        "dpm_solver_pp_2s": lambda: dpm_solver_pp(grid, singlestep=True),
+        "unipc": lambda: unipc(grid),
+        "deis": lambda: deis(grid, process=schedule),
         "heun": lambda: heun(grid, churn=options.churn, process=schedule),
         "annealed_langevin": lambda: annealed_langevin(
             grid, steps_per_level=options.langevin_steps, rate=options.langevin_rate

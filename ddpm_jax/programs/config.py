@@ -280,12 +280,17 @@ class SamplerOptions:
         "ddim",
         "dpm_solver_pp",
         "dpm_solver_pp_sde",
+        "dpm_solver_pp_3",
+        "dpm_solver_pp_2s",
+        "unipc",
+        "deis",
         "heun",
         "predictor_corrector",
         "annealed_langevin",
     ] = "ancestral"
     """ancestral: the paper's Algorithm 2; ddim: Song, Meng, Ermon 2020; dpm_solver_pp: DPM-Solver++
-    2M (Lu et al. 2022), and its SDE form; heun: Karras et al. 2022, two evaluations a step;
+    2M (Lu et al. 2022), its SDE form, its third order, and its singlestep form 2S; unipc: Zhao et
+    al. 2023; deis: Zhang, Chen 2022, third order; heun: Karras et al. 2022, two evaluations a step;
     predictor_corrector: Song et al. 2021, ancestral with one Langevin step each;
     annealed_langevin: Song, Ermon 2019."""
     num_steps: int | None = None

@@ -192,7 +192,7 @@ def forgiving_output() -> Iterator[None]:
                 stream.flush()
             except (OSError, ValueError):
                 # Python flushes once more as it ends, and would turn the exit code into 120.
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError, AttributeError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -265,7 +265,7 @@ def markdown_row(results: dict[str, Any], num_timesteps: int) -> str:
         *cells.values(),
     ]
     if bits:
-        head.append(f"bits/dim, bound of {bits['images']} held-out images")
+        head.append(f"bound in bits/dim, {bits['images']} held-out images")
         row.append(f"{bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f}")
     lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), row)]
     fingerprint = results["features_fingerprint"]
@@ -305,7 +305,7 @@ def _print_table(results: dict[str, Any]) -> None:
     bits = results["bits_per_dim"]
     if bits:
         say(
-            f"{'bits/dim (bound)':18}{'':28}{bits['bits_per_dim']:.3f} ± "
+            f"{'bound, bits/dim':18}{'':28}{bits['bits_per_dim']:.3f} ± "
             f"{bits['standard_error']:.3f} on {bits['images']} held-out images"
         )
     if results["fewer_than_published"]:

@@ -9,7 +9,8 @@ from typing import Literal
 from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import quantity, say
-from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun, make_writable
 
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 
@@ -44,9 +45,12 @@ def export(config: ExportConfig) -> None:
         run.labels(1, config.label)
     sampler = run.sampler(config)
     steps = sampler.num_steps
-    out = config.out
+    out = run.options.out
     if out is None:
         out = run.root / "exported" / f"{config.sampler}-{steps}-steps.stablehlo"
+    if out.is_dir():
+        raise RunDirectoryError(f"--out {out} is a folder, and the program is one file. Name that.")
+    make_writable(out.parent)
     say(f"{run.name} at step {run.step:,}: {config.sampler}, {steps} steps")
     exported = export_sampler(
         sampler,

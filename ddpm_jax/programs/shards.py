@@ -38,7 +38,7 @@ CHANGING = ("device", "jax", "run")
 
 
 def shard_size(shape: tuple[int, ...], batch_size: int) -> int:
-    """The number of images [H, W, C] per file: whole batches, unless one is larger than a file."""
+    """The number of images [H, W, C] per file: of large ones whole batches, at least one."""
     fit = max(1, SHARD_BYTES // math.prod(shape))
     return SHARD if fit >= SHARD else max(1, fit // batch_size) * batch_size
 

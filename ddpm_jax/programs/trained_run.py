@@ -25,6 +25,7 @@ from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.model import Model
+from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.weights import has_weights, pretrained_folder, pretrained_names, read_weights
 from ddpm_jax.samplers import Sampler
@@ -82,7 +83,7 @@ class TrainedRun:
     def __init__(self, options: RunOptions):
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
-        self.options = options
+        self.options = options = with_local_paths(options)
         source, self.root, self.name = options.run_dir, options.run_dir, str(options.run_dir)
         if options.pretrained is not None:
             source = pretrained_folder(options.pretrained)
@@ -193,19 +194,7 @@ class TrainedRun:
     def folder(self, name: str) -> Path:
         """The output folder of a program, made now: RunDirectoryError where it cannot be."""
         out = self.options.out or self.root / name
-
-        def make() -> None:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / ".writable").touch()
-                (out / ".writable").unlink()
-            except OSError as error:
-                raise RunDirectoryError(
-                    f"the output folder {out} cannot be written ({error.strerror}). Choose another "
-                    "with --out."
-                ) from error
-
-        processes.on_leader(make)
+        processes.on_leader(lambda: make_writable(out))
         return out
 
     def provenance(self) -> dict[str, Any]:
@@ -321,6 +310,19 @@ class TrainedRun:
     def x_0_mse(self) -> np.ndarray:
         """The denoiser's errors [T], from which the analytic variance is made."""
         return measured_x_0_mse(self)
+
+
+def make_writable(out: Path) -> None:
+    """Makes an output folder; RunDirectoryError where it cannot be made or written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
+            "--out."
+        ) from error
 
 
 def restore_state(

@@ -238,13 +238,14 @@ def annealed_langevin_chains(
 
     Raises as `langevin` does, and ValueError for sigmas that are not positive and falling.
 
-    >>> sigmas = score.geometric_noise_levels(1.0, 0.1, 5)
-    >>> keys, x = dj.example_keys(jax.random.key(0), jnp.arange(4)), jnp.zeros((4, 2))
-    >>> score_fn = lambda x, level: -x / (1 + sigmas[level][:, None] ** 2)
-    >>> score.annealed_langevin_chains(
-    ...     score_fn, x, sigmas, step_size=0.001, steps_per_level=10, keys=keys
-    ... ).x.shape
-    (4, 2)
+    Example:
+        >>> sigmas = score.geometric_noise_levels(1.0, 0.1, 5)
+        >>> keys, x = dj.example_keys(jax.random.key(0), jnp.arange(4)), jnp.zeros((4, 2))
+        >>> score_fn = lambda x, level: -x / (1 + sigmas[level][:, None] ** 2)
+        >>> score.annealed_langevin_chains(
+        ...     score_fn, x, sigmas, step_size=0.001, steps_per_level=10, keys=keys
+        ... ).x.shape
+        (4, 2)
     """
     call = "annealed_langevin_chains"
     x = jnp.asarray(x)

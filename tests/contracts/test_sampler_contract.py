@@ -15,6 +15,13 @@ from tests.oracles import GaussianData
 
 FULL = dj.linear_schedule()
 NO_SIGNAL = dj.jsd_schedule(200)
+
+
+def process_of(grid):
+    """The full process that a grid of these tests was respaced from."""
+    return NO_SIGNAL if grid.signal_scale[-1] == 0 else FULL
+
+
 SAMPLERS = {
     "ancestral large": lambda s: dj.ancestral(s, variance="fixed_large"),
     "ancestral small": lambda s: dj.ancestral(s, variance="fixed_small"),
@@ -24,6 +31,13 @@ SAMPLERS = {
     "dpm 1": lambda s: samplers.dpm_solver_pp(s, order=1),
     "dpm 2": lambda s: samplers.dpm_solver_pp(s),
     "dpm 2 sde": lambda s: samplers.dpm_solver_pp(s, sde=True),
+    "dpm 3": lambda s: samplers.dpm_solver_pp(s, order=3),
+    "dpm 2s": lambda s: samplers.dpm_solver_pp(s, singlestep=True),
+    "unipc 1": lambda s: samplers.unipc(s, order=1),
+    "unipc 3": lambda s: samplers.unipc(s),
+    "deis 1": lambda s: samplers.deis(s, order=1),
+    "deis 3": lambda s: samplers.deis(s),
+    "deis 4": lambda s: samplers.deis(s, order=4, process=process_of(s)),
     "heun": lambda s: samplers.heun(s),
     "heun churn": lambda s: samplers.heun(s, churn=5.0, process=FULL),
     "pc ancestral": lambda s: samplers.predictor_corrector(dj.ancestral(s)),
@@ -41,6 +55,8 @@ EXTRA_EVALUATIONS = {
     "pc ddim",
     "inpaint nothing",
 }
+# Churn and DEIS's coefficients are computed on the host: there the grid has to be concrete.
+ON_HOST = {"heun churn", "deis 1", "deis 3", "deis 4"}
 SPACINGS = ["fractional", "uniform", "quadratic", "leading", "trailing"]
 EXACT = GaussianData(0.0, 0.5, np.asarray(FULL.alpha_bar, np.float64))
 
@@ -100,8 +116,7 @@ def towards_truth(name):
         sampler = SAMPLERS[name](grid)
         return dj.sample(sampler, lambda x, t: jnp.broadcast_to(truth, x.shape), x_T, keys=keys)
 
-    # Churn is rounded to the process on the host: there the grid has to be concrete.
-    return run if name == "heun churn" else jax.jit(run)
+    return run if name in ON_HOST else jax.jit(run)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +124,7 @@ def towards_truth(name):
     [
         (name, spacing)
         for name in SAMPLERS
-        for spacing in (SPACINGS if name != "heun churn" else ["trailing", "quadratic"])
+        for spacing in (SPACINGS if name not in ON_HOST else ["trailing", "quadratic"])
     ],
 )
 def test_a_perfect_denoiser_is_obeyed_at_the_end(name, spacing):

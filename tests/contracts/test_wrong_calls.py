@@ -76,6 +76,7 @@ STEPS = jnp.array([0, 3, 7])
 KEYS = jax.random.split(jax.random.key(0), 3)
 HISTORY = dj.losses.init_loss_history(T)
 REVERSE = dj.p_mean_variance(SCHEDULE, NOISE, X, STEPS)
+FLOW, VP, TIMES = dj.forward.flow_process(), dj.forward.vp_process(), jnp.array([0.2, 0.5, 0.9])
 TERMS = jnp.ones((T, 3))
 BOUND = VariationalBound(TERMS[0], TERMS, TERMS.sum(0), TERMS, TERMS)
 
@@ -96,6 +97,27 @@ def denoise_by(schedule, apply_fn, *, target, variance, clip):
     """`make_denoiser` and a call of what it made: some errors can only come then."""
     options = {"target": target, "variance": variance, "clip": clip}
     return dj.make_denoiser(schedule, apply_fn, **options)(X, STEPS)
+
+
+def denoise_in_time(process, times, apply_fn, *, target):
+    """`denoiser_from_process` and a call of what it made."""
+    return dj.denoisers.denoiser_from_process(process, times, apply_fn, target=target)(X, STEPS)
+
+
+def denoise_in_sigma(process, apply_fn, *, target):
+    """`sigma_denoiser_from_process` and a call of what it made."""
+    model = dj.denoisers.sigma_denoiser_from_process(process, apply_fn, target=target)
+    return model(X, jnp.ones(3))
+
+
+def move(process, denoise):
+    """`velocity_from_denoiser` and a call of what it made."""
+    return dj.denoisers.velocity_from_denoiser(process, denoise)(X, TIMES)
+
+
+def precondition(apply_fn, *, sigma_data):
+    """`edm_denoiser` and a call of what it made."""
+    return dj.denoisers.edm_denoiser(apply_fn, sigma_data=sigma_data)(X, jnp.ones(3))
 
 
 class Argument(NamedTuple):
@@ -128,8 +150,20 @@ flow = dict(
     max_steps=("whole", 64),
     solver=("solver", None),
 )
+conditioned, kinds = ("callable", network), {"target": target, "clip": clip}
+measurement = {
+    "schedule": schedule,
+    "denoise": ("callable", network),
+    "operator": ("callable", jnp.sum),
+    "measured": ("real", jnp.zeros(())),
+}
 denoise, levels = ("function", gaussian), dict(sigma_min=("positive", 0.5), sigma_max=("many", 1.0))
 rates = dict(beta_start=("rate", 0.1), beta_end=("rate", 0.7), dtype=dtype)
+process, time = ("process", FLOW), ("times", TIMES)
+variance_preserving = dict(
+    beta_min=("positive", 0.1), beta_max=("positive", 20.0), t_min=("rate", 1e-5)
+)
+noise_range = dict(sigma_min=("positive", 0.01), sigma_max=("many", 50.0))
 
 ROWS = {
     "linear_schedule": row(dj.linear_schedule, num_timesteps=whole, **rates),
@@ -153,6 +187,76 @@ ROWS = {
     "schedule_from_alpha_bar": row(
         dj.schedule_from_alpha_bar, alpha_bar=("table", np.linspace(0.9, 0.1, T)), dtype=dtype
     ),
+    "schedule_from_log_snr": row(
+        dj.forward.schedule_from_log_snr, log_snr=("table", np.linspace(4, -4, T)), dtype=dtype
+    ),
+    "vp_process": row(dj.forward.vp_process, **variance_preserving),
+    "sub_vp_process": row(dj.forward.sub_vp_process, **variance_preserving),
+    "ve_process": row(dj.forward.ve_process, **noise_range),
+    "edm_process": row(dj.forward.edm_process, **noise_range),
+    "flow_process": row(dj.forward.flow_process, t_min=("rate", 1e-4)),
+    "process_sample": row(dj.forward.process_sample, process=process, x_0=x, t=time, noise=noise),
+    "schedule_from_process": row(
+        dj.forward.schedule_from_process, process=process, times=table, dtype=dtype
+    ),
+    "continuous_target": row(
+        dj.denoisers.continuous_target, process=process, x_0=x, t=time, noise=noise, target=target
+    ),
+    "continuous_x_0": row(
+        dj.denoisers.continuous_x_0, process=process, output=noise, x_t=x, t=time, target=target
+    ),
+    "denoiser_from_process": row(
+        denoise_in_time, process=process, times=table, apply_fn=apply_fn, target=target
+    ),
+    "sigma_denoiser_from_process": row(
+        denoise_in_sigma, process=process, apply_fn=apply_fn, target=target
+    ),
+    "velocity_from_denoiser": row(move, process=process, denoise=("function", gaussian)),
+    "edm_denoiser": row(precondition, apply_fn=apply_fn, sigma_data=positive),
+    "continuous_loss": row(
+        dj.losses.continuous_loss,
+        process=process,
+        apply_fn=apply_fn,
+        x_0=x,
+        t=time,
+        noise=noise,
+        target=target,
+    ),
+    "continuous_weight": row(
+        dj.losses.continuous_weight,
+        process=process,
+        t=("any times", TIMES),
+        weighting=weighting,
+        target=target,
+    ),
+    "edm_weighting": row(dj.losses.edm_weighting, sigma_data=positive),
+    "continuous_bound": row(
+        dj.losses.continuous_bound,
+        gamma=("function", lambda t: dj.nn.Gamma(jnp.array(-8.0), jnp.array(5.0), t)),
+        apply_fn=apply_fn,
+        x_0=x,
+        t=time,
+        noise=noise,
+    ),
+    "uniform_times": row(dj.losses.uniform_times, keys=("any keys", KEYS), process=process),
+    "likelihood_times": row(
+        dj.losses.likelihood_times, keys=("any keys", KEYS), process=("process", VP)
+    ),
+    "lognormal_times": row(
+        dj.losses.lognormal_times,
+        keys=("any keys", KEYS),
+        process=process,
+        mean=("number", -1.2),
+        std=positive,
+    ),
+    "logit_normal_times": row(
+        dj.losses.logit_normal_times,
+        keys=("any keys", KEYS),
+        process=process,
+        mean=("number", 0.0),
+        std=positive,
+    ),
+    "shift_times": row(dj.losses.shift_times, t=values, shift=positive),
     "schedule_from_noise_levels": row(dj.schedule_from_noise_levels, sigmas=table, dtype=dtype),
     "respace": row(
         dj.respace, schedule=("host schedule", SCHEDULE), timesteps=("grid", np.array([0, 3, 7]))
@@ -216,6 +320,27 @@ ROWS = {
         target=target,
         variance=variance,
         clip=clip,
+    ),
+    "guidance_interval": row(
+        dj.denoisers.guidance_interval,
+        schedule=schedule,
+        scale=("real", 3.0),
+        sigma_low=("positive", 0.3),
+        sigma_high=("positive", 3.0),
+    ),
+    "dps": row(dj.denoisers.dps, **measurement, noise=("positive", 0.5), scale=("positive", 1.0)),
+    "pi_gdm": row(
+        dj.denoisers.pi_gdm, **measurement, noise=("positive", 0.5), data_std=("positive", 1.0)
+    ),
+    "self_conditioned_denoiser": row(
+        dj.denoisers.self_conditioned_denoiser, schedule=schedule, apply_fn=conditioned, **kinds
+    ),
+    "with_previous_estimate": row(
+        dj.denoisers.with_previous_estimate,
+        schedule=schedule,
+        apply_fn=conditioned,
+        use=("flags", jnp.ones(3, bool)),
+        **kinds,
     ),
     "make_denoiser()": row(
         dj.make_denoiser(SCHEDULE, network), x_t=lone, timesteps=("network steps", STEPS)
@@ -426,6 +551,16 @@ STEP_SHAPES = {
     "one step [1]": lambda v: v[:1],
     "steps [B, 1]": lambda v: v[:, None],
 }
+TIME_VALUES = {
+    "None": lambda v: None,
+    "a string": lambda v: "0.5",
+    "steps": lambda v: jnp.ones(jnp.shape(v), int),
+    "bools": lambda v: jnp.ones(jnp.shape(v), bool),
+    "complex": lambda v: jnp.ones(jnp.shape(v), jnp.complex64),
+    "a schedule": lambda v: SCHEDULE,
+    "above 1": lambda v: jnp.full(jnp.shape(v), 1.5),
+    "negative": lambda v: -v,
+}
 OPTION = {
     "None": lambda v: None,
     "a misspelling": lambda v: "eps",
@@ -448,10 +583,14 @@ WRONG = {
     "mean": VALUES | {"per example": lambda v: jnp.ones((3, 4, 5, 2))},
     "steps": STEP_VALUES | STEP_RANGE | STEP_SHAPES,
     "any steps": STEP_VALUES | STEP_RANGE,
+    "times": TIME_VALUES
+    | {"a time per row": lambda v: jnp.full(4, 0.5), "one time [1]": lambda v: v[:1]},
+    "any times": TIME_VALUES,
     "network steps": STEP_VALUES | STEP_SHAPES,
     "step rows": STEP_VALUES
     | STEP_RANGE
     | {"no rows": lambda v: v[0], "short": lambda v: v[:, :1]},
+    "process": OBJECT | {"a schedule": lambda v: SCHEDULE},
     "schedule": OBJECT,
     "host schedule": OBJECT | {"traced": TRACED},
     "history": OBJECT | {"a schedule": lambda v: SCHEDULE},
@@ -461,6 +600,15 @@ WRONG = {
         "a function to None": lambda v: lambda *_: None,
         "a function to a pair": lambda v: lambda x, *_: (x, x),
         "a function to one row": lambda v: lambda x, *_: x[:1] if x.shape[0] > 1 else x[0],
+    },
+    "callable": {k: v for k, v in OBJECT.items() if k != "a function"},
+    "real": VALUES,
+    "flags": {
+        "None": lambda v: None,
+        "numbers": lambda v: jnp.ones(3),
+        "a bool": lambda v: True,
+        "two axes": lambda v: v[:, None],
+        "a schedule": lambda v: SCHEDULE,
     },
     "keys": {
         "None": lambda v: None,
@@ -586,11 +734,18 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
         for name in FLOWS
         for tolerance in ("rtol", "atol")
     },
+    ("schedule_from_beta", "beta", "traced"): ("a table to differentiate", close),
+    ("schedule_from_alpha_bar", "alpha_bar", "traced"): ("a table to differentiate", close),
+    ("schedule_from_log_snr", "log_snr", "traced"): ("a table to differentiate", close),
     ("make_denoiser", "variance", "another T"): ("a fixed variance of the sampler's grid", same),
     ("probability_flow_log_likelihood", "prior_std", "None"): ("σ_max, here 1", same),
     ("warmup_schedule", "beta_end, warmup_fraction", "exchanged"): (
         "two numbers of one range: another call that is right",
         lambda result, right: bool(jnp.isclose(result.beta[-1], 0.5)),
+    ),
+    ("karras_timesteps", "num_steps, rho", "exchanged"): (
+        "two numbers of one range: another call that is right",
+        lambda result, right: len(result) == 7,
     ),
     ("cosine_schedule", "offset, max_beta", "exchanged"): (
         "two numbers of one range: another call that is right",

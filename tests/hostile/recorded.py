@@ -34,6 +34,9 @@ def note(event, arguments):
         paths = [path] if writes else []
     elif event in CHANGING:
         paths = arguments[: CHANGING[event]]
+        # `shutil.rmtree` names files within a folder it has open.
+        if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+            paths = [os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), paths[0])]
     elif event in STARTING or event == "socket.connect":
         if arguments[:2] == (READING, [READING, "-p"]):
             return

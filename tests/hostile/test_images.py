@@ -75,6 +75,11 @@ FILES = {
         "PNG", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE), "red")] * 3
     ),
     "cmyk": encoded("JPEG", Image.fromarray(PIXELS).convert("CMYK")),
+    "gif": encoded("GIF"),
+    "tiff": encoded("TIFF"),
+    "lzw": encoded("TIFF", compression="tiff_lzw"),
+    "ppm": encoded("PPM"),
+    "qoi": encoded("QOI"),
 }
 
 
@@ -82,7 +87,7 @@ FILES = {
 @examples(100)
 @given(content=st.sampled_from(sorted(FILES)).flatmap(lambda kind: mutated(FILES[kind])))
 def test_damaged_images_are_pixels_or_refused(place, content):
-    path = place / "a.png"
+    path = place / "a.img"
     path.write_bytes(content)
     result = attempt(lambda: decode_image(path, SIDE), str(path), seconds=10, memory=64 * MIB)
     if not refused(result):

@@ -28,7 +28,8 @@ def test_nothing_is_written_elsewhere(tmp_path):
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(ROOT),
     }
-    environment.pop("XDG_CACHE_HOME", None)
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        environment.pop(name, None)
     result = subprocess.run(
         [sys.executable, "-m", "tests.hostile.recorded", str(run), str(evil)],
         cwd=home,
@@ -62,7 +63,8 @@ def test_the_hook_sees_every_way_to_write(tmp_path):
         "os.rename('1', '4'); np.savez('5.npz', a=1); os.symlink('4', '6'); os.remove('4')\n"
         "os.close(os.open('7', os.O_RDWR | os.O_CREAT)); shutil.copyfile('7', '8')\n"
         "tempfile.NamedTemporaryFile(dir='.', prefix='9'); open('2').close()\n"
-        "print(*sorted(os.path.basename(p)[0] for p in written))\n"
+        "os.mkdir('10'); pathlib.Path('10/11').touch(); os.chdir('10'); shutil.rmtree('../10')\n"
+        "print(*sorted(os.path.basename(p)[0] for p in written), *written)\n"
     )
     (tmp_path / "here").mkdir()
     result = subprocess.run(
@@ -71,4 +73,5 @@ def test_the_hook_sees_every_way_to_write(tmp_path):
         text=True,
         check=True,
     )
-    assert set("123456789") <= set(result.stdout)
+    assert set("123456789") <= set(result.stdout.partition("/")[0])
+    assert "10/11 " in result.stdout and "10/10/11" not in result.stdout

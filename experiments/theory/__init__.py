@@ -1,0 +1,1 @@
+"""The figures of docs/theory.md, all in closed form: nothing is trained."""

@@ -1,0 +1,176 @@
+"""A new run that begins with trained weights, and a run that goes on with another optimiser."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax.interop import Process, save_diffusers
+from ddpm_jax.programs.config import OptimizerConfig, TrainConfig, check_config
+from ddpm_jax.programs.initial_weights import begin_with_weights
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.train import train
+from ddpm_jax.programs.training_run import TrainingRun
+from ddpm_jax.training import Checkpoints
+from tests.small_run import CONFIG, make_run
+
+REPORT = dataclasses.replace(
+    CONFIG.report, heldout_every=0, sample_every=0, sample_count=2, sample_steps=2, final_count=2
+)
+REPORT = dataclasses.replace(REPORT, final_steps=2, checkpoint_every=2, checkpoint_keep=1)
+SHORT = dataclasses.replace(CONFIG, num_steps=2, report=REPORT)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run whose parameters and averages differ."""
+    root = make_run(tmp_path_factory.mktemp("source"))
+    run = TrainingRun(dataclasses.replace(CONFIG, run_dir=root))
+    with Checkpoints(root / "checkpoints") as checkpoints:
+        state = checkpoints.restore(run.model.init())
+        raw = jax.tree.map(lambda x: x + 1, state.params)
+        checkpoints.save(5, state.replace(step=state.step + 5, params=raw))
+    return root
+
+
+def changed(part, **changes):
+    return dataclasses.replace(
+        SHORT, **{part: dataclasses.replace(getattr(SHORT, part), **changes)}
+    )
+
+
+def begin(config, source, weights="ema"):
+    config = dataclasses.replace(config, init_from=source, init_weights=weights)
+    run = TrainingRun(config)
+    fresh = run.model.init()
+    return fresh, *begin_with_weights(config, run.model, fresh)
+
+
+def stored(source):
+    run = TrainingRun(dataclasses.replace(CONFIG, run_dir=source))
+    with Checkpoints(source / "checkpoints", writable=False) as checkpoints:
+        return checkpoints.restore(run.model.init())
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize(
+    "part,changes",
+    [
+        ("optimizer", {"learning_rate": 1e-5, "ema_decay": 0.5}),
+        ("optimizer", {"decay": "cosine", "warmup_steps": 0}),
+        ("network", {"dropout": 0.3}),
+        ("data", {"flip": True}),
+        ("diffusion", {"weighting": "none", "timesteps": "importance"}),
+    ],
+)
+def test_what_is_free_changes_no_weight(source, weights, part, changes):
+    fresh, state, record = begin(changed(part, **changes), source, weights)
+    taken = stored(source).ema_params if weights == "ema" else stored(source).params
+    assert_same(state.params, taken)
+    assert_same(state.ema_params, taken)
+    assert int(state.step) == 0
+    assert_same(jax.tree.leaves(fresh.opt_state), jax.tree.leaves(state.opt_state))
+    assert record["step"] == 5 and record["weights"] == weights and record["fresh"] == []
+
+
+def test_a_changed_head_is_initialised_afresh_and_named(source):
+    config = changed("network", class_conditional=False)
+    diffusion = dataclasses.replace(SHORT.diffusion, variance="fixed_large", loss="simple")
+    fresh, state, record = begin(dataclasses.replace(config, diffusion=diffusion), source)
+    assert sorted(record["fresh"]) == ["['conv_out']['bias']", "['conv_out']['kernel']"]
+    assert record["dropped"] == ["['label_embedding']['table']['embedding']"]
+    assert_same(state.params["conv_out"], fresh.params["conv_out"])
+    assert_same(state.params["conv_in"], stored(source).ema_params["conv_in"])
+
+
+@pytest.mark.parametrize(
+    "part,changes,words",
+    [
+        ("network", {"channels": 16}, "--network.channels: 8 there, 16 here"),
+        ("network", {"num_groups": 2}, "--network.num-groups: 4 there, 2 here"),
+        ("network", {"attention_resolutions": (8,)}, "--network.attention-resolutions"),
+        ("diffusion", {"num_timesteps": 30}, "--diffusion.num-timesteps: 20 there, 30 here"),
+        ("diffusion", {"target": "v"}, "--diffusion.target: epsilon there, v here"),
+    ],
+)
+def test_another_network_or_process_is_refused_and_named(source, part, changes, words):
+    with pytest.raises(ValueError, match="--init-from .* is another one") as refused:
+        begin(changed(part, **changes), source)
+    assert words in str(refused.value)
+
+
+def test_a_pipeline_gives_its_weights(source, tmp_path):
+    plain = changed("network", class_conditional=False)
+    diffusion = dataclasses.replace(SHORT.diffusion, variance="fixed_large", loss="simple")
+    config = dataclasses.replace(plain, diffusion=diffusion)
+    run = TrainingRun(config)
+    params = run.model.init().params
+    d = config.diffusion
+    process = Process(
+        d.schedule, d.num_timesteps, d.beta_start, d.beta_end, False, d.target, d.variance, d.clip
+    )
+    save_diffusers(
+        tmp_path, run.model.network, params, run.model.image_shape, process, run.model.schedule
+    )
+    config = dataclasses.replace(config, seed=7)
+    _, state, record = begin(config, tmp_path)
+    assert record["kind"] == "diffusers"
+    assert_same(state.params, params)
+
+
+@pytest.mark.parametrize("what", ["empty", "nothing", "no checkpoint"])
+def test_what_has_no_weights_is_refused(source, tmp_path, what):
+    folder = tmp_path / "given"
+    if what != "nothing":
+        folder.mkdir()
+    if what == "no checkpoint":
+        (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    with pytest.raises(ValueError, match=f"--init-from {folder}"):
+        begin(SHORT, folder)
+
+
+def facts(root):
+    return json.loads((root / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_records_where_it_began_and_what_was_changed(source, tmp_path):
+    config = dataclasses.replace(SHORT, run_dir=tmp_path / "run", init_from=source)
+    train(config)
+    first = facts(config.run_dir)
+    assert first["initial_weights"]["step"] == 5 and "changes" not in first
+    # The same command goes on, and takes no weights again.
+    train(dataclasses.replace(config, num_steps=4))
+    assert facts(config.run_dir)["initial_weights"] == first["initial_weights"]
+    slower = dataclasses.replace(
+        config, num_steps=6, optimizer=OptimizerConfig(learning_rate=1e-6, ema_decay=0.9)
+    )
+    with pytest.raises(RunDirectoryError, match="(?s)--optimizer.ema-decay.*resume-with-changes"):
+        train(slower)
+    train(dataclasses.replace(slower, resume_with_changes=True))
+    last = facts(config.run_dir)
+    (change,) = last["changes"]
+    assert change["step"] == 4 and last["initial_weights"] == first["initial_weights"]
+    assert "--optimizer.learning-rate: 0.0002 → 1e-06" in change["changed"]
+    train(dataclasses.replace(slower, num_steps=8))
+    assert facts(config.run_dir)["changes"] == [change]
+    directory = RunDirectory(config.run_dir)
+    with pytest.raises(RunDirectoryError, match="--seed"):
+        directory.check(dataclasses.replace(slower, seed=3, resume_with_changes=True), {})
+
+
+@pytest.mark.parametrize("every,saved,right", [(0, 3, True), (6, 3, True), (4, 3, False)])
+def test_only_saved_steps_can_be_kept(every, saved, right):
+    report = dataclasses.replace(REPORT, checkpoint_every=saved, keep_every=every)
+    config = TrainConfig(SHORT.run_dir, 1, report=report)
+    if right:
+        check_config(config)
+    else:
+        with pytest.raises(ValueError, match="--report.keep-every"):
+            check_config(config)
