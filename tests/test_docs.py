@@ -30,7 +30,8 @@ HOW_TO = [
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/research.md", *HOW_TO])
-def test_the_code_of_a_page_runs(name):
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = code_of(name)
     for full, small in SMALLER.items():
         code = code.replace(full, small)

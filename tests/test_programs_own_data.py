@@ -79,13 +79,14 @@ def test_vectors_condition_a_run_from_file_to_samples(tmp_path, resident):
     assert run.model.cond_features == run.facts["data"]["cond_features"] == 3
     np.save(tmp_path / "cond.npy", np.array([[1.0, 0, 0], [-1.0, 0, 0]]))
     options = SampleConfig(
-        run_dir=tmp_path / "run", sampler="ddim", num_steps=10, count=8, batch_size=4, gif=False
+        run_dir=tmp_path / "run", sampler="ddim", num_steps=10, count=32, batch_size=16, gif=False
     )
     sample(dataclasses.replace(options, cond=tmp_path / "cond.npy", guidance=1.5))
     (made,) = (tmp_path / "run" / "generated").glob("*cond-cond-guidance1.5/samples.npz")
     levels = np.load(made)["images"].mean((1, 2, 3))
-    # The vectors are used in turn: bright, dark, bright, …
-    assert (levels[0::2] > 160).all() and (levels[1::2] < 95).all()
+    # The vectors are used in turn: bright, dark, bright, … Without them, the two means would differ
+    # by 0 ± 35.
+    assert levels[0::2].mean() - levels[1::2].mean() > 120
     if resident:
         np.save(tmp_path / "cond.npy", np.ones((2, 4)))
         with pytest.raises(ValueError, match=r"finite numbers \[M, 3\]"):
@@ -154,8 +155,8 @@ def test_a_folder_with_labels_trains_with_classes(tmp_path):
     assert run.model.image_shape == (4, 6, 1) and run.model.num_classes == 2
     for name, number in (("bright", 0), ("dark", 1)):
         np.testing.assert_array_equal(run.labels(3, name), [number] * 3)
-        made = run.sample(4, sampler="ddim", num_steps=10, label=number, guidance=1.5)
-        assert ((made.mean((1, 2, 3)) > 128) == (name == "bright")).all()
+        made = run.sample(16, sampler="ddim", num_steps=10, label=number, guidance=1.5)
+        assert (made.mean() > 128) == (name == "bright")
     with pytest.raises(ValueError, match="0..1, or bright, dark"):
         run.labels(1, "cow")
     assert not train_folder.fitted(

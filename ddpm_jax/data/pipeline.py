@@ -54,10 +54,11 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
             "prepare_images needs one key an example, keys [B] for images [B, H, W, C], got keys "
             f"{keys.shape} for images {x.shape}."
         )
+    key_crop = fold_in_each(keys, 1) if pad_crop else None
     if flip:
         mirrored = jax.vmap(jax.random.bernoulli)(keys)
         x = jnp.where(bcast_right(mirrored, x.ndim), x[:, :, ::-1], x)
-    return _pad_crop(x, fold_in_each(keys, 1)) if pad_crop else x
+    return x if key_crop is None else _pad_crop(x, key_crop)
 
 
 def _pad_crop(x: Array, keys: Key) -> Array:
