@@ -129,7 +129,8 @@ def test_missing_bytes_are_noticed(saved, how):
     else:
         shutil.rmtree(folder)
         folder.mkdir()
-    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="going on from step 2"):
+    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="continuing from step
+    2"):
         assert_same(checkpoints.restore(make_state()), make_state(2))
 
 
@@ -306,7 +307,7 @@ def test_an_unreadable_step_costs_none_of_the_older_ones(tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm_jax.training.orbax_folder.is_misread", lambda folder: False)
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(2, make_state(2))
-        with pytest.raises(CheckpointWriteError, match="of its 11 arrays it finds 0"):
+        with pytest.raises(CheckpointWriteError, match="finds only 0 of the 11 arrays"):
             checkpoints.wait()
         with pytest.raises(CheckpointWriteError, match="could not be written and read back"):
             checkpoints.try_folder()

@@ -22,7 +22,7 @@ from ddpm_jax.interop import choose_pipeline_files
 ENDPOINT = "https://huggingface.co"
 ANSWER_SECONDS = 4.0
 SMALL_BYTES = 1 << 22  # a list of files, a configuration
-LARGEST_BYTES = 1 << 40
+MAX_BYTES = 1 << 40
 
 
 def fetch_pipeline(
@@ -84,7 +84,7 @@ def _fetch(url: str, destination: Path, said: dict[str, Any], where: str) -> Non
     stored = said.get("lfs")
     try:
         size, digest = (stored or said)["size"], stored["sha256"] if stored else said["blobId"]
-        if type(size) is not int or not 0 <= size <= LARGEST_BYTES or type(digest) is not str:
+        if type(size) is not int or not 0 <= size <= MAX_BYTES or type(digest) is not str:
             raise ValueError(f"size {size!r}, digest {digest!r}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(

@@ -1,5 +1,4 @@
-"""From a configuration to the objects it names. Strings are turned into functions here and nowhere
-else."""
+"""Builds the objects that a configuration names; the only place where names become functions."""
 
 from __future__ import annotations
 
@@ -77,12 +76,12 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
     stretched = " with --diffusion.zero-terminal-snr" if config.zero_terminal_snr else ""
     if float(schedule.signal_scale[-1]) == 0.0 and config.target in ("epsilon", "score"):
         raise ValueError(
-            f"--diffusion.schedule {config.schedule}{stretched} ends with nothing of x_0, where "
-            f"--diffusion.target {config.target} says nothing about it. Use the target v or x_0."
+            f"--diffusion.schedule {config.schedule}{stretched} ends without signal, where "
+            f"--diffusion.target {config.target} does not determine x_0. Use the target v or x_0."
         )
     if float(schedule.signal_scale[-1]) == 0.0 and config.exploding:
         raise ValueError(
-            "--diffusion.exploding feeds the network x_0 + σ noise, and σ is infinite at the end "
+            "--diffusion.exploding gives the network x_0 + σ noise, and σ is infinite at the end "
             f"of --diffusion.schedule {config.schedule}{stretched}. Leave one of the two out."
         )
     return schedule
@@ -95,10 +94,10 @@ def build_sampler(
     variance: Variance = "fixed_large",
     x_0_mse: np.ndarray | None = None,
 ) -> Sampler:
-    """The sampler that the options name, over `num_steps` of the schedule's steps, all when None.
+    """The sampler that the options name, over `num_steps` of the schedule's steps (None for all).
 
-    `variance` is the one the network was trained for, and `x_0_mse` [T] what the analytic one is
-    made from. Raises ValueError for options that do not go together.
+    `variance` is the one the network was trained with; the analytic variance is computed from
+    `x_0_mse` [T]. Raises ValueError for options that do not go together.
     """
     grid = build_grid(schedule, options)
     name = options.sampler
@@ -108,8 +107,8 @@ def build_sampler(
         raise ValueError(f"--churn {options.churn:g} belongs to --sampler heun, got {name}.")
     if options.variance is not None and name not in ("ancestral", "predictor_corrector"):
         raise ValueError(
-            f"--variance {options.variance} belongs to --sampler ancestral, got {name}, whose "
-            "noise is its own."
+            f"--variance {options.variance} belongs to --sampler ancestral, got {name}, which "
+            "has its own noise."
         )
     if options.variance == "analytic":
         if x_0_mse is None:
@@ -138,11 +137,11 @@ def build_sampler(
 
 
 def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedule:
-    """The steps of the schedule that a sampler with these options walks on."""
+    """The steps of the schedule that a sampler with these options uses."""
     if options.num_steps is None:
         return schedule
     if options.spacing == "karras":
-        # EDM's σ_max; the cosine schedule ends at thousands, where a step of Heun's is lost.
+        # EDM's σ_max; the cosine schedule ends at thousands, where a Heun step is wasted.
         steps = karras_timesteps(schedule, options.num_steps, sigma_max=80.0)
     else:
         steps = spaced_timesteps(schedule.num_timesteps, options.num_steps, options.spacing)
@@ -154,7 +153,7 @@ def load_data(
 ) -> ImageDataset:
     """The "train" or "heldout" split of the data a configuration names.
 
-    `labelled` is whether the network takes labels: without, those of a user's own images are read
+    `labelled`: whether the network takes labels. If not, the labels of a user's own images are read
     only if the configuration names their file.
     """
     labels = config.labels if labelled or config.labels != "auto" else "none"
@@ -178,10 +177,10 @@ def build_network(
     cond_features: int | None = None,
     remat: bool = False,
 ) -> UNet:
-    """The U-Net of a configuration, with so many output channels, classes and features of cond.
+    """The U-Net of a configuration.
 
-    Raises ValueError for as many groups as channels: normalising each channel by itself takes out
-    the time embedding, and such a network does not know which step it is at.
+    Raises ValueError for as many groups as channels: normalising each channel by itself removes
+    the time embedding, so that the network could not know its step.
     """
     if config.num_groups >= config.channels and not config.scale_shift:
         raise ValueError(
@@ -218,10 +217,9 @@ def build_model(
     num_classes: int | None,
     cond_features: int | None = None,
 ) -> Model:
-    """Everything but the data and the devices; checks the network on the image shape without
-    computing.
+    """The model of a configuration; checks the network on the image shape without computing.
 
-    Raises ValueError for a configuration no run could use, before anything is compiled.
+    Raises ValueError for a configuration that no run could use, before anything is compiled.
     """
     height, width, channels = image_shape
     check_diffusion(config.diffusion)
@@ -230,7 +228,7 @@ def build_model(
     elif num_classes is None:
         raise ValueError(
             "--network.class-conditional needs data with labels, and these have none. Put the "
-            "images of each class into a folder of its own, give their labels as --data.labels "
+            "images of each class into a folder of its own, pass their labels as --data.labels "
             "FILE.csv, or train without labels."
         )
     network = build_network(
@@ -264,14 +262,13 @@ def build_model(
 
 
 def fetch(dataset: Any, batch: Any) -> Any:
-    """Looks up the images of a batch that holds only their places in a data set on the device."""
+    """Looks up the images of a batch that holds only their indices in a data set on the device."""
     if "image" in batch:
         return batch
     return {**batch, **{name: values[batch["example"]] for name, values in dataset.items()}}
 
 
 def heldout_plan(draws: int, num_images: int, num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which (image, t) pairs the held-out loss averages over: [draws] each, t spread evenly over
-    0..T-1."""
+    """The (image, t) pairs of the held-out loss: [draws] each, t evenly spaced in 0..T-1."""
     index = np.arange(draws)
     return (index % num_images).astype(np.int32), (index * num_timesteps // draws).astype(np.int32)

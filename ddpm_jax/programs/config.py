@@ -1,5 +1,7 @@
-"""The configuration of a run, as frozen dataclasses: every field is a command-line option and a
-line of JSON."""
+"""The configuration of a run as frozen dataclasses.
+
+Every field is a command-line option and an entry of config.json. Its docstring is the `--help`.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,25 @@ class DataConfig:
     """Where the images come from."""
 
     name: str = "digits"
-    """digits (scikit-learn's 1,797 images of 8×8), cifar10, cifar100, mnist, fashion_mnist, svhn;
-    folder or arrays: your own images at `path`; tfds:NAME; hf:NAME_OR_FOLDER; or your own function
-    of the split, package.module:function."""
+    """digits (scikit-learn's 1,797 8×8 images), cifar10, cifar100, mnist, fashion_mnist, svhn;
+    folder or arrays for your own images at `path`; tfds:NAME; hf:NAME_OR_FOLDER; or
+    package.module:function, a function of your own that takes the split."""
     path: Path | None = None
-    """Local file or folder. None looks in the cache, then for a prepared TFDS data set."""
+    """Local file or folder. None: look in the cache, then for a prepared TFDS data set."""
     cache_dir: Path | None = None
-    """Where decoded images are kept; None for the user's cache folder."""
+    """Where to keep decoded images; None for the user's cache folder."""
     download: bool = False
-    """Whether the data may be fetched from its official address, its checksum verified."""
+    """Download missing data from its official address and verify the checksum."""
     resolution: int | str | None = None
-    """Size that images are resized and centre-cropped to: 64, or HEIGHTxWIDTH such as 48x64."""
+    """Resize and centre-crop images to this size: 64, or HEIGHTxWIDTH such as 48x64."""
     channels: Literal["auto", 1, 3] = "auto"
-    """1 for grey, 3 for RGB; auto is grey if all images are stored so."""
+    """1 for grey, 3 for RGB; auto: grey if all images are stored in grey."""
     labels: str = "auto"
-    """Where the labels of your own images come from: a .csv or .json file, or none; auto: class
-    folders or dataset.json, for class-conditional networks."""
+    """Source of the labels of your own images: a .csv or .json file, or none. auto: class folders
+    or dataset.json, if the network is class-conditional."""
     holdout: float = 0.1
-    """Share of the images that is held out from training, where the data have no held-out split; 0
-    for none."""
+    """Share of the images to hold out from training if the data have no held-out split; 0 for
+    none."""
     augment: Literal["none", "flip", "pad_crop", "flip_pad_crop"] = "none"
     """flip: mirror each training image left to right with probability ½; pad_crop: shift it by up
     to 4 pixels, padded by reflection."""
@@ -48,44 +50,48 @@ class NetworkConfig:
     channels: int = 128
     """Channels at the highest resolution."""
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    """Channels at each level, as multiples; its length is the number of resolutions."""
+    """Channels at each resolution, as multiples of `channels`; one entry per resolution."""
     num_res_blocks: int = 2
-    """Residual blocks at each level on the way down; one more on the way up."""
+    """Residual blocks per resolution in the encoder; the decoder has one more."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Heights at which the residual blocks are followed by self-attention; patches count as
-    pixels."""
+    """Heights at which self-attention follows each residual block, counted in patches if patch_size
+    > 1."""
     dropout: float = 0.1
-    """Share of activations dropped in each residual block while training."""
+    """Dropout rate in each residual block during training."""
     num_groups: int = 32
-    """Groups of every GroupNorm; must divide all channel counts, and be fewer."""
+    """Groups of every GroupNorm; must divide every channel count and be smaller than it."""
     downsample_padding: Literal["same", "symmetric"] = "same"
-    """Where convolutions of stride 2 are padded: below and right, as DDPM does, or all around."""
+    """Padding of stride-2 convolutions: same pads bottom and right, as DDPM does; symmetric pads
+    all sides."""
     num_heads: int = 1
-    """Attention heads at every level."""
+    """Attention heads at every resolution."""
     head_channels: int | None = None
-    """Channels per attention head, in place of a number of heads."""
+    """Channels per attention head; replaces num_heads."""
     middle_attention: Literal["normalised", "plain", "none"] = "normalised"
-    """Attention between the way down and the way up; plain is without GroupNorm."""
+    """Attention between encoder and decoder; plain is without GroupNorm."""
     scale_shift: bool = False
-    """Let the embedding scale and shift each block's second normalisation, not add to its input."""
+    """The embedding scales and shifts each block's second normalisation instead of being added to
+    its input."""
     embedding_order: Literal["sin_cos", "cos_sin"] = "sin_cos"
-    """Which half of the step's embedding comes first; cos_sin in guided-diffusion and diffusers."""
+    """Order of the halves of the time embedding; guided-diffusion and diffusers use cos_sin."""
     embedding_shift: int = 1
-    """Its frequencies are max_period^(-i / (half - shift)); 0 in guided-diffusion and diffusers."""
+    """The embedding's frequencies are max_period^(-i / (half - shift)); guided-diffusion and
+    diffusers use 0."""
     norm_epsilon: float = 1e-6
     """ε of every GroupNorm; PyTorch's default is 1e-5."""
     patch_size: int = 1
-    """The network takes square patches of this many pixels per side as its pixels; 1 for none."""
+    """Side of the square patches, in pixels, that the network takes as its pixels; 1 for none."""
     class_conditional: bool = False
-    """Embed the label beside the step; some labels are dropped while training, for guidance. Data
-    with vectors `cond` condition the network on them without being asked to."""
+    """Condition the network on labels, some of which are dropped in training (for guidance). If the
+    data have vectors `cond`, the network is conditioned on them in any case."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in; parameters, statistics, softmax and loss stay float32."""
+    """Precision of the network's arithmetic; parameters, statistics, softmax and loss stay
+    float32."""
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The process, and what the network predicts of it."""
+    """The diffusion process, the network's target and the loss."""
 
     schedule: Literal[
         "linear",
@@ -98,48 +104,50 @@ class DiffusionConfig:
         "sigmoid",
         "geometric",
     ] = "linear"
-    """Noise schedule; the paper's is linear. geometric: NCSN's ladder of noise levels."""
+    """Noise schedule; the paper uses linear. geometric: the noise levels of NCSN."""
     num_timesteps: int = 1000
     """T, the number of steps."""
     beta_start: float = 1e-4
-    """First β of the schedules that have one; belongs to T = 1000, scale it by 1000/T."""
+    """First β, for schedules that have one. The default is for T = 1000; scale it by 1000/T."""
     beta_end: float = 0.02
-    """Last β; likewise."""
+    """Last β, as beta_start."""
     sigma_max: float = 2.0
-    """Largest σ of the schedule geometric, for data in [-1, 1]: twice what [0, 1] would have."""
+    """Largest σ of the geometric schedule, for data in [-1, 1]: twice the value for [0, 1]."""
     sigma_min: float = 0.02
-    """Its smallest σ; likewise."""
+    """Smallest σ of the geometric schedule, as sigma_max."""
     exploding: bool = False
-    """Feed the network x_0 + σ ε, as NCSN does, instead of √ᾱ x_0 + √(1-ᾱ) ε: the same but for
-    the scale."""
+    """Variance exploding: the network takes x_0 + σ ε, as in NCSN, instead of √ᾱ x_0 + √(1-ᾱ) ε,
+    which is the same up to scale."""
     target: Target = "epsilon"
     """What the network predicts."""
     variance: VarianceKind = "fixed_large"
-    """Variance of p_θ(x_{t-1} | x_t): β_t, β̃_t, or learned by as many more output channels."""
+    """Variance of p_θ(x_{t-1} | x_t): β_t, β̃_t, or learned, which doubles the output channels."""
     loss: Literal["simple", "hybrid", "bound"] = "simple"
     """L_simple; L_hybrid, for a learned variance; or the variational bound itself."""
     weighting: Literal["none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2", "bound"] = (
         "none"
     )
-    """Weight of L_simple over the steps; said of x_0, so it means the same for every target."""
+    """Weight of L_simple at each step, stated for the error of x̂_0, so that it means the same for
+    every target."""
     min_snr_gamma: float = 5.0
     """γ of the weighting min_snr, min(SNR, γ)."""
     p2_gamma: float = 1.0
     """γ of the weighting p2, SNR/(1 + SNR)^γ."""
     timesteps: Literal["uniform", "stratified", "importance"] = "uniform"
-    """How training draws t: independently as in the paper, spread evenly over each batch, or where
-    the loss has been large."""
+    """How training draws t: independently as in the paper, evenly spread over each batch, or more
+    often where past losses were large."""
     zero_terminal_snr: bool = False
-    """Stretch the schedule until nothing of x_0 is left in x_T; needs the target v or x_0."""
+    """Rescale the schedule to zero signal at x_T; needs the target v or x_0."""
     label_dropout: float = 0.1
-    """Share of labels replaced by "none", and of vectors `cond` by zeros, while training."""
+    """Share of labels replaced by "no class", and of vectors `cond` replaced by zeros, in
+    training."""
     clip: bool = True
     """Clip x̂_0 to [-1, 1] while sampling."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam as in the paper, and the moving average of the parameters."""
+    """Adam as in the paper, and the moving average (EMA) of the parameters."""
 
     learning_rate: float = 2e-4
     """Peak learning rate."""
@@ -148,11 +156,12 @@ class OptimizerConfig:
     decay: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up: constant, or a cosine to 0 at the last step."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Largest global norm of the gradient; larger ones are scaled down to it."""
     spike_factor: float | None = None
-    """Skip steps whose loss is over this times its running mean, and count them as bad steps."""
+    """Skip steps whose loss exceeds this multiple of its running mean, and count them as bad
+    steps."""
     ema_decay: float = 0.9999
-    """Decay of the moving average that samples come from."""
+    """Decay of the moving average, whose parameters are used for sampling."""
     ema_warmup: bool = False
     """Let the decay grow as (1+step)/(10+step) at first, so that short runs forget the
     initialisation."""
@@ -160,86 +169,87 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class DevicesConfig:
-    """What to run on."""
+    """Which devices to use, and how."""
 
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto"
     """auto: jit on one device, shard_map on several."""
     count: int | None = None
-    """Number of devices of each process; None for all. For None a CPU trains as one device, and
-    samples as one a core, up to eight."""
+    """Devices per process; None for all. With None, a CPU trains as one device and samples with one
+    device per core, up to eight."""
     parameter_shards: int = 1
-    """Split parameters, average and optimiser state over groups of so many devices (FSDP)."""
+    """Split parameters, average and optimiser state over groups of this many devices (FSDP)."""
     microbatches: int = 1
-    """Each device's images go through the network in so many parts: less memory, the same step."""
+    """Process each device's images in this many parts: less memory, the same step."""
     remat: bool = False
-    """Recompute each block's inside in the backward pass: less memory on accelerators, a third more
-    arithmetic. On CPUs XLA saves nothing by it: take microbatches there."""
+    """Recompute each block's activations in the backward pass: less memory on accelerators, a third
+    more arithmetic. It saves no memory on CPUs; use microbatches there."""
     steps_per_dispatch: int | None = None
-    """Training steps in one compiled call; None for 1 on CPUs and 10 elsewhere."""
+    """Training steps per compiled call; None for 1 on CPUs and 10 elsewhere."""
     resident_gib: float = 2.0
-    """Data sets up to this size are kept in device memory; larger ones are streamed from the
-    host."""
+    """Keep data sets up to this size in device memory; larger ones are streamed from the host."""
     watchdog_seconds: float = 1800.0
-    """Without any progress for so long, training ends with exit code 75 and the stacks of all
-    threads; compiling, sampling and measuring are not watched. 0 for never."""
+    """End training with exit code 75 and the stacks of all threads after this long without
+    progress. Compiling, sampling and measuring are not watched. 0 for never."""
 
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes, on one host or many; start the same command in each. docs/scaling.md."""
+    """Several processes, on one host or many: start the same command in each (docs/scaling.md)."""
 
     auto: bool = False
-    """Let JAX find the others: under SLURM, Open MPI, Kubernetes, and on TPU pods."""
+    """Let JAX find the other processes: under SLURM, Open MPI, Kubernetes, and on TPU pods."""
     coordinator: str | None = None
-    """Without auto: HOST:PORT of process 0, where the others find it."""
+    """Without auto: HOST:PORT at which the others reach process 0."""
     num_processes: int | None = None
-    """Without auto: how many processes there are."""
+    """Without auto: the number of processes."""
     process_id: int | None = None
-    """Without auto: which of them this one is, from 0."""
+    """Without auto: the number of this process, from 0."""
     bind: str | None = None
-    """HOST:PORT process 0 listens on; None for the coordinator's, with auto every interface."""
+    """HOST:PORT on which process 0 listens; None for the coordinator's, or with auto every
+    interface."""
     heartbeat_seconds: int = 100
-    """A process that is not heard of for so long is taken for dead, and all end."""
+    """A process silent for this long is considered dead, and the whole job stops."""
     start_seconds: int = 300
-    """How long processes wait for each other at the start."""
+    """How long the processes wait for each other at the start."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What is written, and how often; 0 for never."""
+    """What a run writes, and how often; 0 for never."""
 
     log_every: int = 50
     """Steps between lines of log.jsonl: the loss and gradient norm of that step."""
     heldout_every: int = 1000
     """Steps between measurements of the held-out loss."""
     heldout_draws: int = 2048
-    """Pairs of image and step the held-out loss averages over; always the same ones."""
+    """Number of (image, step) pairs that the held-out loss averages over; always the same ones."""
     sample_every: int = 1000
     """Steps between sheets of samples from the averaged parameters."""
     sample_count: int = 64
-    """Images on a sheet."""
+    """Images per sheet."""
     sample_steps: int = 50
-    """DDIM steps for the sheets made on the way."""
+    """DDIM steps for the sheets made during training."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     checkpoint_keep: int = 3
-    """How many checkpoints are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = 0
-    """Also keep the checkpoints at multiples of this number of steps, for good; 0 for none."""
+    """Also keep the checkpoints at multiples of this number of steps permanently; 0 for none."""
     final_count: int = 100
     """Images on the last sheet."""
     final_steps: int | None = None
     """Ancestral steps for the last sheet; None for all T."""
     final_sampler: Literal["ancestral", "annealed_langevin"] = "ancestral"
-    """What draws the last sheet and the report: DDPM's way, or NCSN's."""
+    """Sampler of the last sheet and the report: DDPM's or NCSN's."""
     langevin_steps: int = 100
-    """Langevin steps a level."""
+    """Langevin steps per noise level."""
     langevin_rate: float = 0.2
-    """Their size ε/σ², at every level."""
+    """Step size ε/σ² of the Langevin steps, at every noise level."""
     spacing: Spacing = "fractional"
-    """How fewer steps than T are spread."""
+    """How steps are chosen from T when sampling with fewer."""
     guidance: float = 1.0
-    """Classifier-free guidance of the pictures of a class-conditional network; 1 for none."""
+    """Scale of classifier-free guidance for the sheets of a class-conditional network; 1 for
+    none."""
 
 
 @dataclass(frozen=True)
@@ -247,21 +257,23 @@ class TrainConfig:
     """A training run. The same command resumes it."""
 
     run_dir: Path
-    """Everything the run writes goes below this folder."""
+    """Folder for everything that the run writes."""
     num_steps: int
-    """Training steps in all."""
+    """Total number of training steps."""
     batch_size: int = 128
-    """Images a step, over all devices."""
+    """Images per step, over all devices."""
     seed: int = 0
-    """Of the initialisation, the order of the data, and all noise."""
+    """Seed of the initialisation, the order of the data, and all noise."""
     max_bad_steps: int = 20
-    """This many steps in a row with a NaN or infinite loss or gradient, or a spike, end the run."""
+    """End the run after this many consecutive steps with a NaN or infinite loss or gradient, or a
+    spike."""
     init_from: Path | None = None
-    """Trained weights to start a new run from: a run directory, or a folder of diffusers."""
+    """Trained weights to start a new run from: a run directory or a diffusers folder."""
     init_weights: Literal["ema", "raw"] = "ema"
-    """Which weights of that run: the moving average, or the parameters themselves."""
+    """Which weights to take from init_from: the moving average (ema) or the parameters themselves
+    (raw)."""
     resume_with_changes: bool = False
-    """Resume although optimiser, dropout or length differ; config.json records the change."""
+    """Resume even if optimiser, dropout or length differ; config.json records the change."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -273,7 +285,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """Which sampler, and on which steps."""
+    """The sampler and its steps."""
 
     sampler: Literal[
         "ancestral",
@@ -289,33 +301,33 @@ class SamplerOptions:
         "annealed_langevin",
     ] = "ancestral"
     """ancestral: the paper's Algorithm 2; ddim: Song, Meng, Ermon 2020; dpm_solver_pp: DPM-Solver++
-    2M (Lu et al. 2022), its SDE form, its third order, and its singlestep form 2S; unipc: Zhao et
-    al. 2023; deis: Zhang, Chen 2022, third order; heun: Karras et al. 2022, two evaluations a step;
-    predictor_corrector: Song et al. 2021, ancestral with one Langevin step each;
-    annealed_langevin: Song, Ermon 2019."""
+    2M (Lu et al. 2022), with _sde its SDE form, _3 its third order and _2s its singlestep form 2S;
+    unipc: Zhao et al. 2023; deis: Zhang, Chen 2022, third order; heun: Karras et al. 2022, two
+    evaluations per step; predictor_corrector: Song et al. 2021, ancestral plus one Langevin step
+    per step; annealed_langevin: Song, Ermon 2019."""
     num_steps: int | None = None
     """Steps of the sampler; None for all T."""
     spacing: Literal["fractional", "uniform", "quadratic", "leading", "trailing", "karras"] = (
         "fractional"
     )
-    """How fewer steps than T are spread over them."""
+    """How steps are chosen from T when sampling with fewer."""
     eta: float = 0.0
-    """DDIM's share of noise, 0 (none) to 1 (as much as ancestral)."""
+    """DDIM's η: noise per step from 0 (none) to 1 (as much as ancestral)."""
     churn: float = 0.0
-    """Heun's S_churn: how much noise is put back in before each step."""
+    """Heun's S_churn: the amount of noise added before each step."""
     langevin_steps: int = 100
-    """Steps a level of annealed Langevin dynamics."""
+    """Steps per noise level of annealed Langevin dynamics."""
     langevin_rate: float = 0.2
-    """Their size ε/σ², at every level."""
+    """Step size ε/σ² of the Langevin steps, at every noise level."""
     variance: Literal["fixed_large", "fixed_small", "analytic"] | None = None
-    """Variance of ancestral steps; None for the run's own. analytic: the best fixed one, measured
-    on training data the first time it is asked for."""
+    """Variance of ancestral steps; None for the run's own. analytic: the optimal fixed variance,
+    measured on training data at first use."""
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raises ValueError for values no run could use, before anything is loaded.
+    """Raises ValueError for values that no run could use, before anything is loaded.
 
-    The functions that use the other values check them.
+    Other values are checked by the functions that use them.
     """
     check_name(config.data.name)
     if config.num_steps < 1:

@@ -1,4 +1,4 @@
-"""The conversion program: models of other libraries as runs of ours, and our runs as theirs."""
+"""The conversion program: imports models of other libraries as runs, and exports runs to them."""
 
 from __future__ import annotations
 
@@ -36,56 +36,58 @@ DataName = Literal["digits", "cifar10", "mnist", "folder"]
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Where a run is made from weights trained elsewhere, and what data they know."""
+    """Where to make a run from imported weights, and which data they were trained on."""
 
     run_dir: Path = Path("runs/imported")
-    """The run directory to make; it must hold no run yet."""
+    """The run directory to make; it must not hold a run yet."""
     data_name: DataName | None = None
-    """What the model was trained on, for studies that need data. None: cifar10 for 32×32×3, else a
+    """What the model was trained on, for analyses that need data. None: cifar10 for 32×32×3, else
     folder."""
     data_path: Path | None = None
-    """Where those data lie; may be given to every study later, as --data-path."""
+    """Where those data are; can also be given later as --data-path."""
 
 
 @dataclass(frozen=True)
 class FromDiffusers(ImportOptions):
-    """A DDPMPipeline of diffusers, from a folder or from the hub, as a run."""
+    """Import a DDPMPipeline of diffusers, from a folder or from the hub, as a run."""
 
     folder: Path | None = None
-    """The pipeline's folder; .safetensors and JSON only, pickles are refused."""
+    """The pipeline's folder. Only .safetensors and JSON are read; pickles are refused."""
     download: str | None = None
     """Instead of a folder: OWNER/NAME on huggingface.co, with --revision."""
     revision: str | None = None
-    """The commit to fetch, 40 hex digits."""
+    """The commit to download, 40 hex digits."""
     cache_dir: Path | None = None
-    """Where fetched files are kept; None for the user's cache folder."""
+    """Where to keep downloaded files; None for the user's cache folder."""
 
 
 @dataclass(frozen=True)
 class FromTensorFlow(ImportOptions):
-    """The variables of the DDPM authors' code, saved by name in one .npz or .safetensors file."""
+    """Import the variables of the DDPM authors' code, saved by name in one .npz or .safetensors
+    file."""
 
     file: Path = Path("variables.npz")
     """The file; see `interop.ddpm_tensorflow` for the names."""
     resolution: int = 32
-    """Height of the images, which says at which sizes the network's attention is."""
+    """Height of the images, which determines the resolutions with attention."""
     average: bool = True
-    """Take the moving averages where the file has them."""
+    """Use the moving averages if the file has them."""
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
-    """Variance to sample with; the authors' CIFAR-10 model has fixed_large."""
+    """Variance for sampling; the authors' CIFAR-10 model uses fixed_large."""
 
 
 @dataclass(frozen=True)
 class ToDiffusers(RunOptions):
-    """A run as a folder that diffusers.DDPMPipeline.from_pretrained loads."""
+    """Export a run as a folder that diffusers.DDPMPipeline.from_pretrained loads."""
 
 
 @dataclass(frozen=True)
 class ToWeights(RunOptions):
-    """A run as two files, config.json and weights.safetensors, which --run-dir takes anywhere."""
+    """Export a run as config.json and weights.safetensors, a folder that every --run-dir
+    accepts."""
 
     dtype: WeightsDtype = "float32"
-    """How the weights are stored; float16 halves the file. They are computed with in float32."""
+    """Precision of the stored weights; float16 halves the file. Computation stays in float32."""
 
 
 Conversion = FromDiffusers | FromTensorFlow | ToDiffusers | ToWeights
@@ -94,8 +96,8 @@ Conversion = FromDiffusers | FromTensorFlow | ToDiffusers | ToWeights
 def convert(config: Conversion) -> None:
     """Carries out one conversion.
 
-    Raises ValueError or OSError naming what the other side cannot express, and RunDirectoryError
-    for a run directory that is taken; nothing is left half written.
+    Raises ValueError or OSError naming what the other format cannot express, and RunDirectoryError
+    for a run directory that is in use. Nothing is left half written.
     """
     if isinstance(config, FromDiffusers):
         from_diffusers(config)
@@ -108,7 +110,7 @@ def convert(config: Conversion) -> None:
 
 
 def from_diffusers(config: FromDiffusers) -> None:
-    """Makes a run directory of a DDPMPipeline."""
+    """Makes a run directory from a DDPMPipeline."""
     source: dict[str, Any] = {"library": "diffusers"}
     if (config.folder is None) == (config.download is None):
         raise ValueError(
@@ -119,7 +121,7 @@ def from_diffusers(config: FromDiffusers) -> None:
         if config.revision is None:
             raise ValueError(
                 f"--download {config.download} needs --revision, the commit by its 40 hex digits: "
-                "without one, what is fetched could change from day to day."
+                "without one, the download could change from day to day."
             )
         source |= {"repository": config.download, "revision": config.revision}
         folder = fetch_pipeline(config.download, config.revision, cache_dir=config.cache_dir)
@@ -134,7 +136,7 @@ def from_diffusers(config: FromDiffusers) -> None:
 
 
 def from_tensorflow(config: FromTensorFlow) -> None:
-    """Makes a run directory of the authors' variables, with the paper's process."""
+    """Makes a run directory from the authors' variables, with the paper's process."""
     say(f"reading {config.file}")
     read = read_npz if config.file.suffix == ".npz" else read_safetensors
     variables = read(config.file)
@@ -154,8 +156,8 @@ def to_diffusers(config: ToDiffusers) -> None:
     diffusion = run.config.diffusion
     if diffusion.exploding:
         raise ValueError(
-            "a run with --diffusion.exploding feeds its network x_0 + σ ε; DDPMScheduler feeds "
-            "√ᾱ x_0 + √(1-ᾱ) ε, and has no setting for it."
+            "the network of a run with --diffusion.exploding takes x_0 + σ ε; DDPMScheduler "
+            "always gives it √ᾱ x_0 + √(1-ᾱ) ε."
         )
     process = Process(
         schedule=diffusion.schedule,
@@ -168,7 +170,7 @@ def to_diffusers(config: ToDiffusers) -> None:
         clip=diffusion.clip,
     )
     out = config.out or run.root / "diffusers"
-    # Asked for in full before anything is made: a run without counterpart leaves no folder.
+    # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
     written = save_diffusers(
         out, run.model.network, run.params, run.model.image_shape, process, run.model.schedule
     )
@@ -184,7 +186,7 @@ def to_weights(config: ToWeights) -> None:
     out = config.out or run.root / "weights"
     if (out / "checkpoints").exists():
         raise RunDirectoryError(f"{out} is a run directory. Choose another folder with --out.")
-    # Paths of the machine that trained say nothing elsewhere.
+    # Paths of the machine that trained mean nothing elsewhere.
     data = dataclasses.replace(run.config.data, path=None, cache_dir=None)
     name = Path("runs") / run.config.run_dir.name
     values = {
@@ -241,16 +243,16 @@ def train_config(options: ImportOptions, model: ImportedModel) -> TrainConfig:
         loss="hybrid" if process.variance == "learned_range" else "simple",
         clip=process.clip,
     )
-    # Not one step of it was taken here.
+    # No step was taken here, but a run needs at least one.
     return TrainConfig(
         options.run_dir, num_steps=1, data=data, network=network, diffusion=diffusion
     )
 
 
 def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, Any]) -> None:
-    """Writes config.json and one checkpoint, of step 0, whose two sets of parameters are the same.
+    """Writes config.json and a checkpoint of step 0, whose average equals its parameters.
 
-    Raises RunDirectoryError when the folder already holds a run.
+    Raises RunDirectoryError if the folder already holds a run.
     """
     config = train_config(options, model)
     built = build_model(config, model.image_shape, model.unet.num_classes)
@@ -265,13 +267,13 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
             )
         say(f"writing {quantity(count_parameters(model.params))} parameters to {options.run_dir}")
         key = jax.random.split(make_key(config.seed))[1]
-        # As one program: leaf by leaf, every shape would be compiled by itself.
+        # As one program: leaf by leaf, every shape would be compiled separately.
         state = jax.jit(lambda params: init_state(params, built.optimizer, key))(model.params)
         with Checkpoints(directory.checkpoints) as checkpoints:
             checkpoints.save(0, state)
         data = {
             "name": f"{config.data.name}/train",
-            # Not known, so that studies take whatever data they are given.
+            # Unknown; so any data of the right shape are accepted.
             "fingerprint": None,
             "image_shape": list(model.image_shape),
             "num_classes": model.unet.num_classes,
@@ -279,11 +281,11 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
         directory.write(config, {"data": data, "source": source})
     finally:
         directory.release()
-    say(f"  {options.run_dir} is a run now: sample it with experiments/sample.py --run-dir")
+    say(f"  {options.run_dir} is now a run: sample it with experiments/sample.py --run-dir")
 
 
 def _check_same(ours: UNet, wanted: UNet) -> None:
-    """Raises ValueError should the configuration have lost a part of the network."""
+    """Raises ValueError if the configuration lost a part of the network."""
     for name in wanted.__dataclass_fields__:
         if name not in ("dtype", "parent", "name") and getattr(ours, name) != getattr(wanted, name):
             raise ValueError(

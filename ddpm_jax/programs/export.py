@@ -1,4 +1,4 @@
-"""The export program: a trained run and a sampler as one file that JAX alone runs."""
+"""The export program: a trained run and a sampler as one file that needs only JAX."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class ExportConfig(SamplerOptions, RunOptions):
     out: Path | None = None
     """The file to write; None for RUN_DIR/exported/SAMPLER-STEPS-steps.stablehlo."""
     inputs: Inputs = "x_T"
-    """What the program takes: x_T, and a seed where the sampler draws noise; x_T and all noise; or
-    a seed and the first image's number, which gives the images of sample.py."""
+    """Inputs of the program: x_T, and a seed if the sampler draws noise; x_T and all noise; or a
+    seed and the first image's number, which gives the same images as sample.py."""
     batch_size: int | None = None
-    """Images a call; None leaves it open. The inputs "seed" need one."""
+    """Images per call; None leaves it open. The inputs "seed" need a number."""
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
-    """Where the program may run."""
+    """Platforms on which the program can run."""
     label: int | None = None
-    """The class to draw, of a class-conditional run; None for no class."""
+    """Class of all images, for a class-conditional run; None for no class."""
     guidance: float = 1.0
-    """Classifier-free guidance, fixed into the program."""
+    """Scale of classifier-free guidance, fixed in the program."""
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the program and, beside it, OUT.json with its sha256 and what it takes.
+    """Writes the program and, beside it, OUT.json with its sha256 and inputs.
 
-    Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as
-    asked.
+    Raises RunDirectoryError, ValueError or DamagedCheckpointError if the options do not fit the
+    run.
     """
     run = TrainedRun(config)
     if config.label is not None:
@@ -49,7 +49,7 @@ def export(config: ExportConfig) -> None:
     if out is None:
         out = run.root / "exported" / f"{config.sampler}-{steps}-steps.stablehlo"
     if out.is_dir():
-        raise RunDirectoryError(f"--out {out} is a folder, and the program is one file. Name that.")
+        raise RunDirectoryError(f"--out {out} is a folder. Name a file for the program.")
     make_writable(out.parent)
     say(f"{run.name} at step {run.step:,}: {config.sampler}, {steps} steps")
     exported = export_sampler(

@@ -50,7 +50,7 @@ from ddpm_jax.training import TrainState, init_spike_guard, init_state
 from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
 
 Conditions = Mapping[str, Any]
-"""What a network is conditioned on beside the step: "label" int [B], "cond" [B, D], or nothing."""
+"""What a network is conditioned on besides the step: "label" int [B], "cond" [B, D], or nothing."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Model:
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
-        # Runs once: on CPUs, optimising a program of a hundred draws takes longer than it saves.
+        # Runs once: on CPUs, optimising a program of a hundred draws costs more than it saves.
         fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         return self._state(jax.jit(self.network.init, compiler_options=fast))
 
@@ -252,7 +252,7 @@ class Model:
 
 
 def _augmentation(config: TrainConfig) -> dict[str, bool]:
-    """The options of `prepare_images` that a configuration names."""
+    """The configuration's options of `prepare_images`."""
     return {name: name in config.data.augment for name in ("flip", "pad_crop")}
 
 
@@ -301,7 +301,7 @@ def check_diffusion(config: DiffusionConfig) -> None:
     if config.loss != "simple" and config.weighting != "none":
         raise ValueError(
             f"--diffusion.weighting {config.weighting} weights the loss simple, got "
-            f"--diffusion.loss {config.loss}, which has weights of its own."
+            f"--diffusion.loss {config.loss}, which has its own weights."
         )
     if not 0.0 <= config.label_dropout < 1.0:
         raise ValueError(

@@ -83,8 +83,8 @@ def _read_shard(path: Path, count: int, shape: tuple[int, ...]) -> npt.NDArray[n
     return images[:count] if fits else None
 
 
-def _images(path: Path, most: int) -> npt.NDArray[np.uint8]:
-    arrays = read_arrays(path, most, ("images",))
+def _images(path: Path, max_bytes: int) -> npt.NDArray[np.uint8]:
+    arrays = read_arrays(path, max_bytes, ("images",))
     if "images" not in arrays:
         raise ValueError("it has no array `images`")
     return arrays["images"]

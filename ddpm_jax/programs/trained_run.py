@@ -1,4 +1,4 @@
-"""A run that has been trained, opened for sampling and studying; its folder is all it takes."""
+"""A trained run, opened from its folder for sampling and analysis."""
 
 from __future__ import annotations
 
@@ -49,35 +49,35 @@ DATA_OPTIONS = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which run, at which step, and where its data and devices are."""
+    """Which run and step to load, and where its data and devices are."""
 
     run_dir: Path = Path("runs/digits")
-    """The folder a training script was given as --run-dir, or one with exported weights."""
+    """The --run-dir of a training run, or a folder with exported weights."""
     pretrained: str | None = None
-    """Instead of a run: a trained model that comes with the package, such as digits."""
+    """Instead of a run: a trained model shipped with the package, such as digits."""
     out: Path | None = None
-    """Where to write; None for a folder below RUN_DIR named after the options."""
+    """Where to write; None for a folder in RUN_DIR named after the options."""
     seed: int = 0
-    """Of all noise; image i depends on this and on i alone."""
+    """Seed of all noise; image i depends on the seed and i alone."""
     checkpoint: int | None = None
-    """Training step to look at; None for the newest."""
+    """Training step of the checkpoint to load; None for the newest."""
     ema: bool = True
-    """Use the averaged parameters, as the paper does, or the last ones."""
+    """Use the averaged parameters, as the paper does, rather than the last ones."""
     data_path: Path | None = None
-    """Where the data of the run lie, when that is not where they were in training."""
+    """Where the run's data are, if they have moved since training."""
     data_name: str | None = None
-    """The data of the run, as --data.name in training. Needed for a function of your own, since a
-    run's folder alone does not decide which code is run."""
+    """The run's data, as --data.name in training. Required if they come from a function of your
+    own: a run's folder must not decide which code is executed."""
     num_devices: int | None = None
-    """Devices to split each batch over; None for all. A CPU's cores are devices, up to eight.
-    Changes speed, not the results."""
+    """Devices to split each batch over; None for all. On a CPU each core is a device, up to eight.
+    Changes the speed, not the results."""
 
 
 class TrainedRun:
     """A trained run: its model, its parameters at one step, and its data.
 
-    Raises ValueError, RunDirectoryError, DamagedCheckpointError or MismatchedCheckpointError when
-    the folder holds no run that could be used as asked.
+    Raises ValueError, RunDirectoryError, DamagedCheckpointError or MismatchedCheckpointError if the
+    folder holds no run that the options fit.
     """
 
     def __init__(self, options: RunOptions):
@@ -94,7 +94,7 @@ class TrainedRun:
         self.config, self.facts = self.directory.read()
         data = self.facts["data"]
         image_shape = tuple(data["image_shape"])
-        # Before JAX is used.
+        # These must come before the first use of JAX.
         keep_freed_memory(self.config.batch_size, image_shape, self.config.network.channels)
         one_device_per_core()
         self.model: Model = build_model(
@@ -109,7 +109,7 @@ class TrainedRun:
         if has_weights(source):
             if options.checkpoint is not None or not options.ema:
                 raise ValueError(
-                    f"{self.name} holds the averaged weights of one step alone: leave out "
+                    f"{self.name} holds only the averaged weights of one step: leave out "
                     "--checkpoint and --no-ema."
                 )
             about = self.facts.get("weights", {})
@@ -126,7 +126,7 @@ class TrainedRun:
             )
         self.step = int(state.step)
         self.params = state.ema_params if options.ema else state.params
-        # Read now: a run that is still training may prune this checkpoint before a study ends.
+        # Read now: a run still in training may delete this checkpoint before the analysis ends.
         manifest = self.directory.checkpoints / str(self.step) / "manifest.json"
         self.checkpoint_sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
 
@@ -146,13 +146,13 @@ class TrainedRun:
         return self.config.diffusion.clip
 
     def apply_fn(self, x_t: Array, timesteps: Array, label: Array | None = None) -> Array:
-        """The trained network: `(x_t, timesteps) -> output`, with labels [B] where it takes any."""
+        """The trained network `(x_t, timesteps) -> output`, with labels [B] if it takes any."""
         return self.model.bind(self.params, label=label)(x_t, timesteps)
 
     def denoiser(
         self, label: ArrayLike | None = None, *, guidance: float = 1.0, clip: Clip | None = None
     ) -> Denoiser:
-        """The denoiser `(x_t, t) -> x̂_0` of the network, for labels int [B], with guidance."""
+        """The network's denoiser `(x_t, t) -> x̂_0`, for labels int [B], with guidance."""
         labels = None if label is None else jnp.asarray(label)
         return self.model.guided(guidance, clip)(self.params, labels)
 
@@ -167,18 +167,18 @@ class TrainedRun:
         seed: int = 0,
         batch_size: int = 64,
     ) -> np.ndarray:
-        """Draws images: uint8 [count, H, W, C]. Image i depends on the seed and on i alone.
+        """Draws images: uint8 [count, H, W, C]. Image i depends on the seed and i alone.
 
         Args:
             count: number of images.
-            sampler: one that `ddpm-jax list` names.
+            sampler: a name from `ddpm-jax list`.
             num_steps: steps of the sampler; None for all T.
-            label: class of all images; None for all classes in turn, where there are any.
+            label: class of all images; None to cycle through the classes, if there are any.
             guidance: scale of classifier-free guidance; 1 for none.
             seed: of all noise.
-            batch_size: images at a time; changes speed and memory alone.
+            batch_size: images per batch; changes only speed and memory.
 
-        Raises ValueError for a count below 1, and for options that the run does not have.
+        Raises ValueError for a count below 1, and for options that do not fit the run.
         """
         if count < 1 or batch_size < 1:
             raise ValueError(
@@ -192,13 +192,13 @@ class TrainedRun:
         return made.images
 
     def folder(self, name: str) -> Path:
-        """The output folder of a program, made now: RunDirectoryError where it cannot be."""
+        """Makes the output folder of a program; RunDirectoryError if that fails."""
         out = self.options.out or self.root / name
         processes.on_leader(lambda: make_writable(out))
         return out
 
     def provenance(self) -> dict[str, Any]:
-        """What every result of this run is to be read with."""
+        """The origin of a result, stored with every result of this run."""
         return {
             "run": self.name,
             "data": self.facts["data"],
@@ -212,22 +212,22 @@ class TrainedRun:
 
     @functools.cached_property
     def train_data(self) -> ImageDataset:
-        """The data the run was trained on; RunDirectoryError when they have changed since.
+        """The data the run was trained on; RunDirectoryError if they have changed since.
 
-        Of weights made elsewhere no fingerprint is known, and any data of their shape are taken.
+        The fingerprint of imported weights is unknown; any data of the right shape are accepted.
         """
         data = self._load("train")
         trained_on = self.facts["data"]["fingerprint"]
         if trained_on is not None and data.fingerprint != trained_on:
             raise RunDirectoryError(
-                f"{data.name} is not what {self.name} was trained on (fingerprint "
+                f"{data.name} is not what {self.name} was trained on (fingerprint now "
                 f"{data.fingerprint}, then {trained_on}). Name the right data with --data-path."
             )
         return data
 
     @functools.cached_property
     def heldout_data(self) -> ImageDataset:
-        """The data that were held out."""
+        """The held-out data."""
         return self._load("heldout")
 
     def _load(self, split: Any) -> ImageDataset:
@@ -238,15 +238,16 @@ class TrainedRun:
             config = dataclasses.replace(config, name=self.options.data_name)
         elif is_function(config.name):
             raise RunDirectoryError(
-                f"{self.name} was trained on data of a function, {config.name}. Name one that is "
-                "yours to run: --data-name package.module:function."
+                f"{self.name} was trained on data of a function, {config.name}. Name a function "
+                "that you trust: --data-name package.module:function."
             )
-        # Of a run made elsewhere: where to write and whether to fetch is not for its maker to say.
+        # Ignore cache_dir and download from the stored config: it may come from someone else.
         config = dataclasses.replace(config, cache_dir=None, download=False)
         try:
             data = load_data(config, split, labelled=self.model.num_classes is not None)
         except (ValueError, OSError) as error:
-            # Training names its own options; here the path is --data-path, and nothing is fetched.
+            # The message names the options of training; here the path is --data-path, and nothing
+            # is downloaded.
             message = str(error)
             for option, here in DATA_OPTIONS.items():
                 message = message.replace(option, here)
@@ -263,9 +264,9 @@ class TrainedRun:
         return data
 
     def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
-        """One class for so many images [count], or all in turn; None where the network takes none.
+        """The labels [count]: one class, or all in turn; None if the network takes no labels.
 
-        A class is a number, or its name where the data had names, which come first.
+        A class is given by number or by name; a name takes precedence over a number.
 
         Raises ValueError for a class that the run does not have.
         """
@@ -297,7 +298,7 @@ class TrainedRun:
         clip: Clip | None = None,
         target_chunks: int = 40,
     ) -> Generator:
-        """A generator of this run's images on its devices; give it `params` of this run."""
+        """A generator of images on this run's devices; call it with this run's `params`."""
         return Generator(
             sampler,
             self.model.guided(guidance, clip),
@@ -308,12 +309,12 @@ class TrainedRun:
 
     @functools.cached_property
     def x_0_mse(self) -> np.ndarray:
-        """The denoiser's errors [T], from which the analytic variance is made."""
+        """The denoiser's mean squared errors [T], from which the analytic variance follows."""
         return measured_x_0_mse(self)
 
 
 def make_writable(out: Path) -> None:
-    """Makes an output folder; RunDirectoryError where it cannot be made or written."""
+    """Makes an output folder; RunDirectoryError if it cannot be made or written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
@@ -328,9 +329,9 @@ def make_writable(out: Path) -> None:
 def restore_state(
     checkpoints: Checkpoints, like: TrainState, step: int | None = None
 ) -> TrainState | None:
-    """`Checkpoints.restore` for its weights: the random key may be of any generator.
+    """`Checkpoints.restore` for the weights, whatever generator the random key belongs to.
 
-    Training under JAX_DEFAULT_PRNG_IMPL=rbg left keys that this package does not continue with.
+    Runs trained under JAX_DEFAULT_PRNG_IMPL=rbg have keys that training cannot continue with.
     """
     try:
         return checkpoints.restore(like, step)
@@ -343,10 +344,10 @@ def restore_state(
 
 
 def load_run(source: str | Path, **options: Any) -> TrainedRun:
-    """Opens a trained model: a run directory, a folder of weights, or a name that comes with us.
+    """Opens a trained model: a run directory, a folder of weights, or a pretrained model's name.
 
     `options` are the other fields of `RunOptions`: checkpoint, ema, data_path, num_devices, seed.
-    A folder is preferred to a name. Raises what `TrainedRun` raises.
+    A folder takes precedence over a name. Raises what `TrainedRun` raises.
     """
     if isinstance(source, str) and source in pretrained_names() and not Path(source).exists():
         return TrainedRun(RunOptions(pretrained=source, **options))

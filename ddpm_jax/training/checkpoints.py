@@ -2,17 +2,17 @@
 
     <folder>/<step>/            a complete, verified-on-read checkpoint
     <folder>/incoming-<step>/   one being written, removed at the next start
-    <folder>/<step>.damaged/    one whose files no longer match its manifest, kept for whoever wants
-    to look
+        <folder>/<step>.damaged/    one whose files no longer match its manifest, kept for
+        inspection
 
-A step gets its final name by one rename, after Orbax has finished and the manifest is on the disk,
-so a process killed at any instant leaves only whole steps under final names. (Orbax's own
-CheckpointManager renames before a manifest could be written, which is why it is not used here.)
-Before that, Orbax must find every array in what it wrote; nothing older is removed until then.
+A step gets its final name by a single rename, after Orbax has finished, has found every array in
+what it wrote, and the manifest is on the disk. So a process killed at any instant leaves only
+complete steps under final names. Older checkpoints are removed only after the rename. (Orbax's own
+CheckpointManager renames before a manifest could be written, so it is not used here.)
 
-With several processes all of them call `save` and `restore`, and see one shared folder; each writes
-and reads the parts of the arrays that its devices hold. Process 0 alone lists, names, verifies and
-removes, and the others go by its word.
+With several processes, all of them call `save` and `restore` and share one folder; each writes and
+reads the parts of the arrays that its devices hold. Only process 0 lists, renames, verifies and
+removes; the others follow its decisions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ddpm_jax.types import PyTree
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; those before it are untouched."""
+    """A checkpoint could not be written; earlier ones are untouched."""
 
 
 T = TypeVar("T")
@@ -48,13 +48,13 @@ INCOMING = "incoming-"
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that finishes what it is writing.
+    """The checkpoints of one run; a context manager that completes the save in progress.
 
     Args:
-        folder: where they live; made by the first save.
-        keep: how many of the newest to keep.
-        keep_every: also keep every step that is a multiple of this, for good; 0 for none.
-        writable: False to only read: nothing is removed or renamed.
+        folder: where they are stored; made by the first save.
+        keep: number of newest checkpoints to keep.
+        keep_every: also keep every step that is a multiple of this permanently; 0 for none.
+        writable: False for reading only: nothing is removed or renamed.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Checkpoints:
             self._place.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, rising."""
+        """The steps that have a checkpoint, in ascending order."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
@@ -98,7 +98,7 @@ class Checkpoints:
     def try_folder(self) -> None:
         """Saves, reads back and removes a tiny checkpoint; every process of a run must call this.
 
-        Raises CheckpointWriteError where that fails, before there is anything to lose.
+        Raises CheckpointWriteError if that fails, before there is anything to lose.
         """
         name, tree = f"{INCOMING}trial", {"x": np.arange(3)}
         processes.on_leader(lambda: self._make_room(name))
@@ -117,12 +117,12 @@ class Checkpoints:
             self._sweep(name)
 
     def save(self, step: int, state: PyTree) -> None:
-        """Starts saving `state`; returns once it may be changed, and writes on in the background.
+        """Starts saving `state` and returns once it may be changed; writes in the background.
 
-        Waits for the save before it; had that one failed, a warning says so and this one is tried
-        all the same. A step that is already saved is left as it is.
+        Waits for the previous save first. If that one failed, warns and saves this step all the
+        same. A step that is already saved is left unchanged.
 
-        Raises CheckpointWriteError when it fails at once; what fails later, `wait` raises.
+        Raises CheckpointWriteError if the save fails at once; `wait` raises later failures.
         """
         try:
             self.wait()
@@ -140,7 +140,7 @@ class Checkpoints:
         self._pending = self._thread.submit(self._finish, step, describe_tree(tree))
 
     def _make_room(self, name: str) -> None:
-        """Makes the folder, without what an earlier attempt left under the name."""
+        """Makes the folder, and removes what an earlier attempt left under this name."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -152,71 +152,69 @@ class Checkpoints:
     def _finish(self, step: int, tree: dict) -> None:
         incoming = self.folder / f"{INCOMING}{step}"
         try:
-            # Orbax lets no process past this before all have written and process 0 has committed.
+            # No process passes this point before all have written and process 0 has committed.
             self._orbax.wait_until_finished()
             if not processes.is_leader():
                 return
             self._check_readable(f"{INCOMING}{step}", tree)
             write_manifest(incoming, tree, step)
             incoming.rename(self.folder / str(step))
-        # A full disk reaches us as whatever TensorStore makes of it, a ValueError as a rule.
+        # TensorStore reports a full disk as various exceptions, usually a ValueError.
         except Exception as error:
             self._sweep(incoming.name)
             raise CheckpointWriteError(_failure(self.folder, step, error)) from error
         for old in self.steps()[: -self.keep]:
             if self.keep_every and old % self.keep_every == 0:
                 continue
-            # Renamed first: a kill inside the removal must not leave half a step under a final
-            # name.
+            # Rename first: a kill during the removal must not leave half a step under a final name.
             doomed = self.folder / f"{INCOMING}{old}-old"
             (self.folder / str(old)).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _check_readable(self, name: str, tree: dict) -> None:
         """Raises ValueError unless Orbax finds all of the tree's arrays in what it wrote."""
-        # Orbax only logs it where it could not collect the arrays of its processes.
+        # If Orbax cannot collect the arrays of its processes, it only logs that.
         found = self._orbax.metadata(self._place / name)
         found = getattr(found, "item_metadata", found)
         arrays = None if found is None else getattr(found, "tree", found)
-        # Compared by what they are: Orbax has its own names for fields of tuples.
+        # Compared without names: Orbax has its own names for fields of tuples.
         stored = [] if arrays is None else sorted(describe_tree(arrays).values())
         if stored != sorted(tree.values()):
             raise ValueError(
-                f"Orbax wrote it without an error, and of its {len(tree)} arrays it finds "
-                f"{len(stored)} again"
+                f"Orbax reported no error, but finds only {len(stored)} of the {len(tree)} arrays "
+                "that it wrote"
             )
 
     def _sweep(self, name: str) -> None:
-        """Removes what a failed or killed save left under the name, and Orbax's own folders."""
+        """Removes what a failed or killed save left under this name, and Orbax's own folders."""
         if not processes.is_leader():
             return
         for leftover in (name, *self.folder.glob(f"{name}.*")):
             shutil.rmtree(self.folder / leftover, ignore_errors=True)
 
     def wait(self) -> None:
-        """Waits until the save under way is complete; CheckpointWriteError if it failed."""
+        """Waits until the current save is complete; CheckpointWriteError if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def restore(self, like: T, step: int | None = None) -> T | None:
-        """Restores the newest intact checkpoint (or that of `step`) into the shape and placement of
-        `like`.
+        """Restores the newest intact checkpoint, or that of `step`, into the structure of `like`.
 
-        `like` is a state or its ShapeDtypeStructs; leaves with a sharding are put there, on however
-        many devices that is. Returns None when there is no checkpoint. A damaged checkpoint is
-        passed over with a warning (and, when writable, renamed to `<step>.damaged`) for the newest
-        intact one.
+        `like` is a state or its ShapeDtypeStructs; leaves with a sharding are placed accordingly,
+        on any number of devices. Returns None if there is no checkpoint. A damaged checkpoint is
+        skipped with a warning (and, if writable, renamed to `<step>.damaged`).
 
-        Raises DamagedCheckpointError when every checkpoint is damaged, MismatchedCheckpointError
-        for one of another model, FileNotFoundError when `step` has none.
+        Raises DamagedCheckpointError if every checkpoint is damaged, MismatchedCheckpointError for
+        a checkpoint of another model, FileNotFoundError if `step` has none.
         """
         self.wait()
         chosen = processes.on_leader(lambda: self._choose(like, step))
         return None if chosen is None else self._read(chosen, like)
 
     def _choose(self, like: PyTree, step: int | None) -> int | None:
-        """The step to restore: verified, of the right tree, damaged newer ones put aside."""
+        """The step to restore, verified and of the right structure; moves damaged newer ones
+        aside."""
         available = self.steps()
         if step is not None:
             if step not in available:
@@ -241,20 +239,20 @@ class Checkpoints:
             raise DamagedCheckpointError(
                 "no intact checkpoint is left:\n  "
                 + "\n  ".join(damaged)
-                + "\nNothing was changed. Put "
-                f"the files back, or start again in another run directory ({self.folder.parent} "
-                "is kept)."
+                + "\nNothing was changed. "
+                "Restore the files from a copy, or start again in another run directory "
+                f"({self.folder.parent} is kept)."
             )
         return None
 
     def _complete(self, step: int) -> None:
-        """Adds the index that a step saved under a name with `[` and such never got."""
+        """Adds the index that is missing if the path contains special characters such as `[`."""
         folder = self.folder / str(step)
         try:
             if merge_step(self._place, step):
                 warnings.warn(
-                    f"{folder} had its arrays, and no index of them, because of the characters in "
-                    "the path. The index was added; nothing is lost.",
+                    f"{folder} had no index of its arrays, because of special characters in the "
+                    "path. The index was added; nothing is lost.",
                     stacklevel=2,
                 )
         except Exception as error:
@@ -285,7 +283,7 @@ class Checkpoints:
             kept.append(str(folder))
         warnings.warn(
             "damaged checkpoint: " + " ".join(damaged) + f" Kept as {', '.join(kept)}; "
-            f"going on from step {used}.",
+            f"continuing from step {used}.",
             stacklevel=5,
         )
 

@@ -37,8 +37,8 @@ SMALLEST = 2**14
 def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     """How an array is split over `shards` devices.
 
-    Along its longest axis that divides evenly, the last of several; not at all if the array is
-    small or no axis divides.
+    It is split along its longest axis that divides evenly (the last of several), or not at all if
+    the array is small or no axis divides.
     """
     divisible = [(size, axis) for axis, size in enumerate(shape) if size % shards == 0]
     if shards == 1 or not divisible or np.prod(shape) < SMALLEST:

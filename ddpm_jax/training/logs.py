@@ -1,7 +1,7 @@
-"""What a run writes as it goes: one JSON line a record, and the same numbers for TensorBoard.
+"""The logs of a run: one JSON line per record, and the same numbers for TensorBoard.
 
-A disk that is full for a while costs a warning, and no record: what cannot be written is kept in
-memory, and follows in order as soon as there is room again.
+If the disk is full for a while, a warning is given and no record is lost: what cannot be written is
+kept in memory and written in order once there is room again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from ddpm_jax.files import check_regular, write_atomically
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, [] when there is none; a last line cut short by a kill is
-    left out.
+    """The records of a JSON-lines file, without a last line cut short by a kill; [] for no file.
 
-    A record is an object with a text `kind` and a whole number `step`, where it has them. Raises
-    ValueError naming file and line for anything else, OSError for what is no regular file.
+    A record is an object; its `kind`, if any, is a string and its `step` an integer. Raises
+    ValueError naming file and line for anything else, OSError for a file that is not regular.
     """
     path = Path(path)
     if not path.exists():
@@ -41,14 +40,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
-                raise TypeError("a record is an object")
+                raise TypeError("a record must be an object")
             if type(record.get("step", 0)) is not int or type(record.get("kind", "")) is not str:
-                raise TypeError("its kind is no text, or its step no whole number")
+                raise TypeError("its kind must be a string and its step an integer")
         except (ValueError, TypeError, RecursionError) as error:
             if number == len(lines) and isinstance(error, ValueError):
                 break
             raise ValueError(
-                f"{path}, line {number} is no record ({error}): {line[:80]!r}"
+                f"{path}, line {number} is not a record ({error}): {line[:80]!r}"
             ) from error
         records.append(record)
     return records
@@ -57,14 +56,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 class Appender:
     """Appends pieces of bytes to a file, each whole or not at all, and never raises OSError.
 
-    A piece that does not fit is cut off the file again and kept, with those after it, until one
-    write succeeds; a warning says when that begins and when it is over. Pieces reach the operating
-    system at once: a killed process loses none.
+    A piece that does not fit is removed from the file and kept, with those after it, until a write
+    succeeds; warnings mark the beginning and the end. Pieces reach the operating system at once: a
+    killed process loses none.
 
     Args:
-        path: the file, made if it is not there.
+        path: the file, created if it does not exist.
 
-    Raises OSError when the file cannot be opened.
+    Raises OSError if the file cannot be opened.
     """
 
     def __init__(self, path: str | Path):
@@ -75,7 +74,7 @@ class Appender:
         self._complained = False
 
     def append(self, piece: bytes, what: str = "a record") -> None:
-        """Writes a piece, and those kept before it; `what` it is goes into the warning."""
+        """Writes a piece after those kept before it; `what` names it in a warning."""
         self._kept.append(piece)
         try:
             self._write_kept()
@@ -83,19 +82,19 @@ class Appender:
             if not self._complained:
                 self._complained = True
                 warnings.warn(
-                    f"{what} could not be written to {self.path} ({error.strerror}). It is kept in "
-                    "memory, with what follows, until there is room.",
+                    f"{what} could not be written to {self.path} ({error.strerror}). It and "
+                    "later ones are kept in memory until there is room.",
                     stacklevel=2,
                 )
             return
         if self._complained:
             self._complained = False
             warnings.warn(
-                f"{self.path} can be written again, up to {what}; nothing is missing.", stacklevel=2
+                f"{self.path} is written again, up to {what}; nothing is missing.", stacklevel=2
             )
 
     def close(self) -> None:
-        """Tries once more to write what is kept; a warning says what is lost otherwise."""
+        """Tries once more to write what is kept; if that fails, warns of what is lost."""
         try:
             self._write_kept()
         except OSError as error:
@@ -113,7 +112,7 @@ class Appender:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError:
-            # Half a record would be in the way of the next one. Cutting it off takes no room.
+            # Half a record would spoil the next one. Truncating the file needs no space.
             os.ftruncate(self._file.fileno(), self._whole)
             raise
         self._whole += size
@@ -121,13 +120,12 @@ class Appender:
 
 
 class RunLog:
-    """Appends records to `<folder>/log.jsonl` and scalars to `<folder>/tensorboard/`; a context
-    manager.
+    """Context manager that writes `<folder>/log.jsonl` and scalars to `<folder>/tensorboard/`.
 
-    Opened at the step a run resumes from, it drops what an earlier, killed process wrote beyond
-    that step, so that the log of an interrupted run reads as that of an uninterrupted one.
+    Opened at the step from which a run resumes, it drops what an earlier, killed process wrote
+    beyond that step, so that the log of an interrupted run equals that of an uninterrupted one.
 
-    Raises OSError when the folder cannot be written at the start; later that is only warned of.
+    Raises OSError if the folder cannot be written at the start; later failures only give warnings.
     """
 
     def __init__(self, folder: str | Path, resume_step: int = 0):
@@ -137,14 +135,15 @@ class RunLog:
         self._lines = Appender(self.path)
         board = Path(folder) / "tensorboard"
         board.mkdir(exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names, by second.
+        # TensorBoard reads the files of a folder in the order of their names, which begin with the
+        # time.
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._events = Appender(board / name)
         start = SessionLog(status=SessionLog.START)
         first = resume_step + 1
         self._events.append(
             _event(file_version="brain.Event:2")
-            # What an earlier process wrote from here on is not shown.
+            # TensorBoard hides what an earlier process wrote from this step on.
             + _event(step=first, file_version="brain.Event:2")
             + _event(step=first, session_log=start)
         )
@@ -172,7 +171,7 @@ class RunLog:
 
 
 class NoLog:
-    """The log of a process that does not write one: not the first of several."""
+    """The log of a process that writes none: all but the first of several."""
 
     def __enter__(self) -> NoLog:
         return self
@@ -181,7 +180,7 @@ class NoLog:
         pass
 
     def has(self, kind: str, step: int) -> bool:
-        """There is no record."""
+        """Always False."""
         return False
 
     def write(self, kind: str, step: int, **values: float) -> None:
@@ -189,9 +188,9 @@ class NoLog:
 
 
 def _event(**fields: Any) -> bytes:
-    """One TensorBoard event as a record of its file: length and bytes, each with its check sum."""
-    # tensorboardX's own writer is not used: its thread dies on a full disk, and the queue to it,
-    # of ten places, then holds up training for good.
+    """One TensorBoard event as a record of its file: length and bytes, each with its checksum."""
+    # tensorboardX's own writer is not used: its thread dies on a full disk, and once its queue of
+    # ten entries is full, training blocks forever.
     body = Event(wall_time=time.time(), **fields).SerializeToString()
     length = struct.pack("<Q", len(body))
     check = [struct.pack("<I", masked_crc32c(part)) for part in (length, body)]

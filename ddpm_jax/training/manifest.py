@@ -1,5 +1,4 @@
-"""A list of what a checkpoint holds, so that damage to it is seen: every file's size and sha256,
-every leaf's shape.
+"""The manifest of a checkpoint: size and sha256 of every file, dtype and shape of every leaf.
 
 Orbax commits a step atomically, but does not notice a flipped bit in an array's bytes; the manifest
 does. It is written before the step gets its final name, so a step under its final name always has
@@ -23,22 +22,21 @@ from ddpm_jax.types import PyTree
 
 NAME = "manifest.json"
 FREE_BYTES = 1 << 30
-MOST_SWELLING = 1000
-"""Times the size of its files that a checkpoint may have, beyond `FREE_BYTES`; trained weights
-hardly shrink, and fill at least a quarter of a state whose other moments are zeros."""
+MAX_EXPANSION = 1000
+"""Largest ratio of array bytes to file bytes accepted, beyond `FREE_BYTES`. Trained weights hardly
+compress, and fill at least a quarter of a state whose other moments are zeros."""
 
 
 class DamagedCheckpointError(RuntimeError):
-    """A checkpoint's files are not what was written."""
+    """A checkpoint's files differ from what was written."""
 
 
 class MismatchedCheckpointError(ValueError):
-    """A checkpoint is intact, but of another model or optimiser than the one it is restored
-    into."""
+    """A checkpoint is intact, but belongs to another model or optimiser."""
 
 
 def describe_tree(tree: PyTree) -> dict[str, list[Any]]:
-    """Path of every leaf → [dtype, shape]."""
+    """Maps the path of every leaf to [dtype, shape]."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path): [str(leaf.dtype), list(np.shape(leaf))] for path, leaf in leaves
@@ -56,7 +54,7 @@ def _digest_of(body: dict[str, Any]) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name of every file below the folder but the manifest → its size and sha256."""
+    """Maps the name of every file in the folder, except the manifest, to its size and sha256."""
     return {
         path.relative_to(folder).as_posix(): _digest(path)
         for path in sorted(folder.rglob("*"))
@@ -70,7 +68,7 @@ def write_manifest(
     step: int,
     files: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Writes the manifest of a finished folder, by default of all its files, and flushes it."""
+    """Writes and flushes the manifest of a finished folder, by default of all its files."""
     files = describe_files(folder) if files is None else files
     body = {"step": step, "tree": tree, "files": files}
     fresh = folder / f"{NAME}.tmp"
@@ -82,7 +80,7 @@ def write_manifest(
 
 
 def list_files_again(folder: Path) -> None:
-    """Lists the folder's present files in its manifest, where files were added on purpose."""
+    """Rewrites the manifest for the folder's present files, after files were added on purpose."""
     manifest = read_json_object(folder / NAME)
     write_manifest(folder, manifest["tree"], manifest["step"])
 
@@ -90,8 +88,8 @@ def list_files_again(folder: Path) -> None:
 def verify_manifest(folder: Path) -> dict[str, list[Any]]:
     """Checks every file against the manifest and returns the tree's description.
 
-    Raises DamagedCheckpointError naming the first file that is missing, of another size, or of
-    other content.
+    Raises DamagedCheckpointError naming the first file that is missing or has another size or
+    content.
     """
     path = folder / NAME
     try:
@@ -121,34 +119,33 @@ def verify_manifest(folder: Path) -> dict[str, list[Any]]:
 
 
 def _listed_size(folder: Path, name: str, wanted: dict[str, Any]) -> int:
-    """The size of a file in the list; ValueError where it would be one outside of the folder."""
+    """The listed size of a file; ValueError if the name lies outside the folder."""
     file, root = folder / name, folder.resolve()
     if type(wanted["bytes"]) is not int or type(wanted["sha256"]) is not str:
         raise ValueError(f"{name!r} has size {wanted['bytes']!r}, digest {wanted['sha256']!r}")
     if Path(name).is_absolute() or ".." in Path(name).parts or root not in file.resolve().parents:
-        raise ValueError(f"{name!r} is outside of the folder")
+        raise ValueError(f"{name!r} is outside the folder")
     return wanted["bytes"]
 
 
 def _check_backed(tree: dict[str, list[Any]], num_bytes: int) -> None:
-    """Raises ValueError for arrays so large that files of so many bytes are not theirs.
+    """Raises ValueError for arrays too large to be stored in files of `num_bytes`.
 
-    Orbax takes memory for an array before it looks for its bytes, and for those that are not there
-    it has zeros.
+    Orbax allocates an array before it reads its bytes, and fills missing ones with zeros.
     """
     claimed = 0
     for name, (dtype, shape) in tree.items():
         if type(dtype) is not str or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError(f"{name!r} is said to be {dtype!r} {shape!r}")
+            raise ValueError(f"{name!r} is listed as {dtype!r} {shape!r}")
         claimed += 8 * math.prod(shape)
-    if claimed > FREE_BYTES + MOST_SWELLING * num_bytes:
-        raise ValueError(f"{claimed:,} bytes of arrays are said to be in {num_bytes:,} of files")
+    if claimed > FREE_BYTES + MAX_EXPANSION * num_bytes:
+        raise ValueError(f"it lists {claimed:,} bytes of arrays for {num_bytes:,} bytes of files")
 
 
 def check_tree(folder: Path, stored: dict[str, list[Any]], wanted: PyTree) -> None:
     """Raises MismatchedCheckpointError, naming leaves, unless the stored tree is the wanted one.
 
-    Checked before Orbax reads anything: it would cast a leaf of another dtype without a word.
+    Checked before Orbax reads anything: it would silently cast a leaf of another dtype.
     """
     expected = describe_tree(wanted)
     problems = [
@@ -161,8 +158,8 @@ def check_tree(folder: Path, stored: dict[str, list[Any]], wanted: PyTree) -> No
         raise MismatchedCheckpointError(
             f"the checkpoint {folder} has a random key of another generator ({problems[0]}): the "
             "run was made with JAX_DEFAULT_PRNG_IMPL=rbg or unsafe_rbg, whose noise depends on the "
-            "batch. Training cannot go on as it began. Its weights can be sampled, and a new run "
-            "can begin with them (--init-from). Nothing was changed."
+            "batch. Training cannot continue with that noise. The weights can be sampled, and a "
+            "new run can start from them (--init-from). Nothing was changed."
         )
     if problems:
         shown = "\n  ".join(problems[:5]) + (

@@ -98,13 +98,13 @@ class DataParallel:
         if not self.devices or (self.backend == "jit" and len(self.devices) != 1):
             raise ValueError(
                 f"DataParallel with backend {self.backend!r} got {len(self.devices)} devices. "
-                "'jit' runs on one; 'pmap' and 'shard_map' on one or more."
+                "'jit' runs on one; 'pmap' and 'shard_map' run on one or more."
             )
         shards = self.parameter_shards
         if shards < 1 or len(self.devices) % shards:
             raise ValueError(
-                f"parameters cannot be split over groups of {shards} of {len(self.devices)} "
-                "devices. Choose a divisor of their number (--devices.parameter-shards)."
+                f"{len(self.devices)} devices do not form groups of {shards} over which parameters "
+                "could be split. Choose a divisor of their number (--devices.parameter-shards)."
             )
         if shards > 1 and self.backend != "shard_map":
             raise ValueError(
@@ -250,14 +250,14 @@ def choose_devices(
             available = jax.local_devices()
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"JAX found no device to run on ({error}). Install the extra for yours ([cuda13], "
-                "[cuda12], [tpu]), or unset JAX_PLATFORMS to use the CPU."
+                f"JAX found no device to run on ({error}). Install the extra for your device "
+                "([cuda13], [cuda12], [tpu]), or unset JAX_PLATFORMS to use the CPU."
             ) from error
     if count is not None and not 1 <= count <= len(available):
         raise ValueError(
-            f"the number of devices must be in 1..{len(available)}, the {available[0].platform} "
-            "devices here; "
-            f"got {count}. JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
+            f"the number of devices must be in 1..{len(available)}, the number of "
+            f"{available[0].platform} devices here; got {count}. "
+            f"JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
         )
     devices = tuple(available[:count] if jax.process_count() == 1 else meshes.all_devices(count))
     if backend == "auto":

@@ -74,7 +74,7 @@ def make_train_step(
     the step count; parameters, average and optimiser keep their values. (optax.apply_if_finite
     applies the NaN after a number of such steps; this never does.)
 
-    Raises ValueError for ema_decay, num_microbatches and spike_factor that no run could use.
+    Raises ValueError for an ema_decay, num_microbatches or spike_factor that no run could use.
     """
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(
@@ -171,15 +171,15 @@ def _accumulate(
     size = batch["index"].shape[0]
     if size % count:
         raise ValueError(
-            f"a train step with {count} microbatches got {size} examples per device, which they do "
-            f"not divide. Use a multiple of {count} per device, or fewer microbatches."
+            f"a train step with {count} microbatches got {size} examples per device, not a "
+            f"multiple. Use a multiple of {count} per device, or fewer microbatches."
         )
     parts = jax.tree.map(
         lambda leaf: leaf.reshape(count, size // count, *leaf.shape[1:]), (dict(batch), keys)
     )
 
     def zeros(leaf) -> Array:
-        # The sums differ between devices, which shard_map must be told.
+        # shard_map must be told that the sums differ between devices.
         zero = jnp.zeros(leaf.shape, leaf.dtype)
         return zero if axes is None else jax.lax.pcast(zero, axes, to="varying")
 
@@ -199,8 +199,8 @@ def _gather(seen: PyTree, index: Array, axes: AxisNames | None) -> PyTree:
 
     def place(leaf: Array) -> Array:
         whole = jnp.zeros((total, *leaf.shape[1:]), leaf.dtype).at[index].set(leaf)
-        # A sum of parts that do not overlap: shard_map knows it to be replicated, unlike the result
-        # of an all_gather.
+        # A sum of parts that do not overlap: shard_map knows that it is replicated, unlike the
+        # result of an all_gather.
         return whole if axes is None else jax.lax.psum(whole, axes)
 
     return jax.tree.map(place, seen)

@@ -1,8 +1,8 @@
-"""A watchdog: ends a process that makes no progress, and says where it stands.
+"""A watchdog: ends a process that makes no progress and reports where it hangs.
 
-A device, a collective or a file system that hangs raises nothing; the job would hold its machine
-until somebody looks. The watchdog ends it with an exit code of its own, so that whatever started
-the program can start it again: training resumes from its newest checkpoint.
+A device, a collective or a file system that hangs raises nothing; the job would occupy its machine
+until somebody notices. The watchdog ends it with an exit code of its own, so that a supervisor can
+restart the program: training resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: it failed for now, trying again may help."""
+"""EX_TEMPFAIL of sysexits.h: a temporary failure; trying again may help."""
 
 
 class Watchdog:
-    """Ends the process when nothing was heard of it for too long; a context manager.
+    """Ends the process if it sends no beat for too long; a context manager.
 
         with Watchdog(1800, folder) as watchdog:
             for step in range(num_steps):
@@ -31,14 +31,14 @@ class Watchdog:
                     sample()
 
     It then writes what the process was waiting for, and the Python stacks of all threads, to
-    `<folder>/hang-<step>.txt` and to standard error, and calls `end(75)`. Nothing is cleaned up: a
-    thread that hangs cannot be asked to.
+    `<folder>/hang-<step>.txt` and to standard error, and calls `end(75)`. Nothing is cleaned up,
+    since a hanging thread cannot do so.
 
     Args:
         timeout: seconds without a beat; 0 for no watchdog.
         folder: where the report goes.
-        name: of the process among several, part of the report's name.
-        end: what ends the process. `os._exit`, since an exception in this thread ends nothing.
+        name: the name of this process among several, part of the report's file name.
+        end: ends the process. By default `os._exit`: an exception in this thread would not end it.
 
     Raises ValueError for a negative timeout.
     """
@@ -76,13 +76,13 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, step: int, waiting_for: str) -> None:
-        """Says that there was progress: the process is at `step`, and now waits for this."""
+        """Reports progress: the process is at `step` and now waits for `waiting_for`."""
         self._step, self._waiting_for = step, waiting_for
         self._heard = time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not watch what may well take long, as compiling and sampling do."""
+        """Suspends the watch for work that may take long, such as compiling and sampling."""
         self._pauses += 1
         try:
             yield
@@ -96,25 +96,26 @@ class Watchdog:
         try:
             while True:
                 if stderr is not None:
-                    # The second net, for a library that hangs and keeps Python's lock, or a file
-                    # system on which the report hangs too: a timer of C's, which exits with 1.
+                    # The second safety net: a timer in C, which exits with 1. It covers a library
+                    # that hangs while it holds Python's lock, and a file system on which the report
+                    # hangs too.
                     faulthandler.dump_traceback_later(2 * self.timeout, exit=True, file=stderr)
                 left = self.timeout - (time.monotonic() - self._heard)
                 if left <= 0 and not self._pauses:
-                    return self._bark()
+                    return self._report_and_exit()
                 if self._over.wait(min(max(left, 0.05), self.timeout / 4)):
                     return
         finally:
             if stderr is not None:
                 faulthandler.cancel_dump_traceback_later()
 
-    def _bark(self) -> None:
+    def _report_and_exit(self) -> None:
         name = f"hang-{self._step}-{self._name}" if self._name else f"hang-{self._step}"
         path = self.folder / f"{name}.txt"
         message = (
             f"no progress for {self.timeout:g} s at step {self._step:,}, waiting for "
-            f"{self._waiting_for}. Ending with exit code {EXIT_CODE}; the same command goes on "
-            "from the newest checkpoint."
+            f"{self._waiting_for}. Ending with exit code {EXIT_CODE}; the same command "
+            "continues from the newest checkpoint."
         )
         try:
             with path.open("w", encoding="utf-8") as file:

@@ -80,7 +80,7 @@ def campaign(bench: Bench) -> Report:
         ended = bench.start(folder, num_steps).end()
         report.add("programs started on a flipped bit")
         report.expect(
-            ended.code == 0 and f"going on from step {before}" in ended.output,
+            ended.code == 0 and f"continuing from step {before}" in ended.output,
             f"exit code {ended.code}: {ended.output[-1000:]}",
         )
         report.expect((folder / "checkpoints" / f"{newest}.damaged").is_dir(), "not kept aside")
