@@ -99,7 +99,7 @@ def test_a_damaged_entry_is_reported_and_not_used(tmp_path, damage):
     else:
         about = json.loads((entry / "entry.json").read_text())
         (entry / "entry.json").write_text(json.dumps({**about, "shape": [6, 5, 4, 3]}))
-    with pytest.warns(UserWarning, match="damaged.*decoded anew"):
+    with pytest.warns(UserWarning, match="damaged.*decoded again"):
         assert cache.read_entry(tmp_path, "toy") is None
 
 

@@ -69,7 +69,7 @@ def test_prepare_images_refuses_what_it_would_have_to_guess():
         prepare_images(images, None, flip=True)
     with pytest.raises(TypeError, match="typed keys"):
         prepare_images(images, jnp.zeros((2, 2), jnp.uint32), flip=True)
-    with pytest.raises(ValueError, match="one key an example"):
+    with pytest.raises(ValueError, match="one key per example"):
         prepare_images(images, jax.random.key(0), flip=True)
 
 

@@ -1,4 +1,4 @@
-"""The judge on real digits, on fakes, and on noise; the counts it feeds, by hand."""
+"""The classifier on real digits, on fakes and on noise; counts of labels, by hand."""
 
 import warnings
 
@@ -109,10 +109,10 @@ def test_classify_refuses_other_images():
         (lambda x, y: (x / 255, y), TypeError, "fit_classifier needs uint8"),
         (lambda x, y: (x[..., 0], y), ValueError, "fit_classifier needs images"),
         (lambda x, y: (x, y.astype(float)), TypeError, "integer labels, got dtype float64"),
-        (lambda x, y: (x, y[1:]), ValueError, r"labels \[40\], one an image, got shape \(39,\)"),
+        (lambda x, y: (x, y[1:]), ValueError, r"labels \[40\], one per image, got shape \(39,\)"),
         (lambda x, y: (x, y - 1), ValueError, "labels from 0 up, got -1"),
         (lambda x, y: (x, y * 2), ValueError, r"counts \[20, 0, 20\]"),
-        (lambda x, y: (x, y * 0), ValueError, r"two classes or more.*counts \[40\]"),
+        (lambda x, y: (x, y * 0), ValueError, r"at least two classes.*counts \[40\]"),
         (lambda x, y: (x[:19], y[:19]), ValueError, r"counts \[10, 9\]"),
     ],
 )

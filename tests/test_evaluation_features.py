@@ -195,7 +195,7 @@ def test_distance_is_stable_for_few_examples():
 def test_features_of_the_wrong_shape_or_name_are_refused():
     with pytest.raises(ValueError, match=r"Features are \[n, D\]"):
         moments_of(some_images(4), lambda images: images)
-    with pytest.raises(ValueError, match="asked for \\['pool'\\]"):
+    with pytest.raises(ValueError, match="got the names \\['pool'\\]"):
         summarize_features(some_images(4), pixel_features, keep=["pool"])
     with pytest.raises(ValueError, match="finite"):
         moments_of(some_images(4), lambda images: np.full((len(images), 2), np.nan))

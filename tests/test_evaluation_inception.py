@@ -202,7 +202,7 @@ def test_shapes_and_counts():
 
 @pytest.mark.parametrize("shape", [(1, 299, 299, 1), (299, 299, 3), (1, 74, 299, 3)])
 def test_other_images_are_refused(shape):
-    with pytest.raises(ValueError, match="75 or more a side, RGB"):
+    with pytest.raises(ValueError, match="at least 75 per side, RGB"):
         jax.eval_shape(InceptionV3().init, jax.random.key(0), np.zeros(shape, np.float32))
 
 
@@ -223,7 +223,7 @@ def test_strict_about_names_and_shapes(tensors):
     with pytest.raises(ValueError, match=r"0 missing, 1 \(AuxLogits.fc.bias\) left over"):
         inception_variables_from_torch(more)
     torchvision = tensors | {"fc.weight": np.zeros((1000, 2048), np.float32)}
-    with pytest.raises(ValueError, match=r"fc.weight is float32 \(1000, 2048\) in place of"):
+    with pytest.raises(ValueError, match=r"fc.weight is float32 \(1000, 2048\) instead of"):
         inception_variables_from_torch(torchvision)
     spoilt = tensors | {"fc.bias": np.full(1008, np.nan, np.float32)}
     with pytest.raises(ValueError, match="fc.bias has NaN"):

@@ -145,7 +145,7 @@ def test_distance_needs_like_with_like():
     a, b = moments(np.eye(3)), moments(np.eye(2))
     with pytest.raises(ValueError, match="same features, got 3 and 2"):
         frechet_distance(a, b)
-    with pytest.raises(ValueError, match="two examples or more on each side, got 3 and 1"):
+    with pytest.raises(ValueError, match="at least two examples on each side, got 3 and 1"):
         frechet_distance(a, moments(np.ones((1, 3))))
 
 
@@ -192,7 +192,7 @@ def test_fitted_gaussian_follows_its_seed_and_keeps_constant_pixels():
 
 
 def test_fitted_gaussian_needs_a_spread():
-    with pytest.raises(ValueError, match="two images or more"):
+    with pytest.raises(ValueError, match="at least two images"):
         fitted_gaussian_images(np.zeros((1, 8, 8, 1), np.uint8), 4, seed=0)
     with pytest.raises(ValueError, match="count=0"):
         fitted_gaussian_images(np.zeros((2, 8, 8, 1), np.uint8), 0, seed=0)
@@ -266,5 +266,5 @@ def test_bootstrap_refuses_what_gives_no_interval(options):
 
 @pytest.mark.parametrize("arrays", [[], [np.ones(0)], [np.ones(3), np.float64(1)]])
 def test_bootstrap_refuses_arrays_without_examples(arrays):
-    with pytest.raises(ValueError, match="arrays of one example or more"):
+    with pytest.raises(ValueError, match="arrays of at least one example"):
         bootstrap_interval(np.mean, arrays, seed=0)

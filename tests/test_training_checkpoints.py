@@ -129,8 +129,10 @@ def test_missing_bytes_are_noticed(saved, how):
     else:
         shutil.rmtree(folder)
         folder.mkdir()
-    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="continuing from step
-    2"):
+    with (
+        Checkpoints(saved) as checkpoints,
+        pytest.warns(UserWarning, match="from step 2"),
+    ):
         assert_same(checkpoints.restore(make_state()), make_state(2))
 
 

@@ -89,7 +89,7 @@ def test_a_band_is_shaded_around_its_line_and_a_label_makes_a_legend(tmp_path):
     "layer, message",
     [
         (Points(np.zeros((4, 3))), r"\[N, 2\], got shape \(4, 3\) in 'Roll'.*Project"),
-        (Arrows(np.zeros((4, 2)), np.zeros((3, 2))), "one arrow a point"),
+        (Arrows(np.zeros((4, 2)), np.zeros((3, 2))), "one arrow per point"),
         (Heatmap(np.zeros(4), (0, 1, 0, 1)), r"heat map \[H, W\]"),
         (Line([1, 2], [1, 2, 3]), r"x \[N\] and y \[N\]"),
         (Line([1, 2], [1.0, 0.0]), "y values down to 0.0 for a logarithmic axis"),
@@ -102,7 +102,7 @@ def test_what_cannot_be_drawn_says_why(tmp_path, layer, message):
 
 
 def test_no_panels_and_other_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="a panel and a column"):
+    with pytest.raises(ValueError, match="at least one panel and one column"):
         save_panels(tmp_path / "p.png", [])
     with pytest.raises(ValueError, match="writes .png"):
         save_panels(tmp_path / "p.pdf", [Panel("", [Line([0], [0])])])

@@ -2,8 +2,8 @@
 
 An entry is a folder `<cache>/<key>/` with `images.npy` [N, H, W, C], `labels.npy` [N] and
 `entry.json` (name, shape, number of classes, fingerprint, and the source it was decoded from). It
-is written under another name and renamed when complete, so a killed run leaves no half entry. What
-an unfinished writer decoded can be used again (`unfinished_rows`).
+is written under a temporary name and renamed when complete, so a killed run leaves no incomplete
+entry. Images decoded by an unfinished writer can be reused (`unfinished_rows`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ddpm_jax.files import map_npy, read_json_object, user_path, write_json
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory if the cache cannot be written
-STALE_SECONDS = 86400.0  # partial entries untouched for so long belong to a run that died
-KEPT_SECONDS = 7 * STALE_SECONDS  # and those of a run that failed wait so long for the next one
+STALE_SECONDS = 86400.0  # partial entries untouched for this long belong to a run that died
+KEPT_SECONDS = 7 * STALE_SECONDS  # those of a run that failed are kept this long for the next one
 _NONE = type(None)
 
 
@@ -45,11 +45,11 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 def read_entry(
     root: Path, key: str, accept: Callable[[dict[str, Any]], bool] = lambda source: True
 ) -> ImageDataset | None:
-    """Opens entry `key` of `root`, or returns None if there is none that can be used.
+    """Opens entry `key` of `root`; None if there is none that can be used.
 
-    `accept(source)` decides by what the entry was decoded from. Warns of a damaged entry and
-    returns None: shapes and sizes are compared, and up to `VERIFY_BYTES` the fingerprint of all
-    bytes.
+    `accept(source)` decides whether an entry decoded from `source` may be used. Warns of a damaged
+    entry and returns None; shapes and sizes are compared, and for entries up to `VERIFY_BYTES` the
+    fingerprint of all bytes.
     """
     entry = root / key
     if not (entry / "entry.json").is_file():
@@ -74,7 +74,7 @@ def read_entry(
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         warnings.warn(
-            f"The cached data in {entry} are damaged ({error}); they are decoded anew.",
+            f"The cached data in {entry} are damaged ({error}); they are decoded again.",
             stacklevel=3,
         )
         return None
@@ -92,7 +92,7 @@ class EntryWriter:
     After a failure, images that were appended with digests of their sources remain for
     `unfinished_rows`; `replaces` are the folders of earlier failures that this entry supersedes.
 
-    Raises OSError if the disk, or in the latter case memory, has no room for the images.
+    Raises OSError if the disk (or, without a writable `root`, memory) has no room for the images.
     """
 
     def __init__(
@@ -164,7 +164,8 @@ class EntryWriter:
     def append(self, block: np.ndarray, sources: Sequence[tuple[bytes, int]] | None = None) -> None:
         """Adds the next images, uint8 [n, H, W, C].
 
-        sources  of each image, the digest (16 bytes) by which `unfinished_rows` finds it, and notes
+        sources  for each image, the digest (16 bytes) by which `unfinished_rows` finds it, and
+        notes
         """
         block = np.ascontiguousarray(block)
         if block.dtype != np.uint8 or block.shape[1:] != self._shape[1:]:
@@ -173,7 +174,8 @@ class EntryWriter:
                 f"{block.dtype} {block.shape}."
             )
         self._fingerprint.update(block)
-        # write, not a memory map: a full disk is an OSError here, and a SIGBUS there.
+        # Written, not memory-mapped: on a full disk, writing raises OSError but a map ends in
+        # SIGBUS.
         if self._file is not None:
             self._file.write(block.data.cast("B"))
             if sources is not None:
@@ -189,7 +191,7 @@ class EntryWriter:
     def finish(
         self, labels: np.ndarray | None, num_classes: int | None, name: str, source: dict[str, Any]
     ) -> ImageDataset:
-        """Completes the entry and returns its data set, memory-mapped where it lies on disk."""
+        """Completes the entry and returns its data set, memory-mapped if it is on disk."""
         if self._filled != self._shape[0]:
             raise ValueError(
                 f"EntryWriter.finish needs {self._shape[0]} images, got {self._filled}."
@@ -214,7 +216,8 @@ class EntryWriter:
                 self._rows.close()
                 self._rows = None
                 (self._partial / "rows").unlink()
-            # Mapped before the rename: these bytes stay, whatever happens to the entry afterwards.
+            # Mapped before the rename: these bytes remain, whatever happens to the entry
+            # afterwards.
             images = np.load(self._partial / "images.npy", mmap_mode="r", allow_pickle=False)
             written = os.stat(self._partial / "images.npy")
             _publish(self._partial, self._root / self._key)
@@ -247,7 +250,7 @@ def write_entry(
 
 
 def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:
-    """What an entry is decoded from: kind, path, and the sizes and times of its files."""
+    """Identifies what an entry is decoded from: kind, path, and sizes and times of the files."""
     stats = [(file.name, file.stat()) for file in files]
     return {
         "kind": kind,
@@ -282,7 +285,7 @@ def _reopened(file: Path, written: os.stat_result, images: np.ndarray) -> np.nda
 
 
 def _remove_stale(root: Path) -> None:
-    """Removes what writers left behind that died or failed long ago."""
+    """Removes the remains of writers that died or failed long ago."""
     for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
         for left in root.glob(f".*.{ending}"):
             try:

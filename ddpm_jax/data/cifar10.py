@@ -57,17 +57,17 @@ def load_cifar10(
     download   whether the archive may be downloaded
     progress   called with (bytes, total) during a download; by default a tqdm bar
 
-    Without a path, the first of these is used: images cached by an earlier call, from any source;
-    the archive or its folder in cache_dir; a data set that TFDS prepared as array_record in
+    Without a path, the first available of these is used: images cached by an earlier call, from any
+    source; the archive or its folder in cache_dir; a data set that TFDS prepared as array_record in
     TFDS_DATA_DIR or ~/tensorflow_datasets, if TFDS is installed; a download. A path is read again
     if the sizes or times of its files have changed since they were cached. The images keep the
     order of the source (TFDS shuffles), so the fingerprint differs between sources.
 
-    A download must match the published size and sha256. For local files the structure is checked:
+    A download must match the published size and sha256. Of local files the structure is checked:
     sizes, range of labels, and 5,000 (test: 1,000) images of every class.
 
     Raises FileNotFoundError, with the remedies, if nothing is found; ValueError naming the file
-    for damaged or wrong files; ImportError when TFDS is needed and not installed.
+    for damaged or wrong files; ImportError if TFDS is needed and not installed.
     """
     if split not in FILES:
         raise ValueError(f'load_cifar10 needs split "train" or "test", got {split!r}.')
@@ -127,7 +127,7 @@ def read_batches(place: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         missing.discard(name)
     if missing:
         raise FileNotFoundError(
-            f"{place} holds no {', '.join(sorted(missing))}, which the {split} split needs. "
+            f"{place} has no {', '.join(sorted(missing))}, which the {split} split needs. "
             f"Extract or download {ARCHIVE} again."
         )
     return images.reshape(-1, 32, 32, 3), labels.reshape(-1)
@@ -173,7 +173,7 @@ def _check_counts(labels: np.ndarray, split: Split, place: Path) -> None:
     if counts.tolist() != [each] * 10:
         raise ValueError(
             f"{place}: the {split} split of CIFAR-10 has {each:,} images of every class, but these "
-            f"files have {counts.tolist()}. A batch file may be there twice under two names."
+            f"files have {counts.tolist()}. A batch file may be there twice, under two names."
         )
 
 
@@ -195,7 +195,7 @@ def _locate(
     if prepared is not None and source != "archive":
         if source == "tfds" or tfds_reader.is_installed():
             return "tfds", prepared
-    why = "No download was asked for."
+    why = "Downloading was not allowed."
     if download and source != "tfds":
         destination, known = root / ARCHIVE, {"size": ARCHIVE_BYTES, "sha256": ARCHIVE_SHA256}
         try:
@@ -205,7 +205,7 @@ def _locate(
     raise FileNotFoundError(
         f"load_cifar10 found no CIFAR-10 in {root} or {data_dir}"
         f"{tfds_reader.explain_unreadable('cifar10', data_dir)}. {why} Any one of these helps:\n"
-        f"  1. path=...: the archive {ARCHIVE}, or its folder {FOLDER}, or where either lies "
+        f"  1. path=...: the archive {ARCHIVE}, its folder {FOLDER}, or a folder that holds either "
         f"({URL});\n"
         "  2. download=True, on a machine with a network;\n"
         "  3. TFDS: path=..., the data_dir of a cifar10 prepared as array_record "

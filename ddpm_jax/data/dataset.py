@@ -12,16 +12,16 @@ import numpy as np
 
 
 class ImageDataset(NamedTuple):
-    """Images as they are stored, decoded once and indexed ever after.
+    """Decoded images with their labels, ready to be indexed.
 
     images       uint8 [N, H, W, C], read-only; often a memory map of a cached `.npy`
-    labels       int32 [N], 0 ≤ label < num_classes; zeros where the source has none
-    num_classes  number of classes, or None where the source has no labels
-    name         the data and its split, as in "cifar10/train"
+    labels       int32 [N], 0 ≤ label < num_classes; zeros if the source has none
+    num_classes  number of classes, or None if the source has no labels
+    name         the data set and its split, as in "cifar10/train"
     fingerprint  `fingerprint_of(images, labels, cond)`, which tells a resumed run that its data are
                  unchanged
     cond         float32 [N, D], a vector per image that networks are conditioned on; or None
-    class_names  the name of each class, or None where they are not known
+    class_names  the name of each class, or None if they are unknown
     """
 
     images: np.ndarray
@@ -43,13 +43,13 @@ def make_dataset(
     cond: np.ndarray | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> ImageDataset:
-    """Builds an `ImageDataset` of arrays the caller has, checking what every consumer relies on.
+    """Builds an `ImageDataset` from arrays and checks what every consumer relies on.
 
     images [N, H, W, C] must be uint8; labels [N] integers below `num_classes`, or None with
-    `num_classes=None`; cond [N, D] finite numbers, or None. The fingerprint is computed unless it
-    is given. The arrays are not copied; what is returned are read-only views of them.
+    `num_classes=None`; cond [N, D] finite numbers, or None. The fingerprint is computed unless
+    given. The arrays are not copied; the data set holds read-only views of them.
 
-    Raises TypeError or ValueError for anything else, an empty data set included.
+    Raises TypeError or ValueError for anything else, including an empty data set.
     """
     if images.dtype != np.uint8:
         raise TypeError(
@@ -93,7 +93,7 @@ def make_dataset(
 
 
 def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) -> ImageDataset:
-    """The chosen images of a data set, a mask [N] or indices; there may be none of them."""
+    """The images of a data set chosen by a mask [N] or indices; possibly none."""
     images, labels = dataset.images[chosen], dataset.labels[chosen]
     cond = None if dataset.cond is None else dataset.cond[chosen]
     return ImageDataset(
@@ -108,7 +108,7 @@ def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) 
 
 
 def held_out_of(count: int, share: float) -> np.ndarray:
-    """Which of so many images are held out [count]: ⌈count · share⌉ of them, evenly spaced."""
+    """A mask [count] of the held-out images: ⌈count · share⌉ of them, evenly spaced."""
     exact = Fraction(share).limit_denominator(1_000_000)
     before = -(-np.arange(count + 1) * exact.numerator // exact.denominator)
     return np.diff(before) > 0
@@ -130,7 +130,7 @@ def _checked_cond(cond: np.ndarray, count: int, name: str) -> np.ndarray:
 
 
 class Fingerprint:
-    """The fingerprint of a data set whose images come in blocks, so that none need fit in memory.
+    """The fingerprint of a data set whose images come in blocks, to limit memory.
 
     `Fingerprint(shape)`, then `update(block)` for uint8 blocks in order, then `hexdigest(labels)`.
     """
@@ -143,7 +143,7 @@ class Fingerprint:
         self._hash.update(np.ascontiguousarray(block).data.cast("B"))
 
     def hexdigest(self, labels: np.ndarray, cond: np.ndarray | None = None) -> str:
-        """Closes with labels [N], hashed as little-endian int32, and cond: 64 hex digits."""
+        """Adds labels [N], hashed as little-endian int32, and cond, and returns 64 hex digits."""
         self._hash.update(f"labels int32 [{len(labels)}]\n".encode())
         self._hash.update(np.ascontiguousarray(labels, "<i4").tobytes())
         if cond is not None:

@@ -1,7 +1,7 @@
 """The 8×8 handwritten digits that come with scikit-learn: a real data set without a download.
 
 Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI repository.
-Scikit-learn carries its test part: 1,797 digits of 13 writers, each writer's in one run.
+Scikit-learn ships its test part: 1,797 digits of 13 writers, sorted by writer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def load_digits(split: Literal["train", "heldout"]) -> ImageDataset:
     """Loads the digits of `split`: uint8 [1437, 8, 8, 1] for "train", [360, 8, 8, 1] for "heldout".
 
     Grey levels v in 0..16 become round(255 v / 16). The split lists the digits class by class,
-    within a class in their original order, and holds out every fifth, beginning with the first. It
-    draws no random numbers, so it is the same everywhere. Each class, and within it each run of one
-    writer, gives a fifth: both parts have the same distribution, as a held-out likelihood or a
-    distance between samples and held-out digits wants it. They also share their writers, so nothing
-    is measured about the handwriting of people unseen.
+    within a class in their original order, and holds out every fifth, starting with the first. It
+    draws no random numbers, so it is the same everywhere. Each class, and within it each writer,
+    contributes a fifth, so both parts have the same distribution, as a held-out likelihood or a
+    distance between samples and held-out digits requires. Both parts share their writers, so they
+    do not measure generalisation to unseen handwriting.
 
-    Raises ValueError for another split name, or when scikit-learn ships other data than it did.
+    Raises ValueError for another split name, or if scikit-learn ships different data.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f'load_digits needs split "train" or "heldout", got {split!r}.')

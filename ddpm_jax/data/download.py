@@ -1,4 +1,4 @@
-"""One file over HTTP: verified against a pinned size and sha256 before it gets its name."""
+"""Downloads a file over HTTP and verifies its size and sha256 before it gets its name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 Progress = Callable[[int, int], None]
-"""`progress(done, total)`, called as work goes on: bytes of a download, images of a folder."""
+"""`progress(done, total)`, called repeatedly: bytes of a download, images of a folder."""
 
-ANSWER_SECONDS = 4.0  # until the server's first answer, name look-up and connection included
-STALL_SECONDS = 30.0  # between two pieces of a download that has begun
+ANSWER_SECONDS = 4.0  # until the server's first answer, including name look-up and connection
+STALL_SECONDS = 30.0  # between two pieces of a download
 
 
 def download_file(
@@ -29,14 +29,14 @@ def download_file(
 ) -> Path:
     """Downloads one file to `destination` and returns it; a failed download leaves nothing.
 
-    urls      where the file is, the first that answers being taken
+    urls      addresses of the file; the first that answers is used
     size      of the file in bytes
     sha256    of the file, 64 hex digits
     progress  called with (bytes so far, size); by default a tqdm bar, if stderr is a terminal
 
-    Raises ConnectionError when no server answers, after at most 4 s in all, or the one that did
-    breaks off; ValueError when what it sends has another size or sha256; OSError when `destination`
-    cannot be written.
+    Raises ConnectionError if no server answers within 4 s in total, or if the connection breaks
+    off; ValueError if the content has another size or sha256; OSError if `destination` cannot be
+    written.
     """
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def download_file(
 def progress_bar(
     progress: Progress | None, what: str, total: int, *, unit: str
 ) -> Iterator[Progress]:
-    """Yields `progress`, or in its place one that moves a tqdm bar if stderr is a terminal."""
+    """Yields `progress`, or by default a function that moves a tqdm bar if stderr is a terminal."""
     if progress is not None:
         yield progress
         return
@@ -90,29 +90,29 @@ def progress_bar(
 
 
 def _open(urls: Sequence[str]):
-    """Opens the first of `urls` that answers, each being given its part of the time."""
+    """Opens the first of `urls` that answers; each gets an equal part of the time."""
     failures = []
     for url in urls:
-        response = _ask(url, ANSWER_SECONDS / len(urls))
+        response = _try_open(url, ANSWER_SECONDS / len(urls))
         if not isinstance(response, str):
             return response
         failures.append(response)
     raise ConnectionError("; ".join(failures))
 
 
-def _ask(url: str, seconds: float):
-    """Opens `url`, or says why it could not be opened."""
-    # In a thread: the time-out of a socket does not cover the look-up of its name, which takes many
-    # times as long on some machines without a network.
+def _try_open(url: str, seconds: float):
+    """Opens `url`, or returns the reason why it could not be opened."""
+    # In a thread: the timeout of a socket does not cover the name look-up, which takes many times
+    # as long on some machines without a network.
     answer: queue.SimpleQueue = queue.SimpleQueue()
 
-    def ask() -> None:
+    def connect() -> None:
         try:
             answer.put(urllib.request.urlopen(url, timeout=STALL_SECONDS))
         except Exception as error:
             answer.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=connect, daemon=True).start()
     try:
         response = answer.get(timeout=seconds)
     except queue.Empty:

@@ -58,12 +58,12 @@ Source = Literal["auto", "idx", "tfds"]
 class IdxData(NamedTuple):
     """A data set of 28×28 grey images in ten classes, in IDX files named as MNIST's.
 
-    name          as TFDS has it, which is also its folder in the cache
-    title         as its authors have it
+    name          its name in TFDS, and its folder in the cache
+    title         its name as its authors write it
     mirrors       addresses of the folder of the compressed files
     published     size and sha256 of each compressed file
     class_counts  number of images of each class, by split
-    raw           where torchvision puts the files
+    raw           the folder in which torchvision puts the files
     """
 
     name: str
@@ -94,14 +94,14 @@ def load_mnist(
     pad_to     28, or more for a black frame; networks that halve the size need 32
     progress   called with (bytes, total) during a download; by default a tqdm bar
 
-    Without a path, the first of these is used: images cached by an earlier call; IDX files in
-    cache_dir or its folder `mnist`; a data set that TFDS prepared as array_record in TFDS_DATA_DIR
-    or ~/tensorflow_datasets, if TFDS is installed; a download, whose sizes and sha256 are checked.
-    The data must have MNIST's number of images of each digit, which distinguishes it from data sets
-    with the same file names (Fashion-MNIST, KMNIST).
+    Without a path, the first available of these is used: images cached by an earlier call; IDX
+    files in cache_dir or its folder `mnist`; a data set that TFDS prepared as array_record in
+    TFDS_DATA_DIR or ~/tensorflow_datasets, if TFDS is installed; a download, whose sizes and sha256
+    are checked. The number of images of each digit must be MNIST's, which excludes data sets with
+    the same file names (Fashion-MNIST, KMNIST).
 
     Raises FileNotFoundError, with the remedies, if nothing is found; ValueError naming the file
-    for damaged or wrong files; ImportError when TFDS is needed and not installed.
+    for damaged or wrong files; ImportError if TFDS is needed and not installed.
     """
     data = IdxData("mnist", "MNIST", MIRRORS, PUBLISHED, CLASS_COUNTS, "MNIST/raw")
     root = cache_root(cache_dir)
@@ -136,20 +136,20 @@ def load_idx_data(
 
 
 def read_idx(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, plain or gzipped, that must have this shape: uint8.
+    """Reads an IDX file of unsigned bytes, plain or gzipped, of a given shape: uint8.
 
-    Raises ValueError naming the file when it is damaged, truncated, too long, or of another shape.
+    Raises ValueError naming the file if it is damaged, truncated, too long, or of another shape.
     """
     header = struct.pack(f">BBBB{len(shape)}i", 0, 0, 8, len(shape), *shape)
     length = len(header) + int(np.prod(shape))
     try:
         with open_plain_or_gzip(file) as stream:
-            data = stream.read(length + 1)  # one too many, so as to notice it, and never a bomb
+            data = stream.read(length + 1)  # one more, to notice a longer file
     except DAMAGE as error:
         raise ValueError(f"{file} is damaged or truncated ({error}). Get it again.") from error
     if data[: len(header)] != header or len(data) != length:
         raise ValueError(
-            f"{file} needs to be the IDX header {header.hex()} (bytes of shape {list(shape)}) and "
+            f"{file} must be the IDX header {header.hex()} (bytes of shape {list(shape)}) and "
             f"{length:,} bytes in all, but begins with {data[: len(header)].hex()} and has "
             f"{'more' if len(data) > length else f'{len(data):,}'}. It is damaged or not MNIST's."
         )
@@ -186,8 +186,8 @@ def _load(
     if found != list(counts):
         raise ValueError(
             f"{place}: the {split} split of {data.title} has {list(counts)} images of the classes "
-            f"0 to 9, but these files {found}. They may be another data set with the same file "
-            "names; build such a one with read_idx and make_dataset."
+            f"0 to 9, but these files have {found}. They may be another data set with the same "
+            "file names; load such data with read_idx and make_dataset."
         )
     return write_entry(root, key, images, labels, 10, f"{data.name}/{split}", origin)
 
@@ -202,7 +202,8 @@ def _locate(
     progress: Progress | None,
 ) -> tuple[str, Path]:
     """Returns ("idx", folder of the files) or ("tfds", folder of the prepared version)."""
-    # MNIST's files may lie in the cache itself; those of the same names, in their own folder only.
+    # MNIST's files may lie directly in the cache; other data sets with these file names only in
+    # their own folder.
     own = root if data.name == "mnist" else root / data.name
     places = [own] if path is None else [user_path(path)]
     if path is not None and not places[0].is_dir():
@@ -218,7 +219,7 @@ def _locate(
     if prepared is not None and source != "idx":
         if path is not None or source == "tfds" or tfds_reader.is_installed():
             return "tfds", prepared
-    why = "No download was asked for."
+    why = "Downloading was not allowed."
     if download and path is None and source != "tfds":
         try:
             return "idx", _download(data, split, root / data.name, progress)

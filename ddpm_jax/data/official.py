@@ -107,7 +107,7 @@ def _locate(
         known = place.name in (file.name, data.folder)
         if place.is_file() or (place.is_dir() and known):
             return place
-    why = "No download was asked for."
+    why = "Downloading was not allowed."
     if download and path is None:
         try:
             return download_file(

@@ -1,9 +1,9 @@
-"""From a stored data set to the batches of training steps.
+"""Turns a stored data set into the batches of training steps.
 
-A training loop runs K consecutive steps at a time. Where the images fit on the device they stay
-there as uint8, and a chunk is only its indices, `ShuffledIndices.chunk(step, K)`. Where they do
-not, `PrefetchedBatches` reads the images of the coming chunks in the background. Either way the
-examples are a function of the step, and the jitted step makes floats of them by `prepare_images`.
+A training loop runs K consecutive steps at a time. If the images fit on the device, they stay there
+as uint8, and a chunk consists of indices only, `ShuffledIndices.chunk(step, K)`. If not,
+`PrefetchedBatches` reads the images of the next chunks in the background. Either way the examples
+are a function of the step, and the jitted step converts them to floats with `prepare_images`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ddpm_jax.keys import fold_in_each
 from ddpm_jax.types import Array, Key, bcast_right
 
 PADDING = 4
-"""Pixels that `prepare_images` pads on each side before it crops; He et al. 2016, §4.2."""
+"""Pixels of padding on each side before `prepare_images` crops; He et al. 2016, §4.2."""
 
 
 def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: bool = False) -> Array:
-    """Maps uint8 images [B, H, W, C] to float32 in [-1, 1], with augmentation at random.
+    """Maps uint8 images [B, H, W, C] to float32 in [-1, 1], with random augmentation.
 
     flip      mirror left and right with probability ½
     pad_crop  shift by up to 4 pixels in each direction: pad by reflection, then crop (He et al.
               2016, §4.2, who pad with zeros)
 
-    Each example draws from its own key, keys [B], so that it does not depend on how a batch is
-    spread over devices. Without augmentation no key is used and keys may be None. Traceable.
+    Each example draws from its own key, keys [B], so that the result does not depend on how a batch
+    is distributed over devices. Without augmentation, keys may be None. Traceable.
 
     Raises TypeError for images that are not uint8, and for missing or untyped keys; ValueError for
     keys of another shape than [B], and for images too small to be padded by reflection.
@@ -51,7 +51,7 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
         )
     if keys.shape != x.shape[:1]:
         raise ValueError(
-            "prepare_images needs one key an example, keys [B] for images [B, H, W, C], got keys "
+            "prepare_images needs one key per example, keys [B] for images [B, H, W, C], got keys "
             f"{keys.shape} for images {x.shape}."
         )
     key_crop = fold_in_each(keys, 1) if pad_crop else None
@@ -62,7 +62,7 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
 
 
 def _pad_crop(x: Array, keys: Key) -> Array:
-    """Crops x [B, H, W, C] at random out of itself padded by reflection."""
+    """Pads x [B, H, W, C] by reflection and crops it at random to its size."""
     if min(x.shape[1:3]) <= PADDING:
         raise ValueError(
             f"prepare_images with pad_crop=True needs images of more than {PADDING} pixels per "
@@ -79,7 +79,7 @@ def _pad_crop(x: Array, keys: Key) -> Array:
 
 
 def fits_on_device(dataset: ImageDataset, limit_bytes: int) -> bool:
-    """Tells whether images, labels and cond take at most `limit_bytes` of device memory."""
+    """Whether images, labels and cond take at most `limit_bytes` of device memory."""
     cond = 0 if dataset.cond is None else dataset.cond.nbytes
     return dataset.images.nbytes + dataset.labels.nbytes + cond <= limit_bytes
 
@@ -110,14 +110,14 @@ class PrefetchedBatches:
     dataset       the images, usually a memory map larger than memory
     indices       `ShuffledIndices` of the global batch over that data set
     start_step    the first step to read; resuming needs nothing else
-    chunk_length  how many steps the chunk beginning at a step has; 0 ends the sequence
-    share         which part of the global batch this process reads (all of it)
-    depth         how many finished chunks may wait, besides the one being read and the one in use
+    chunk_length  maps a chunk's first step to its number of steps; 0 ends the sequence
+    share         the part of the global batch that this process reads; by default all
+    depth         how many finished chunks may wait, besides the ones being read and in use
 
-    An error while reading is raised in the consumer as RuntimeError naming steps and data, with the
-    cause attached. Leaving the `with` block, by whatever way, ends the thread.
+    A read error is raised in the consumer as a RuntimeError naming steps and data, with the cause
+    attached. Leaving the `with` block in any way ends the thread.
 
-    Raises ValueError when `indices` is for another number of examples, or depth < 1.
+    Raises ValueError if `indices` is for another number of examples, or depth < 1.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class PrefetchedBatches:
         raise item
 
     def _put_back(self, last: RuntimeError | None) -> None:
-        # The thread ended with this item, so that there is room, and a later `next` finds it again.
+        # This was the last item of the thread, so there is room; a later `next` finds it again.
         self._queue.put_nowait(last)
 
     def _work(self) -> None:

@@ -13,9 +13,9 @@ class ShuffledIndices:
     """Indices of a training step's examples: `ShuffledIndices(N, B, seed)(step)` is int32 [B].
 
     Training reads one endless sequence of positions p = step·B + i, 0 ≤ i < B. Position p is entry
-    p mod N of the permutation of epoch p // N, and each epoch has a permutation of its own, drawn
-    from (seed, epoch). So every epoch visits each example once, no example is dropped where B does
-    not divide N, a batch may straddle epochs, and resuming needs the step alone.
+    p mod N of the permutation of epoch p // N, and each epoch has its own permutation, drawn from
+    (seed, epoch). So every epoch visits each example once, no example is dropped if B does not
+    divide N, a batch may straddle epochs, and resuming needs only the step.
 
     num_examples  N, 1 ≤ N < 2³¹
     batch_size    B ≥ 1, the global batch of all processes; it may exceed N
@@ -36,10 +36,10 @@ class ShuffledIndices:
             raise ValueError(f"ShuffledIndices needs batch_size ≥ 1, got {self.batch_size}.")
         if not 0 <= self.seed < 2**64:
             raise ValueError(
-                f"ShuffledIndices needs 0 ≤ seed < 2**64, got {self.seed}: it is one word of a "
+                f"ShuffledIndices needs 0 ≤ seed < 2**64, got {self.seed}: it is half of a "
                 "128-bit Philox key."
             )
-        # Two: a batch that straddles epochs needs both, and consecutive chunks come back to them.
+        # Two: a batch that straddles epochs needs both, and consecutive chunks use them again.
         draw = functools.lru_cache(maxsize=2)(
             functools.partial(permutation, self.num_examples, self.seed)
         )
@@ -76,8 +76,8 @@ def permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the permutation of 0..N-1 that belongs to (seed, epoch): int32 [N], read-only.
 
     It sorts N raw 64-bit words of Philox4x64-10 with key (seed, epoch) (Salmon et al. 2011). NumPy
-    keeps the raw words of its bit generators the same from version to version, which it does not
-    promise of `Generator.permutation`: a run resumed under a newer NumPy sees the same batches.
+    keeps the raw words of its bit generators unchanged between versions, which it does not promise
+    for `Generator.permutation`. So a run resumed under a newer NumPy sees the same batches.
     """
     words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_examples)
     order = np.argsort(words, kind="stable").astype(np.int32)

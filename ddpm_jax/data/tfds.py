@@ -1,4 +1,4 @@
-"""Any data set of images that TFDS prepared as array_record, read without TensorFlow."""
+"""Reads any image data set that TFDS prepared as array_record, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def load_tfds(
     labels      "auto", or "none" to leave them out
     holdout     share of `train` to hold out if the data set has neither `test` nor `validation`
 
-    The images are the feature `image`, or the only one that is an image, and the labels `label`, or
-    the only one with classes, if there is one.
+    The images are the feature `image`, or else the only feature that is an image. The labels are
+    the feature `label`, or else the only one with classes, if any.
 
-    Raises ImportError where TFDS is not installed; FileNotFoundError for a data set that is not
-    prepared; ValueError for one without images, or with damaged ones.
+    Raises ImportError if TFDS is not installed; FileNotFoundError for a data set that is not
+    prepared; ValueError for one without images or with damaged images.
     """
     data_dir = tfds_reader.default_data_dir() if path is None else user_path(path)
     folder = tfds_reader.find_prepared(name, data_dir)
@@ -84,12 +84,12 @@ def _examples(
 
 
 def _feature(builder: Any, kind: type, usual: str, name: str) -> str | None:
-    """The name of the only feature of this kind, or of the usual one of several."""
+    """The name of the only feature of this kind, or of the usual one if there are several."""
     features = builder.info.features
     found = [key for key, feature in features.items() if type(feature) is kind]
     if usual in found or len(found) < 2:
         return usual if usual in found else (found[0] if found else None)
     raise ValueError(
         f"{name} has several features of the kind {kind.__name__}, {found}, and none is called "
-        f"{usual}. Write a function of the split that chooses: --data.name package.module:function."
+        f"{usual}. Choose in a function of your own: --data.name package.module:function."
     )

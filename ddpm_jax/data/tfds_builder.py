@@ -1,8 +1,8 @@
-"""Preparing CIFAR-10 for TensorFlow Datasets (TFDS) without TensorFlow.
+"""Prepares CIFAR-10 for TensorFlow Datasets (TFDS) without TensorFlow.
 
-The stock builder of TFDS needs TensorFlow to unpack and encode. The one here has the stock name,
-version, features and example keys, so that what it prepares is read by
-`tfds.data_source("cifar10")` as if the stock builder had done it, in the same order.
+The stock builder of TFDS needs TensorFlow to unpack and encode. The builder here has the same name,
+version, features and example keys, so `tfds.data_source("cifar10")` reads its output as that of the
+stock builder, in the same order.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def prepare_cifar10_tfds(
 ) -> Path:
     """Prepares CIFAR-10 as array_record in `data_dir` and returns the folder `cifar10/3.0.2` in it.
 
-    data_dir  TFDS_DATA_DIR or ~/tensorflow_datasets, unless given
+    data_dir  by default TFDS_DATA_DIR or ~/tensorflow_datasets
     path, cache_dir, download, progress  where the archive comes from, as in `load_cifar10`
 
-    What is there already is kept. Only the archive's download uses the network. TFDS draws its own
-    progress bars (`tfds.disable_progress_bar()`).
+    An existing data set is kept. Only the download of the archive uses the network. TFDS draws its
+    own progress bars (`tfds.disable_progress_bar()`).
 
-    Raises ImportError with the pip command where TFDS is not installed; FileExistsError where that
-    version is there in another file format; else what `load_cifar10` raises.
+    Raises ImportError with the pip command if TFDS is not installed; FileExistsError if that
+    version exists in another file format; otherwise what `load_cifar10` raises.
     """
     tfds = import_tfds()
     root = user_path(data_dir) if data_dir is not None else default_data_dir()
@@ -65,7 +65,7 @@ def prepare_cifar10_tfds(
 def _builder_class(tfds: Any) -> Any:
     """Makes the builder class; a function, so that importing this module does not import TFDS."""
 
-    # Not registered: TFDS knows a "cifar10" of its own and refuses a second.
+    # Not registered: TFDS already has a "cifar10" and refuses a second.
     class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         VERSION = tfds.core.Version(VERSION)
         archive: Path
@@ -102,7 +102,7 @@ def _examples(split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[tu
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encodes an image, uint8 [H, W, 3], as PNG; given the array, TFDS would need TensorFlow."""
+    """Encodes an image, uint8 [H, W, 3], as PNG; TFDS would need TensorFlow to do so."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Reading what TensorFlow Datasets (TFDS) prepared, without TensorFlow and without a network.
+"""Reads data sets prepared by TensorFlow Datasets (TFDS) without TensorFlow or a network.
 
-TFDS keeps a data set in `<data_dir>/<name>/<version>/`. Prepared as `array_record` it can be read
-by index without TensorFlow; as `tfrecord`, the older default, it cannot.
+TFDS keeps a data set in `<data_dir>/<name>/<version>/`. One prepared as `array_record` can be read
+by index without TensorFlow; one prepared as `tfrecord`, the older default, cannot.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def default_data_dir() -> Path:
 
 
 def is_installed() -> bool:
-    """Tells whether TFDS and array_record can be imported, without importing them."""
+    """Whether TFDS and array_record can be imported; imports neither."""
     return all(importlib.util.find_spec(m) for m in ("tensorflow_datasets", "array_record"))
 
 
@@ -51,7 +51,7 @@ def import_tfds() -> ModuleType:
 def find_prepared(name: str, place: Path) -> Path | None:
     """Returns the folder of the newest version of `name` prepared as array_record, or None.
 
-    name   of the data set, with its configuration if it has several: "imagenet_resized/32x32"
+    name   the data set, with its configuration if it has several: "imagenet_resized/32x32"
     place  a TFDS data_dir, the folder `<name>` in it, or that of one version
     """
     folders = [place, *place.glob(f"{name}/*"), *(place.glob("*") if place.name == name else ())]
@@ -65,7 +65,7 @@ def find_prepared(name: str, place: Path) -> Path | None:
 
 
 def explain_unreadable(name: str, place: Path) -> str:
-    """Says in a clause why `name`, though it lies in `place`, is not read; else says ""."""
+    """Returns a clause that says why the `name` in `place` is not read; "" if there is none."""
     if find_prepared(name, place) is not None:
         return "" if is_installed() else f" (a prepared {name} lies there; to read it: {INSTALL})"
     if any(place.glob(f"**/{name.partition('/')[0]}-*.tfrecord-*")):
@@ -87,7 +87,7 @@ def read_prepared(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a split from a version folder: images uint8 [N, *shape] and labels int64 [N].
 
-    Raises ImportError where TFDS is not installed; ValueError naming the folder for a damaged data
+    Raises ImportError if TFDS is not installed; ValueError naming the folder for a damaged data
     set, a missing split, or images of another shape.
     """
     import_tfds()
@@ -107,7 +107,7 @@ def read_prepared(
 
 
 def examples(folder: Path, split: str, image: str) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a split, their images as the bytes that are stored.
+    """Yields the examples of a split, with images as the stored bytes.
 
     Raises as `read_prepared` does.
     """
@@ -126,7 +126,7 @@ def _open(folder: Path, split: str, image: str) -> Any:
     source = tfds.builder_from_directory(folder).as_data_source(
         split, decoders={image: tfds.decode.SkipDecoding()}
     )
-    # A record has a byte or more, whatever the description of the data set says of them.
+    # A record has at least one byte, whatever the description of the data set claims.
     held = sum(file.stat().st_size for file in record_files(folder, split))
     if not 0 < len(source) <= held:
         raise ValueError(f"{len(source):,} records in {held:,} bytes of files")
@@ -143,11 +143,11 @@ def _decode_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        # Before any pixel is decoded, as the header alone tells a decompression bomb.
+        # Checked before decoding any pixel: the header reveals a decompression bomb.
         if (image.height, image.width) != shape[:2]:
             raise ValueError(f"an image is {image.height}×{image.width}, not {shape[0]}×{shape[1]}")
         if is_deep(image):
-            raise ValueError("an image has more than 8 bits a channel")
+            raise ValueError("an image has more than 8 bits per channel")
         image.load()
         check_png_rows(image, data)
         return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)

@@ -1,19 +1,20 @@
-"""Do samples look like some class, and do all classes occur: a judge for small images.
+"""A classifier of small images, to check that samples resemble a class and all classes occur.
 
-Two different views of the classes are fitted, and their probabilities averaged:
+It averages the probabilities of two different models:
 
-- a support vector machine with a Gaussian kernel, one class against the rest, whose margins shrink
-  to nothing far from the training images;
-- quadratic discriminant analysis, one Gaussian a class, which notices what is typical of no class.
+- a support vector machine with a Gaussian kernel, one class against the rest, whose margins vanish
+  far from the training images;
+- quadratic discriminant analysis, one Gaussian per class, which detects images typical of no
+  class.
 
-Each is calibrated on held-out folds by one temperature, softmax(scores / τ) (Guo et al. 2017), and
-only where both are sure is their average sure. On the 8×8 digits of scikit-learn, in five splits of
-80/20, it gives more than 0.9 to one class for 97 % of held-out digits (99.4 % of them named
-rightly), for 26 % of samples of the Gaussian fitted to the training digits, and for fewer than
-0.1 % of uniform noise. The first view alone passes 44 % of the Gaussian's samples; the second 29 %,
-and 47 % of the noise.
+Each is calibrated on held-out folds by one temperature, softmax(scores / τ) (Guo et al. 2017);
+their average is confident only if both are. On the 8×8 digits of scikit-learn, in five 80/20
+splits, it gives one class a probability above 0.9 for 97 % of held-out digits (99.4 % of them
+correctly), for 26 % of samples of the Gaussian fitted to the training digits, and for fewer than
+0.1 % of uniform noise images. The first model alone is confident about 44 % of the Gaussian's
+samples; the second about 29 %, and about 47 % of the noise.
 
-`share_confident` says whether single samples are good, not whether they are varied: read it with
+`share_confident` measures the quality of single samples, not their variety: use it together with
 `label_histogram`.
 """
 
@@ -34,7 +35,7 @@ _FOLDS = 5
 
 
 def fit_classifier(images: npt.ArrayLike, labels: npt.ArrayLike, seed: int = 0) -> Classify:
-    """Fits the judge to uint8 images [N, H, W, C] and their labels [N], integers 0..K-1.
+    """Fits the classifier to uint8 images [N, H, W, C] and their labels [N], integers 0..K-1.
 
     Returns classify(images [M, H, W, C] uint8) -> probabilities [M, K], rows summing to one. The
     seed chooses the calibration folds; nothing else is random. Meant for small images: time grows
@@ -58,11 +59,11 @@ def fit_classifier(images: npt.ArrayLike, labels: npt.ArrayLike, seed: int = 0) 
     calibration: dict[str, Any] = {"method": "temperature", "cv": folds, "ensemble": False}
 
     def calibrated(model):
-        # SVC(probability=True) goes away in scikit-learn 1.11. Its pairwise sigmoids are also too
-        # timid: sure of 86 % of held-out digits, where one temperature is sure of 97 %.
+        # SVC(probability=True) disappears in scikit-learn 1.11. Its pairwise sigmoids are also too
+        # cautious: confident about 86 % of held-out digits, against 97 % with one temperature.
         return CalibratedClassifierCV(model, **calibration)
 
-    # Twice scikit-learn's gamma="scale": with that itself, 3 % of uniform noise passes for digits.
+    # Twice scikit-learn's gamma="scale", with which 3 % of uniform noise would pass for digits.
     gamma = 2.0 / (features.shape[1] * max(float(features.var()), 1e-12))
     judge = VotingClassifier(
         [
@@ -91,7 +92,7 @@ def _checked_labels(labels: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
         raise TypeError(f"fit_classifier needs integer labels, got dtype {classes.dtype}.")
     if classes.shape != (count,):
         raise ValueError(
-            f"fit_classifier needs labels [{count}], one an image, got shape {classes.shape}."
+            f"fit_classifier needs labels [{count}], one per image, got shape {classes.shape}."
         )
     if classes.min() < 0:
         raise ValueError(
@@ -101,8 +102,9 @@ def _checked_labels(labels: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
     counts = np.bincount(classes)
     if counts.size < 2 or counts.min() < 2 * _FOLDS:
         raise ValueError(
-            f"fit_classifier needs two classes or more, numbered 0..K-1, each of {2 * _FOLDS} "
-            f"images or more, got counts {counts.tolist()}. Renumber them, or leave small ones out."
+            f"fit_classifier needs at least two classes, numbered 0..K-1, each of at least "
+            f"{2 * _FOLDS} images, got counts {counts.tolist()}. Renumber them, or leave out small "
+            "ones."
         )
     return classes.astype(np.int64)
 
@@ -125,17 +127,17 @@ def _checked_probabilities(caller: str, probabilities: npt.ArrayLike) -> Float64
 def share_confident(probabilities: npt.ArrayLike, threshold: float = 0.9) -> float:
     """Computes the share of rows of probabilities [N, K] whose largest entry exceeds the threshold.
 
-    Raises ValueError for another shape or rows that are no probabilities.
+    Raises ValueError for another shape or rows that are not probabilities.
     """
     p = _checked_probabilities("share_confident", probabilities)
     return float((p.max(axis=1) > threshold).mean())
 
 
 def label_histogram(probabilities: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Counts how often each class is the most probable: int64 [K], summing to N.
+    """Counts how often each class is the most probable: int64 [K], with sum N.
 
-    A class that is 0 here, or far below its share of the training set, was dropped by the model.
-    Raises ValueError for another shape or rows that are no probabilities.
+    A class with count 0, or far below its share of the training set, was dropped by the model.
+    Raises ValueError for another shape or rows that are not probabilities.
     """
     p = _checked_probabilities("label_histogram", probabilities)
     return np.bincount(p.argmax(axis=1), minlength=p.shape[1])
@@ -144,8 +146,8 @@ def label_histogram(probabilities: npt.ArrayLike) -> npt.NDArray[np.int64]:
 def label_entropy(probabilities: npt.ArrayLike) -> float:
     """Computes the entropy -Σ_k h_k ln h_k, in nats, of the most probable classes' shares h [K].
 
-    exp of it is the effective number of classes: K when all are equally frequent, 1 when one is
-    left. Raises ValueError for another shape or rows that are no probabilities.
+    Its exponential is the effective number of classes: K if all are equally frequent, 1 if only one
+    occurs. Raises ValueError for another shape or rows that are not probabilities.
     """
     shares = label_histogram(probabilities) / len(np.asarray(probabilities))
     seen = shares[shares > 0]

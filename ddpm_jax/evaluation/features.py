@@ -1,4 +1,4 @@
-"""Features of images: a network evaluated batch by batch on all devices."""
+"""Features of images: evaluates a network batch by batch on all devices."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FeatureExtractor:
                        processes, all must call with the same images, and each gets all features
 
     Every batch is padded to the same size, so that one compiled program serves all. Images of
-    another size or number of channels compile it once more.
+    another size or number of channels are compiled separately.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FeatureExtractor:
         devices = jax.local_devices() if devices is None else list(devices)
         if batch_size < 1 or not devices:
             raise ValueError(
-                "FeatureExtractor needs batch_size ≥ 1 and a device or more, got "
+                "FeatureExtractor needs batch_size ≥ 1 and at least one device, got "
                 f"{batch_size=} and {len(devices)} devices."
             )
         self._split = RowSplit(devices)
@@ -91,7 +91,7 @@ class FeatureExtractor:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of `about`: network, its numbers, preprocessing and precision."""
+        """sha256 (hex) of `about`: network, variables, preprocessing and precision."""
         return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, images: npt.ArrayLike) -> Features:
@@ -105,8 +105,8 @@ class FeatureExtractor:
     def stream(self, source: ImageSource) -> Iterator[Features]:
         """Yields the features in the order of the images, at most `batch_size` at a time.
 
-        A step is dispatched before the previous one is waited for, so that devices do not wait for
-        images to be read. Raises as `__call__` does.
+        Each step is dispatched before the result of the previous one is awaited, so devices do not
+        wait for images to be read. Raises what `__call__` raises.
         """
         waiting: tuple[dict[str, Array], int] | None = None
         for batch in batches_of(source, self.batch_size):
@@ -142,8 +142,8 @@ def inception_extractor(
 
     outputs  some of "pool", "spatial", "logits_unbiased", "logits" (`InceptionOutput`)
 
-    The fingerprint does not depend on `outputs`, since no feature depends on the others computed.
-    Raises ValueError for other outputs, or none.
+    The fingerprint does not depend on `outputs`, since the outputs do not affect each other. Raises
+    ValueError for other outputs, or none.
     """
     known = ("pool", "spatial", "logits_unbiased", "logits")
     if not outputs or not set(outputs) <= set(known):
@@ -164,7 +164,7 @@ def inception_extractor(
 
 
 def batches_of(source: ImageSource, batch_size: int) -> Iterator[Pixels]:
-    """Cuts images [N, H, W, C], or batches of them, into batches of `batch_size` and a rest.
+    """Cuts images [N, H, W, C], or batches of them, into batches of `batch_size` and a remainder.
 
     Raises TypeError for other dtypes than uint8; ValueError for other shapes, for images of
     different sizes, and for no images.

@@ -1,9 +1,10 @@
-"""The Inception Score of Salimans et al. (2016): single images sure of their class, all varied.
+"""The Inception Score of Salimans et al. (2016): confident single images, varied classes.
 
     IS = exp( E_x KL( p(y|x) ‖ p(y) ) ),    p(y) = E_x p(y|x)
 
-between 1 (every image has the same label distribution) and K (each is sure, all classes equally
-frequent). It never looks at the data, and grows with the number of images per split.
+It lies between 1 (every image has the same label distribution) and K (each image has one certain
+class, and all classes are equally frequent). It does not use the data, and grows with the number of
+images per split.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ def inception_score(
 ) -> InceptionScore:
     """Computes the Inception Score of logits or probabilities [N, K], in the order of the images.
 
-    Split i is the rows i·N//splits to (i+1)·N//splits, unshuffled, as in the paper's code: images
-    sorted by class would make it small. For numbers as published pass the network's
-    `logits_unbiased`: the reference code multiplies by the last weight and leaves out its bias.
+    Split i has the rows i·N//splits to (i+1)·N//splits, unshuffled, as in the paper's code: images
+    sorted by class give a small score. For numbers as published pass the network's
+    `logits_unbiased`: the reference code multiplies by the last weight and leaves out the bias.
 
-    Raises ValueError unless exactly one of the two is given, for other shapes, for rows that are no
-    probabilities, and unless 1 ≤ splits ≤ N.
+    Raises ValueError unless exactly one of the two is given, for other shapes, for rows that are
+    not probabilities, and unless 1 ≤ splits ≤ N.
     """
     if (logits is None) == (probabilities is None):
         raise ValueError("inception_score needs either logits or probabilities, and not both.")
@@ -48,7 +49,7 @@ def inception_score(
             raise ValueError(
                 "inception_score needs rows that are ≥ 0 and sum to one, got values down to "
                 f"{p.min()} and sums in [{p.sum(axis=1).min()}, {p.sum(axis=1).max()}]. "
-                "Pass scores that are no probabilities as logits=."
+                "Pass scores that are not probabilities as logits=."
             )
     else:
         x = checked_features("inception_score", "logits", logits).astype(np.float64)  # type: ignore
@@ -63,6 +64,6 @@ def inception_score(
 
 
 def _score(p: npt.NDArray[np.float64]) -> float:
-    """exp(E KL) as exp(H(mean) - mean H): xlogy makes 0 ln 0 = 0, where a class is impossible."""
+    """exp(E KL) as exp(H(mean) - mean H); xlogy gives 0 ln 0 = 0 for impossible classes."""
     marginal = p.mean(axis=0)
     return float(np.exp(xlogy(p, p).sum(axis=1).mean() - xlogy(marginal, marginal).sum()))

@@ -1,14 +1,14 @@
-"""The Inception-v3 of the FID literature, as its public PyTorch port numbers and names it.
+"""The Inception-v3 of the FID literature, with the names of its public PyTorch port.
 
-It is the network of TensorFlow's file inception-2015-12-05 (Szegedy et al. 2015), which is not the
-one of torchvision. What differs:
+It is the network of TensorFlow's file inception-2015-12-05 (Szegedy et al. 2015), and differs from
+that of torchvision:
 
-- averages of 3×3 leave the padding out of the count (Mixed_5, Mixed_6b to 6e, Mixed_7b);
+- 3×3 averages do not count the padding (Mixed_5, Mixed_6b to 6e, Mixed_7b);
 - the last block, Mixed_7c, takes the maximum where its twin Mixed_7b takes the average;
 - there are 1008 outputs, of which 1000 are classes, and no auxiliary classifier.
 
-BatchNorm is what it is when not training: constants of one affine map a channel, ε = 0.001. They
-are therefore parameters here, and there is nothing to update.
+BatchNorm is used as in inference: one constant affine map per channel, ε = 0.001. Its constants are
+therefore parameters here, and nothing is updated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SPATIAL_CHANNELS = 7
 
 
 class InceptionOutput(NamedTuple):
-    """What the measures read of the network, float32.
+    """The outputs of the network that the metrics use, float32.
 
     pool             [B, 2048]  after the last average over space: FID, KID, precision and recall
     spatial          [B, 2023]  sFID (Nash et al. 2021): the first 7 channels of the 17×17 map that
@@ -62,7 +62,7 @@ class ConvNormRelu(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         mean = self.param("mean", nn.initializers.zeros, (self.features,))
         variance = self.param("variance", nn.initializers.ones, (self.features,))
-        # Highest precision: by default GPUs and TPUs round the factors to 10 or 7 bits, and FIDs
+        # Highest precision: by default GPUs and TPUs round the factors to 10 or 7 bits, so FIDs
         # would depend on the device.
         y = jax.lax.conv_general_dilated(
             x,
@@ -93,7 +93,8 @@ Layer = tuple[str, int, tuple[int, int]]
 
 
 def _chain(x: Array, *layers: Layer, last: str = "SAME") -> Array:
-    """Applies convolutions of the calling module; with last="VALID" the last of them halves."""
+    """Applies convolutions of the calling module; with last="VALID" the last one halves the
+    size."""
     for i, (name, features, kernel) in enumerate(layers):
         halves = last == "VALID" and i == len(layers) - 1
         strides, padding = ((2, 2), "VALID") if halves else ((1, 1), "SAME")
@@ -122,7 +123,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """Mixed_6a, from 35×35 to 17×17: 384 + 96 channels and those it got."""
+    """Mixed_6a, from 35×35 to 17×17: 384 + 96 channels plus those of its input."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -145,7 +146,7 @@ class BlockC(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Maps x [B, H, W, C] to [B, H, W, 768], and returns its 1×1 branch [B, H, W, 192] too."""
+        """Maps x [B, H, W, C] to [B, H, W, 768], and also returns its 1×1 branch [B, H, W, 192]."""
         n = self.channels
         one = _chain(x, ("branch1x1", 192, (1, 1)))
         seven = _chain(
@@ -167,7 +168,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """Mixed_7a, from 17×17 to 8×8: 320 + 192 channels and those it got."""
+    """Mixed_7a, from 17×17 to 8×8: 320 + 192 channels plus those of its input."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -215,21 +216,22 @@ class BlockE(nn.Module):
 class InceptionV3(nn.Module):
     """The whole network; `InceptionV3().apply(variables, x)` may be jitted.
 
-    Its modules have the port's names, so a weight's path is its name there (`inception_weights`).
+    Its modules have the port's names, so a weight's path is its name in the port
+    (`inception_weights`).
     """
 
     @nn.compact
     def __call__(self, x: Array) -> InceptionOutput:
         """Maps images x [B, 299, 299, 3], float32 in about [-1, 1], to an InceptionOutput.
 
-        `preprocessing.TF1` makes x of pixels. Other sizes from 75 up work too, and have
-        another number of spatial features.
+        `preprocessing.TF1` maps pixels to x. Other sizes from 75 up also work, with another number
+        of spatial features.
 
         Raises ValueError for other shapes.
         """
         if x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < 75:
             raise ValueError(
-                "InceptionV3 needs images [B, 299, 299, 3] (75 or more a side, RGB), got shape "
+                "InceptionV3 needs images [B, 299, 299, 3] (at least 75 per side, RGB), got shape "
                 f"{x.shape}. FeatureExtractor resizes them, and repeats grey three times."
             )
         x = x.astype(jnp.float32)

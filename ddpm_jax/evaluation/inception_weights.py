@@ -1,4 +1,4 @@
-"""The weights of the FID's Inception network: their source, their check, and their names.
+"""The weights of the FID's Inception network: source, verification and names.
 
 They are those of TensorFlow's inception-2015-12-05, as published by the PyTorch port of Heusel et
 al. (2017). Nearly every FID in the literature uses them; other weights give incomparable numbers.
@@ -63,8 +63,8 @@ def load_inception_weights(
     cache_dir  the cache folder (`ddpm_jax.data.cache.cache_root`)
     progress   called with (bytes so far, size) of a download
 
-    A .pth is unpickled only if its sha256 is the published one, and then by an unpickler that knows
-    tensors alone (`torch_file`). A .safetensors file has no published hash; compare the
+    A .pth is unpickled only if its sha256 is the published one, by an unpickler that accepts only
+    tensors (`torch_file`). A .safetensors file has no published hash; compare the
     `variables_fingerprint` of its contents.
 
     Raises ConnectionError, with address, hash and destination, if the file is neither cached nor
@@ -130,7 +130,7 @@ def inception_variables_from_torch(state_dict: Mapping[str, Any]) -> PyTree:
         tensor = np.asarray(theirs[name])
         expected = _their_shape(shapes[path])
         if tensor.shape != expected or not np.issubdtype(tensor.dtype, np.floating):
-            wrong.append(f"{name} is {tensor.dtype} {tensor.shape} in place of {expected}")
+            wrong.append(f"{name} is {tensor.dtype} {tensor.shape} instead of {expected}")
         elif not np.isfinite(tensor).all():
             wrong.append(f"{name} has NaN or infinity")
         else:

@@ -5,8 +5,8 @@
     MMD² = Σ_{i≠j} k(x_i, x_j) / (n(n-1)) + Σ_{i≠j} k(y_i, y_j) / (m(m-1))
            - 2 Σ_{i,j} k(x_i, y_j) / (nm)
 
-The estimate is unbiased at every sample size, unlike a Fréchet distance, so it may be negative
-where the sets are of one distribution, and values from different counts can be compared.
+Unlike a Fréchet distance, the estimate is unbiased at every sample size. So it may be negative if
+both sets have the same distribution, and values from different counts can be compared.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _ROWS = 2048  # one block of kernel values takes 32 MB
 class KernelDistance(NamedTuple):
     """Mean and standard deviation (divisor: their number) of MMD² over random subsets.
 
-    `std` is the scatter of one subset's value; the mean's own error is about std / √num_subsets,
-    and somewhat more where the subsets share many examples.
+    `std` is the scatter of a single subset's value; the error of the mean is about std /
+    √num_subsets, and somewhat more if the subsets share many examples.
     """
 
     mean: float
@@ -35,7 +35,7 @@ class KernelDistance(NamedTuple):
 
 
 def _kernel_sum(a: npt.NDArray, b: npt.NDArray, *, diagonal: bool = True) -> float:
-    """Sums (xᵀy/D + 1)³ over the rows x of a [N, D] and y of b [M, D], in float64, by blocks."""
+    """Sums (xᵀy/D + 1)³ over the rows x of a [N, D] and y of b [M, D], in float64 and in blocks."""
     total = 0.0
     for i in range(0, len(a), _ROWS):
         x = a[i : i + _ROWS].astype(np.float64)
@@ -55,10 +55,10 @@ def _mmd(a: npt.NDArray, b: npt.NDArray) -> float:
 
 
 def polynomial_mmd(real: npt.ArrayLike, generated: npt.ArrayLike) -> float:
-    """Computes the unbiased MMD² of features real [N, D] and generated [M, D], all of them at once.
+    """Computes the unbiased MMD² of all features real [N, D] and generated [M, D].
 
-    The kernel is (xᵀy/D + 1)³, its sums are in float64 and by blocks: memory stays bounded, time
-    grows as (N + M)² D.
+    The kernel is (xᵀy/D + 1)³, summed in float64 and in blocks: memory stays bounded, time grows as
+    (N + M)² D.
 
     Raises ValueError for other shapes, for values that are not finite, and for fewer than two
     examples on a side. Source: Bińkowski et al. (2018); Gretton et al. (2012), Eq. 3.
@@ -76,11 +76,11 @@ def kernel_distance(
 ) -> KernelDistance:
     """Computes the KID of features real [N, D] and generated [M, D]: `polynomial_mmd` over subsets.
 
-    Each of `num_subsets` takes `subset_size` examples of either side, without repetition within a
-    subset; the seed draws them. The defaults are those of the paper's code.
+    Each of `num_subsets` subsets takes `subset_size` examples of each side, drawn without
+    replacement with `seed`. The defaults are those of the paper's code.
 
-    Raises ValueError where `polynomial_mmd` does, for a subset larger than a side or smaller than
-    two, and for no subsets. Source: Bińkowski et al. (2018).
+    Raises ValueError as `polynomial_mmd` does, for subsets larger than a side or smaller than two,
+    and for no subsets. Source: Bińkowski et al. (2018).
     """
     a, b = checked_pair("kernel_distance", real, generated, 2)
     if not 2 <= subset_size <= min(len(a), len(b)) or num_subsets < 1:

@@ -1,14 +1,14 @@
-"""How far one set of images is from another: the Fréchet distance of two Gaussians, and baselines.
+"""Distances between sets of images: the Fréchet distance of two Gaussians, and baselines.
 
     d²(a, b) = ‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a^½ Σ_b Σ_a^½)^½)
 
 is the squared 2-Wasserstein distance of N(μ_a, Σ_a) and N(μ_b, Σ_b) (Dowson & Landau 1982). Over
-features of the Inception network it is the FID of Heusel et al. (2017); over the pixels themselves
-it needs no network, and judges small images. It has the squared units of the features: pixels
-mapped to [-1, 1] give four times the number that pixels in [0, 1] give.
+features of the Inception network it is the FID of Heusel et al. (2017); over the pixels it needs no
+network, and suits small images. Its unit is the square of that of the features: pixels in [-1, 1]
+give four times the value of pixels in [0, 1].
 
-Both moments are estimates, so few images make the distance larger: compare only what was measured
-with equal counts, and beside it report the distance of as many held-out images.
+Both moments are estimates, so the distance is larger for fewer images: compare only values with
+equal counts, and also report the distance of as many held-out images.
 
 Everything runs on the host in float64; features come in batches of any size.
 """
@@ -29,8 +29,8 @@ Float64 = npt.NDArray[np.float64]
 class Moments(NamedTuple):
     """Mean [D] and unbiased covariance [D, D] (divided by count - 1) of `count` feature vectors.
 
-    A single vector has covariance 0 here, where 1/(count - 1) is undefined, so that batches can be
-    merged from the first example on.
+    The covariance of a single vector, where 1/(count - 1) is undefined, is set to 0, so that
+    batches can be merged from the first example on.
     """
 
     mean: Float64
@@ -53,7 +53,8 @@ def moments(features: npt.ArrayLike) -> Moments:
         rows = np.flatnonzero(~np.isfinite(x).all(axis=1))
         raise ValueError(
             f"moments needs finite features, got NaN or infinity in {rows.size} of {x.shape[0]} "
-            f"rows, first in row {rows[0]}. Find what made them: to leave them out would flatter."
+            f"rows, first in row {rows[0]}. Find their cause: dropping them would make the score "
+            "look better than it is."
         )
     mean = x.mean(axis=0)
     centred = x - mean
@@ -61,13 +62,13 @@ def moments(features: npt.ArrayLike) -> Moments:
 
 
 def update_moments(running: Moments | None, features: npt.ArrayLike) -> Moments:
-    """Merges features [N, D] into running moments, or begins them where `running` is None.
+    """Merges features [N, D] into running moments, or starts them if `running` is None.
 
     With n = n_a + n_b and δ = μ_b - μ_a (Chan, Golub & LeVeque 1979):
 
         μ = μ_a + δ n_b/n,    (n-1) Σ = (n_a-1) Σ_a + (n_b-1) Σ_b + δ δᵀ n_a n_b/n
 
-    Raises ValueError where `moments` does, and when the batch has another number of features.
+    Raises ValueError as `moments` does, and if the batch has another number of features.
     """
     batch = moments(features)
     if running is None:
@@ -75,7 +76,7 @@ def update_moments(running: Moments | None, features: npt.ArrayLike) -> Moments:
     if batch.mean.shape != running.mean.shape:
         raise ValueError(
             f"update_moments has moments of {running.mean.size} features and got a batch of "
-            f"{batch.mean.size}. One Moments belongs to one feature space; begin another with None."
+            f"{batch.mean.size}. One Moments belongs to one feature space; start another with None."
         )
     count = running.count + batch.count
     delta = batch.mean - running.mean
@@ -90,9 +91,9 @@ def update_moments(running: Moments | None, features: npt.ArrayLike) -> Moments:
 def _principal_axes(covariance: Float64) -> tuple[Float64, Float64]:
     """Splits Σ [D, D] of rank r into axes V [D, r] and spreads √λ [r]: Σ = V diag(λ) Vᵀ."""
     eigenvalues, axes = np.linalg.eigh((covariance + covariance.T) / 2)
-    # Rounding leaves about ±1e-16 λ_max where an eigenvalue should be 0. The square root would make
-    # 1e-8 of that, so what cannot be told from 0 is dropped; singular covariances are the rule when
-    # images are few or have corners that are always black.
+    # Rounding leaves about ±1e-16 λ_max where an eigenvalue should be 0; its square root would be
+    # 1e-8. So eigenvalues indistinguishable from 0 are dropped. Singular covariances are the rule
+    # if images are few or have corners that are always black.
     kept = eigenvalues > eigenvalues[-1] * eigenvalues.size * np.finfo(np.float64).eps
     return axes[:, kept], np.sqrt(eigenvalues[kept])
 
@@ -102,11 +103,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     With Σ_a = F_a F_aᵀ and Σ_b = F_b F_bᵀ the last trace is the sum of the singular values of
     F_aᵀ F_b. Unlike a square root of the product Σ_a Σ_b it stays real, exact and symmetric in a
-    and b where the covariances are singular (fewer images than features), and needs nothing added
-    to their diagonals.
+    and b for singular covariances (fewer images than features), and adds nothing to their
+    diagonals.
 
-    Returns a value ≥ 0. Raises ValueError when the numbers of features differ, and for fewer than
-    two examples, which have no covariance. Sources: Dowson & Landau (1982); Heusel et al. (2017).
+    Returns a value ≥ 0. Raises ValueError if the numbers of features differ, and for fewer than two
+    examples, which have no covariance. Sources: Dowson & Landau (1982); Heusel et al. (2017).
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
@@ -115,7 +116,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         )
     if min(a.count, b.count) < 2:
         raise ValueError(
-            f"frechet_distance needs two examples or more on each side, got {a.count} and "
+            f"frechet_distance needs at least two examples on each side, got {a.count} and "
             f"{b.count}; a stable value needs far more of them than features."
         )
     (axes_a, spread_a), (axes_b, spread_b) = map(_principal_axes, (a.covariance, b.covariance))
@@ -136,11 +137,11 @@ def pixel_features(images: npt.ArrayLike) -> Float64:
 
 
 def fitted_gaussian_images(images: npt.ArrayLike, count: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Draws `count` uint8 images of the Gaussian with the moments of images [N, H, W, C].
+    """Draws `count` uint8 images from the Gaussian with the moments of images [N, H, W, C].
 
-    The naive baseline: a model that knows every correlation of two pixels and nothing else. Samples
-    μ + Σ^½ z, in pixel levels, are rounded and clipped to 0..255. A generative model worth its
-    training is closer to the data than this, and looks like it.
+    The naive baseline: a model that knows all pairwise correlations of pixels and nothing else.
+    Samples μ + Σ^½ z, in pixel levels, are rounded and clipped to 0..255. A useful generative model
+    is clearly closer to the data.
 
     Raises TypeError for anything but uint8, ValueError for another shape, for fewer than two
     images, and for a count below one.
@@ -148,13 +149,13 @@ def fitted_gaussian_images(images: npt.ArrayLike, count: int, seed: int) -> npt.
     pixels = checked_images("fitted_gaussian_images", images)
     if pixels.shape[0] < 2 or count < 1:
         raise ValueError(
-            f"fitted_gaussian_images needs two images or more and count ≥ 1, got {pixels.shape[0]} "
-            f"images and {count=}."
+            f"fitted_gaussian_images needs at least two images and count ≥ 1, got "
+            f"{pixels.shape[0]} images and {count=}."
         )
     fitted = moments(pixels.reshape(pixels.shape[0], -1))
     axes, spread = _principal_axes(fitted.covariance)
-    # The symmetric root is unique. Axes alone would do as well, but their signs are the linear
-    # algebra library's choice, and the same seed would draw other images on another machine.
+    # The symmetric root is unique. The axes alone would do as well, but their signs depend on the
+    # linear algebra library, so the same seed would draw other images on another machine.
     root = (axes * spread) @ axes.T
     normal = np.random.default_rng(seed).standard_normal((count, fitted.mean.size))
     levels = np.clip(np.rint(fitted.mean + normal @ root), 0, 255)
@@ -164,9 +165,9 @@ def fitted_gaussian_images(images: npt.ArrayLike, count: int, seed: int) -> npt.
 def rms_difference(
     a: npt.ArrayLike, b: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = None
 ) -> float:
-    """Computes √mean (a - b)² in float64 over all entries, or those where `where` is True.
+    """Computes √(mean (a - b)²) in float64 over all entries, or those where `where` is True.
 
-    The arrays are broadcast, `where` too. Raises ValueError when `where` is False everywhere.
+    The arrays and `where` are broadcast. Raises ValueError if `where` is False everywhere.
     """
     squares = np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     if where is None:
@@ -184,15 +185,15 @@ def rms_pairwise(images: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = No
     """Computes the RMS difference of two distinct images in groups of K ≥ 2, [..., K, H, W, C].
 
     √(2 Σ_k (x_k - x̄)²/(K-1)), with the mean over groups and entries taken inside the root. For
-    draws from one distribution it estimates the difference of two fresh draws, whatever K.
-    `where` [..., H, W, C] broadcasts to the images without their axis K.
+    draws from one distribution it estimates the RMS difference of two new draws, for any K. `where`
+    [..., H, W, C] broadcasts to the images without their axis K.
     """
     variance = np.asarray(images, np.float64).var(axis=-4, ddof=1)
     return rms_difference(np.sqrt(2.0 * variance), 0.0, where)
 
 
 class Interval(NamedTuple):
-    """A statistic's value on all examples, and the bounds of its sampling error about it."""
+    """A statistic's value on all examples, with the bounds of its sampling error."""
 
     estimate: float
     low: float
@@ -209,9 +210,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Resamples each array along its first axis and returns statistic(*arrays) with an interval.
 
-    The interval holds `level` of the resampled values, moved so that their mean falls on the
-    estimate: resampling repeats examples, which adds to a Fréchet distance a bias that is no part
-    of its scatter. The estimate's own bias stays in it. For statistics without bias, such as a
+    The interval contains the fraction `level` of the resampled values, shifted so that their mean
+    equals the estimate: resampling repeats examples, which adds a bias to a Fréchet distance that
+    is not part of its scatter. The estimate's own bias remains. For unbiased statistics, such as a
     share, this is the percentile interval (Efron 1979).
 
     Raises ValueError for an empty array, fewer than two repeats, or a level outside (0, 1).
@@ -219,7 +220,7 @@ def bootstrap_interval(
     samples = [np.asarray(array) for array in arrays]
     if not samples or any(s.ndim == 0 or s.shape[0] == 0 for s in samples):
         shapes = [s.shape for s in samples]
-        raise ValueError(f"bootstrap_interval needs arrays of one example or more, got {shapes=}.")
+        raise ValueError(f"bootstrap_interval needs arrays of at least one example, got {shapes=}.")
     if repeats < 2 or not 0 < level < 1:
         raise ValueError(
             f"bootstrap_interval needs repeats ≥ 2 and 0 < level < 1, got {repeats=}, {level=}."

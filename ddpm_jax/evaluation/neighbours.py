@@ -1,7 +1,7 @@
-"""Which training images lie nearest to a sample: so that memorising shows.
+"""Finds the training images nearest to a sample, to reveal memorisation.
 
 A model that copies has samples at distance 0 of the training set, or much nearer to it than
-held-out images are. Neighbours in pixels catch plain copies, not shifted or recoloured ones.
+held-out images are. Neighbours in pixel space reveal plain copies, not shifted or recoloured ones.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def nearest_neighbours(samples: npt.ArrayLike, train: npt.ArrayLike, k: int = 1)
     """Finds the k nearest of train [M, H, W, C] to each of samples [N, H, W, C], both uint8.
 
     The distance is Euclidean, in pixel levels: ‖a - b‖ = √(‖a‖² - 2 aᵀb + ‖b‖²). The search is
-    exact, and equally distant images come by ascending index. A copy has distance exactly 0.
+    exact, and equally distant images are ordered by index. A copy has distance exactly 0.
 
-    Raises TypeError for anything but uint8, ValueError when shapes differ or k is not in 1..M.
+    Raises TypeError for anything but uint8, ValueError if shapes differ or k is not in 1..M.
     """
     a = checked_images("nearest_neighbours", samples)
     b = checked_images("nearest_neighbours", train)
@@ -55,8 +55,8 @@ def nearest_neighbours(samples: npt.ArrayLike, train: npt.ArrayLike, k: int = 1)
 
 def _nearest(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.int64]:
     """Returns the k smallest of ‖a - b‖² · M + index over the rows of b [M, D], sorted: [N, k]."""
-    # Sums of squared levels are whole numbers below 2⁵³, so float64 keeps them exactly; float32
-    # would not, beyond 258 values an image. Distance and index share one number to settle ties.
+    # Sums of squared levels are integers below 2⁵³, so float64 represents them exactly; float32
+    # does not beyond 258 values per image. Distance and index share one number to break ties.
     x = a.astype(np.float64)
     best = np.empty((len(a), 0), dtype=np.int64)
     for start in range(0, len(b), _TRAIN_AT_ONCE):

@@ -1,16 +1,16 @@
-"""Fidelity and variety apart: does a sample lie in the data's support, and data in the samples'?
+"""Fidelity and variety measured separately, by the supports of the data and of the samples.
 
-The support of a set is estimated by balls round its points, each reaching to that point's k-th
+The support of a set is estimated by balls around its points; each reaches to the point's k-th
 nearest neighbour in the set. With X the real and Y the generated features:
 
     precision = share of Y inside some ball of X
     recall    = share of X inside some ball of Y
-    density   = mean over Y of (number of balls of X that hold it) / k
-    coverage  = share of X with some Y in its own ball
+    density   = mean over Y of (number of balls of X that contain it) / k
+    coverage  = share of X with some Y in its ball
 
 Precision and recall are those of Kynkäänniemi et al. (2019), Eqs. 1-2, with closed balls. Density
-and coverage are those of Naeem et al. (2020), whose balls are open in their code; they
-resist outliers, whose balls are large. Density may exceed one.
+and coverage are those of Naeem et al. (2020), whose code uses open balls; they are robust to
+outliers, whose balls are large. Density may exceed one.
 
 All four change with the numbers of images: use equal counts on both sides, and report them.
 """
@@ -25,10 +25,11 @@ import numpy.typing as npt
 
 from ddpm_jax.evaluation.checks import checked_pair
 
-# A block of distances takes 32 MB, and one of 2048 features 16 and 64 MB on its sides, in float64.
+# In float64 a block of distances takes 32 MB; its rows and columns of 2048 features take 16 and 64
+# MB.
 _ROWS, _COLUMNS = 1024, 4096
-# ‖x‖² - 2xᵀy + ‖y‖² is off by about 1e-14 (‖x‖² + ‖y‖²), and a point on a ball's surface must not
-# be in or out by rounding. Float32 features are themselves off by more.
+# ‖x‖² - 2xᵀy + ‖y‖² has an error of about 1e-14 (‖x‖² + ‖y‖²), and rounding must not decide whether
+# a point on a ball's surface is inside. Float32 features have larger errors themselves.
 _SLACK = 1e-13
 
 
@@ -53,7 +54,7 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Computes improved precision and recall of features real [N, D] and generated [M, D].
 
-    Time grows as (N² + M² + NM) D, memory stays bounded; 10,000 images a side are usual. Raises
+    Time grows as (N² + M² + NM) D, memory stays bounded; 10,000 images per side are usual. Raises
     ValueError for other shapes, for values that are not finite, and for k < 1 or sides of k
     examples or fewer.
     """
@@ -72,8 +73,8 @@ def density_coverage(
 ) -> DensityCoverage:
     """Computes density and coverage of features real [N, D] and generated [M, D].
 
-    For two sets of one distribution density is near 1 and coverage near 1 - 2^-k, slightly more for
-    few examples (Naeem et al. 2020). Time grows as (N² + NM) D, memory stays bounded. Raises
+    For two sets from one distribution, density is near 1 and coverage near 1 - 2^-k, slightly more
+    for few examples (Naeem et al. 2020). Time grows as (N² + NM) D, memory stays bounded. Raises
     ValueError for other shapes, for values that are not finite, and for k < 1 or sides of k
     examples or fewer.
     """
@@ -93,7 +94,7 @@ def _centred(
     if k < 1:
         raise ValueError(f"{caller} needs k ≥ 1, got {k=}.")
     a, b = checked_pair(caller, real, generated, k + 1)
-    # Distances do not change, but far from the origin ‖x‖² - 2xᵀy + ‖y‖² would lose digits.
+    # Centring leaves distances unchanged; far from the origin ‖x‖² - 2xᵀy + ‖y‖² would lose digits.
     centre = a.mean(axis=0, dtype=np.float64)
     return a - centre, b - centre
 

@@ -1,8 +1,8 @@
-"""Many images, seen once: their features' moments, and of some features the features themselves.
+"""Moments of features, and chosen features themselves, in one pass over many images.
 
-A Fréchet distance needs moments alone, which are merged as features come; the features of 50,000
-images are never in memory at once (0.4 GB for 2048 of them, and as much for sFID's 2023). KID,
-precision and recall, and the Inception Score need the features, and name those to keep.
+A Fréchet distance needs only moments, which are merged batch by batch; the features of 50,000
+images are never in memory at once (0.4 GB for 2048 features, and as much for the 2023 of sFID).
+KID, precision and recall, and the Inception Score need the features themselves (`keep`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from ddpm_jax.evaluation.features import FeatureExtractor, ImageSource, batches_
 from ddpm_jax.evaluation.metrics import Moments, update_moments
 
 FeatureFn = FeatureExtractor | Callable[[npt.NDArray[np.uint8]], Any]
-"""A FeatureExtractor, or any function of images [n, H, W, C]: to [n, D], or to several by name."""
+"""A FeatureExtractor, or any function of images [n, H, W, C] that returns [n, D] or several by
+name."""
 
 OnProgress = Callable[[int], None]
-"""`on_progress(done)`: how many images were seen so far."""
+"""`on_progress(done)`: the number of images processed so far."""
 
-# Examples merged into the moments at a time: 32 MB of 2048 features in float64. Every merge passes
-# over the covariance, which for single batches would take longer than the features do.
+# Examples merged into the moments at a time: 32 MB of 2048 features in float64. Every merge updates
+# the whole covariance, which for single batches would take longer than computing the features.
 _AT_ONCE = 2048
 
 
 class FeatureSummary(NamedTuple):
-    """What is left of `count` images: moments by name, and kept features [N, D] by name."""
+    """The summary of `count` images: moments by name, and kept features [N, D] by name."""
 
     moments: dict[str, Moments]
     features: dict[str, npt.NDArray]
@@ -44,17 +45,17 @@ def summarize_features(
     batch_size: int = 64,
     on_progress: OnProgress | None = None,
 ) -> FeatureSummary:
-    """Passes over images once, and returns moments of some features and all of others.
+    """Computes, in one pass, moments of some features and keeps others as they are.
 
     source       uint8 images [N, H, W, C], or an iterable of such batches, as an `ImageSet` is
-    feature_fn   the features; what returns a plain array calls it "features"
-    moments      names to take moments of; by default all
-    keep         names to return whole, in the type they come in
-    batch_size   images a call, where feature_fn has no batch size of its own
-    on_progress  called after each batch with the number of images done
+    feature_fn   computes the features; a plain array gets the name "features"
+    moments      names of features to compute moments of; by default all
+    keep         names of features to return, in their own dtype
+    batch_size   images per call, if feature_fn has no batch size of its own
+    on_progress  called after each batch with the number of images processed
 
     Raises ValueError for names that feature_fn does not have, and for features that are not finite;
-    TypeError or ValueError for images that are none.
+    TypeError or ValueError for invalid images.
     """
     blocks: dict[str, list[npt.NDArray]] = {}
     merged: dict[str, Moments | None] = {}
@@ -64,7 +65,7 @@ def summarize_features(
         unknown = (set(keep) | set(moments or ())) - set(features)
         if unknown:
             raise ValueError(
-                f"summarize_features has features {sorted(features)}, and was asked for "
+                f"summarize_features has the features {sorted(features)}, but got the names "
                 f"{sorted(unknown)}. Name them among the outputs of the feature function."
             )
         number = len(next(iter(features.values())))
@@ -95,7 +96,7 @@ def moments_of(
 ) -> dict[str, Moments]:
     """Computes the moments of the features of many images, by name, without holding the features.
 
-    As `summarize_features`, of which it is the first part.
+    The moments that `summarize_features` returns.
     """
     found = summarize_features(source, feature_fn, batch_size=batch_size, on_progress=on_progress)
     return found.moments
@@ -115,7 +116,7 @@ def _stream(
             if values.ndim != 2 or len(values) != len(batch):
                 raise ValueError(
                     f"the feature function gave {name} {values.shape} for {len(batch)} images. "
-                    "Features are [n, D], a row an image."
+                    "Features are [n, D], one row per image."
                 )
         yield arrays
 

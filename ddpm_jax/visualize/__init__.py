@@ -1,14 +1,13 @@
-"""Pictures of samples and curves of losses, as files: grids, animations, labelled rows, plots, and
-panels of arrows, points, heat maps and lines.
+"""Writes image grids, animations, labelled rows, plots and panels to files.
 
-Nothing here computes: images come as uint8 with one channel or three, as
-`to_pixels` makes them, and floats are refused, since their range would have to be
-guessed. Small images are magnified by a whole factor, each pixel a square, never interpolated.
+Images are uint8 with one or three channels, as `to_pixels` returns them; floats are refused, since
+their range would have to be guessed. Small images are magnified by an integer factor, without
+interpolation.
 
-Files appear whole or not at all: they are written beside their place and then moved into it, and
-folders are made as needed. Nothing touches matplotlib's global state, so drawing works without a
-display and from several threads. Every function that takes images raises TypeError for anything but
-uint8; all raise ValueError for other shapes, and for a path that does not end in their file type.
+Files are written atomically, and folders are made as needed. Nothing changes matplotlib's global
+state, so drawing works without a display and from several threads. Every function that takes images
+raises TypeError for anything but uint8; all raise ValueError for other shapes, and for a path that
+does not end in their file type.
 """
 
 from ddpm_jax.visualize.fields import Arrows, Heatmap, Line, Panel, Points, save_panels

@@ -2,9 +2,9 @@
 
     Panel("Data and their score", [Heatmap(p, (-3, 3, -3, 3)), Arrows(x, score)], equal=True)
 
-A panel is a title and layers, drawn in their order. Arrows are drawn in the units of the axes, from
-their points on, so that two panels of equal limits compare; bring vectors to a fitting length
-first.
+A panel is a title and layers, drawn in order. Arrows start at their points and are drawn in the
+units of the axes, so that two panels with equal limits can be compared; scale vectors to a suitable
+length first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FAINT = "#9aa0a8"
 class Heatmap(NamedTuple):
     """Values [H, W] as colours over extent (left, right, bottom, top), row 0 at the bottom.
 
-    `limits` (low, high) of the colours, by default those of the values; `bar` names a colour bar.
+    `limits` (low, high) of the colours default to those of the values; `bar` labels a colour bar.
     """
 
     values: npt.ArrayLike
@@ -48,7 +48,7 @@ class Arrows(NamedTuple):
 
 
 class Points(NamedTuple):
-    """A mark at each of points [N, 2]; colour is a colour, or a number of the series."""
+    """A mark at each of points [N, 2]; `colour` is a colour or the number of a series."""
 
     points: npt.ArrayLike
     colour: int | str = 0
@@ -58,7 +58,7 @@ class Points(NamedTuple):
 
 
 class Line(NamedTuple):
-    """y [N] over x [N]; `band` (low [N], high [N]) is shaded; `marker` as matplotlib names it."""
+    """y [N] over x [N]; `band` (low [N], high [N]) is shaded; `marker` is a matplotlib marker."""
 
     x: npt.ArrayLike
     y: npt.ArrayLike
@@ -78,15 +78,14 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: what is seen, or better, what it shows.
+        title: what the panel shows, preferably its finding.
         layers: drawn in this order; labels of lines and points make a legend.
-        xlabel, ylabel: of the axes.
+        xlabel, ylabel: labels of the axes.
         logx, logy: logarithmic axes, for values above 0.
-        linear_within: y logarithmic on both sides of 0 and linear as far as this from it, for
-            values of both signs and many sizes.
-        xlim, ylim: limits of the axes; what the layers need by default.
-        equal: a map of the plane: one unit is as long in x as in y, and no frame is drawn.
-        legend: where the legend goes, as matplotlib names places.
+        linear_within: y is linear up to this distance from 0 and logarithmic beyond, for values of
+        both signs and many magnitudes. xlim, ylim: limits of the axes; by default those of the
+        layers. equal: the same unit length in x and y, without ticks, as for a map of the plane.
+        legend: matplotlib location of the legend.
     """
 
     title: str
@@ -115,11 +114,11 @@ def save_panels(
     Args:
         path: ends in .png.
         panels: at least one.
-        title: over all of them.
-        columns: panels a row; all of them in one by default.
-        size: (width, height) of a panel in inches, its labels included.
+        title: above all panels.
+        columns: panels per row; by default all in one row.
+        size: (width, height) of a panel in inches, including its labels.
 
-    Raises ValueError for a path of another kind, no panels or columns, shapes that do not fit, and
+    Raises ValueError for another file type, no panels or columns, shapes that do not fit, and
     values ≤ 0 on a logarithmic axis, which would silently be left out.
     """
     from matplotlib.figure import Figure
@@ -127,7 +126,8 @@ def save_panels(
     target = checked_path("save_panels", path, ".png")
     if not panels or (columns is not None and columns < 1):
         raise ValueError(
-            f"save_panels needs a panel and a column at least, got {len(panels)} panels, {columns=}"
+            f"save_panels needs at least one panel and one column, got {len(panels)} panels, "
+            f"{columns=}."
         )
     across = min(columns or len(panels), len(panels))
     down = math.ceil(len(panels) / across)
@@ -145,7 +145,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, color=INK, fontsize=9.5, loc="left")
     for layer in panel.layers:
         _DRAWERS[type(layer)](axes, panel, layer)
-    # After the layers: a heat map would set the limits and the aspect anew.
+    # After the layers: a heat map would reset the limits and the aspect.
     if panel.equal:
         axes.set_aspect("equal")
         axes.set_xticks([])
@@ -206,7 +206,7 @@ def _arrows(axes: Axes, panel: Panel, layer: Arrows) -> None:
     points, vectors = _pairs(panel, layer.points), _pairs(panel, layer.vectors)
     if points.shape != vectors.shape:
         raise ValueError(
-            f"save_panels needs one arrow a point, got points {points.shape} and vectors "
+            f"save_panels needs one arrow per point, got points {points.shape} and vectors "
             f"{vectors.shape} in {panel.title!r}."
         )
     axes.quiver(

@@ -1,4 +1,4 @@
-"""The path of every picture, checked, and atomic writing of figures."""
+"""Checks the paths of pictures and writes figures atomically."""
 
 from __future__ import annotations
 

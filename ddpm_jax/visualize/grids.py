@@ -13,7 +13,7 @@ from ddpm_jax.visualize.files import PathLike, checked_path
 Pixels = npt.NDArray[np.uint8]
 
 GAP = 222
-"""The light grey between images: strokes that are white up to the edge must not run together."""
+"""Light grey between images, so that strokes that are white up to the edge stay separate."""
 
 
 def image_grid(
@@ -30,8 +30,8 @@ def image_grid(
         columns: images per row; by default the sheet is nearly square.
         padding: pixels of the sheet between images and around them; by default one pixel of the
             magnified images, and at least two.
-        scale: whole factor of magnification; by default the largest that keeps images within 96
-            pixels and the sheet within about 768, and at least one.
+        scale: integer magnification; by default the largest that keeps images within 96 pixels and
+        the sheet within about 768, but at least one.
     """
     return _grid("image_grid", images, columns, padding, scale)
 
@@ -66,19 +66,19 @@ def save_gif(
 ) -> None:
     """Writes frames [F, N, H, W, C], in the order shown, to a GIF of grids that loops forever.
 
-    Greyscale keeps 64 levels, off by 2 of 255 at most; colour gets 255 colours chosen anew for
-    every frame. Neither is dithered, which magnified pixels would show as dirt.
+    Greyscale keeps 64 levels, with an error of at most 2 of 255; colour gets 255 colours chosen
+    separately for every frame. Neither is dithered, since magnification would show the dither as
+    dirt.
 
     Args:
         path: ends in .gif.
         frames: uint8, C 1 or 3.
         seconds: duration of all frames, without the hold.
-        hold_last: seconds for which the last frame stays on beyond its own time.
-        max_rate: frames per second at most. Of more frames, evenly spaced ones are shown, the first
-            and last among them: noise compresses badly, and files grow with every frame.
-        columns: as for `image_grid`.
-        padding: as for `image_grid`.
-        scale: as for `image_grid`, but by default images within 48 and the sheet within 400 pixels.
+        hold_last: additional seconds for which the last frame is shown.
+        max_rate: largest number of frames per second. Of more frames, evenly spaced ones are shown,
+        including the first and last: noise compresses badly, and files grow with every frame.
+        columns: as for `image_grid`. padding: as for `image_grid`. scale: as for `image_grid`, but
+        by default images within 48 and the sheet within 400 pixels.
     """
     from PIL import Image
 
@@ -137,7 +137,7 @@ def checked_images(caller: str, images: npt.ArrayLike, axes: str) -> Pixels:
 
 
 def fitting_columns(images: Pixels) -> int:
-    """Chooses the columns that make the sheet nearest to square, and of two rather the wider."""
+    """Chooses the number of columns for the sheet nearest to square; on a tie, the wider one."""
     count, height, width, _ = images.shape
 
     def misfit(columns: int) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def fitting_columns(images: Pixels) -> int:
 
 
 def fitting_scale(images: Pixels, columns: int, tile_limit: int, sheet_limit: int) -> int:
-    """Chooses the largest whole magnification within both limits, in pixels, and at least one."""
+    """Chooses the largest integer magnification within both limits, in pixels, but at least one."""
     count, height, width, _ = images.shape
     side = max(columns * width, math.ceil(count / max(columns, 1)) * height)
     return max(1, min(tile_limit // max(height, width), sheet_limit // side))
@@ -166,7 +166,7 @@ def sheet_of(
     scale: int,
     gap: int = GAP,
 ) -> Pixels:
-    """Magnifies images [N, H, W, C] and lays them on `gap`, `padding` apart and from the edge."""
+    """Magnifies images [N, H, W, C] and lays them on grey `gap`, separated by `padding`."""
     padding = padding_for(scale) if padding is None else padding
     if columns < 1 or padding < 0 or scale < 1:
         raise ValueError(
@@ -185,7 +185,7 @@ def sheet_of(
 
 
 def _indexed(images: Pixels) -> tuple[Pixels, Pixels]:
-    """Splits images into indices [N, H, W, 1] and a palette [256, 3], whose last is GAP."""
+    """Splits images into indices [N, H, W, 1] and a palette [256, 3], whose last entry is GAP."""
     from PIL import Image
 
     if images.shape[-1] == 1:

@@ -1,4 +1,4 @@
-"""Curves as PNG files: losses over training steps, and anything else over anything."""
+"""Plots curves to PNG files: losses over training steps, and any other y over x."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without their pale yellow.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without their pale yellow.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
@@ -30,10 +30,10 @@ def save_curves(
     title: str | None = None,
     xticks: Sequence[float] | None = None,
 ) -> None:
-    """Plots curves {name: (x [N], y [N])} into a PNG file, with a legend where there are several.
+    """Plots curves {name: (x [N], y [N])} to a PNG file, with a legend if there are several.
 
     Values that are not finite leave gaps. Values ≤ 0 on a logarithmic axis raise ValueError: they
-    would silently be left out. `xticks`: the places on x to write out, instead of matplotlib's.
+    would silently be left out. `xticks`: the labelled ticks on x, instead of matplotlib's.
     """
     lines = [
         _line("save_curves", name, curve, linewidth=1.5, **_stroke(i))
@@ -43,7 +43,7 @@ def save_curves(
 
 
 def _stroke(i: int) -> dict[str, str]:
-    """Colour and line style of the i-th curve: another style for each round of the colours."""
+    """Colour and line style of the i-th curve; the style changes when the colours repeat."""
     style = ("-", "--", ":")[i // len(_COLOURS) % 3]
     return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": style}
 
@@ -58,18 +58,18 @@ def save_loss_curve(
     window: int | None = None,
     logy: bool | None = None,
 ) -> None:
-    """Plots a training loss into a PNG file: values faint, their running mean strong.
+    """Plots a training loss to a PNG file: values faint, their running mean bold.
 
     Args:
         path: ends in .png.
         steps: training steps [N].
         losses: the loss at each of them [N].
-        heldout: (steps [M], losses [M]) on held-out data, drawn with a mark at each.
-        title: above the plot.
-        window: values in the running mean, which is centred and shorter at the ends; an even number
-            is raised by one, and the legend states it. By default 2 % of the values, at most 1001.
-        logy: logarithmic losses; by default where all are positive and their mean spans a factor
-            of four or more.
+        heldout: (steps [M], losses [M]) on held-out data, drawn with markers.
+        title: the title above the plot.
+        window: number of values in the running mean, which is centred and shorter at the ends. An
+        even number is raised by one; the legend states it. By default 2 % of the values, at most
+        1001. logy: whether the loss axis is logarithmic; by default if all losses are positive and
+        their mean spans a factor of four or more.
     """
     call = "save_loss_curve"
     if window is not None and window < 1:
@@ -108,7 +108,7 @@ def _line(caller: str, label: str, curve: Curve, **style: Any) -> _Line:
 def _running_mean(values: npt.NDArray[np.float64], half: int) -> npt.NDArray[np.float64]:
     """Averages each value [N] with its finite neighbours up to `half` places away."""
     known = np.isfinite(values)
-    # Summed directly: differences of running totals would lose everything after one huge loss.
+    # Summed directly: differences of running totals would lose all precision after one huge loss.
     window = np.ones(2 * half + 1)
     part = slice(half, half + values.size)
     sums = np.convolve(np.where(known, values, 0.0), window)[part]
@@ -150,7 +150,7 @@ def _save_plot(
     axes.grid(color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
     if len(lines) > 1:
-        # The best place is searched for among all points, which takes seconds when they are many.
+        # Matplotlib searches all points for the best place, which takes seconds if there are many.
         place = "best" if sum(line.x.size for line in lines) < 100_000 else "upper right"
         legend = axes.legend(
             loc=place, fontsize=9, labelcolor=INK, edgecolor="none", framealpha=0.85
@@ -163,7 +163,7 @@ def _save_plot(
 def _scale_axis(
     caller: str, axes: Axes, name: str, values: npt.NDArray[np.float64], log: bool
 ) -> None:
-    """Sets one axis linear or logarithmic, with ticks written as people write them."""
+    """Makes one axis linear or logarithmic, with readable tick labels."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
     if log and (values <= 0).any():
@@ -175,7 +175,7 @@ def _scale_axis(
     if log:
         getattr(axes, f"set_{name}scale")("log")
         if values.size and values.max() < 1e3 * values.min():
-            # Powers of ten alone would leave one label or none on so short an axis.
+            # Powers of ten alone would leave at most one label on such a short axis.
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -23,10 +23,10 @@ def save_rows(
     padding: int | None = None,
     scale: int | None = None,
 ) -> None:
-    """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and the top.
+    """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and top.
 
-    `captions`, R sequences of K, stand below the single images. Without `scale`, images are
-    magnified until column labels and captions fit their width.
+    `captions`, R sequences of K, appear below the images. Without `scale`, images are magnified
+    until column labels and captions fit their width.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,11 +63,11 @@ def save_rows(
         texts = top + sum(below, [])
         scale = max(fitting, math.ceil((width_of(texts) + margin) / block.shape[3]) if texts else 1)
     padding = padding_for(scale) if padding is None else padding
-    # Captions stand on pixels added below the images, so that the sheet stays one grid.
+    # Captions use pixels added below the images, so that the sheet remains one grid.
     band = math.ceil(line / scale) if below and scale > 0 else 0
     tiles = np.pad(tiles, ((0, 0), (0, band), (0, 0), (0, 0)), constant_values=GAP)
     sheet = sheet_of("save_rows", tiles, columns, padding, scale)
-    # Placed by whole pixels: axes would resample the sheet, and blur or drop rows of it.
+    # Placed at integer pixels: axes would resample the sheet, and blur or drop rows of it.
     x = margin + (width_of(left) + margin if left else 0)
     y = margin + (line if top else 0)
     width, height = x + sheet.shape[1] + margin, y + sheet.shape[0] + margin

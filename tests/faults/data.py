@@ -17,7 +17,7 @@ from tests.faults.harness import TINY, Bench, Program, Report, steps
 PROMISE = (
     "Damaged data end the program before training, with exit code 2 and the file (and record) "
     "named, and nothing is written to the run directory but its lock; a damaged cache entry is "
-    "decoded anew."
+    "decoded again."
 )
 RECORD, RECORDS = 3073, 10_000
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
@@ -171,8 +171,8 @@ def _cache(bench: Bench, report: Report) -> None:
     images.write_bytes(content.getvalue())
     shutil.rmtree(folder / "run")
     ended = bench.script("train_mnist.py", flags, bench.work / "cache-2").end()
-    said = "damaged" in ended.output and "decoded anew" in ended.output
-    report.add("damaged cache entries decoded anew", ended.code == 0 and said)
+    said = "damaged" in ended.output and "decoded again" in ended.output
+    report.add("damaged cache entries decoded again", ended.code == 0 and said)
     report.expect(ended.code == 0 and said, f"the cache: {ended.output[-1000:]}")
     report.expect(steps(folder / "run") == [4], "no training from the rebuilt cache")
     same = {p: p.read_bytes() for p in cache.rglob("images.npy")} == fingerprints

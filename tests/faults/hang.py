@@ -8,8 +8,8 @@ from tests.faults.harness import SHORT_STEPS, Bench, Report, compare, ends_with
 
 PROMISE = (
     "A run that makes no progress for --devices.watchdog-seconds ends with exit code 75, the "
-    "stacks of all threads in hang-STEP.txt and what it waited for; the same command goes on from "
-    "the newest checkpoint."
+    "stacks of all threads in hang-STEP.txt and what it waited for; the same command continues "
+    "from the newest checkpoint."
 )
 TIMEOUT = 6.0
 STEP = 14

@@ -1,4 +1,4 @@
-"""The cache of decoded images: an entry is what was written, or decoded anew with a warning."""
+"""The cache of decoded images: an entry is what was written, or decoded again with a warning."""
 
 import json
 import os
