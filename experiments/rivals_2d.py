@@ -2,9 +2,9 @@
 
     python experiments/rivals_2d.py
 
-Trains each model on densities in the plane (or, with --data digits, on 8×8 digits) with several
-seeds, and measures what each can say about log p(x), which modes its samples cover, their distance
-to the data, and what a sample costs. Writes rivals.png, rivals.md (the tables) and rivals_2d.json.
+Trains each model on two densities in the plane with several seeds, and measures what each can say
+about log p(x), which modes its samples cover, their distance to the data, and what a sample costs.
+Writes rivals.png, rivals.md (the tables) and rivals_2d.json.
 
 Three minutes on two idle cores, no downloads. docs/results/rivals_2d shows the results. Each model
 is a module of `rivals/`.

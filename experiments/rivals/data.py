@@ -1,7 +1,7 @@
-"""What the models learn: densities in the plane with countable modes, or digits.
+"""What the models learn: densities in the plane whose modes can be counted.
 
-Every density has a standard deviation of about 1 per coordinate, which none of the models has to
-learn then, and modes that do not touch, or touch in corners.
+Every density has a standard deviation of about 1 per coordinate, so no model has to learn a scale,
+and modes that are apart or touch only in corners.
 """
 
 from __future__ import annotations

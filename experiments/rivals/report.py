@@ -102,8 +102,8 @@ def figure_title(numbers: Numbers) -> str:
         }
         best = min(off, key=off.__getitem__)
         cost = evaluations(rows[best]["evaluations_per_sample"])
-        found.append(f"{best} on the {density} ({off[best]:.0%}, {cost})")
-    return f"The fewest samples off the modes: {', '.join(found)}"
+        found.append(f"{best} on {density} ({off[best]:.0%}, {cost})")
+    return f"Fewest samples off the modes: {', '.join(found)}"
 
 
 def evaluations(count: int) -> str:
