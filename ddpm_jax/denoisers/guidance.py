@@ -68,7 +68,7 @@ def guidance_interval(
     def scale_at(timesteps: Array) -> Array:
         log_snr = lookup(schedule.log_snr, rows_of_timesteps(schedule, timesteps))
         sigma = jnp.exp(-0.5 * log_snr)
-        return jnp.where((sigma > low) & (sigma <= high), jnp.asarray(scale), 1.0)
+        return jnp.where((sigma > low) & (sigma <= high), jnp.asarray(scale, sigma.dtype), 1.0)
 
     return scale_at
 
