@@ -17,9 +17,8 @@ class DataConfig:
     """Where the images come from."""
 
     name: str = "digits"
-    """digits (scikit-learn's 1,797 images of 8×8), cifar10, cifar100, mnist, fashion_mnist, svhn;
-    folder or arrays: your own images at `path`; tfds:NAME; hf:NAME_OR_FOLDER; or your own function
-    of the split, package.module:function."""
+    """digits (1,797 of 8×8), cifar10, cifar100, mnist, fashion_mnist, svhn; folder or arrays, at
+    `path`; tfds:NAME; hf:NAME_OR_FOLDER; or your function of the split, package.module:function."""
     path: Path | None = None
     """Local file or folder. None looks in the cache, then for a prepared TFDS data set."""
     cache_dir: Path | None = None
@@ -34,8 +33,7 @@ class DataConfig:
     """Where the labels of your own images come from: a .csv or .json file, or none; auto: class
     folders or dataset.json, for class-conditional networks."""
     holdout: float = 0.1
-    """Share of the images that is held out from training, where the data have no held-out split; 0
-    for none."""
+    """Share of the images held out from training, if the data have no such split; 0 for none."""
     augment: Literal["none", "flip", "pad_crop", "flip_pad_crop"] = "none"
     """flip: mirror each training image left to right with probability ½; pad_crop: shift it by up
     to 4 pixels, padded by reflection."""
@@ -77,8 +75,7 @@ class NetworkConfig:
     patch_size: int = 1
     """The network takes square patches of this many pixels per side as its pixels; 1 for none."""
     class_conditional: bool = False
-    """Embed the label beside the step; some labels are dropped while training, for guidance. Data
-    with vectors `cond` condition the network on them without being asked to."""
+    """Embed the label beside the step; some labels are dropped while training, for guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters, statistics, softmax and loss stay float32."""
 

@@ -66,8 +66,7 @@ class RunOptions:
     data_path: Path | None = None
     """Where the data of the run lie, when that is not where they were in training."""
     data_name: str | None = None
-    """The data of the run, as --data.name in training. Needed for a function of your own, since a
-    run's folder alone does not decide which code is run."""
+    """The data of the run, as --data.name in training; needed for a function of your own."""
     num_devices: int | None = None
     """Devices to split each batch over; None for all. A CPU's cores are devices, up to eight.
     Changes speed, not the results."""
@@ -231,18 +230,16 @@ class TrainedRun:
         return self._load("heldout")
 
     def _load(self, split: Any) -> ImageDataset:
-        config = self.config.data
-        if self.options.data_path is not None:
-            config = dataclasses.replace(config, path=self.options.data_path)
-        if self.options.data_name is not None:
-            config = dataclasses.replace(config, name=self.options.data_name)
-        elif is_function(config.name):
+        given = {"path": self.options.data_path, "name": self.options.data_name}
+        given = {name: value for name, value in given.items() if value is not None}
+        # Of a run made elsewhere: where to write, whether to fetch and which code to run is not for
+        # its maker to say.
+        config = dataclasses.replace(self.config.data, cache_dir=None, download=False, **given)
+        if is_function(config.name) and "name" not in given:
             raise RunDirectoryError(
                 f"{self.name} was trained on data of a function, {config.name}. Name one that is "
                 "yours to run: --data-name package.module:function."
             )
-        # Of a run made elsewhere: where to write and whether to fetch is not for its maker to say.
-        config = dataclasses.replace(config, cache_dir=None, download=False)
         try:
             data = load_data(config, split, labelled=self.model.num_classes is not None)
         except (ValueError, OSError) as error:
@@ -275,7 +272,7 @@ class TrainedRun:
         number = names.index(str(label)) if str(label) in names else label
         if classes is None or not isinstance(number, int) or not 0 <= number < classes:
             known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
-            known += f", or {', '.join(names[:20])}" + ", …" * (len(names) > 20) if names else ""
+            known += f", or {', '.join(names[:20])}" if names else ""
             raise ValueError(f"--label {label} is not a class of this run: {known}.")
         return np.full(count, number)
 
