@@ -147,8 +147,11 @@ def few_images(monkeypatch):
     load = trained_run.load_data
 
     def cut(train, heldout):
-        def load_few(config, split):
-            data, count = load(config, split), {"train": train, "heldout": heldout}[split]
+        def load_few(config, split, **options):
+            data, count = (
+                load(config, split, **options),
+                {"train": train, "heldout": heldout}[split],
+            )
             labels = data.labels[:count]
             return data._replace(images=data.images[:count], labels=labels)
 
@@ -306,7 +309,7 @@ def test_large_images_come_in_small_files_of_whole_batches():
         (["--count=3"], "--count"),
         (["--bits-count=1"], "--bits-count"),
         (["--features=inception"], "--download"),
-        (["--features=inception", "--inception=/nonexistent.pth"], "no file"),
+        (["--features=inception", "--inception=/nonexistent.pth"], "not a file"),
         (["--eta=1"], "--sampler ddim"),
         (["--guidance=2", "--batch-size=0"], "--batch-size"),
     ],

@@ -196,5 +196,5 @@ def _imported(module: str, function: str, name: str) -> DataSet:
 
 def _given(value: Any, name: str, option: str) -> Any:
     if value is None:
-        raise ValueError(f"the data set {name} needs {option}.")
+        raise ValueError(f"--data.name {name} needs {option}.")
     return value

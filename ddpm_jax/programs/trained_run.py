@@ -231,18 +231,16 @@ class TrainedRun:
         return self._load("heldout")
 
     def _load(self, split: Any) -> ImageDataset:
-        config = self.config.data
-        if self.options.data_path is not None:
-            config = dataclasses.replace(config, path=self.options.data_path)
-        if self.options.data_name is not None:
-            config = dataclasses.replace(config, name=self.options.data_name)
-        elif is_function(config.name):
+        given = {"path": self.options.data_path, "name": self.options.data_name}
+        given = {name: value for name, value in given.items() if value is not None}
+        # Ignore cache_dir, download and functions of the stored config: it may come from someone
+        # else.
+        config = dataclasses.replace(self.config.data, cache_dir=None, download=False, **given)
+        if is_function(config.name) and "name" not in given:
             raise RunDirectoryError(
                 f"{self.name} was trained on data of a function, {config.name}. Name a function "
                 "that you trust: --data-name package.module:function."
             )
-        # Ignore cache_dir and download from the stored config: it may come from someone else.
-        config = dataclasses.replace(config, cache_dir=None, download=False)
         try:
             data = load_data(config, split, labelled=self.model.num_classes is not None)
         except (ValueError, OSError) as error:
@@ -276,7 +274,7 @@ class TrainedRun:
         number = names.index(str(label)) if str(label) in names else label
         if classes is None or not isinstance(number, int) or not 0 <= number < classes:
             known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
-            known += f", or {', '.join(names[:20])}" + ", …" * (len(names) > 20) if names else ""
+            known += f", or {', '.join(names[:20])}" if names else ""
             raise ValueError(f"--label {label} is not a class of this run: {known}.")
         return np.full(count, number)
 
