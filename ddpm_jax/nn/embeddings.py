@@ -45,7 +45,7 @@ def sinusoidal_embedding(
     for name, value in {"dim": dim, "max_period": max_period}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(f"sinusoidal_embedding needs {name}, a number, got {describe(value)}.")
-    if dim < 4 or dim % 1:
+    if not isinstance(dim, (int, np.integer)) or dim < 4:
         raise ValueError(
             f"sinusoidal_embedding needs dim >= 4, got {dim=}: it needs at least two frequencies, "
             "each with a sine and a cosine. DDPM uses 128."
@@ -55,7 +55,7 @@ def sinusoidal_embedding(
             f"sinusoidal_embedding needs max_period > 1, got {max_period=}. DDPM uses 10000."
         )
     check_embedding("sinusoidal_embedding", order, shift)
-    half = int(dim) // 2
+    half = dim // 2
     # On the host in float64: a float32 exp is off by a few units in the last place, and t ≈ 1000
     # turns that into 1e-4 of a radian.
     exponents = np.arange(half, dtype=np.float64) / (half - shift)

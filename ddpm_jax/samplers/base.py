@@ -188,13 +188,14 @@ def advance(
     check_steps("advance", sampler, steps)
     check_flag("advance", "keep", keep)
     x = _check_call("advance", sampler, denoise, x, keys, noise, jnp.shape(steps))
-    shapes, wanted = (
-        jax.tree.map(jnp.shape, tree) for tree in (state, jax.eval_shape(sampler.init, x))
-    )
-    if shapes != wanted:
+    wanted = jax.eval_shape(sampler.init, x)
+    if jax.tree.structure(state) != jax.tree.structure(wanted) or any(
+        jnp.shape(have) != want.shape
+        for have, want in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True)
+    ):
         raise ValueError(
-            f"advance needs the sampler's state, sampler.init(x) or what advance returned, of "
-            f"shapes {wanted}, got {describe(state)}."
+            "advance needs the sampler's state: sampler.init(x), or what advance returned; got "
+            f"{describe(state)}."
         )
     return _scan(sampler, denoise, x, state, steps, keys, noise, keep)
 

@@ -106,6 +106,7 @@ def langevin(
     """
     check_function("langevin", "score_fn", score_fn, "(x) -> s")
     check_flag("langevin", "keep", keep)
+    num_steps = check_whole("langevin", "num_steps", num_steps)
     x = _check_call("langevin", x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
 
     def body(x, inputs):
@@ -168,6 +169,7 @@ def metropolis_adjusted_langevin(
     if score_fn is not None:
         check_function(call, "score_fn", score_fn, "(x) -> s")
     check_flag(call, "keep", keep)
+    num_steps = check_whole(call, "num_steps", num_steps)
     x = _check_call(call, x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
     if uniform is not None:
         check_real(call, uniform=uniform)
@@ -269,6 +271,7 @@ def annealed_langevin_chains(
             "geometric_noise_levels makes them."
         )
     num_levels = host.shape[0]
+    steps_per_level = check_whole(call, "steps_per_level", steps_per_level)
     layout = "[num_levels, steps_per_level, *x.shape]"
     x = _check_call(call, x, step_size, keys, noise, (num_levels, steps_per_level), layout)
     sigmas = jnp.asarray(host, x.dtype)
@@ -333,8 +336,6 @@ def _check_call(
     layout: str,
 ) -> Array:
     """x as an array. Raises, in the name of the call, for what none of the samplers can run on."""
-    for number in steps:
-        check_whole(call, "a number of steps", number)
     (x,) = check_batch(call, x=x)
     _step_size(call, step_size, x)
     expected = (*steps, *x.shape)

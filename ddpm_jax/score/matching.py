@@ -90,7 +90,7 @@ def exact_score_matching(score_fn: ScoreFn, x: Array) -> Array:
     and checks; for images use `sliced_score_matching` or `denoising_score_matching`.
 
     Assumes that p falls off at infinity (or at its border); on data of finitely many values the
-    minimum is -∞. Raises ValueError when the score is not of x's shape or x not floating point.
+    minimum is -∞. Raises ValueError when the score is not of x's shape, TypeError for other kinds.
 
     >>> score.exact_score_matching(lambda x: -x, jnp.ones((2, 3)))
     Array([-1.5, -1.5], dtype=float32)
@@ -159,10 +159,10 @@ def projections(
     >>> score.projections(dj.example_keys(jax.random.key(0), jnp.arange(2)), 5, (3,)).shape
     (5, 2, 3)
     """
-    shape = check_draw("projections", keys, shape, dtype)
     num = check_whole("projections", "num", num)
     if not isinstance(kind, str) or kind not in PROJECTIONS:
-        raise ValueError(f"projections knows the kinds {PROJECTIONS}, got {kind!r}.")
+        raise ValueError(f"projections knows the kinds {PROJECTIONS}, got {kind=}.")
+    shape = check_draw("projections", keys, shape, dtype)
 
     def draw(index: Array) -> Array:
         drawn_keys = fold_in_each(keys, index)
@@ -258,9 +258,8 @@ def _score_and_forms(
 ) -> tuple[Array, Array]:
     """s(x) [B, ...] and vᵢᵀ ∇s(x) vᵢ [num, B] for the directions vᵢ = direction(i) [B, ...]."""
     check_function(call, "score_fn", score_fn, "(x) -> s")
-    _check_score(call, jax.eval_shape(score_fn, x), x)
     # The score is evaluated once, and only its linear part per direction.
-    score, push = jax.linearize(score_fn, x)
+    score, push = jax.linearize(lambda x: _check_score(call, score_fn(x), x), x)
 
     def form(i: Array) -> Array:
         v = direction(i)

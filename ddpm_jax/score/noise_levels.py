@@ -114,11 +114,15 @@ def geometric_ratio(dim: int, *, overlap: float = 0.5) -> float:
     >>> round(score.geometric_ratio(32 * 32 * 3), 2)
     1.04
     """
-    dim = check_whole("geometric_ratio", "dim", dim)
-    check_number("geometric_ratio", "overlap", overlap)
+    return _ratio("geometric_ratio", dim, overlap)
+
+
+def _ratio(call: str, dim: int, overlap: float) -> float:
+    dim = check_whole(call, "dim", dim)
+    check_number(call, "overlap", overlap)
     if not (dim >= 5 and 0 < overlap <= 0.99):
         raise ValueError(
-            f"geometric_ratio needs dim >= 5 and 0 < overlap <= 0.99, got {dim=}, {overlap=}. In "
+            f"{call} needs dim >= 5 and 0 < overlap <= 0.99, got {dim=}, {overlap=}. In "
             "fewer dimensions noise of any two levels overlaps: use geometric_noise_levels with a "
             "ratio of about 2."
         )
@@ -152,9 +156,7 @@ def ncsnv2_noise_levels(
     (219,)
     """
     _check_range("ncsnv2_noise_levels", sigma_max, sigma_min)
-    dim = check_whole("ncsnv2_noise_levels", "dim", dim)
-    check_number("ncsnv2_noise_levels", "overlap", overlap)
-    ratio = geometric_ratio(dim, overlap=overlap)
+    ratio = _ratio("ncsnv2_noise_levels", dim, overlap)
     steps = max(1, round(math.log(sigma_max / sigma_min) / math.log(ratio)))
     return geometric_noise_levels(sigma_max, sigma_min, steps + 1)
 

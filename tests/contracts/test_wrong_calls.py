@@ -1177,6 +1177,14 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
     ("schedule_from_log_snr", "log_snr", "traced"): ("a table to differentiate", close),
     ("make_denoiser", "variance", "another T"): ("a fixed variance of the sampler's grid", same),
     ("probability_flow_log_likelihood", "prior_std", "None"): ("σ_max, here 1", same),
+    ("x_0_of", "denoised, x_t", "exchanged"): (
+        "two batches of one shape: another call that is right",
+        lambda result, right: result.shape == right.shape,
+    ),
+    ("host_array", "name, value", "exchanged"): (
+        "any value of the host; what it holds is checked after",
+        lambda result, right: result.shape == (),
+    ),
     ("warmup_schedule", "beta_end, warmup_fraction", "exchanged"): (
         "two numbers of one range: another call that is right",
         lambda result, right: bool(jnp.isclose(result.beta[-1], 0.5)),
@@ -1267,7 +1275,6 @@ def test_the_right_call_is_right(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_wrong_calls_raise_an_error_of_ours(name):
-    """One wrong call after the other, so that a failure lists all of them."""
     bad = []
     right = call(ROWS[name], {})
     for argument, wrong, make in wrong_calls(name):
