@@ -337,7 +337,7 @@ def test_events_may_be_scalars():
         (
             lambda x: denoising_score_matching(lambda x: x, x, x[0], 1.0),
             ValueError,
-            "x and noise of one shape",
+            "x and noise",
         ),
         (lambda x: denoising_score_matching(lambda x: x, x, x, 0.0), ValueError, "sigma > 0"),
         (lambda x: ncsn_loss(lambda x, i: x, x, 0.5, x, SIGMAS), TypeError, "integer levels"),

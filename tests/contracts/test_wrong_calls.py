@@ -1175,7 +1175,10 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
     ("schedule_from_beta", "beta", "traced"): ("a table to differentiate", close),
     ("schedule_from_alpha_bar", "alpha_bar", "traced"): ("a table to differentiate", close),
     ("schedule_from_log_snr", "log_snr", "traced"): ("a table to differentiate", close),
-    ("make_denoiser", "variance", "another T"): ("a fixed variance of the sampler's grid", same),
+    **{
+        (name, "variance", "another T"): ("a fixed variance of the sampler's grid", same)
+        for name in ("make_denoiser", "sigma_denoiser", "classifier_free", "classifier_guided")
+    },
     ("probability_flow_log_likelihood", "prior_std", "None"): ("σ_max, here 1", same),
     ("x_0_of", "denoised, x_t", "exchanged"): (
         "two batches of one shape: another call that is right",
