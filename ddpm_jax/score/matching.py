@@ -221,7 +221,7 @@ def ncsn_loss(
         power: p, the weight's exponent.
 
     Raises ValueError for noise or a score that is not of x's shape and levels that are neither []
-    nor [B], TypeError for levels that are not integers.
+    nor [B], and sigmas that are not positive; TypeError for levels that are not integers.
 
     >>> sigmas, x = score.geometric_noise_levels(1.0, 0.1, 5), jnp.zeros((2, 3))
     >>> score.ncsn_loss(lambda x, level: -x, x, jnp.array([0, 4]), jnp.ones((2, 3)), sigmas).shape
@@ -237,7 +237,10 @@ def ncsn_loss(
             "with jax.random.randint(key, (), 0, len(sigmas)) per example."
         )
     level = per_example("ncsn_loss", "level", level, x).astype(jnp.int32)
-    table = jnp.asarray(real_table("ncsn_loss", "sigmas", sigmas), x.dtype)
+    host = real_table("ncsn_loss", "sigmas", sigmas)
+    if isinstance(host, np.ndarray) and not (host > 0).all():
+        raise ValueError(f"ncsn_loss needs positive sigmas [L], got {host.min()}.")
+    table = jnp.asarray(host, x.dtype)
     # Plain indexing would clamp a level beyond the ladder and wrap -1 round to its smallest σ.
     sigma = table.at[level].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     residual = _scaled_residual(

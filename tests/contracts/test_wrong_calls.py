@@ -1180,6 +1180,10 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
         for name in ("make_denoiser", "sigma_denoiser", "classifier_free", "classifier_guided")
     },
     ("probability_flow_log_likelihood", "prior_std", "None"): ("σ_max, here 1", same),
+    ("ncsn_loss", "sigmas", "rising"): (
+        "σ = sigmas[level], in any order: here levels 0 and 2 exchanged",
+        lambda result, right: bool((result[1] == right[1]) & (result[0] != right[0])),
+    ),
     ("x_0_of", "denoised, x_t", "exchanged"): (
         "two batches of one shape: another call that is right",
         lambda result, right: result.shape == right.shape,
