@@ -13,15 +13,18 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.types import Array, ArrayLike, Key, describe
+from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 
 
 def make_key(seed: ArrayLike) -> Key:
     """The key of a seed [], always threefry's: JAX_DEFAULT_PRNG_IMPL does not change it.
 
+    Raises TypeError unless the seed is one integer.
+
     >>> dj.keys.make_key(0).shape
     ()
     """
+    _check_integer("make_key", "a seed", seed)
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -35,7 +38,7 @@ def example_keys(key: Key, index: ArrayLike) -> Key:
     (4,)
     """
     _check_key("example_keys", key, "one key [], such as jax.random.key(0)", ())
-    index = jnp.asarray(index)
+    index = as_array("example_keys", "index", index)
     if not jnp.issubdtype(index.dtype, jnp.integer) or index.ndim != 1:
         raise TypeError(
             "example_keys needs the examples' indices, int [B], such as jnp.arange(B); got "
@@ -47,21 +50,27 @@ def example_keys(key: Key, index: ArrayLike) -> Key:
 def fold_in_each(keys: Key, data: ArrayLike) -> Key:
     """Folds the same number `data` [] into every key [B]: a new stream per example.
 
-    Raises as `check_keys` does.
+    Raises as `check_keys` does, and TypeError unless `data` is one integer.
 
     >>> dj.keys.fold_in_each(dj.example_keys(jax.random.key(0), jnp.arange(4)), 7).shape
     (4,)
     """
     check_keys("fold_in_each", keys)
+    _check_integer("fold_in_each", "data", data)
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jnp.asarray(data))
 
 
 def split_each(keys: Key, num: int) -> tuple[Key, ...]:
     """Splits every key [B] into `num` independent streams, one [B] array per purpose.
 
+    Raises as `check_keys` does, and TypeError unless `num` is a whole number of at least 1.
+
     >>> [k.shape for k in dj.keys.split_each(dj.example_keys(jax.random.key(0), jnp.arange(4)), 2)]
     [(4,), (4,)]
     """
+    check_keys("split_each", keys)
+    if not isinstance(num, int) or isinstance(num, bool) or num < 1:
+        raise TypeError(f"split_each needs num, a whole number of at least 1, got {describe(num)}.")
     return tuple(fold_in_each(keys, purpose) for purpose in range(num))
 
 
@@ -74,17 +83,25 @@ def normal_per_example(keys: Key, shape: tuple[int, ...], dtype=jnp.float32) -> 
     >>> dj.normal_per_example(dj.example_keys(jax.random.key(0), jnp.arange(4)), (8, 8, 1)).shape
     (4, 8, 8, 1)
     """
-    check_keys("normal_per_example", keys)
-    try:
-        shape = tuple(operator.index(size) for size in shape)
-    except TypeError:
-        raise TypeError(
-            "normal_per_example needs one event's shape as a tuple of whole numbers, such as "
-            f"(32, 32, 3), or () for scalars; got {shape!r}."
-        ) from None
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"normal_per_example needs a floating-point dtype, got {jnp.dtype(dtype)}.")
+    shape = check_draw("normal_per_example", keys, shape, dtype)
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+
+def check_draw(call: str, keys: Key, shape: tuple[int, ...], dtype=jnp.float32) -> tuple[int, ...]:
+    """One event's shape as a tuple. Raises, in the name of the call, as `normal_per_example`."""
+    check_keys(call, keys)
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = (-1,)
+    if any(size < 0 for size in sizes):
+        raise TypeError(
+            f"{call} needs one event's shape as a tuple of whole numbers, such as (32, 32, 3), or "
+            f"() for scalars; got {describe(shape)}."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{call} needs a floating-point dtype, got {dtype}.")
+    return sizes
 
 
 def check_keys(call: str, keys: Key, count: int | None = None) -> None:
@@ -97,6 +114,14 @@ def check_keys(call: str, keys: Key, count: int | None = None) -> None:
     if count is not None:
         wanted += f", B = {count}"
     _check_key(call, keys, wanted, None if count is None else (count,))
+
+
+def _check_integer(call: str, name: str, value: ArrayLike) -> None:
+    number = as_array(call, name, value) if not isinstance(value, int) else None
+    if isinstance(value, bool) or not (
+        number is None or (number.ndim == 0 and jnp.issubdtype(number.dtype, jnp.integer))
+    ):
+        raise TypeError(f"{call} needs {name}, one integer [], got {describe(value)}.")
 
 
 def _check_key(call: str, key: Key, wanted: str, shape: tuple[int, ...] | None) -> None:

@@ -99,6 +99,8 @@ def _check_estimate(name: str, value: Any, x_t: Array) -> None:
             "a denoiser must return x̂_0 as a floating-point array, or "
             f"Denoised(x_0, variance_output); got {describe(value)} for {name}."
         )
+    if not hasattr(x_t, "shape"):
+        raise TypeError(f"a denoiser must return {name} for an array x_t, got {describe(x_t)}.")
     if jnp.shape(value) != jnp.shape(x_t):
         raise ValueError(
             f"a denoiser must return {name} of x_t's shape {jnp.shape(x_t)}, got "
@@ -130,9 +132,17 @@ def host_array(call: str, name: str, value: ArrayLike, dtype: Any = None) -> np.
         ) from None
 
 
+def as_array(call: str, name: str, value: ArrayLike) -> Array:
+    """The value as an array; TypeError, in the name of the call, for what is not numbers."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{call} needs {name}, an array, got {describe(value)}.") from None
+
+
 def per_example(call: str, name: str, value: ArrayLike, x: Array) -> Array:
     """`value` as an array [B], from [B] or []; ValueError, in the name of the call, otherwise."""
-    value = jnp.asarray(value)
+    value, x = as_array(call, name, value), as_array(call, "events", x)
     if x.ndim == 0 or value.shape not in ((), x.shape[:1]):
         raise ValueError(
             f"{call} needs events [B, ...] and one {name} per example, [B], or [] for one shared "
@@ -144,12 +154,14 @@ def per_example(call: str, name: str, value: ArrayLike, x: Array) -> Array:
 def bcast_right(x: ArrayLike, ndim: int) -> Array:
     """Appends axes of size one to x until it has `ndim` axes, so that [B] meets [B, H, W, C].
 
-    Raises ValueError when x already has more axes than `ndim`.
+    Raises ValueError when x already has more axes than `ndim`, TypeError for other kinds.
 
     >>> dj.types.bcast_right(jnp.arange(2), 4).shape
     (2, 1, 1, 1)
     """
-    x = jnp.asarray(x)
+    x = as_array("bcast_right", "x", x)
+    if not isinstance(ndim, int) or isinstance(ndim, bool):
+        raise TypeError(f"bcast_right needs ndim, a number of axes, got {describe(ndim)}.")
     if x.ndim > ndim:
         raise ValueError(
             f"bcast_right cannot fit shape {x.shape} into {ndim} axes: it appends axes and drops "
@@ -161,8 +173,13 @@ def bcast_right(x: ArrayLike, ndim: int) -> Array:
 def mean_per_example(x: Array) -> Array:
     """Averages x [B, ...] over every axis but the first, in float32 or wider: [B].
 
+    Raises TypeError unless x is a floating-point array with a batch axis.
+
     >>> dj.types.mean_per_example(jnp.ones((2, 4, 4, 3))).shape
     (2,)
     """
+    x = as_array("mean_per_example", "x", x)
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"mean_per_example needs real x [B, ...], got {describe(x)}.")
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))

@@ -113,7 +113,7 @@ def test_masks_and_data_of_any_shape_that_fits(mask_shape, x_0_shape):
         ({"num_resamples": 0}, "num_resamples"),
         ({"mask": jnp.ones(3)}, "bool mask"),
         ({"known": jnp.zeros(3, jnp.uint8)}, "from_pixels"),
-        ({"known": FULL}, "known data"),  # the schedule is the sampler's own
+        ({"known": FULL}, "known, an array"),  # the schedule is the sampler's own
         ({"sampler": dj.ddim}, "needs a Sampler"),
     ],
 )

@@ -148,7 +148,7 @@ def test_other_uses_of_a_denoiser_check_its_process_too(encode):
 
 
 def test_encoding_needs_data_in_floating_point():
-    with pytest.raises(TypeError, match="ddim_encode needs floating-point data"):
+    with pytest.raises(TypeError, match="ddim_encode needs real floating-point"):
         dj.ddim_encode(GRID, halve, X.astype(jnp.uint8))
 
 

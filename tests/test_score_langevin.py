@@ -308,7 +308,7 @@ adjust = partial(metropolis_adjusted_langevin, quartic, X, 0.1, num_steps=2)
         (lambda: langevin(wavy, X, 0.1, num_steps=2, keys=keys(2), noise=X), "got both"),
         (lambda: langevin(wavy, X, 0.1, num_steps=2, noise=X), r"\(2, 2, 3\)"),
         (lambda: langevin(wavy, X, 0.1, num_steps=2, keys=keys(3)), r"keys \[B\]"),
-        (lambda: langevin(wavy, X, 0.1, num_steps=0, keys=keys(2)), "at least one step"),
+        (lambda: langevin(wavy, X, 0.1, num_steps=0, keys=keys(2)), "at least 1, got 0"),
         (lambda: langevin(wavy, X, -0.1, num_steps=1, keys=keys(2)), "step_size > 0"),
         (lambda: langevin(wavy, X, jnp.ones(3), num_steps=1, keys=keys(2)), "one step_size per"),
         (lambda: langevin_step(X, X, jnp.ones(3), X), "one step_size per"),

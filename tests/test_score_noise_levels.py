@@ -100,7 +100,7 @@ def test_no_other_step_size_keeps_the_variance_better(ratio, steps):
     [
         (lambda: geometric_noise_levels(0.01, 1.0, 10), "sigma_max > sigma_min"),
         (lambda: geometric_noise_levels(1.0, 0.0, 10), "sigma_max > sigma_min"),
-        (lambda: geometric_noise_levels(1.0, 0.01, 1), "num_levels >= 2"),
+        (lambda: geometric_noise_levels(1.0, 0.01, 1), "at least 2, got 1"),
         (lambda: geometric_noise_levels(1.0001, 1.0, 10_000), "float32"),
         (lambda: largest_pairwise_distance(np.zeros((1, 3))), "N >= 2"),
         (lambda: largest_pairwise_distance(np.array([[0.0], [np.nan]])), "finite"),
@@ -109,7 +109,7 @@ def test_no_other_step_size_keeps_the_variance_better(ratio, steps):
         (lambda: ncsnv2_noise_levels(1.0, 2.0, 10), "ncsnv2_noise_levels needs"),
         (lambda: langevin_step_size([1.0, 0.5, 0.1], 5), "geometric levels"),
         (lambda: langevin_step_size([0.1, 1.0], 5), "geometric levels"),
-        (lambda: langevin_step_size([1.0, 0.5], 0), "num_steps_per_level=0"),
+        (lambda: langevin_step_size([1.0, 0.5], 0), "num_steps_per_level, a whole"),
         (lambda: langevin_step_size([1.0], 3), "L >= 2"),
     ],
 )

@@ -21,7 +21,7 @@ from ddpm_jax.denoisers.prediction import (
     split_output,
 )
 from ddpm_jax.forward import NoiseSchedule, lookup
-from ddpm_jax.forward.checks import check_number, check_real
+from ddpm_jax.forward.checks import check_function, check_number, check_real, is_number
 from ddpm_jax.forward.process import at_step, posterior_coefficients
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
@@ -110,8 +110,11 @@ def classifier_free(
     >>> guided(jnp.ones((2, 1)), jnp.zeros(2, int)).ravel()
     Array([1., 3.], dtype=float32)
     """
+    for name, network in {"conditional": conditional, "unconditional": unconditional}.items():
+        check_function("classifier_free", name, network, "(x_t, timesteps) -> output")
+    _check_scale("classifier_free", scale)
     check_variance("classifier_free", variance)
-    if not 0.0 <= rescale <= 1.0:
+    if not 0.0 <= check_number("classifier_free", "rescale", rescale) <= 1.0:
         raise ValueError(
             f"classifier_free needs 0 <= rescale <= 1, got {rescale}. 0 leaves the output as it "
             "is, and Lin et al. (2023) use 0.7."
@@ -163,6 +166,11 @@ def classifier_guided(
     >>> dj.make_denoiser(schedule, guided)(jnp.ones((2, 3)), jnp.array([10, 500])).shape
     (2, 3)
     """
+    check_arguments("classifier_guided", schedule=schedule, apply_fn=apply_fn)
+    check_function(
+        "classifier_guided", "log_probability", log_probability, "(x_t, timesteps) -> log p"
+    )
+    _check_scale("classifier_guided", scale)
     check_target("classifier_guided", target)
     check_variance("classifier_guided", variance)
 
@@ -171,6 +179,7 @@ def classifier_guided(
 
         def total(x: Array) -> Array:
             log_p = log_probability(x, timesteps)
+            check_real("classifier_guided", log_probability=log_p)
             if jnp.shape(log_p) != x.shape[:1]:
                 raise ValueError(
                     "classifier_guided needs log p(y | x_t) [B] of the wanted classes, one number "
@@ -205,6 +214,11 @@ def _gain(schedule: NoiseSchedule, row: Array, ndim: int, target: Target) -> Arr
 def _scale(call: str, scale: Scale, x_t: Array, timesteps: Array) -> Array:
     scale = scale(timesteps) if callable(scale) else scale
     return bcast_right(per_example(call, "scale", scale, x_t), x_t.ndim)
+
+
+def _check_scale(call: str, scale: Scale) -> None:
+    if not callable(scale) and not is_number(scale):
+        check_real(call, scale=scale)
 
 
 def _joined(prediction: Array, variance_output: Array | None) -> Array:

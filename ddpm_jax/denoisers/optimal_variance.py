@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import host_table
+from ddpm_jax.forward.schedule import check_arguments
 from ddpm_jax.types import Array, ArrayLike, host_array
 
 
@@ -37,9 +39,10 @@ def optimal_log_variance(schedule: NoiseSchedule, x_0_mse: ArrayLike) -> Array:
     >>> dj.optimal_log_variance(schedule, np.full(1000, 0.01)).shape
     (1000,)
     """
-    mse = host_array("optimal_log_variance", "x_0_mse", x_0_mse, np.float64)
+    check_arguments("optimal_log_variance", schedule=schedule)
+    mse = host_table("optimal_log_variance", "x_0_mse", x_0_mse)
     steps = host_array("optimal_log_variance", "the schedule", schedule.timesteps)
-    if mse.ndim != 1 or mse.size <= steps.max():
+    if mse.size <= steps.max():
         raise ValueError(
             f"optimal_log_variance needs x_0_mse for steps 0..{steps.max()} of the full process, "
             f"got shape {mse.shape}."
@@ -75,7 +78,10 @@ def x_0_mse_from_epsilon(schedule: NoiseSchedule, second_moment: ArrayLike) -> A
     >>> dj.denoisers.x_0_mse_from_epsilon(dj.linear_schedule(), np.full(1000, 0.9)).shape
     (1000,)
     """
-    gamma = host_array("x_0_mse_from_epsilon", "second_moment", second_moment, np.float64)
+    check_arguments("x_0_mse_from_epsilon", schedule=schedule)
+    gamma = host_table("x_0_mse_from_epsilon", "second_moment", second_moment)
+    if not (gamma >= 0).all():
+        raise ValueError("x_0_mse_from_epsilon needs second moments ≥ 0, got a negative or NaN.")
     if gamma.shape != (schedule.num_timesteps,):
         raise ValueError(
             f"x_0_mse_from_epsilon needs a second moment for each of {schedule.num_timesteps} "

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser, check_denoiser
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_batch, check_function, check_steps
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.forward.schedule import rows_of_timesteps
+from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import Array, Denoiser, LevelScore, x_0_of
 
 
@@ -27,6 +28,7 @@ def noise_levels(schedule: NoiseSchedule) -> Array:
     >>> bool(sigmas[0] > sigmas[-1])
     True
     """
+    check_arguments("noise_levels", schedule=schedule)
     return jnp.exp(-0.5 * schedule.log_snr)[::-1]
 
 
@@ -42,11 +44,16 @@ def denoiser_from_score(schedule: NoiseSchedule, score_fn: LevelScore) -> Schedu
     (2, 3)
     """
 
+    check_arguments("denoiser_from_score", schedule=schedule)
+    check_function("denoiser_from_score", "score_fn", score_fn, "(y, level) -> s")
+
     def denoise(x_t: Array, timesteps: Array) -> Array:
         row = rows_of_timesteps(schedule, timesteps)
         y = x_t / at_step(schedule.signal_scale, row, x_t.ndim)
         variance = at_step(jnp.exp(-schedule.log_snr), row, x_t.ndim)
-        return y + variance * score_fn(y, schedule.num_timesteps - 1 - row)
+        s = score_fn(y, schedule.num_timesteps - 1 - row)
+        check_batch("denoiser_from_score", score=s, y=y)
+        return y + variance * s
 
     return ScheduledDenoiser(schedule, denoise)
 
@@ -63,9 +70,13 @@ def score_from_denoiser(schedule: NoiseSchedule, denoise: Denoiser) -> LevelScor
     >>> score_fn(jnp.ones((2, 3)), jnp.array([0, 9])).shape
     (2, 3)
     """
+    check_arguments("score_from_denoiser", schedule=schedule)
+    check_function("score_from_denoiser", "denoise", denoise, "(x_t, timesteps) -> x̂_0")
     check_denoiser("score_from_denoiser", schedule, denoise)
 
     def score_fn(y: Array, level: Array) -> Array:
+        (y,) = check_batch("score_from_denoiser", y=y)
+        check_steps("score_from_denoiser", level, schedule.num_timesteps, y.shape[:1])
         row = schedule.num_timesteps - 1 - jnp.asarray(level)
         x_t = at_step(schedule.signal_scale, row, y.ndim) * y
         x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[row]), x_t)

@@ -37,8 +37,8 @@ from ddpm_jax.denoisers.prediction import (
 )
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
-from ddpm_jax.forward.checks import check_real
-from ddpm_jax.forward.schedule import rows_of_timesteps
+from ddpm_jax.forward.checks import check_batch, check_flag, check_function, check_real
+from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, host_array, per_example
 
 # How far, in log σ, a noise level may lie outside the table and still count as its end. Rounding σ
@@ -81,6 +81,7 @@ def sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
         >>> [round(sigma, 2) for sigma in dj.sigma_range(dj.linear_schedule())]
         [0.01, 157.41]
     """
+    check_arguments("sigma_range", schedule=schedule)
     log_snr = host_array("sigma_range", "the schedule", schedule.log_snr, np.float64)
     if not np.isfinite(log_snr).all():
         last = schedule.num_timesteps - 1
@@ -151,6 +152,8 @@ def sigma_denoiser(
     >>> denoise(jnp.ones((2, 3)), jnp.array([0.5, 10.0])).shape
     (2, 3)
     """
+    check_arguments("sigma_denoiser", schedule=schedule, apply_fn=apply_fn)
+    check_flag("sigma_denoiser", "clip", clip)
     check_target("sigma_denoiser", target)
     check_variance("sigma_denoiser", variance)
     if target == "previous_mean":
@@ -161,7 +164,8 @@ def sigma_denoiser(
         )
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
-        y = jnp.asarray(y)
+        (y,) = check_batch("a sigma_denoiser", y=y)
+        check_real("a sigma_denoiser", sigma=sigma)
         sigma = per_example("a sigma_denoiser", "sigma", sigma, y)
         level = bcast_right(sigma.astype(jnp.promote_types(y.dtype, jnp.float32)), y.ndim)
         # √(1+σ²); the process at σ has signal scale 1/norm and noise scale σ/norm.
@@ -222,14 +226,18 @@ def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -
     (2, 3)
     """
 
+    check_arguments("denoiser_from_sigma", schedule=schedule)
+    check_function("denoiser_from_sigma", "sigma_denoise", sigma_denoise, "(y, sigma) -> x̂_0")
+
     def denoise(x_t: Array, timesteps: ArrayLike) -> Array:
-        x_t = jnp.asarray(x_t)
+        (x_t,) = check_batch("a denoiser_from_sigma", x_t=x_t)
         timesteps = per_example("a denoiser_from_sigma", "timesteps", timesteps, x_t)
         row = rows_of_timesteps(schedule, timesteps)
         signal = bcast_right(lookup(schedule.signal_scale, row), x_t.ndim)
         sigma = jnp.exp(lookup(_log_sigma(schedule), row))
         y = (x_t / signal).astype(x_t.dtype)
         x_0_hat = sigma_denoise(y, sigma)
+        check_batch("denoiser_from_sigma", x_0_hat=x_0_hat, y=y)
         missing = bcast_right(~jnp.isfinite(sigma), x_t.ndim)
         return jnp.where(missing, jnp.nan, x_0_hat)
 

@@ -14,7 +14,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.types import describe, host_array
+from ddpm_jax.types import Array, describe, host_array
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
@@ -159,6 +159,19 @@ def check_index(call: str, index: Any, batch_size: int, shape: tuple[int, ...]) 
         raise ValueError(
             f"{call} needs index in 0..{batch_size - 1}, got {host.min()}..{host.max()}."
         )
+
+
+def check_flag(call: str, name: str, value: Any) -> None:
+    """Raises TypeError unless the value is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{call} needs {name}, True or False, got {describe(value)}.")
+
+
+def check_batch(call: str, **arrays: Any) -> tuple[Array, ...]:
+    """These events [B, ...] as arrays. Raises as `check_same_shape`; TypeError for one event []."""
+    if not check_same_shape(call, **arrays):
+        raise TypeError(f"{call} needs {' and '.join(arrays)} [B, ...], got a number.")
+    return tuple(jnp.asarray(value) for value in arrays.values())
 
 
 def check_function(call: str, name: str, value: Any, signature: str) -> None:

@@ -95,11 +95,11 @@ def check_num_conditions(module: Any) -> None:
 
 def check_embedding(call: str, order: str, shift: int) -> None:
     """Raises ValueError for an unknown order or shift of the sinusoidal embedding."""
-    if order not in ("sin_cos", "cos_sin"):
+    if not isinstance(order, str) or order not in ("sin_cos", "cos_sin"):
         raise ValueError(
             f"{call} needs the order 'sin_cos' or 'cos_sin', got {order!r}. DDPM has 'sin_cos'."
         )
-    if shift not in (0, 1):
+    if not isinstance(shift, int) or isinstance(shift, bool) or shift not in (0, 1):
         raise ValueError(f"{call} needs the shift 0 or 1, got {shift!r}. DDPM has 1.")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm_jax.nn.blocks import dense
 from ddpm_jax.nn.checks import check_conditions, check_embedding
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.types import Array, ArrayLike, as_array, describe
 
 
 def sinusoidal_embedding(
@@ -42,7 +42,10 @@ def sinusoidal_embedding(
     >>> dj.nn.sinusoidal_embedding(jnp.array([0, 10]), dim=4).shape
     (2, 4)
     """
-    if dim < 4:
+    for name, value in {"dim": dim, "max_period": max_period}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise TypeError(f"sinusoidal_embedding needs {name}, a number, got {describe(value)}.")
+    if not isinstance(dim, (int, np.integer)) or dim < 4:
         raise ValueError(
             f"sinusoidal_embedding needs dim >= 4, got {dim=}: it needs at least two frequencies, "
             "each with a sine and a cosine. DDPM uses 128."
@@ -57,7 +60,9 @@ def sinusoidal_embedding(
     # turns that into 1e-4 of a radian.
     exponents = np.arange(half, dtype=np.float64) / (half - shift)
     frequencies = np.exp(-np.log(max_period) * exponents).astype(np.float32)
-    t = jnp.asarray(t)
+    t = as_array("sinusoidal_embedding", "t", t)
+    if not any(jnp.issubdtype(t.dtype, kind) for kind in (jnp.integer, jnp.floating)):
+        raise TypeError(f"sinusoidal_embedding needs t, real numbers, got {describe(t)}.")
     angles = t.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * t.ndim + (half,))
     waves = [jnp.sin(angles), jnp.cos(angles)]
     embedding = jnp.concatenate(waves if order == "sin_cos" else waves[::-1], axis=-1)

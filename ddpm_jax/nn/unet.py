@@ -32,7 +32,7 @@ from ddpm_jax.nn.blocks import (
 from ddpm_jax.nn.checks import broadcast_steps, check_configuration, check_images, num_heads
 from ddpm_jax.nn.embeddings import add_conditions, sinusoidal_embedding
 from ddpm_jax.nn.space_to_depth import depth_to_space, space_to_depth
-from ddpm_jax.types import Array, ArrayLike, Key, PyTree
+from ddpm_jax.types import Array, ArrayLike, Key, PyTree, describe
 
 
 class UNet(nn.Module):
@@ -224,7 +224,12 @@ class UNet(nn.Module):
 def count_parameters(params: PyTree) -> int:
     """Counts the numbers in a tree of arrays, or of the shapes that `jax.eval_shape` returns.
 
+    Raises TypeError for a tree that holds anything else, or nothing.
+
     >>> dj.nn.count_parameters({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
     9
     """
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    leaves = jax.tree.leaves(params)
+    if not leaves or not all(hasattr(leaf, "size") and hasattr(leaf, "dtype") for leaf in leaves):
+        raise TypeError(f"count_parameters needs a tree of arrays, got {describe(params)}.")
+    return sum(leaf.size for leaf in leaves)

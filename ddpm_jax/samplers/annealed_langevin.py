@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_flag, check_number, check_whole
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
 from ddpm_jax.types import x_0_of
 
@@ -38,18 +39,17 @@ def annealed_langevin(
             is half of this ε). Unstable from 4 on.
         final_denoise: return x̂_0.
 
-    Raises ValueError for values outside these.
+    Raises ValueError for values outside these, TypeError for other kinds.
 
     >>> levels = dj.schedule_from_noise_levels(score.geometric_noise_levels(1.0, 0.01, 10))
     >>> dj.annealed_langevin(levels, steps_per_level=5).num_draws
     5
     """
     check_schedule("annealed_langevin", schedule)
-    if steps_per_level < 1 or not 0.0 < rate < 4.0:
-        raise ValueError(
-            f"annealed_langevin needs steps_per_level >= 1 and 0 < rate < 4, got "
-            f"{steps_per_level=}, {rate=}. NCSN uses 100 and 0.2."
-        )
+    steps_per_level = check_whole("annealed_langevin", "steps_per_level", steps_per_level)
+    check_flag("annealed_langevin", "final_denoise", final_denoise)
+    if not 0.0 < check_number("annealed_langevin", "rate", rate) < 4.0:
+        raise ValueError(f"annealed_langevin needs 0 < rate < 4, got {rate}. NCSN uses 0.2.")
 
     def step(denoise, x_t, t, noise, state):
         here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)

@@ -22,8 +22,9 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example
-from ddpm_jax.types import Array, Denoiser, Key, PyTree, bcast_right, describe
+from ddpm_jax.forward.checks import check_batch, check_flag, check_function
+from ddpm_jax.keys import check_draw, check_keys, fold_in_each, normal_per_example
+from ddpm_jax.types import Array, Denoiser, Key, PyTree, as_array, bcast_right, describe
 
 
 class Level(NamedTuple):
@@ -112,7 +113,7 @@ def initial_noise(keys: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array
     >>> dj.initial_noise(keys, (32, 32, 3)).shape
     (4, 32, 32, 3)
     """
-    check_keys("initial_noise", keys)
+    shape = check_draw("initial_noise", keys, shape, dtype)
     return normal_per_example(fold_in_each(keys, 0), shape, dtype)
 
 
@@ -183,8 +184,19 @@ def advance(
     >>> first_half, denoise = jnp.arange(9, 4, -1), lambda x, t: 0.5 * x
     >>> x, state, _ = dj.samplers.advance(sampler, denoise, x, sampler.init(x), first_half)
     """
-    x = _check_call("advance", sampler, denoise, x, keys, noise, jnp.shape(steps))
+    check_sampler("advance", sampler)
     check_steps("advance", sampler, steps)
+    check_flag("advance", "keep", keep)
+    x = _check_call("advance", sampler, denoise, x, keys, noise, jnp.shape(steps))
+    wanted = jax.eval_shape(sampler.init, x)
+    if jax.tree.structure(state) != jax.tree.structure(wanted) or any(
+        jnp.shape(have) != want.shape
+        for have, want in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True)
+    ):
+        raise ValueError(
+            "advance needs the sampler's state: sampler.init(x), or what advance returned; got "
+            f"{describe(state)}."
+        )
     return _scan(sampler, denoise, x, state, steps, keys, noise, keep)
 
 
@@ -292,7 +304,8 @@ def check_steps(call: str, sampler: Sampler, steps: Array) -> None:
     A traced `steps` is checked for its shape and type only.
     """
     size = sampler.num_steps
-    fit = jnp.ndim(steps) == 1 and jnp.issubdtype(jnp.result_type(steps), jnp.integer)
+    steps = as_array(call, "grid steps", steps)
+    fit = steps.ndim == 1 and jnp.issubdtype(steps.dtype, jnp.integer)
     if fit and not isinstance(steps, jax.core.Tracer):
         host = np.asarray(steps)
         fit = not host.size or (0 <= host[-1] <= host[0] < size and (np.diff(host) == -1).all())
@@ -315,17 +328,8 @@ def _check_call(
 ) -> Array:
     """Raises, in the name of the call, for what no sampler can run on; returns x as an array."""
     check_sampler(call, sampler)
-    if not callable(denoise):
-        raise TypeError(
-            f"{call} needs a denoiser `(x_t, timesteps) -> x̂_0` as its second argument, got "
-            f"{describe(denoise)}. make_denoiser(schedule, apply_fn) makes one."
-        )
-    x = jnp.asarray(x)
-    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"{call} needs a batch of floating-point events [B, ...] to start from, got "
-            f"{describe(x)}. Noise comes from initial_noise(keys, shape), images from from_pixels."
-        )
+    check_function(call, "a denoiser", denoise, "(x_t, timesteps) -> x̂_0")
+    (x,) = check_batch(call, x=x)
     draws = (sampler.num_draws,) if sampler.num_draws > 1 else ()
     expected = (*((sampler.num_steps,) if steps_shape is None else steps_shape), *draws, *x.shape)
     layout = "[num_steps, num_draws, *x.shape]" if draws else "[num_steps, *x.shape]"
@@ -337,13 +341,14 @@ def _check_call(
         )
     if keys is not None:
         check_keys(call, keys, x.shape[0])
-    if noise is not None and (
-        jnp.shape(noise) != expected or not jnp.issubdtype(jnp.result_type(noise), jnp.floating)
+    drawn = None if noise is None else as_array(call, "noise", noise)
+    if drawn is not None and (
+        drawn.shape != expected or not jnp.issubdtype(drawn.dtype, jnp.floating)
     ):
         raise ValueError(
             f"{call} needs floating-point noise {layout} = {expected}, "
             f"{max(sampler.num_draws, 1)} per step in the order of the steps, got "
-            f"{describe(jnp.asarray(noise))}."
+            f"{describe(noise)}."
         )
     check_denoiser(call, sampler.schedule, denoise)
     return x

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_batch, check_function, check_number, check_whole
 from ddpm_jax.forward.process import at_step
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
-from ddpm_jax.types import Array, Denoiser, describe, x_0_of
+from ddpm_jax.types import Array, Denoiser, x_0_of
 
 Convention = Literal["euler", "fed_next", "data_is_step_0"]
 
@@ -34,7 +35,7 @@ def ddim(schedule: NoiseSchedule, *, eta: float = 0.0) -> Sampler:
     (4, 3)
     """
     check_schedule("ddim", schedule)
-    if not 0.0 <= eta <= 1.0:
+    if not 0.0 <= check_number("ddim", "eta", eta) <= 1.0:
         raise ValueError(
             f"ddim needs 0 <= eta <= 1, got {eta}. 0 is deterministic; 1 has DDPM's posterior "
             "variance."
@@ -147,21 +148,19 @@ def _encode(
     keep: bool = False,
 ) -> tuple[Array, Any]:
     check_schedule(call, schedule)
-    x_0 = jnp.asarray(x_0)
-    if x_0.ndim == 0 or not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise TypeError(
-            f"{call} needs floating-point data x_0 [B, ...], got {describe(x_0)}. from_pixels maps "
-            "uint8 images to [-1, 1]."
-        )
+    check_function(call, "a denoiser", denoise, "(x_t, timesteps) -> x̂_0")
+    (x_0,) = check_batch(call, x_0=x_0)
     check_denoiser(call, schedule, denoise)
     size = schedule.num_timesteps
     last_step = size - 1 if last_step is None else last_step
-    if not 0 <= last_step < size or corrections < 0:
+    last_step = check_whole(call, "last_step", last_step, least=0)
+    corrections = check_whole(call, "corrections", corrections, least=0)
+    if not last_step < size:
         raise ValueError(
-            f"{call} needs last_step in 0..{size - 1} and corrections >= 0, got "
-            f"{last_step=}, {corrections=}. Steps count on the grid, not on the full process."
+            f"{call} needs last_step in 0..{size - 1}, got {last_step}. Steps count on the grid, "
+            "not on the full process."
         )
-    if convention not in ("euler", "fed_next", "data_is_step_0"):
+    if not isinstance(convention, str) or convention not in ("euler", "fed_next", "data_is_step_0"):
         raise ValueError(
             f"{call} knows the conventions 'euler', 'fed_next' and 'data_is_step_0', got "
             f"{convention!r}."

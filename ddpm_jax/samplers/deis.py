@@ -21,6 +21,7 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_whole
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at
 from ddpm_jax.types import Array, bcast_right, host_array, x_0_of
 
@@ -57,7 +58,8 @@ def deis(
     (4, 3)
     """
     check_schedule("deis", schedule)
-    if order not in (1, 2, 3, 4):
+    order = check_whole("deis", "order", order)
+    if order > 4:
         raise ValueError(
             f"deis knows the orders 1 to 4, got {order}. Order 1 is ddim; the paper's best, tAB-3, "
             "is order 4."

@@ -23,6 +23,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_flag, check_whole
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, no_state
 from ddpm_jax.samplers.exponential import (
     exponential_integral,
@@ -56,7 +57,10 @@ def dpm_solver_pp(
     (4, 3)
     """
     check_schedule("dpm_solver_pp", schedule)
-    if order not in (1, 2, 3):
+    order = check_whole("dpm_solver_pp", "order", order)
+    check_flag("dpm_solver_pp", "sde", sde)
+    check_flag("dpm_solver_pp", "singlestep", singlestep)
+    if order > 3:
         raise ValueError(
             f"dpm_solver_pp knows the orders 1, 2 and 3, got {order}. Order 2 is the authors' "
             "choice; order 1 is ddim."

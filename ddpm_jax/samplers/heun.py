@@ -16,6 +16,7 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_number
 from ddpm_jax.samplers.base import (
     Sampler,
     StepResult,
@@ -24,7 +25,7 @@ from ddpm_jax.samplers.base import (
     no_state,
     skip_at_last_step,
 )
-from ddpm_jax.types import Array, bcast_right, host_array, x_0_of
+from ddpm_jax.types import Array, bcast_right, describe, host_array, x_0_of
 
 
 class _Raised(NamedTuple):
@@ -72,6 +73,18 @@ def heun(
     (4, 3)
     """
     check_schedule("heun", schedule)
+    for name, value in {"churn": churn, "churn_noise": churn_noise}.items():
+        check_number("heun", name, value)
+    if not isinstance(churn_range, (tuple, list)) or len(churn_range) != 2:
+        raise TypeError(f"heun needs churn_range, two numbers, got {describe(churn_range)}.")
+    low, high = (check_number("heun", "churn_range", value) for value in churn_range)
+    if not (0 <= low <= high and 0 <= churn_noise < math.inf):
+        raise ValueError(
+            f"heun needs 0 <= S_tmin <= S_tmax and churn_noise >= 0, got {churn_range=}, "
+            f"{churn_noise=}."
+        )
+    if process is not None:
+        check_schedule("heun (process)", process)
     if not churn >= 0:
         raise ValueError(f"heun needs churn >= 0, got {churn}. 0 is deterministic; EDM uses 0…80.")
     raised = None
@@ -120,7 +133,6 @@ def _raise_levels(
     churn_noise: float,
 ) -> _Raised:
     """Rounds σ_t (1+γ) to levels of the process, in float64 on the host."""
-    check_schedule("heun (process)", process)
 
     def read(name: str, source: Array, dtype: type = np.float64) -> np.ndarray:
         return host_array("heun with churn", name, source, dtype)

@@ -5,12 +5,10 @@ Song et al. 2020 (arXiv 2011.13456, §I.2); resampling: RePaint, Lugmayr et al. 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ddpm_jax.forward.checks import check_real, check_whole
 from ddpm_jax.forward.process import at_step
 from ddpm_jax.samplers.base import (
     Sampler,
@@ -20,7 +18,7 @@ from ddpm_jax.samplers.base import (
     skip_at_last_step,
     split_draws,
 )
-from ddpm_jax.types import Array, ArrayLike, describe
+from ddpm_jax.types import Array, ArrayLike, as_array, describe
 
 
 def inpaint(
@@ -58,17 +56,9 @@ def inpaint(
     1
     """
     check_sampler("inpaint", sampler)
-    if num_resamples < 1:
-        raise ValueError(
-            f"inpaint needs num_resamples >= 1, got {num_resamples}. 1 replaces the known region "
-            "once per step; RePaint uses 10."
-        )
-    if not jnp.issubdtype(_dtype(known), jnp.floating):
-        raise TypeError(
-            "inpaint needs the known data in floating point, scaled as the model's data, got "
-            f"{describe(known)}. from_pixels maps uint8 images to [-1, 1]."
-        )
-    if _dtype(mask) != jnp.bool_:
+    num_resamples = check_whole("inpaint", "num_resamples", num_resamples)
+    check_real("inpaint", known=known)
+    if as_array("inpaint", "mask", mask).dtype != jnp.bool_:
         raise ValueError(
             f"inpaint needs a bool mask, True where the data is known, got {describe(mask)}. Many "
             "tools mark the region to fill instead: compare and, if need be, negate."
@@ -109,14 +99,6 @@ def inpaint(
         return StepResult(*moved)
 
     return Sampler(schedule, sampler.init, step, num_draws)
-
-
-def _dtype(value: ArrayLike) -> Any:
-    """The dtype of an array or Python number; that of nothing, for anything else."""
-    try:
-        return jnp.result_type(value)
-    except TypeError:
-        return np.dtype(object)
 
 
 def _fit(name: str, value: Array, x: Array) -> Array:

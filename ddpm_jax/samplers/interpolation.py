@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from ddpm_jax.types import Array, ArrayLike, bcast_right, describe, per_example
+from ddpm_jax.forward.checks import check_batch, check_real
+from ddpm_jax.types import Array, ArrayLike, bcast_right, per_example
 
 
 def lerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
@@ -53,13 +54,7 @@ def _norm(x: Array) -> Array:
 
 
 def _fraction(name: str, a: Array, b: Array, fraction: ArrayLike) -> Array:
-    for x in (a, b):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(
-                f"{name} needs floating-point batches, got {describe(x)}. from_pixels maps uint8 "
-                "images to [-1, 1]."
-            )
-    if a.shape != b.shape:
-        raise ValueError(f"{name} needs two batches of one shape, got {a.shape} and {b.shape}.")
+    a, b = check_batch(name, a=a, b=b)
+    check_real(name, fraction=fraction)
     f = per_example(name, "fraction", jnp.asarray(fraction, a.dtype), a)
     return bcast_right(f, a.ndim)

@@ -11,6 +11,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.forward.checks import check_number, check_whole
 from ddpm_jax.forward.process import at_step
 from ddpm_jax.samplers.base import (
     Sampler,
@@ -56,10 +57,10 @@ def predictor_corrector(
     (10, 3)
     """
     check_sampler("predictor_corrector", predictor)
-    if not (snr >= 0 and num_corrections >= 1):
+    num_corrections = check_whole("predictor_corrector", "num_corrections", num_corrections)
+    if not 0 <= check_number("predictor_corrector", "snr", snr) < math.inf:
         raise ValueError(
-            f"predictor_corrector needs snr >= 0 and num_corrections >= 1, got {snr=}, "
-            f"{num_corrections=}. Song et al. (2020) use 0.16 and 1 on CIFAR-10."
+            f"predictor_corrector needs snr >= 0, got {snr}. Song et al. (2020) use 0.16."
         )
     schedule = predictor.schedule
     num_draws = predictor.num_draws + num_corrections

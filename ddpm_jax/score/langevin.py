@@ -23,8 +23,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.errors import TracerArrayConversionError
 
+from ddpm_jax.forward.checks import (
+    check_batch,
+    check_flag,
+    check_function,
+    check_real,
+    check_whole,
+    real_table,
+)
 from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example, split_each
 from ddpm_jax.types import (
     Array,
@@ -32,7 +39,6 @@ from ddpm_jax.types import (
     Key,
     LevelScore,
     bcast_right,
-    describe,
     per_example,
 )
 
@@ -61,12 +67,7 @@ def langevin_step(score: Array, x: Array, step_size: ArrayLike, noise: Array) ->
     >>> round(float(score.langevin_step(-x, x, 0.1, jnp.zeros((2, 3)))[0, 0]), 3)
     0.95
     """
-    x = jnp.asarray(x)
-    if not jnp.shape(score) == jnp.shape(noise) == x.shape:
-        raise ValueError(
-            f"langevin_step needs a score and noise of x's shape {x.shape}, got "
-            f"{jnp.shape(score)} and {jnp.shape(noise)}."
-        )
+    score, x, noise = check_batch("langevin_step", score=score, x=x, noise=noise)
     size = _step_size("langevin_step", step_size, x)
     return (x + 0.5 * size * score + jnp.sqrt(size) * noise).astype(x.dtype)
 
@@ -103,14 +104,18 @@ def langevin(
     >>> score.langevin(lambda x: -x, jnp.zeros((4, 2)), 0.1, num_steps=100, keys=keys).x.shape
     (4, 2)
     """
-    x = jnp.asarray(x)
-    _check_call("langevin", x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
+    check_function("langevin", "score_fn", score_fn, "(x) -> s")
+    check_flag("langevin", "keep", keep)
+    num_steps = check_whole("langevin", "num_steps", num_steps)
+    x = _check_call("langevin", x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
 
     def body(x, inputs):
         step, z = inputs
         if z is None:
             z = _draw(keys, step, x)
-        x = langevin_step(score_fn(x), x, step_size, z)
+        s = score_fn(x)
+        check_batch("langevin", score=s, x=x)
+        x = langevin_step(s, x, step_size, z)
         return x, (x if keep else None)
 
     steps = jnp.arange(1, num_steps + 1)
@@ -160,8 +165,14 @@ def metropolis_adjusted_langevin(
     (4,)
     """
     call = "metropolis_adjusted_langevin"
-    x = jnp.asarray(x)
-    _check_call(call, x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
+    check_function(call, "log_density", log_density, "(x) -> log p")
+    if score_fn is not None:
+        check_function(call, "score_fn", score_fn, "(x) -> s")
+    check_flag(call, "keep", keep)
+    num_steps = check_whole(call, "num_steps", num_steps)
+    x = _check_call(call, x, step_size, keys, noise, (num_steps,), "[num_steps, *x.shape]")
+    if uniform is not None:
+        check_real(call, uniform=uniform)
     expected = None if noise is None else (num_steps, *x.shape[:1])
     if (None if uniform is None else jnp.shape(uniform)) != expected:
         raise ValueError(
@@ -172,7 +183,9 @@ def metropolis_adjusted_langevin(
 
     def evaluate(x):
         if score_fn is not None:
-            return _per_chain(call, log_density(x), x), score_fn(x).astype(x.dtype)
+            s = score_fn(x)
+            check_batch(call, score=s, x=x)
+            return _per_chain(call, log_density(x), x), s.astype(x.dtype)
 
         def total(x):
             log_p = _per_chain(call, log_density(x), x)
@@ -248,26 +261,29 @@ def annealed_langevin_chains(
         (4, 2)
     """
     call = "annealed_langevin_chains"
-    x = jnp.asarray(x)
-    try:
-        host = np.asarray(sigmas)
-    except TracerArrayConversionError:
-        host = None  # inside a trace only the shape is known
-    if host is not None:
-        if host.ndim != 1 or not host.size or not (host > 0).all() or (np.diff(host) >= 0).any():
-            raise ValueError(
-                f"{call} needs sigmas [L], positive and falling, got shape {host.shape}"
-                f"{f' from {host[0]} to {host[-1]}' if host.ndim == 1 and host.size else ''}. "
-                "geometric_noise_levels makes them."
-            )
-    sigmas = jnp.asarray(sigmas, x.dtype)
-    num_levels = sigmas.shape[0]
+    check_function(call, "score_fn", score_fn, "(x, level) -> s")
+    check_flag(call, "final_denoise", final_denoise)
+    check_flag(call, "keep", keep)
+    host = real_table(call, "sigmas", sigmas)
+    if isinstance(host, np.ndarray) and not ((host > 0).all() and (np.diff(host) < 0).all()):
+        raise ValueError(
+            f"{call} needs sigmas [L], positive and falling, got {host[0]} to {host[-1]}. "
+            "geometric_noise_levels makes them."
+        )
+    num_levels = host.shape[0]
+    steps_per_level = check_whole(call, "steps_per_level", steps_per_level)
     layout = "[num_levels, steps_per_level, *x.shape]"
-    _check_call(call, x, step_size, keys, noise, (num_levels, steps_per_level), layout)
+    x = _check_call(call, x, step_size, keys, noise, (num_levels, steps_per_level), layout)
+    sigmas = jnp.asarray(host, x.dtype)
     step_size = per_example(call, "step_size", jnp.asarray(step_size, x.dtype), x)
 
     def at_level(level):
-        return lambda x: score_fn(x, jnp.full(x.shape[:1], level, jnp.int32))
+        def score(x):
+            s = score_fn(x, jnp.full(x.shape[:1], level, jnp.int32))
+            check_batch(call, score=s, x=x)
+            return s
+
+        return score
 
     def body(x, inputs):
         level, z = inputs
@@ -301,6 +317,7 @@ def _draw_with_uniform(keys: Any, step: Array, x: Array) -> tuple[Array, Array]:
 
 
 def _per_chain(call: str, log_p: Array, x: Array) -> Array:
+    check_real(call, log_density=log_p)
     if jnp.shape(log_p) != x.shape[:1]:
         raise ValueError(
             f"{call} needs a log_density [B], one number per chain: x has shape {x.shape}, "
@@ -317,14 +334,9 @@ def _check_call(
     noise: Array | None,
     steps: tuple[int, ...],
     layout: str,
-) -> None:
-    """Raises, in the name of the call, for what none of the samplers can run on."""
-    if min(steps) < 1:
-        raise ValueError(f"{call} needs at least one step, got {steps}.")
-    if isinstance(step_size, int | float) and not step_size > 0:
-        raise ValueError(f"{call} needs step_size > 0, got {step_size}.")
-    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{call} needs floating-point chains x [B, ...], got {describe(x)}.")
+) -> Array:
+    """x as an array. Raises, in the name of the call, for what none of the samplers can run on."""
+    (x,) = check_batch(call, x=x)
     _step_size(call, step_size, x)
     expected = (*steps, *x.shape)
     if (keys is None) == (noise is None):
@@ -333,13 +345,19 @@ def _check_call(
             f"noise {layout} = {expected} to replay; got "
             f"{'neither' if keys is None else 'both'}."
         )
+    if noise is not None:
+        check_real(call, noise=noise)
     if noise is not None and jnp.shape(noise) != expected:
         raise ValueError(f"{call} needs noise {layout} = {expected}, got shape {jnp.shape(noise)}.")
     if keys is not None:
         check_keys(call, keys, x.shape[0])
+    return x
 
 
 def _step_size(call: str, step_size: ArrayLike, x: Array) -> Array:
     """ε [] or [B] in x's dtype, shaped to multiply x."""
+    check_real(call, step_size=step_size)
+    if isinstance(step_size, int | float) and not step_size > 0:
+        raise ValueError(f"{call} needs step_size > 0, got {step_size}.")
     size = per_example(call, "step_size", jnp.asarray(step_size, x.dtype), x)
     return bcast_right(size, x.ndim)

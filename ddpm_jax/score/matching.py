@@ -24,8 +24,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example
-from ddpm_jax.types import Array, ArrayLike, Key, LevelScore, bcast_right, per_example
+from ddpm_jax.forward.checks import (
+    check_batch,
+    check_flag,
+    check_function,
+    check_number,
+    check_real,
+    check_whole,
+    real_table,
+)
+from ddpm_jax.keys import check_draw, fold_in_each, normal_per_example
+from ddpm_jax.types import (
+    Array,
+    ArrayLike,
+    Key,
+    LevelScore,
+    as_array,
+    bcast_right,
+    describe,
+    per_example,
+)
 
 ScoreFn = Callable[[Array], Array]
 """`score_fn(x) -> s`, x and s [B, ...], row by row."""
@@ -44,9 +62,14 @@ def score_of_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
     Array([-1., -1., -1.], dtype=float32)
     """
 
+    check_function("score_of_energy", "energy", energy, "(x, *conditions) -> f")
+
     def score(x: Array, *conditions) -> Array:
+        (x,) = check_batch("score_of_energy", x=x)
+
         def total(x: Array) -> Array:
             f = energy(x, *conditions)
+            check_real("score_of_energy", energy=f)
             if jnp.shape(f) != x.shape[:1]:
                 raise ValueError(
                     "score_of_energy needs an energy f [B], one number per example: x has shape "
@@ -67,7 +90,7 @@ def exact_score_matching(score_fn: ScoreFn, x: Array) -> Array:
     and checks; for images use `sliced_score_matching` or `denoising_score_matching`.
 
     Assumes that p falls off at infinity (or at its border); on data of finitely many values the
-    minimum is -∞. Raises ValueError when the score is not of x's shape or x not floating point.
+    minimum is -∞. Raises ValueError when the score is not of x's shape, TypeError for other kinds.
 
     >>> score.exact_score_matching(lambda x: -x, jnp.ones((2, 3)))
     Array([-1.5, -1.5], dtype=float32)
@@ -106,6 +129,8 @@ def sliced_score_matching(
     (2,)
     """
     x = _check_events("sliced_score_matching", x)
+    check_flag("sliced_score_matching", "variance_reduced", variance_reduced)
+    check_real("sliced_score_matching", projections=projections)
     shape = jnp.shape(projections)
     if len(shape) != x.ndim + 1 or shape[0] < 1 or shape[1:] != x.shape:
         raise ValueError(
@@ -134,11 +159,10 @@ def projections(
     >>> score.projections(dj.example_keys(jax.random.key(0), jnp.arange(2)), 5, (3,)).shape
     (5, 2, 3)
     """
-    check_keys("projections", keys)
-    if kind not in PROJECTIONS or num < 1:
-        raise ValueError(
-            f"projections needs kind in {PROJECTIONS} and num >= 1, got {kind=}, {num=}."
-        )
+    num = check_whole("projections", "num", num)
+    if not isinstance(kind, str) or kind not in PROJECTIONS:
+        raise ValueError(f"projections knows the kinds {PROJECTIONS}, got {kind=}.")
+    shape = check_draw("projections", keys, shape, dtype)
 
     def draw(index: Array) -> Array:
         drawn_keys = fold_in_each(keys, index)
@@ -165,6 +189,7 @@ def denoising_score_matching(score_fn: ScoreFn, x: Array, noise: Array, sigma: A
     Array([0., 0.], dtype=float32)
     """
     x = _check_events("denoising_score_matching", x)
+    check_real("denoising_score_matching", sigma=sigma)
     if isinstance(sigma, int | float) and not sigma > 0:
         raise ValueError(f"denoising_score_matching needs sigma > 0, got {sigma}.")
     sigma = per_example("denoising_score_matching", "sigma", jnp.asarray(sigma, x.dtype), x)
@@ -196,21 +221,26 @@ def ncsn_loss(
         power: p, the weight's exponent.
 
     Raises ValueError for noise or a score that is not of x's shape and levels that are neither []
-    nor [B], TypeError for levels that are not integers.
+    nor [B], and sigmas that are not positive; TypeError for levels that are not integers.
 
     >>> sigmas, x = score.geometric_noise_levels(1.0, 0.1, 5), jnp.zeros((2, 3))
     >>> score.ncsn_loss(lambda x, level: -x, x, jnp.array([0, 4]), jnp.ones((2, 3)), sigmas).shape
     (2,)
     """
     x = _check_events("ncsn_loss", x)
-    level = jnp.asarray(level)
+    level = as_array("ncsn_loss", "level", level)
+    check_function("ncsn_loss", "score_fn", score_fn, "(x, level) -> s")
+    check_number("ncsn_loss", "power", power)
     if not jnp.issubdtype(level.dtype, jnp.integer):
         raise TypeError(
             f"ncsn_loss needs integer levels that index sigmas, got dtype {level.dtype}. Draw them "
             "with jax.random.randint(key, (), 0, len(sigmas)) per example."
         )
     level = per_example("ncsn_loss", "level", level, x).astype(jnp.int32)
-    table = jnp.asarray(sigmas, x.dtype)
+    host = real_table("ncsn_loss", "sigmas", sigmas)
+    if isinstance(host, np.ndarray) and not (host > 0).all():
+        raise ValueError(f"ncsn_loss needs positive sigmas [L], got {host.min()}.")
+    table = jnp.asarray(host, x.dtype)
     # Plain indexing would clamp a level beyond the ladder and wrap -1 round to its smallest σ.
     sigma = table.at[level].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     residual = _scaled_residual(
@@ -221,8 +251,8 @@ def ncsn_loss(
 
 def _scaled_residual(call: str, score_fn: ScoreFn, x: Array, noise: Array, sigma: Array) -> Array:
     """σ s(x + σz) + z, which is σ times the residual of denoising score matching."""
-    if jnp.shape(noise) != x.shape:
-        raise ValueError(f"{call} needs noise of x's shape {x.shape}, got {jnp.shape(noise)}.")
+    check_function(call, "score_fn", score_fn, "(x) -> s")
+    check_batch(call, x=x, noise=noise)
     return sigma * _check_score(call, score_fn(x + sigma * noise), x) + noise
 
 
@@ -230,9 +260,9 @@ def _score_and_forms(
     call: str, score_fn: ScoreFn, x: Array, direction: Callable[[Array], Array], num: int
 ) -> tuple[Array, Array]:
     """s(x) [B, ...] and vᵢᵀ ∇s(x) vᵢ [num, B] for the directions vᵢ = direction(i) [B, ...]."""
+    check_function(call, "score_fn", score_fn, "(x) -> s")
     # The score is evaluated once, and only its linear part per direction.
-    score, push = jax.linearize(score_fn, x)
-    _check_score(call, score, x)
+    score, push = jax.linearize(lambda x: _check_score(call, score_fn(x), x), x)
 
     def form(i: Array) -> Array:
         v = direction(i)
@@ -246,16 +276,12 @@ def _score_and_forms(
 
 
 def _check_events(call: str, x: ArrayLike) -> Array:
-    x = jnp.asarray(x)
-    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"{call} needs events x [B, ...] of floating point, got shape {x.shape} and dtype "
-            f"{x.dtype}. Scale uint8 pixels first, to [-1, 1] for instance."
-        )
-    return x
+    return check_batch(call, x=x)[0]
 
 
 def _check_score(call: str, score: Array, x: Array) -> Array:
+    if not hasattr(score, "dtype") or not jnp.issubdtype(score.dtype, jnp.floating):
+        raise TypeError(f"{call} needs a score of real numbers, got {describe(score)}.")
     if jnp.shape(score) != x.shape:
         raise ValueError(
             f"{call} needs a score of x's shape {x.shape}, got {jnp.shape(score)}: one component "

@@ -18,7 +18,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.forward.checks import check_number, check_whole, host_table
+from ddpm_jax.types import Array, ArrayLike, describe, host_array
 
 # Technique 2: the share of a level within three standard deviations of its neighbour's shell.
 _REACH = 3.0
@@ -35,11 +36,10 @@ def geometric_noise_levels(sigma_max: float, sigma_min: float, num_levels: int) 
     Array([1.  , 0.1 , 0.01], dtype=float32)
     """
     _check_range("geometric_noise_levels", sigma_max, sigma_min)
-    if num_levels < 2:
-        raise ValueError(
-            f"geometric_noise_levels needs num_levels >= 2, got {num_levels}. For one level use "
-            "jnp.array([sigma]) itself."
-        )
+    remedy = "For one level use jnp.array([sigma]) itself."
+    num_levels = check_whole(
+        "geometric_noise_levels", "num_levels", num_levels, least=2, remedy=remedy
+    )
     sigmas = np.geomspace(sigma_max, sigma_min, num_levels).astype(np.float32)
     if not (np.diff(sigmas) < 0).all():
         raise ValueError(
@@ -62,12 +62,13 @@ def largest_pairwise_distance(data: ArrayLike, *, block_size: int = 1024) -> flo
     >>> score.largest_pairwise_distance(np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]))
     5.0
     """
-    data = np.asarray(data)
-    if data.ndim == 0 or len(data) < 2 or data[0].size == 0 or block_size < 1:
-        raise ValueError(
-            "largest_pairwise_distance needs data [N, ...] of N >= 2 examples and block_size >= 1, "
-            f"got shape {data.shape} and {block_size=}."
-        )
+    call = "largest_pairwise_distance"
+    block_size = check_whole(call, "block_size", block_size)
+    data = host_array(call, "data", data)
+    if data.dtype.kind not in "iuf" and data.dtype != jnp.bfloat16:
+        raise TypeError(f"{call} needs data of real numbers, got {describe(data)}.")
+    if data.ndim == 0 or len(data) < 2 or data[0].size == 0:
+        raise ValueError(f"{call} needs data [N, ...] of N >= 2 examples, got shape {data.shape}.")
     data = data.reshape(len(data), -1)
     # Distances from the centre, so that ‖a‖² + ‖b‖² - 2aᵀb does not cancel where the data sits far
     # from the origin.
@@ -113,9 +114,15 @@ def geometric_ratio(dim: int, *, overlap: float = 0.5) -> float:
     >>> round(score.geometric_ratio(32 * 32 * 3), 2)
     1.04
     """
+    return _ratio("geometric_ratio", dim, overlap)
+
+
+def _ratio(call: str, dim: int, overlap: float) -> float:
+    dim = check_whole(call, "dim", dim)
+    check_number(call, "overlap", overlap)
     if not (dim >= 5 and 0 < overlap <= 0.99):
         raise ValueError(
-            f"geometric_ratio needs dim >= 5 and 0 < overlap <= 0.99, got {dim=}, {overlap=}. In "
+            f"{call} needs dim >= 5 and 0 < overlap <= 0.99, got {dim=}, {overlap=}. In "
             "fewer dimensions noise of any two levels overlaps: use geometric_noise_levels with a "
             "ratio of about 2."
         )
@@ -149,7 +156,7 @@ def ncsnv2_noise_levels(
     (219,)
     """
     _check_range("ncsnv2_noise_levels", sigma_max, sigma_min)
-    ratio = geometric_ratio(dim, overlap=overlap)
+    ratio = _ratio("ncsnv2_noise_levels", dim, overlap)
     steps = max(1, round(math.log(sigma_max / sigma_min) / math.log(ratio)))
     return geometric_noise_levels(sigma_max, sigma_min, steps + 1)
 
@@ -176,10 +183,10 @@ def langevin_step_size(sigmas: ArrayLike, num_steps_per_level: int) -> float:
     >>> round(score.langevin_step_size(sigmas, 5), 7)
     1.24e-05
     """
-    levels = np.asarray(sigmas, np.float64)
-    if num_steps_per_level < 1:
-        raise ValueError(f"langevin_step_size needs steps >= 1, got {num_steps_per_level=}.")
-    if levels.ndim != 1 or len(levels) < 2 or not (levels > 0).all():
+    call = "langevin_step_size"
+    levels = host_table(call, "sigmas", sigmas)
+    num_steps_per_level = check_whole(call, "num_steps_per_level", num_steps_per_level)
+    if len(levels) < 2 or not (levels > 0).all():
         raise ValueError(
             "langevin_step_size needs sigmas [L] of L >= 2 positive levels, got shape "
             f"{levels.shape}. geometric_noise_levels makes them."
@@ -210,6 +217,8 @@ def langevin_step_size(sigmas: ArrayLike, num_steps_per_level: int) -> float:
 
 
 def _check_range(call: str, sigma_max: float, sigma_min: float) -> None:
+    check_number(call, "sigma_max", sigma_max)
+    check_number(call, "sigma_min", sigma_min)
     if not (math.inf > sigma_max > sigma_min > 0):
         raise ValueError(
             f"{call} needs finite sigma_max > sigma_min > 0, got {sigma_max=}, {sigma_min=}. "
