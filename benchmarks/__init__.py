@@ -1,6 +1,6 @@
 """What is measured against what: `python -m benchmarks`; see README.md in this folder.
 
-Each module measures one question and knows how to say its answer: `measure(plan)` returns plain
-JSON values, and a `Question` (`present.py`) turns them into a line, tables and pictures. Every
-question is put in a process of its own (`worker.py`), rivals in further ones (`turns.py`).
+Each module holds one benchmark: `measure(plan)` returns plain JSON values, and a `Benchmark`
+(`render.py`) turns them into a line, tables and pictures. Every benchmark runs in its own process
+(`worker.py`), rivals in further ones (`interleave.py`).
 """

@@ -1,4 +1,4 @@
-"""Asks the questions one after another and writes their page; see README.md in this folder."""
+"""Runs the benchmarks one after another and writes their page; see README.md in this folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import tyro
 
-from benchmarks.ask import Options, ask
+from benchmarks.run import Options, run
 
 if __name__ == "__main__":
-    sys.exit(ask(tyro.cli(Options, prog="python -m benchmarks", description=__doc__)))
+    sys.exit(run(tyro.cli(Options, prog="python -m benchmarks", description=__doc__)))

@@ -1,8 +1,8 @@
-"""Timing that drift and neighbours spoil least: contestants take turns, and medians are compared.
+"""Timing that resists drift and other load: contestants alternate, and medians are compared.
 
-A shared machine is slower in one minute than in the next. So no contestant is timed in one go: in
-every round each is timed once, in reversed order every other round, and what is said of two of them
-is said of rounds they shared.
+A shared machine is slower in one minute than in the next. So no contestant is timed in one go: each
+is timed once per round, in reversed order every other round, and two contestants are compared over
+the rounds they share.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def alternate(
     lead: int = 0,
     what: str = "",
 ) -> Seconds:
-    """Lets each contestant run once a round, there and back: {name: seconds [rounds]}.
+    """Runs each contestant once per round, in alternating order: {name: seconds [rounds]}.
 
-    `warmup` rounds before are not counted: compilation, caches and allocators settle in them.
-    `lead` calls before each counted one are not counted either: for work that follows on its like.
+    The first `warmup` rounds are not counted: compilation, caches and allocators settle in them.
+    Nor are `lead` calls before each counted one, for work that normally follows work of its kind.
     """
     names = list(contestants)
     seconds: Seconds = {name: [] for name in names}
@@ -66,7 +66,7 @@ def alternate(
 
 
 def summarize(seconds: Sequence[float], work: float = 1.0) -> dict[str, Any]:
-    """Median, fastest and slowest time of `work` pieces of something, and the pieces a second."""
+    """Median, fastest and slowest time of `work` pieces of something, and the pieces per second."""
     median = float(np.median(seconds))
     return {
         "seconds": [float(s) for s in seconds],
@@ -78,9 +78,9 @@ def summarize(seconds: Sequence[float], work: float = 1.0) -> dict[str, Any]:
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Median time of theirs over ours, above 1 where ours is faster, with a 95 % interval.
+    """Median time of theirs over ours, above 1 if ours is faster, with a 95 % interval.
 
-    The interval resamples rounds, not times: the two of one round are kept together.
+    The interval resamples rounds, so that both times of one round stay together.
     """
     pairs = np.array([theirs, ours], np.float64)
     rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
 
 
 def compare(seconds: Seconds, ours: str, rivals: Sequence[str], work: float) -> dict[str, Any]:
-    """Every contestant's summary, the fastest rival, and how much faster than it `ours` is."""
+    """Every contestant's summary, the fastest rival, and the speed of `ours` relative to it."""
     result: dict[str, Any] = {
         "contestants": {name: summarize(s, work) for name, s in seconds.items()}
     }

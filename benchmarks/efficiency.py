@@ -32,8 +32,8 @@ import tyro
 
 from benchmarks.common import say
 from benchmarks.flops import unet_flops
-from benchmarks.present import span, table
 from benchmarks.provenance import ROOT, describe_machine, stamp
+from benchmarks.render import span, table
 from ddpm_jax.nn import UNet
 from ddpm_jax.training import bytes_per_step
 

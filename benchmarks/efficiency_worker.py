@@ -22,8 +22,8 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
     import jax
     import numpy as np
 
-    from benchmarks.plan import CPU
-    from benchmarks.problem import random_images, train_config
+    from benchmarks.sizes import CPU
+    from benchmarks.workload import random_images, train_config
     from ddpm_jax.devices import mesh, processes
     from ddpm_jax.programs.build import build_model, fetch
     from ddpm_jax.training import choose_devices, make_chunk, make_train_step

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import alternate, ratio, say, stopwatch, summarize
-from benchmarks.plan import Plan
 from benchmarks.plots import save_bars
-from benchmarks.present import Question, contest, left_out, rate
 from benchmarks.provenance import missing_torch
+from benchmarks.render import Benchmark, contest, left_out, rate
+from benchmarks.sizes import Plan
 
 BATCH = 128
 
@@ -26,7 +26,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     """Images a second of both ways, of PyTorch's DataLoader, and of the training step."""
     import jax
 
-    from benchmarks.problem import Stepper, random_images, train_config
+    from benchmarks.workload import Stepper, random_images, train_config
     from ddpm_jax.data import PrefetchedBatches, ShuffledIndices, make_dataset, prepare_images
     from ddpm_jax.keys import example_keys
     from ddpm_jax.programs.build import fetch
@@ -189,4 +189,4 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return ["input.png"]
 
 
-QUESTION = Question("The input pipeline alone", measure, line, page, draw)
+BENCHMARK = Benchmark("The input pipeline alone", measure, line, page, draw)

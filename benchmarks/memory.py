@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import alternate, say, stopwatch
-from benchmarks.plan import Plan, from_json, to_json
+from benchmarks.interleave import corner
 from benchmarks.plots import save_curves
-from benchmarks.present import Question, left_out, size, span, table
 from benchmarks.provenance import PeakMemory, missing_torch
-from benchmarks.turns import corner
+from benchmarks.render import Benchmark, left_out, size, span, table
+from benchmarks.sizes import Plan, from_json, to_json
 
 PLAIN = "plain"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ def run_corner(
     grows by while they run; the compiler's own memory is left out."""
     import jax
 
-    from benchmarks.problem import Stepper, train_config
+    from benchmarks.workload import Stepper, train_config
 
     sizes = from_json(plan)
     config = train_config(sizes, batch_size=batch)
@@ -51,7 +51,7 @@ def run_corner(
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Bytes by variant and batch, the price of each variant in time, and PyTorch's peak."""
-    from benchmarks.problem import Stepper, train_config
+    from benchmarks.workload import Stepper, train_config
     from ddpm_jax.interop import unet_to_diffusers_config
 
     result: dict[str, Any] = {"compiled": {}, "skipped": {}}
@@ -183,4 +183,4 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return ["memory.png"]
 
 
-QUESTION = Question("Memory against batch size", measure, line, page, draw)
+BENCHMARK = Benchmark("Memory against batch size", measure, line, page, draw)

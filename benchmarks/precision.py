@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import say
-from benchmarks.plan import Plan
 from benchmarks.plots import save_bars
-from benchmarks.present import Question, span, table
+from benchmarks.render import Benchmark, span, table
+from benchmarks.sizes import Plan
 
 AIM = 0.005
 DTYPES = ("float32", "bfloat16")
@@ -176,4 +176,4 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return ["precision.png"]
 
 
-QUESTION = Question("bfloat16 against float32", measure, line, page, draw)
+BENCHMARK = Benchmark("bfloat16 against float32", measure, line, page, draw)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalogue import NAMES, question
-from benchmarks.present import span, table
+from benchmarks.registry import NAMES, benchmark
+from benchmarks.render import span, table
 
 
 def write_page(page: dict[str, Any], folder: Path) -> str | None:
@@ -66,7 +66,7 @@ def _head(page: dict[str, Any]) -> str:
 
 def _row(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["status"] == "ok":
-        answer = question(name).line(entry["result"])
+        answer = benchmark(name).line(entry["result"])
     else:
         answer = "**failed**: " + entry["reason"].splitlines()[-1].replace("|", "/")
     cpu = entry.get("cpu") or {}
@@ -82,11 +82,11 @@ def _row(name: str, entry: dict[str, Any]) -> list[str]:
 
 
 def _section(name: str, entry: dict[str, Any], folder: Path) -> str:
-    head = f"## {name}\n\n{question(name).title}.\n\n"
+    head = f"## {name}\n\n{benchmark(name).title}.\n\n"
     if entry["status"] != "ok":
         return head + f"Failed:\n\n```\n{entry['reason']}\n```\n"
     result = entry["result"]
-    pictures = question(name).draw(result, folder)
+    pictures = benchmark(name).draw(result, folder)
     shown = "".join(f"\n![{Path(picture).stem}]({picture})\n" for picture in pictures)
     plan = entry["plan"]
     sizes = (
@@ -95,7 +95,7 @@ def _section(name: str, entry: dict[str, Any], folder: Path) -> str:
         f"{plan['rounds']} rounds of {plan['steps']} step{'s' * (plan['steps'] > 1)}, unless said "
         "otherwise.\n\n"
     )
-    return head + sizes + question(name).page(result) + shown
+    return head + sizes + benchmark(name).page(result) + shown
 
 
 if __name__ == "__main__":

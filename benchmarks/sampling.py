@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import alternate, compare, say, stopwatch
-from benchmarks.plan import Plan, from_json, to_json
+from benchmarks.interleave import corner
 from benchmarks.plots import save_bars
-from benchmarks.present import Question, contest, left_out, rate, verdict
 from benchmarks.provenance import missing_torch
-from benchmarks.turns import corner
+from benchmarks.render import Benchmark, contest, left_out, rate, verdict
+from benchmarks.sizes import Plan, from_json, to_json
 
 OURS = "ddpm_jax"
 NETWORKS = ("wide", "small")
@@ -73,7 +73,7 @@ def jax_corner(
     """A call of `Generator` for each case, and the parameters as files for the rivals."""
     import jax
 
-    from benchmarks.problem import moved_params, train_config
+    from benchmarks.workload import moved_params, train_config
     from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
     from ddpm_jax.interop import unet_params_to_diffusers, unet_to_diffusers_config
     from ddpm_jax.programs.build import build_model, build_sampler
@@ -243,4 +243,4 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return ["sampling.png"]
 
 
-QUESTION = Question("Sampling against diffusers' pipelines", measure, line, page, draw)
+BENCHMARK = Benchmark("Sampling against diffusers' pipelines", measure, line, page, draw)

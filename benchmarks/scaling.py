@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Seconds, alternate, say, stopwatch, summarize
-from benchmarks.plan import Plan, from_json, to_json
+from benchmarks.interleave import corner
 from benchmarks.plots import save_curves
-from benchmarks.present import Question, left_out, rate, span, table
 from benchmarks.provenance import missing_torch
-from benchmarks.turns import corner
+from benchmarks.render import Benchmark, left_out, rate, span, table
+from benchmarks.sizes import Plan, from_json, to_json
 
 OURS, THEIRS = "ddpm_jax", "PyTorch channels_last"
 SIMULATED = 4
@@ -43,7 +43,7 @@ def jax_corner(
     *, plan: dict[str, Any], cases: dict[str, list[int]]
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Any]]:
     """The step of each case, and the networks' configs for the rival."""
-    from benchmarks.problem import Stepper, narrow, train_config
+    from benchmarks.workload import Stepper, narrow, train_config
     from ddpm_jax.interop import unet_to_diffusers_config
 
     whole = from_json(plan)
@@ -62,7 +62,7 @@ def device_corner(
     *, plan: dict[str, Any], batch: int, counts: list[int]
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Any]]:
     """The step on 1 device by jit, and on more by shard_map and pmap, at the same global batch."""
-    from benchmarks.problem import Stepper, narrow, train_config
+    from benchmarks.workload import Stepper, narrow, train_config
 
     whole = from_json(plan)
     contestants = {}
@@ -250,4 +250,4 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return pictures
 
 
-QUESTION = Question("Cost against batch, resolution and devices", measure, line, page, draw)
+BENCHMARK = Benchmark("Cost against batch, resolution and devices", measure, line, page, draw)

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import say
-from benchmarks.plan import Plan, from_json, to_json
 from benchmarks.plots import save_stack
-from benchmarks.present import Question, left_out, span, table
 from benchmarks.provenance import ROOT, missing_torch
+from benchmarks.render import Benchmark, left_out, span, table
+from benchmarks.sizes import Plan, from_json, to_json
 
 OURS = ("no cache", "filling the cache", "filled cache")
 
@@ -49,7 +49,7 @@ def jax_process(plan: dict[str, Any], began: float) -> dict[str, float]:
     laps("interpreter")
     import jax
 
-    from benchmarks.problem import train_config
+    from benchmarks.workload import train_config
     from ddpm_jax.programs import train as _  # noqa: F401 - what a run imports
     from ddpm_jax.programs.build import build_model, fetch
     from ddpm_jax.training import choose_devices, make_chunk, make_train_step
@@ -107,7 +107,7 @@ def torch_process(plan: dict[str, Any], began: float, variant: str) -> dict[str,
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Stages of each case, medians over fresh processes."""
-    from benchmarks.problem import train_config
+    from benchmarks.workload import train_config
     from ddpm_jax.interop import unet_to_diffusers_config
     from ddpm_jax.programs.build import build_model
 
@@ -205,7 +205,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return ["startup.png"]
 
 
-QUESTION = Question("Start-up and compilation", measure, line, page, draw)
+BENCHMARK = Benchmark("Start-up and compilation", measure, line, page, draw)
 
 if __name__ == "__main__":
     which, given, moment = sys.argv[1:]

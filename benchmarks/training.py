@@ -1,7 +1,7 @@
 """The complete training step and the forward pass against diffusers' UNet2DModel in PyTorch.
 
 Same architecture, parameters, batch and precision; the outputs are compared before anything is
-timed. A process for JAX and one for PyTorch take turns (`turns.py`).
+timed. A process for JAX and one for PyTorch take turns (`interleave.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import alternate, compare, say, stopwatch
-from benchmarks.plan import Plan, from_json, to_json
+from benchmarks.interleave import corner
 from benchmarks.plots import save_bars
-from benchmarks.present import Question, contest, left_out, verdict
 from benchmarks.provenance import missing_torch
-from benchmarks.turns import corner
+from benchmarks.render import Benchmark, contest, left_out, verdict
+from benchmarks.sizes import Plan, from_json, to_json
 
 OURS = "ddpm_jax"
 
@@ -31,7 +31,7 @@ def jax_corner(
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.problem import Stepper, moved_params, train_config
+    from benchmarks.workload import Stepper, moved_params, train_config
     from ddpm_jax.interop import unet_params_to_diffusers, unet_to_diffusers_config
 
     sizes = from_json(plan)
@@ -154,4 +154,4 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return ["training_train.png", "training_forward.png"]
 
 
-QUESTION = Question("Training step and forward pass against PyTorch", measure, line, page, draw)
+BENCHMARK = Benchmark("Training step and forward pass against PyTorch", measure, line, page, draw)

@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.common import alternate, say, stopwatch, summarize
 from benchmarks.flops import unet_flops
-from benchmarks.plan import Plan
 from benchmarks.plots import save_stack
-from benchmarks.present import Question, rate, span, table
+from benchmarks.render import Benchmark, rate, span, table
+from benchmarks.sizes import Plan
 from benchmarks.trace import break_down
 
 STEP = "whole step"
@@ -32,7 +32,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer=".strip()
     import jax
 
-    from benchmarks.problem import Stepper, flops_of, train_config
+    from benchmarks.workload import Stepper, flops_of, train_config
     from ddpm_jax.devices.cpu import keep_freed_memory
 
     keep_freed_memory(plan.batch_size, (plan.image_size, plan.image_size), plan.channels)
@@ -248,7 +248,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     return ["utilisation.png"]
 
 
-QUESTION = Question(
+BENCHMARK = Benchmark(
     "Share of the measured peak that the training step reaches, and where its time goes",
     measure,
     line,

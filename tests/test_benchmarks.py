@@ -9,9 +9,19 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import ask, catalogue, common, efficiency, plan, plots, provenance, report, trace
+from benchmarks import (
+    common,
+    efficiency,
+    plots,
+    provenance,
+    registry,
+    report,
+    run,
+    sizes,
+    trace,
+)
 from benchmarks.flops import unet_flops
-from benchmarks.turns import CornerError, corner
+from benchmarks.interleave import CornerError, corner
 from ddpm_jax.nn import UNet
 
 
@@ -121,17 +131,17 @@ def test_parts_of_a_step(scope, files, part):
 def test_plans_travel_as_json():
     for platform in ("cpu", "gpu"):
         for quick in (True, False):
-            made = plan.plan_for(platform, quick=quick, batch_size=12)
-            assert plan.from_json(json.loads(json.dumps(plan.to_json(made)))) == made
+            made = sizes.plan_for(platform, quick=quick, batch_size=12)
+            assert sizes.from_json(json.loads(json.dumps(sizes.to_json(made)))) == made
             assert made.batch_size == 12 and made.platform == platform
 
 
 def test_the_options_name_every_question():
-    assert ask.Name.__args__ == catalogue.NAMES
-    for name in catalogue.NAMES:
-        assert catalogue.question(name).title
+    assert run.Name.__args__ == registry.NAMES
+    for name in registry.NAMES:
+        assert registry.benchmark(name).title
     with pytest.raises(ValueError, match="no benchmark 'speed'; choose among training, "):
-        catalogue.question("speed")
+        registry.benchmark("speed")
 
 
 def failing_corner():
@@ -144,8 +154,8 @@ def test_a_failing_rival_says_why():
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory):
-    """`python -m benchmarks` for two questions; the plan makes one of them fail."""
+def quick_page(tmp_path_factory):
+    """`python -m benchmarks` for two benchmarks; the plan makes one of them fail."""
     out = tmp_path_factory.mktemp("page")
     words = ["--quick", "--only", "input", "precision", "--out", str(out)]
     words += ["--set", "multipliers", "[1]", "attention", "[]", "precision_seeds", "0"]
@@ -163,11 +173,11 @@ def answered(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_one_failure_is_recorded_and_the_rest_is_asked(answered):
-    out, done = answered
+def test_one_failure_is_recorded_and_the_rest_runs(quick_page):
+    out, done = quick_page
     assert done.returncode == 1, done.stderr
     page = json.loads((out / "results.json").read_text())
-    assert page["schema"] == ask.SCHEMA
+    assert page["schema"] == run.SCHEMA
     assert {"platform", "device", "processor", "cores", "versions"} <= page["machine"].keys()
     assert page["benchmarks"].keys() == {"input", "precision"}
     for entry in page["benchmarks"].values():
@@ -184,8 +194,8 @@ def test_one_failure_is_recorded_and_the_rest_is_asked(answered):
 
 
 @pytest.mark.slow
-def test_the_page_is_made_from_the_json_alone(answered):
-    out, _ = answered
+def test_the_page_is_made_from_the_json_alone(quick_page):
+    out, _ = quick_page
     text = (out / "README.md").read_text()
     assert "## input" in text and "**failed**" in text and "![input](input.png)" in text
     (out / "README.md").unlink()
@@ -211,8 +221,8 @@ def test_torch_rivals_compute_the_same(monkeypatch):
 
     # Threads that wait for each other would be most of the time on a busy machine.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    sizes = {"rounds": 1, "multipliers": (1,), "attention": ()}
-    tiny = dataclasses.replace(plan.plan_for("cpu", quick=True), **sizes)
+    tiny_sizes = {"rounds": 1, "multipliers": (1,), "attention": ()}
+    tiny = dataclasses.replace(sizes.plan_for("cpu", quick=True), **tiny_sizes)
     result = training.measure(tiny)
     assert result["parity"].keys() == {"eager", "channels_last"}
     assert max(result["parity"].values()) < 1e-4

@@ -1,7 +1,7 @@
-"""The program: every question in a process of its own, the page renewed after each.
+"""The program: runs each benchmark in its own process and renews the page after each.
 
-A question that fails, crashes or outlasts its time is recorded as failed, with the reason, and the
-next is asked; the exit code then says so. With `only`, the other answers of the page are kept, each
+A benchmark that fails, crashes or exceeds its time is recorded as failed, with the reason; the
+others still run, and the exit code is 1. With `only`, the other results on the page are kept, each
 with its own date, commit and load.
 """
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.catalogue import NAMES, question
 from benchmarks.common import say
-from benchmarks.plan import plan_for, to_json
 from benchmarks.provenance import ROOT, machine_slug, stamp
+from benchmarks.registry import NAMES, benchmark
 from benchmarks.report import write_page
+from benchmarks.sizes import plan_for, to_json
 
 Name = Literal[
     "training",
@@ -35,42 +35,42 @@ Name = Literal[
     "precision",
 ]
 SCHEMA = 1
-LEAST_SECONDS = 20.0  # no question is begun with less time left
+MIN_SECONDS = 20.0  # no benchmark starts with less time left
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked, and where the answers go."""
+    """Which benchmarks to run, and where to write the results."""
 
     quick: bool = False
-    """Tiny sizes that only show that everything runs; kept apart from real answers."""
+    """Tiny sizes that only show that everything runs; kept apart from real results."""
     only: tuple[Name, ...] = ()
-    """The questions to ask; all when empty."""
+    """The benchmarks to run; all if empty."""
     out: Path | None = None
     """Folder of results.json, pictures and README.md; None for docs/results/benchmarks/MACHINE, or
     runs/benchmarks/MACHINE-quick with --quick."""
     minutes: float | None = None
-    """Time for everything. None: 9.5 on accelerators, unlimited on CPUs."""
+    """Minutes for everything. None: 9.5 on accelerators, unlimited on CPUs."""
     batch_size: int | None = None
-    """Images a training step; None for the plan's (16 on CPUs, 128 on accelerators)."""
+    """Images per training step; None for the plan's (16 on CPUs, 128 on accelerators)."""
     sample_steps: int | None = None
     """Ancestral steps of the wide network; None for the plan's (10 on CPUs, 1000 elsewhere)."""
     ddim_steps: int | None = None
     """DDIM steps of the wide network; None for the plan's (10 on CPUs, 50 elsewhere)."""
     rounds: int | None = None
-    """How often contestants take turns; None for the plan's."""
+    """Number of rounds, in each of which every contestant runs once; None for the plan's."""
     torch_compile: bool | None = None
     """Whether torch.compile takes part; None for the plan's (yes, unless quick)."""
     set: dict[str, str] = field(default_factory=dict)
-    """Further fields of the plan (benchmarks/plan.py), as NAME VALUE with VALUE in JSON."""
+    """Further fields of the plan (benchmarks/sizes.py), as NAME VALUE with VALUE in JSON."""
 
 
-def ask(options: Options) -> int:
-    """Asks, writes, and returns the exit code: 1 where a question failed."""
+def run(options: Options) -> int:
+    """Runs the benchmarks, writes the page and returns the exit code: 1 if one failed."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
         environment = _environment(Path(scratch))
-        machine = _put("machine", {}, Path(scratch), environment, 300.0)
+        machine = _run_worker("machine", {}, Path(scratch), environment, 300.0)
         if "error" in machine:
             say(f"benchmarks: JAX found no device to run on: {machine['error']}")
             return 1
@@ -87,9 +87,9 @@ def ask(options: Options) -> int:
         names = [name for name in NAMES if name in (options.only or NAMES)]
         failed = []
         for number, name in enumerate(names, 1):
-            say(f"[{number}/{len(names)}] {name}: {question(name).title}")
+            say(f"[{number}/{len(names)}] {name}: {benchmark(name).title}")
             left = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-            entry = _answer(name, to_json(plan), Path(scratch), environment, left)
+            entry = _measured(name, to_json(plan), Path(scratch), environment, left)
             page["benchmarks"][name] = entry
             if entry["status"] != "ok":
                 failed.append(name)
@@ -98,20 +98,20 @@ def ask(options: Options) -> int:
             if problem and name not in failed:
                 failed.append(name)
                 say(f"  {problem}")
-        say(f"{len(names) - len(failed)} of {len(names)} answered: {out / 'README.md'}")
+        say(f"{len(names) - len(failed)} of {len(names)} measured: {out / 'README.md'}")
         if failed:
             say(f"failed: {', '.join(failed)}")
         return int(bool(failed))
 
 
 def summary(name: str, entry: dict[str, Any]) -> str:
-    """An answer, or why there is none, in one line."""
+    """A result, or why there is none, in one line."""
     if entry["status"] != "ok":
         return f"{name} failed: {entry['reason'].splitlines()[-1]}"
-    return f"{name}: {question(name).line(entry['result'])}"
+    return f"{name}: {benchmark(name).line(entry['result'])}"
 
 
-def _answer(
+def _measured(
     name: str,
     plan: dict[str, Any],
     scratch: Path,
@@ -119,49 +119,49 @@ def _answer(
     left: float | None,
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {**stamp(), "plan": plan, "seconds": 0.0}
-    if left is not None and left < LEAST_SECONDS:
-        reason = f"not begun: {left:.0f} s were left (--minutes; ask for it by --only)"
+    if left is not None and left < MIN_SECONDS:
+        reason = f"not started: only {left:.0f} s were left (--minutes; run it alone with --only)"
         return entry | {"status": "failed", "reason": reason}
     begun = time.monotonic()
-    answer = _put(name, plan, scratch, environment, left)
-    entry |= {"seconds": round(time.monotonic() - begun, 1), "cpu": answer.get("cpu")}
-    if "error" in answer:
-        return entry | {"status": "failed", "reason": answer["error"]}
-    return entry | {"status": "ok", "result": answer["result"]}
+    reply = _run_worker(name, plan, scratch, environment, left)
+    entry |= {"seconds": round(time.monotonic() - begun, 1), "cpu": reply.get("cpu")}
+    if "error" in reply:
+        return entry | {"status": "failed", "reason": reply["error"]}
+    return entry | {"status": "ok", "result": reply["result"]}
 
 
-def _put(
+def _run_worker(
     name: str,
     plan: dict[str, Any],
     scratch: Path,
     environment: dict[str, str],
     limit: float | None,
 ) -> dict[str, Any]:
-    """Runs `benchmarks.worker` and reads its answer; {"error"} where there is none."""
-    asked, answered = scratch / "plan.json", scratch / f"{name}.json"
-    asked.write_text(json.dumps(plan))
-    command = [sys.executable, "-m", "benchmarks.worker", name, str(asked), str(answered)]
-    # A group of its own, so that a limit ends its rivals too.
+    """Runs `benchmarks.worker` and returns its result; {"error"} if there is none."""
+    plan_file, result_file = scratch / "plan.json", scratch / f"{name}.json"
+    plan_file.write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "benchmarks.worker", name, str(plan_file), str(result_file)]
+    # In its own process group, so that a limit ends its rivals too.
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         code = process.wait(limit)
     except subprocess.TimeoutExpired:
-        return {"error": f"ended after {limit:.0f} s, when the time of all was over (--minutes)"}
+        return {"error": f"ended after {limit:.0f} s, when the time for all was over (--minutes)"}
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if not answered.exists():
-        return {"error": f"its process ended with exit code {code} and no answer"}
-    return json.loads(answered.read_text())
+    if not result_file.exists():
+        return {"error": f"its process ended with exit code {code} and no result"}
+    return json.loads(result_file.read_text())
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """What every process sees: one compilation cache, and an accelerator that is shared."""
+    """The environment of every process: one compilation cache, and a shared accelerator."""
     return {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(scratch / "compilation-cache"),
-        # Rivals share the accelerator's memory, so that nobody may take most of it at the start.
+        # Rivals share the accelerator's memory, so no process may reserve most of it at the start.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
@@ -186,7 +186,7 @@ def _default_folder(about: dict[str, Any], quick: bool) -> Path:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What a page holds already; an empty one where there is none of this schema."""
+    """The existing page, or an empty one if there is none of this schema."""
     try:
         page = json.loads(file.read_text())
     except (OSError, ValueError):

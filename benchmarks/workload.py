@@ -1,7 +1,7 @@
-"""What both sides do: the network, and the complete training step of `experiments/train_cifar.py`.
+"""The workload: the network and the complete training step of `experiments/train_cifar.py`.
 
-The step is the one that training runs, made of the same parts in the same way: random flip, t, ε,
-dropout, loss, gradients, clipping, Adam and the moving average, from uint8 images on the device.
+The step is that of the training program, with the same parts: random flip, t, ε, dropout, loss,
+gradients, clipping, Adam and the moving average, from uint8 images on the device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.plan import Plan
+from benchmarks.sizes import Plan
 from ddpm_jax.devices.cpu import keep_freed_memory
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs.build import build_model, fetch
@@ -59,13 +59,13 @@ def narrow(plan: Plan) -> dict[str, Any]:
 
 
 def random_images(count: int, size: int, channels: int = 3) -> np.ndarray:
-    """uint8 images of noise: what pixels hold changes no time that is measured here."""
+    """uint8 images of noise: the content of the pixels does not affect the times measured here."""
     rng = np.random.default_rng(SEED)
     return rng.integers(0, 256, (count, size, size, channels), np.uint8)
 
 
 def moved_params(unet: UNet, shape: tuple[int, int, int]) -> PyTree:
-    """Parameters with every one moved from where it starts, so that no branch outputs zero."""
+    """Parameters with random offsets from their initial values, so that no branch outputs zero."""
     x = jnp.zeros((1, *shape))
     params = jax.jit(unet.init)(jax.random.key(SEED), x, jnp.zeros(1, jnp.int32))["params"]
     leaves, tree = jax.tree.flatten(params)
@@ -75,16 +75,16 @@ def moved_params(unet: UNet, shape: tuple[int, int, int]) -> PyTree:
 
 
 class Stepper:
-    """A compiled chunk of training steps and the state it goes on from; a call runs one chunk.
+    """A compiled chunk of training steps and its current state; a call runs one chunk.
 
     Attributes:
         model: network, process and optimiser.
         compiled: the compiled program.
         lowered: before compilation.
         state: the train state; replaced by each call.
-        images_per_call: steps a chunk times the batch.
+        images_per_call: steps per chunk times the batch.
 
-    Compiled only with run=False; `remat` and `microbatches` as the package has them.
+    With run=False it is only compiled. `remat` and `microbatches` are those of the package.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Stepper:
         remat: bool = False,
         microbatches: int = 1,
     ):
-        # As every program does; too late for one that has used JAX before.
+        # As every program does; it has no effect once JAX has been used.
         keep_freed_memory(config.batch_size, (size, size), config.network.channels)
         devices = config.devices
         self.parallel = choose_devices(devices.backend, devices.count or 1)

@@ -1,4 +1,4 @@
-"""How large each measurement is: on a CPU, on an accelerator, and as a quick look."""
+"""The sizes of all measurements: on a CPU, on an accelerator, and for a quick check."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ class Plan:
         channels, multipliers, num_res_blocks, attention, num_groups: the U-Net; the paper's for
             CIFAR-10 unless quick.
         image_size: height and width of the images.
-        batch_size: images a training step.
-        dtype: what both sides compute the network in.
-        rounds: how often the contestants take turns.
-        steps: training steps a turn, dispatched without waiting in between.
+        batch_size: images per training step.
+        dtype: the precision of the network on both sides.
+        rounds: number of rounds; in each, every contestant runs once.
+        steps: training steps per turn, dispatched without waiting in between.
         torch_compile: whether torch.compile is among the rivals.
-        narrow_channels: width of the network where a size is varied: costs are compared with each
-            other there.
-        batches, resolutions: the sizes it is varied over.
-        memory_batches: batch sizes the memory of a step is read at.
-        sample_batch, sample_steps, ddim_steps: images at a time, and steps, of the wide network.
-        small_steps: ancestral steps of the digits' network. On a CPU both run a part of the 1000
-            steps (all steps take the same time) and take more turns.
-        precision_steps, precision_seeds: training steps and seeds of bfloat16 against float32.
+        narrow_channels: width of the network in the benchmarks that vary a size and compare its
+        costs. batches, resolutions: the sizes varied there. memory_batches: batch sizes at which
+        the memory of a step is measured. sample_batch, sample_steps, ddim_steps: images at a time,
+        and steps, of the wide network. small_steps: ancestral steps of the digits' network. On a
+        CPU both sides run only part of the 1000 steps (all steps take the same time), in more
+        turns. precision_steps, precision_seeds: training steps and seeds of bfloat16 against
+        float32.
     """
 
     platform: str

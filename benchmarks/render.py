@@ -1,4 +1,4 @@
-"""How an answer is said: one line on the way, Markdown tables and pictures on its page."""
+"""Renders results: one line for the console, Markdown tables and pictures for the page."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.plan import Plan
+from benchmarks.sizes import Plan
 
 
-class Question(NamedTuple):
-    """One benchmark: how it is measured, and how its answer is said.
+class Benchmark(NamedTuple):
+    """One benchmark: how it is measured, and how its result is rendered.
 
-    title    what is asked, as a heading
+    title    its heading
     measure  `measure(plan)` -> plain JSON values, in a process of its own
-    line     the answer in one line
-    page     the answer in Markdown
+    line     the result in one line
+    page     the result in Markdown
     draw     `draw(result, folder)` writes pictures there and returns their names
     """
 
@@ -33,7 +33,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def rate(value: float) -> str:
-    """Pieces a second: 1,234 or 12.3 or 0.123."""
+    """Pieces per second: 1,234 or 12.3 or 0.123."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -86,7 +86,7 @@ def contest(result: Mapping[str, Any], unit: str) -> str:
 
 
 def verdict(result: Mapping[str, Any], ours: str, unit: str) -> str:
-    """The same in a few words."""
+    """The result of `contest` in a few words."""
     text = f"{rate(result['contestants'][ours]['rate'])} {unit}"
     if "best_rival" not in result:
         return text
@@ -94,7 +94,7 @@ def verdict(result: Mapping[str, Any], ours: str, unit: str) -> str:
 
 
 def left_out(skipped: Mapping[str, str]) -> str:
-    """What is missing from a page, and why; "" where nothing is."""
+    """What is missing from a page, and why; "" if nothing is."""
     return "".join(f"\nLeft out: {name} ({reason}).\n" for name, reason in skipped.items())
 
 

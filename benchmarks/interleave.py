@@ -1,9 +1,8 @@
-"""Contestants in processes of their own that take turns: while one runs, the others wait.
+"""Runs contestants alternately, each in its own process: while one runs, the others wait.
 
-JAX and PyTorch each keep a pool of threads, and an accelerator's memory for themselves. In one
-process the pool that has just worked still spins while the other begins, and neither's memory can
-be told apart. In processes that wait for their turn on a pipe, nothing of the one is left to
-disturb the other.
+JAX and PyTorch each keep a pool of threads and reserve an accelerator's memory. In one process, the
+threads of the one still spin when the other begins, and their memory cannot be measured separately.
+In processes that wait for their turn on a pipe, neither disturbs the other.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 
 class Corner(NamedTuple):
-    """One process's contestants, as timed calls, and what its maker said about them."""
+    """One process's contestants, as timed calls, and the facts that its maker returned."""
 
     contestants: dict[str, Callable[[], float]]
     facts: dict[str, Any]
@@ -32,7 +31,7 @@ def corner(maker: str, **arguments: Any) -> Iterator[Corner]:
     """Starts a process of `maker`, "module:function", and ends it when the block does.
 
     The function gets `arguments` and returns (contestants, facts), contestants a dict of calls that
-    return seconds. Raises CornerError where it cannot, or where a turn fails.
+    return seconds. Raises CornerError if that or a turn fails.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -76,6 +75,6 @@ def _serve(pipe: Any, maker: str, arguments: dict[str, Any]) -> None:
             except EOFError:
                 return
             pipe.send(("seconds", contestants[name]()))
-    except BaseException:  # noqa: BLE001 - told to the process that asked
+    except BaseException:  # noqa: BLE001 - reported to the calling process
         with contextlib.suppress(OSError):
             pipe.send(("error", traceback.format_exc(limit=-6)))

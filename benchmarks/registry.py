@@ -1,0 +1,25 @@
+"""The benchmarks by name, in the order in which they run: the most important first."""
+
+from __future__ import annotations
+
+import importlib
+
+from benchmarks.render import Benchmark
+
+NAMES = (
+    "training",
+    "utilisation",
+    "sampling",
+    "memory",
+    "input",
+    "startup",
+    "scaling",
+    "precision",
+)
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of this name: `BENCHMARK` of the module `benchmarks.NAME`."""
+    if name not in NAMES:
+        raise ValueError(f"there is no benchmark {name!r}; choose among {', '.join(NAMES)}.")
+    return importlib.import_module(f"benchmarks.{name}").BENCHMARK
