@@ -54,7 +54,12 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("normalisation and SiLU", "", r"/norm\w*/|silu|logistic", ""),
     ("rest of the network", "", r"UNet", ""),
     ("input", "", "", r"programs/build\.py|data/pipeline\.py|pixels\.py"),
-    ("loss and process", "", "", r"losses/|gaussian\.py|prediction\.py|runs/model\.py|keys\.py"),
+    (
+        "loss and process",
+        "",
+        "",
+        r"losses/|forward/process\.py|prediction\.py|programs/model\.py|keys\.py",
+    ),
     # Last of these, since everything in a step has step.py on its stack.
     ("optimiser and EMA", "", "", r"optax|/ema\.py|training/step\.py"),
 )
