@@ -53,7 +53,7 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("dense and 1×1", "", r"UNet.*dot_general", ""),
     ("normalisation and SiLU", "", r"/norm\w*/|silu|logistic", ""),
     ("rest of the network", "", r"UNet", ""),
-    ("input", "", "", r"runs/build\.py|data/pipeline\.py|pixels\.py"),
+    ("input", "", "", r"programs/build\.py|data/pipeline\.py|pixels\.py"),
     ("loss and process", "", "", r"losses/|gaussian\.py|prediction\.py|runs/model\.py|keys\.py"),
     # Last of these, since everything in a step has step.py on its stack.
     ("optimiser and EMA", "", "", r"optax|/ema\.py|training/step\.py"),
