@@ -61,7 +61,7 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
         r"losses/|forward/process\.py|prediction\.py|programs/model\.py|keys\.py",
     ),
     # Last of these, since everything in a step has step.py on its stack.
-    ("optimiser and EMA", "", "", r"optax|/ema\.py|training/step\.py"),
+    ("optimiser and EMA", "", "", r"optax|/state\.py|training/step\.py"),
 )
 PARTS = tuple(dict.fromkeys(rule[0] for rule in RULES)) + ("other named", "unnamed")
 
