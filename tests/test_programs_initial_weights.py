@@ -65,7 +65,7 @@ def assert_same(a, b):
         ("optimizer", {"learning_rate": 1e-5, "ema_decay": 0.5}),
         ("optimizer", {"decay": "cosine", "warmup_steps": 0}),
         ("network", {"dropout": 0.3}),
-        ("data", {"flip": True}),
+        ("data", {"augment": "flip"}),
         ("diffusion", {"weighting": "none", "timesteps": "importance"}),
     ],
 )
