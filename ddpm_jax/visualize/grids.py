@@ -30,8 +30,8 @@ def image_grid(
         columns: images per row; by default the sheet is nearly square.
         padding: pixels of the sheet between images and around them; by default one pixel of the
             magnified images, and at least two.
-        scale: integer magnification; by default the largest that keeps images within 96 pixels and
-        the sheet within about 768, but at least one.
+        scale: integer magnification; by default the largest that keeps images within 96 pixels
+            and the sheet within about 768, but at least one.
     """
     return _grid("image_grid", images, columns, padding, scale)
 
@@ -75,10 +75,12 @@ def save_gif(
         frames: uint8, C 1 or 3.
         seconds: duration of all frames, without the hold.
         hold_last: additional seconds for which the last frame is shown.
-        max_rate: largest number of frames per second. Of more frames, evenly spaced ones are shown,
-        including the first and last: noise compresses badly, and files grow with every frame.
-        columns: as for `image_grid`. padding: as for `image_grid`. scale: as for `image_grid`, but
-        by default images within 48 and the sheet within 400 pixels.
+        max_rate: largest number of frames per second. Of more frames, evenly spaced ones are
+            shown, including the first and last: noise compresses badly, and files grow with every
+            frame.
+        columns: as for `image_grid`.
+        padding: as for `image_grid`.
+        scale: as for `image_grid`, but by default images within 48 and the sheet within 400 pixels.
     """
     from PIL import Image
 

@@ -67,9 +67,10 @@ def save_loss_curve(
         heldout: (steps [M], losses [M]) on held-out data, drawn with markers.
         title: the title above the plot.
         window: number of values in the running mean, which is centred and shorter at the ends. An
-        even number is raised by one; the legend states it. By default 2 % of the values, at most
-        1001. logy: whether the loss axis is logarithmic; by default if all losses are positive and
-        their mean spans a factor of four or more.
+            even number is raised by one; the legend states it. By default 2 % of the values, at
+            most 1001.
+        logy: whether the loss axis is logarithmic; by default if all losses are positive and their
+            mean spans a factor of four or more.
     """
     call = "save_loss_curve"
     if window is not None and window < 1:
