@@ -27,7 +27,7 @@ COMPLETE = (
 # What only modules of this package call, or what is documented by its attributes.
 WITHOUT = {
     *("Sampler", "StepResult", "Trajectory", "Chains", "AdjustedChains", "SigmaDenoiser"),
-    *("LogProbability", "LevelScore", "check_keys", "check_sigmas", "denoise_one"),
+    *("LogProbability", "LevelScore", "check_draw", "check_keys", "check_sigmas", "denoise_one"),
     *("timesteps_at_sigma", "sigma_at_timesteps"),
 }
 NAMES = {

@@ -34,7 +34,7 @@ def test_where_there_is_nothing_to_save_the_first_signal_interrupts():
         assert stop()
 
 
-def a_library(config):
+def a_library(config, data):
     """One that is being imported makes an error of its own of the interrupt."""
     try:
         interrupt_here()
@@ -42,7 +42,7 @@ def a_library(config):
         raise TypeError("expected a message argument") from None
 
 
-@pytest.mark.parametrize("begin", [a_library, lambda config: interrupt_here()])
+@pytest.mark.parametrize("begin", [a_library, lambda config, data: interrupt_here()])
 def test_a_signal_before_training_ends_the_program_in_order(monkeypatch, capsys, begin):
     monkeypatch.setattr(module, "TrainingRun", begin)
     module.train(CONFIG)

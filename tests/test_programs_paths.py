@@ -25,7 +25,7 @@ PROGRAMS = {
         TrainConfig(Path("run"), 1),
         ["run-dir", "init-from", "data.path", "data.cache-dir"],
     ),
-    "sample": (SampleConfig(), ["run-dir", "out", "data-path"]),
+    "sample": (SampleConfig(), ["run-dir", "out", "data-path", "cond"]),
     "evaluate": (EvaluateConfig(), ["run-dir", "out", "data-path", "inception", "cache-dir"]),
     "export": (ExportConfig(), ["run-dir", "out", "data-path"]),
     "from-diffusers": (FromDiffusers(), ["run-dir", "data-path", "folder", "cache-dir"]),

@@ -89,7 +89,7 @@ def singlestep(alpha_bar, fed):
 
 @pytest.mark.parametrize("num_steps", [2, 5, 20, 21])
 @pytest.mark.parametrize(
-    "reference,options", [(third, {"order": 3}), (singlestep, {"singlestep": 1})]
+    "reference,options", [(third, {"order": 3}), (singlestep, {"singlestep": True})]
 )
 def test_order_3_and_singlestep_equal_a_float64_run(reference, options, num_steps):
     steps = dj.spaced_timesteps(1000, num_steps, "trailing")
