@@ -141,6 +141,15 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
 WARNINGS = [signal.SIGHUP, signal.SIGUSR1]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Signals as a terminal has them: under `nohup` the tests would start with SIGHUP ignored."""
+    old = {number: signal.signal(number, signal.SIG_DFL) for number in WARNINGS}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, *WARNINGS])
 def test_every_signal_that_ends_a_program_asks_it_to_save(first):
     before = signal.getsignal(first)

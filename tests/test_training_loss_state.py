@@ -24,8 +24,8 @@ from ddpm_jax.training import (
     init_state,
     make_chunk,
     make_train_step,
+    stored_state,
 )
-from ddpm_jax.training import checkpoints as checkpoints_module
 from tests.oracles import Tables
 
 DEVICES = tuple(jax.devices())
@@ -214,9 +214,7 @@ def test_checkpoints_from_before_there_was_a_history_still_restore(
     with Checkpoints(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
             # Every field used to be written, an optimiser's that held nothing too.
-            patch.setattr(
-                checkpoints_module, "_as_tree", lambda s: {n: getattr(s, n) for n in fields}
-            )
+            patch.setattr(stored_state, "_fields", lambda s: {n: getattr(s, n) for n in fields})
             checkpoints.save(2, earlier)
             checkpoints.wait()
         restored = checkpoints.restore(start(optimizer).replace(loss_state=()))
