@@ -334,4 +334,4 @@ def _keeping_x_0_hat(sampler: Sampler, step: Array) -> Sampler:
         kept = jnp.where(here, result.x_0_hat.astype(x_t.dtype), state[1])
         return result._replace(state=(result.state, kept))
 
-    return sampler._replace(step=keeping)
+    return sampler._replace(init=lambda x: (sampler.init(x), x), step=keeping)
