@@ -42,7 +42,7 @@ BAD_KEYS = {
 }
 TAKE_KEYS = {
     "fold_in_each": lambda keys: fold_in_each(keys, 1),
-    "fold_in_each of split_each": lambda keys: split_each(keys, 2),
+    "split_each": lambda keys: split_each(keys, 2),
     "normal_per_example": lambda keys: dj.normal_per_example(keys, (3,)),
     "initial_noise": lambda keys: dj.initial_noise(keys, (3,)),
     "projections": lambda keys: score.projections(keys, 2, (3,)),
