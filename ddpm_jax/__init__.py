@@ -11,6 +11,7 @@ Langevin dynamics), `keys` and `types`. To be imported by name: `ddpm_jax.data`,
 `evaluation`, `interop`, `devices`, `visualize` and `programs`.
 """
 
+import sys as _sys
 from typing import NoReturn as _NoReturn
 
 # The rooms of pure functions.
@@ -123,6 +124,12 @@ __doc__ = (
         f"    {name:32}{(globals()[name].__doc__ or ' ').splitlines()[0]}" for name in __all__
     )
 )
+
+
+if getattr(_sys, "argv", [])[:1] == ["-m"]:  # `python -m` imports the package of a module first
+    from ddpm_jax.programs.cli import refuse_module as _refuse_module
+
+    _refuse_module(_sys.argv, _sys.orig_argv)
 
 
 def load_run(source, **options):

@@ -84,7 +84,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     run = TrainedRun(config)
     shape = run.model.image_shape
     known = read_mask(config.mask, shape, config.seed)
-    data = run.heldout_data
+    data = run.need_heldout(1)
     chosen = _chosen_images(config, data)
     labels = run.labels(len(chosen), config.label)
     if labels is not None and config.label is None:

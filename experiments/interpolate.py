@@ -85,7 +85,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     """
     _check(config)
     run = TrainedRun(config)
-    data = run.heldout_data
+    data = run.need_heldout(2)
     first, second = _chosen_pairs(config, data)
     label = None if config.label is None else run.labels(1, config.label)
     grid = build_grid(

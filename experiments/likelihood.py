@@ -81,8 +81,8 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
     if not config.tolerance > 0:
         raise ValueError(f"--tolerance must be positive, got {config.tolerance}.")
     run = TrainedRun(config)
+    splits = {"held out": run.need_heldout(2)}
     out = run.folder("likelihood")
-    splits = {"held out": run.heldout_data}
     if config.train_split:
         splits["training"] = run.train_data
     variances = _variances(run)

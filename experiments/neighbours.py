@@ -79,7 +79,7 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
             raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
     run = TrainedRun(config)
     labels = run.labels(config.count, config.label)
-    train, heldout = run.train_data.images, run.heldout_data.images
+    train, heldout = run.train_data.images, run.need_heldout(1).images
     if not max(config.neighbours, 2) <= len(train):
         raise ValueError(
             f"--neighbours {config.neighbours} needs at least as many training images, and at "

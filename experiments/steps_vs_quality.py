@@ -87,6 +87,7 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     if not config.steps or min(config.steps) < 1:
         raise ValueError(f"--steps needs numbers of at least 1, got {config.steps}.")
     run = TrainedRun(config)
+    real = run.need_heldout(2).images[: config.count]
     out = run.folder("steps_vs_quality")
     T = run.model.schedule.num_timesteps
     columns = sorted({s for s in config.steps if s < T})
@@ -106,7 +107,6 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
             pictures[name, s] = images[: config.show]
             rows[name][str(s)] = {"evaluations": _evaluations(name, s), **measure(images)}
             progress.update(_evaluations(name, s) * config.count)
-    real = run.heldout_data.images[: config.count]
     heldout = {"images": len(real), **measure(real)}
     files = [out / "steps_vs_quality.json", out / "quality.png"]
     write_json(

@@ -15,6 +15,7 @@ from ddpm_jax.data import load_digits
 from ddpm_jax.programs import shards
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.generator import Generator
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from steps_vs_quality import StepsConfig, _draw, _network
 from tests.small_run import make_run, program
@@ -104,7 +105,7 @@ def test_steps_against_quality_measures_every_cell(folder, tmp_path):
 
 
 EVALUATE = ["--count=30", "--sampler=ddim", "--num-steps=3", "--spacing=trailing"]
-EVALUATE += ["--bits-count=4", "--bootstrap=5"]
+EVALUATE += ["--bits-count=4", "--bootstrap=5", "--batch-size=6"]
 
 
 def test_an_evaluation_is_what_its_samples_give_and_survives_lost_shards(
@@ -166,6 +167,7 @@ def few_images(monkeypatch):
     [
         (2, 1, {"frechet", "kid"}, set()),
         (5, 2, {"frechet", "kid", "precision", "recall"}, {"frechet", "kid"}),
+        (40, 0, {"frechet", "kid", "precision", "recall", "density", "coverage"}, set()),
         (40, 1, {"frechet", "kid", "precision", "recall", "density", "coverage"}, set()),
         (40, 4, {"frechet", "kid", "precision", "recall", "density", "coverage"}, {"recall"}),
         (40, 6, {"frechet", "kid", "precision", "recall", "density", "coverage"}, {"coverage"}),
@@ -196,6 +198,48 @@ def test_where_nothing_can_be_measured_nothing_is_sampled(folder, tmp_path, few_
         program("evaluate.py", f"--run-dir={folder}", f"--out={tmp_path}", "--num-steps=2")
     assert stopped.value.code == 2 and not list(tmp_path.rglob("*.npz"))
     assert "nothing can be measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script,least",
+    [
+        ("likelihood.py", 2),
+        ("interpolate.py", 2),
+        ("steps_vs_quality.py", 2),
+        ("inpaint.py", 1),
+        ("neighbours.py", 1),
+    ],
+)
+def test_studies_of_held_out_images_need_some(folder, tmp_path, few_images, capsys, script, least):
+    few_images(40, least - 1)
+    with pytest.raises(SystemExit) as stopped:
+        program(script, f"--run-dir={folder}", f"--out={tmp_path / 'out'}")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and not (tmp_path / "out").exists()
+    assert f"at least {least} held-out images are needed" in error and "--data.holdout" in error
+
+
+PLAN = {"seed": 0, "data": {"name": "faces/train", "fingerprint": "a", "class_names": ["x", "y"]}}
+
+
+@pytest.mark.parametrize(
+    "change,same",
+    [
+        ({"data": {**PLAN["data"], "name": "scratch/faces/train"}}, True),
+        ({"data": {**PLAN["data"], "class_names": ["a", "b"]}}, True),
+        ({"run": "elsewhere", "device": "TPU", "jax": "9"}, True),
+        ({"data": {**PLAN["data"], "fingerprint": "b"}}, False),
+        ({"seed": 1}, False),
+    ],
+)
+def test_data_and_run_of_a_plan_are_known_by_content_not_by_name(tmp_path, change, same):
+    shards.remember_plan(tmp_path, PLAN)
+    assert (shards.content_of(PLAN) == shards.content_of({**PLAN, **change})) == same
+    if same:
+        shards.remember_plan(tmp_path, {**PLAN, **change})
+    else:
+        with pytest.raises(RunDirectoryError, match=f"other settings .{next(iter(change))}"):
+            shards.remember_plan(tmp_path, {**PLAN, **change})
 
 
 class Progress:
@@ -277,6 +321,33 @@ def test_sampling_goes_on_after_a_kill_and_gives_exactly_the_same(
     np.testing.assert_array_equal(np.stack(pngs)[..., None], images[0])
 
 
+def test_slow_sampling_is_written_after_every_batch(folder, run, tmp_path, monkeypatch):
+    """Files of any sizes are read, their gaps are filled, and no image is drawn twice."""
+    generator = run.generator(run.sampler(SamplerOptions("ddim", num_steps=2)))
+    drawn = []
+    call = Generator.__call__
+
+    def counted(self, *arguments, start, **options):
+        drawn.append(start)
+        return call(self, *arguments, start=start, **options)
+
+    monkeypatch.setattr(Generator, "__call__", counted)
+    shards.sample_shards(run, generator, tmp_path, count=13, batch_size=5)
+    (whole,) = shards.read_shards(tmp_path, 13, (8, 8, 1))
+    assert drawn == [0, 5, 10]
+    monkeypatch.setattr(shards, "SECONDS", 0)
+    out = tmp_path / "slow"
+    out.mkdir()
+    shards.sample_shards(run, generator, out, count=12, batch_size=5)
+    files = sorted((out / "shards").iterdir())
+    assert [path.stem for path in files] == ["000000", "000005", "000010"]
+    files[1].unlink()
+    drawn.clear()
+    shards.sample_shards(run, generator, out, count=13, batch_size=4)
+    assert drawn == [5, 9, 12]
+    np.testing.assert_array_equal(np.concatenate([*shards.read_shards(out, 13, (8, 8, 1))]), whole)
+
+
 def test_unfinished_samples_of_other_settings_are_not_mixed(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "plan.json").write_text(json.dumps({"seed": 9}))
     with pytest.raises(SystemExit) as stopped:
@@ -296,11 +367,10 @@ def test_more_images_go_on_from_fewer(folder, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["images"][:8], eight)
 
 
-def test_large_images_come_in_small_files_of_whole_batches():
-    assert shards.shard_size((32, 32, 3), 64) == shards.SHARD
-    large = shards.shard_size((256, 256, 3), 16)
-    assert large % 16 == 0 and 16 <= large < 200
-    assert shards.shard_size((2048, 2048, 3), 64) == 64
+def test_large_images_come_in_small_files():
+    assert shards.shard_size((32, 32, 3)) == shards.SHARD
+    assert 100 < shards.shard_size((256, 256, 3)) < 200
+    assert shards.shard_size((8192, 8192, 3)) == 1
 
 
 @pytest.mark.parametrize(

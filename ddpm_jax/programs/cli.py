@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import re
 import sys
 import typing
 from pathlib import Path
@@ -19,6 +20,7 @@ from ddpm_jax.data.registry import known_names
 from ddpm_jax.programs.config import SamplerOptions
 
 PACKAGE = Path(ddpm_jax.__file__).parent
+_GUARD = re.compile(r'^if __name__ == "__main__"', re.MULTILINE)
 USAGE = """usage: ddpm-jax train PRESET [OPTIONS]
        ddpm-jax STUDY [OPTIONS]
        ddpm-jax list
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 def commands() -> tuple[dict[str, Path], dict[str, Path]]:
     """The scripts by name: training presets without `train_`, and everything else."""
     scripts = sorted(experiments_folder().glob("*.py"))
-    runnable = [path for path in scripts if 'if __name__ == "__main__"' in _source(path)]
+    runnable = [path for path in scripts if _GUARD.search(_source(path))]
     presets = {p.stem.removeprefix("train_"): p for p in runnable if p.stem.startswith("train_")}
     return presets, {p.stem: p for p in runnable if not p.stem.startswith("train_")}
 
@@ -93,6 +95,26 @@ def listing() -> str:
     lines += ["", f"data sets (--data.name): {', '.join(known_names())}"]
     lines += [f"samplers (--sampler): {', '.join(samplers)}"]
     return "\n".join(lines) + "\n"
+
+
+def refuse_module(argv: list[str], orig_argv: list[str]) -> None:
+    """Exits with 2 if Python was started as `python -m` with a module that is no program.
+
+    argv       sys.argv while the package is imported: "-m" and the arguments
+    orig_argv  the whole command line, in which the module precedes them: `-m NAME` or `-mNAME`
+    """
+    word = next(iter(orig_argv[-len(argv) :]), "")
+    module = re.fullmatch(r"(?:-\w*?m)?(ddpm_jax(?:\.\w+)+)", word)
+    if module is None:
+        return
+    path = PACKAGE.parent.joinpath(*module[1].split(".")).with_suffix(".py")
+    # Python itself says that there is no such module, or that it is a package.
+    if path.is_file() and not _GUARD.search(_source(path)):
+        print(
+            f"error: {module[1]} is no program. The programs: python -m ddpm_jax list",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def _source(path: Path) -> str:

@@ -37,7 +37,7 @@ from ddpm_jax.programs.metrics import (
     not_measurable,
     pixel_features,
 )
-from ddpm_jax.programs.shards import CHANGING, read_shards, remember_plan, sample_shards
+from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
 PUBLISHED_COUNT = 50_000
@@ -113,15 +113,21 @@ def evaluate(config: EvaluateConfig) -> None:
     sample_shards(run, generator, out, count=count, batch_size=config.batch_size)
 
     def samples() -> Iterator[np.ndarray]:
-        return read_shards(out, count, run.model.image_shape, config.batch_size)
+        return read_shards(out, count, run.model.image_shape)
 
     sampled = look(features, samples, count, "features of the samples")
     truth = look_at_reference(run.train_data, features, config.cache_dir)
     options = {"bootstrap": config.bootstrap, "seed": config.seed}
-    real = look(features, lambda: iter([heldout]), len(heldout), "features of held-out images")
+    real = None
+    if len(heldout):
+        real = look(features, lambda: iter([heldout]), len(heldout), "features of held-out images")
     bits = _bits(run, config)
     if not processes.is_leader():
         return
+    if real is not None:
+        held_out = measure(real, truth, **options)
+    else:
+        held_out = {"left_out": not_measurable(0, len(truth.paired), features.name)}
     results = {
         **plan,
         "features": features.name,
@@ -132,7 +138,7 @@ def evaluate(config: EvaluateConfig) -> None:
             "images": len(run.train_data.images),
         },
         "samples": measure(sampled, truth, **options),
-        "held_out": {"images": len(heldout), **measure(real, truth, **options)},
+        "held_out": {"images": len(heldout), **held_out},
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
     }
@@ -209,9 +215,7 @@ def _plan(run: TrainedRun, config: EvaluateConfig, count: int) -> dict[str, Any]
 
 
 def _name(config: EvaluateConfig, plan: dict[str, Any]) -> str:
-    # Device and version change rounding only; a folder is shared by what changes the images.
-    kept = {k: v for k, v in plan.items() if k not in CHANGING}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(content_of(plan)).encode()).hexdigest()[:8]
     steps = config.num_steps or "all"
     return f"{config.sampler}-{steps}-steps-{plan['count']}-images-{digest}"
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
@@ -82,18 +83,18 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
             data.get("num_classes"),
             data.get("cond_features"),
         )
-        like = choose_devices("jit", 1).placeholder(model.init_shapes())
+        like = choose_devices(count=1).placeholder(model.init_shapes())
         if has_weights(source):
             params, step, digest = read_weights(source, facts.get("weights", {}), like.ema_params)
             about = {"from": str(source), "kind": "weights", "step": step, "sha256": digest}
-            return config, jax.device_get(params), {**about, "data": data}
+            return config, fetch(params), {**about, "data": data}
         with Checkpoints(directory.checkpoints, writable=False) as checkpoints:
             state = restore_state(checkpoints, like)
         if state is None:
             raise ValueError(f"--init-from {source} is a run without a checkpoint yet.")
         params = state.ema_params if weights == "ema" else state.params
         about = {"from": str(source), "kind": "run", "step": int(state.step), "data": data}
-        return config, jax.device_get(params), about
+        return config, fetch(params), about
     if not (source / "model_index.json").is_file():
         raise ValueError(
             f"--init-from {source} is no run directory or folder of weights (config.json), no "

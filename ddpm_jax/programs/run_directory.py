@@ -102,7 +102,7 @@ class RunDirectory:
         changed += [
             f"{name}: {old_facts.get(name)} → {facts[name]}"
             for name in facts
-            if _nameless(old_facts.get(name)) != _nameless(facts[name])
+            if without_names(old_facts.get(name)) != without_names(facts[name])
         ]
         if changed:
             raise RunDirectoryError(
@@ -145,7 +145,7 @@ class RunDirectory:
         return config, values
 
 
-def _nameless(fact: Any) -> Any:
+def without_names(fact: Any) -> Any:
     """A fact without the names of data and classes: data are known by their fingerprint."""
     names = ("name", "class_names")
     return {k: v for k, v in fact.items() if k not in names} if isinstance(fact, dict) else fact

@@ -127,7 +127,7 @@ def _write(
     """Turns the shards into what was asked for, one shard in memory at a time."""
 
     def shards() -> Iterator[np.ndarray]:
-        return read_shards(out, config.count, image_shape, config.batch_size)
+        return read_shards(out, config.count, image_shape)
 
     shown: list[np.ndarray] = []
     for images in shards():

@@ -1,4 +1,4 @@
-"""Sampled images in files of up to a thousand: the same command resumes after the last whole one.
+"""Sampled images in files of up to a thousand: the same command resumes after the last one.
 
 Memory holds one file's images at a time, however many are sampled.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,21 +28,28 @@ from ddpm_jax.files import (
 )
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.generator import Generator
-from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
 from ddpm_jax.programs.trained_run import TrainedRun
 
 SHARD = 1000
-"""The largest number of images in one file."""
+"""The largest number of images in one file, unless a batch is larger."""
 SHARD_BYTES = 1 << 25
-"""Large images come in smaller files, of about this size, so that a kill costs less."""
+"""Large images come in smaller files, of about this size."""
+SECONDS = 30.0
+"""After this long a file is written with fewer images: this and a batch are what a kill costs."""
 CHANGING = ("device", "jax", "run")
 """Parts of a plan that change the images by rounding only."""
 
 
-def shard_size(shape: tuple[int, ...], batch_size: int) -> int:
-    """The number of images [H, W, C] per file: of large ones whole batches, at least one."""
-    fit = max(1, SHARD_BYTES // math.prod(shape))
-    return SHARD if fit >= SHARD else max(1, fit // batch_size) * batch_size
+def shard_size(shape: tuple[int, ...]) -> int:
+    """The largest number of images [H, W, C] per file, if it holds more than one batch."""
+    return max(1, min(SHARD, SHARD_BYTES // math.prod(shape)))
+
+
+def content_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a plan that change images by more than rounding, as JSON has them."""
+    kept = {k: without_names(v) for k, v in plan.items() if k not in CHANGING}
+    return json.loads(json.dumps(kept, sort_keys=True))
 
 
 def remember_plan(out: Path, plan: dict[str, Any]) -> None:
@@ -54,9 +63,8 @@ def remember_plan(out: Path, plan: dict[str, Any]) -> None:
                 f"{path} cannot be understood ({error}), so what {out} holds is unknown. Choose "
                 "another folder with --out. Nothing was changed."
             ) from error
-        changed = sorted(
-            k for k in plan if k not in CHANGING and old.get(k) != json.loads(json.dumps(plan[k]))
-        )
+        before, now = content_of(old), content_of(plan)
+        changed = sorted(k for k in now if before.get(k) != now[k])
         if changed:
             raise RunDirectoryError(
                 f"{out} holds unfinished samples of other settings ({', '.join(changed)}). Choose "
@@ -70,8 +78,8 @@ def _shard(out: Path, first: int) -> Path:
     return out / "shards" / f"{first:06d}.npz"
 
 
-def _read_shard(path: Path, count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
-    """The first `count` images of a shard; None if it does not hold as many."""
+def _read_shard(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
+    """The images of a shard; None if there are none that can be read."""
     if not path.exists():
         return None
     try:
@@ -79,8 +87,8 @@ def _read_shard(path: Path, count: int, shape: tuple[int, ...]) -> npt.NDArray[n
     except (OSError, ValueError) as error:
         say(f"warning: {path} cannot be read ({error}); it is sampled again")
         return None
-    fits = len(images) >= count and images.shape[1:] == shape and images.dtype == np.uint8
-    return images[:count] if fits else None
+    fits = len(images) and images.shape[1:] == shape and images.dtype == np.uint8
+    return images if fits else None
 
 
 def _images(path: Path, max_bytes: int) -> npt.NDArray[np.uint8]:
@@ -88,6 +96,17 @@ def _images(path: Path, max_bytes: int) -> npt.NDArray[np.uint8]:
     if "images" not in arrays:
         raise ValueError("it has no array `images`")
     return arrays["images"]
+
+
+def _write_shard(path: Path, images: npt.NDArray[np.uint8]) -> None:
+    write_atomically(path, lambda file: np.savez_compressed(file, images=images))
+
+
+def _kept_and_next(out: Path, first: int, shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many images the shard of image `first` has, and the first image of the next shard."""
+    images = _read_shard(_shard(out, first), shape)
+    starts = [int(p.stem) for p in (out / "shards").glob("*.npz") if p.stem.isdecimal()]
+    return 0 if images is None else len(images), min((n for n in starts if n > first), default=-1)
 
 
 def sample_shards(
@@ -102,7 +121,7 @@ def sample_shards(
     frames_of: int = 0,
     on_frames: Callable[[npt.NDArray[np.uint8]], None] = lambda frames: None,
 ) -> None:
-    """Samples the shards that are missing.
+    """Samples the images that no shard holds yet.
 
     Args:
         run: the run whose parameters, seed and labels are used.
@@ -116,61 +135,64 @@ def sample_shards(
         on_frames: called with the frames [F, N, H, W, C] before the first shard is written.
     """
     shape = run.model.image_shape
-    per_shard = shard_size(shape, batch_size)
+    limit, batch = shard_size(shape), min(batch_size, count)
     processes.on_leader(lambda: (out / "shards").mkdir(exist_ok=True))
+
+    def draw(first: int, size: int) -> npt.NDArray[np.uint8]:
+        """The images first .. first + size of a whole batch: one program serves all of them."""
+        labels, left = run.labels(first + batch, label), size * generator.num_steps
+
+        def advance(steps: int) -> None:
+            nonlocal left
+            # The excess is no progress.
+            progress.update(min(steps, left))
+            left -= min(steps, left)
+
+        made = generator(
+            run.params,
+            seed=run.options.seed,
+            count=batch,
+            batch_size=batch,
+            start=first,
+            labels=None if labels is None else labels[first:],
+            cond=None if cond is None else cond[np.arange(first, first + batch) % len(cond)],
+            frames_of=frames_of if first == 0 else 0,
+            on_progress=advance,
+        )
+        frames = made.frames
+        if frames is not None:
+            processes.on_leader(lambda: on_frames(frames))
+        return made.images[:size]
+
     with bar(count * generator.num_steps, "sampling", unit="img·step") as progress:
-        for first in range(0, count, per_shard):
-            size = min(per_shard, count - first)
-            path = _shard(out, first)
-
-            def there(path=path, size=size) -> bool:
-                return _read_shard(path, size, shape) is not None
-
-            if processes.on_leader(there):
-                progress.update(size * generator.num_steps)
+        first = 0
+        while first < count:
+            kept, following = processes.on_leader(partial(_kept_and_next, out, first, shape))
+            if kept:
+                progress.update(min(kept, count - first) * generator.num_steps)
+                first += kept
                 continue
-            batch = min(batch_size, per_shard, count)
-            # Whole batches, so that one program serves all shards; the excess is dropped.
-            drawn = -(-size // batch) * batch
-            labels = run.labels(first + drawn, label)
-            left = size * generator.num_steps
-
-            def advance(steps: int) -> None:
-                nonlocal left
-                # The excess is no progress.
-                progress.update(min(steps, left))
-                left -= min(steps, left)
-
-            made = generator(
-                run.params,
-                seed=run.options.seed,
-                count=drawn,
-                batch_size=batch,
-                start=first,
-                labels=None if labels is None else labels[first:],
-                cond=None if cond is None else cond[np.arange(first, first + drawn) % len(cond)],
-                frames_of=frames_of if first == 0 else 0,
-                on_progress=advance,
-            )
-
-            def write(path=path, images=made.images[:size], frames=made.frames) -> None:
-                if frames is not None:
-                    on_frames(frames)
-                write_atomically(path, lambda file: np.savez_compressed(file, images=images))
-
-            processes.on_leader(write)
+            stop = count if following < 0 else min(following, count)
+            began, pieces = processes.on_leader(time.monotonic), []
+            for start in range(first, stop, batch):
+                pieces.append(draw(start, min(batch, stop - start)))
+                late = processes.on_leader(time.monotonic) - began > SECONDS
+                if late or start + 2 * batch - first > limit:
+                    break
+            images = np.concatenate(pieces)
+            processes.on_leader(partial(_write_shard, _shard(out, first), images))
+            first += len(images)
 
 
-def read_shards(
-    out: Path, count: int, shape: tuple[int, ...], batch_size: int
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yields the images of `sample_shards` with the same arguments, one file at a time."""
-    per_shard = shard_size(shape, batch_size)
-    for first in range(0, count, per_shard):
-        images = _read_shard(_shard(out, first), min(per_shard, count - first), shape)
+def read_shards(out: Path, count: int, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yields the images of `sample_shards`, one file at a time."""
+    first = 0
+    while first < count:
+        images = _read_shard(_shard(out, first), shape)
         if images is None:
             raise OSError(f"{_shard(out, first)} went away while it was needed. Sample again.")
-        yield images
+        yield images[: count - first]
+        first += len(images)
 
 
 def join_shards(

@@ -22,7 +22,7 @@ from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.initial_weights import begin_with_weights
-from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.programs.training_session import train_steps
 from ddpm_jax.training import Checkpoints, StopRequest, TrainState
@@ -115,8 +115,8 @@ def _train(run: TrainingRun, stop: StopRequest, finish: Finish | None) -> Traini
 def _train_to_the_end(run: TrainingRun, stop: StopRequest) -> TrainState:
     """Restores or initialises the state, and takes the steps that remain, or those until a stop."""
     config, directory = run.config, run.directory
-    facts, changes = processes.on_leader(lambda: _checked_facts(run))
-    processes.everywhere(lambda: _check_same_data(run, facts))
+    data, changes = processes.on_leader(lambda: _check_directory(run))
+    processes.everywhere(lambda: _check_same_data(run, data))
     name = f"process-{jax.process_index()}" if processes.num_processes() > 1 else ""
     with (
         Checkpoints(
@@ -150,22 +150,23 @@ def _train_to_the_end(run: TrainingRun, stop: StopRequest) -> TrainState:
 
 def _initial_state(run: TrainingRun) -> tuple[TrainState, dict[str, Any]]:
     """The state before the first step, and what config.json says about its weights."""
-    state, records = run.model.init(), {}
-    if run.config.init_from is not None:
-        state, record = begin_with_weights(run.config, run.model, state)
-        records["initial_weights"] = record
-    return run.parallel.place(state), records
+    fresh = run.model.init()
+    if run.config.init_from is None:
+        return run.parallel.place(fresh), {}
+    state, record = processes.everywhere(lambda: begin_with_weights(run.config, run.model, fresh))
+    return run.parallel.place(state), {"initial_weights": record}
 
 
-def _checked_facts(run: TrainingRun) -> tuple[dict[str, Any], list[str]]:
-    """The facts of this run, and its permitted differences from the stored one."""
-    return run.facts, run.directory.check(run.config, run.facts)
+def _check_directory(run: TrainingRun) -> tuple[dict[str, Any], list[str]]:
+    """What identifies the data of this run, and its permitted differences from the stored one."""
+    return without_names(run.facts["data"]), run.directory.check(run.config, run.facts)
 
 
-def _check_same_data(run: TrainingRun, facts: dict[str, Any]) -> None:
-    if json.loads(json.dumps(run.facts)) != json.loads(json.dumps(facts)):
+def _check_same_data(run: TrainingRun, data: dict[str, Any]) -> None:
+    own = json.loads(json.dumps(without_names(run.facts["data"])))
+    if own != data:
         raise RunDirectoryError(
-            f"this process has other data ({run.facts['data']}) than process 0 ({facts['data']}). "
+            f"this process has other data ({own}) than process 0 ({data}). "
             "Give all of them the same --data.path."
         )
 

@@ -230,6 +230,16 @@ class TrainedRun:
         """The held-out data."""
         return self._load("heldout")
 
+    def need_heldout(self, least: int) -> ImageDataset:
+        """The held-out data; RunDirectoryError if they are fewer than `least` images."""
+        data = self.heldout_data
+        if len(data.images) < least:
+            raise RunDirectoryError(
+                f"at least {least} held-out images are needed, and {self.name} holds out "
+                f"{len(data.images)}. Train with a larger --data.holdout."
+            )
+        return data
+
     def _load(self, split: Any) -> ImageDataset:
         given = {"path": self.options.data_path, "name": self.options.data_name}
         given = {name: value for name, value in given.items() if value is not None}

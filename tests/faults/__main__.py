@@ -26,6 +26,7 @@ FAMILIES = (
     "kill",
     "edges",
     "term",
+    "sampling",
     "flips",
     "disk",
     "nonfinite",
