@@ -8,6 +8,7 @@ raises OSError, which does.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -46,11 +47,20 @@ def write_atomically(path: Path, content: bytes | str | Callable[[IO[bytes]], ob
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sync(file: IO[Any]) -> None:
+    """Flushes an open file to the disk, if its file system has that (some of FUSE have not)."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def write_json(path: Path, values: Any, **options: Any) -> None:

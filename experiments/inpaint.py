@@ -22,7 +22,7 @@ import numpy as np
 from ddpm_jax import visualize
 from ddpm_jax.data import ImageDataset
 from ddpm_jax.evaluation import rms_difference, rms_pairwise
-from ddpm_jax.files import write_json
+from ddpm_jax.files import user_path, write_json
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.config import SamplerOptions
@@ -194,7 +194,7 @@ def read_mask(mask: str, shape: tuple[int, int, int], seed: int) -> np.ndarray:
         "random": np.random.default_rng(seed).permutation(height * width).reshape(height, width)
         < height * width // 2,
     }
-    known = ~hidden[mask] if mask in MASKS else _read_png_mask(Path(mask), (height, width))
+    known = ~hidden[mask] if mask in MASKS else _read_png_mask(user_path(mask), (height, width))
     if known.all() or not known.any():
         what = "nothing" if known.all() else "everything"
         raise ValueError(f"--mask {mask} hides {what} of images {height}×{width}.")

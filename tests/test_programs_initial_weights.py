@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from ddpm_jax.interop import Process, save_diffusers
-from ddpm_jax.programs.config import OptimizerConfig, TrainConfig, check_config
+from ddpm_jax.programs.config import DevicesConfig, OptimizerConfig, TrainConfig, check_config
 from ddpm_jax.programs.initial_weights import begin_with_weights
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, to_json
 from ddpm_jax.programs.train import train
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import Checkpoints
-from tests.small_run import CONFIG, make_run
+from tests.small_run import CONFIG, ROOT, make_run
 
 REPORT = dataclasses.replace(
     CONFIG.report, heldout_every=0, sample_every=0, sample_count=2, sample_steps=2, final_count=2
@@ -163,6 +168,60 @@ def test_a_run_records_where_it_began_and_what_was_changed(source, tmp_path):
     directory = RunDirectory(config.run_dir)
     with pytest.raises(RunDirectoryError, match="--seed"):
         directory.check(dataclasses.replace(slower, seed=3, resume_with_changes=True), {})
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_changes_on_other_devices(tmp_path):
+    """Changed settings and another number of devices at once: the numbers are those of one."""
+    config = dataclasses.replace(SHORT, run_dir=tmp_path / "one")
+    train(config)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    warm = dataclasses.replace(config.optimizer, learning_rate=1e-2, ema_decay=0.5, warmup_steps=1)
+    changed = dataclasses.replace(config, num_steps=4, optimizer=warm, resume_with_changes=True)
+    ends = []
+    for name, count in (("one", 1), ("two", 2)):
+        devices = DevicesConfig(count=count)
+        train(dataclasses.replace(changed, run_dir=tmp_path / name, devices=devices))
+        assert facts(tmp_path / name)["changes"][0]["step"] == 2
+        ends.append(stored(tmp_path / name))
+    one, two = ends
+    assert int(one.step) == int(two.step) == 4
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, one.ema_params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    for name in ("params", "ema_params"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+            getattr(one, name),
+            getattr(two, name),
+        )
+
+
+@pytest.mark.slow
+def test_several_processes_begin_with_the_same_weights(source, tmp_path):
+    """Two processes of one device; the first step has the rate 0, so it leaves the weights."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    config = dataclasses.replace(SHORT, run_dir=tmp_path / "run", num_steps=1, init_from=source)
+    command = [sys.executable, "-m", "tests.train_one_of", tmp_path / "config.json", address, "2"]
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [*map(str, command), str(i)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for process in started:
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output[-3000:]
+    assert_same(stored(config.run_dir).params, stored(source).ema_params)
+    assert facts(config.run_dir)["initial_weights"]["step"] == 5
 
 
 @pytest.mark.parametrize("every,saved,right", [(0, 3, True), (6, 3, True), (4, 3, False)])

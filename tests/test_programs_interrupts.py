@@ -1,5 +1,6 @@
 """What a signal before training, and output that nobody takes, do to a program."""
 
+import io
 import os
 import signal
 import subprocess
@@ -88,6 +89,29 @@ def test_printing_never_fails(monkeypatch):
         say("kept")
         assert not sys.stdout.isatty()
     assert sys.stdout is stream and stream.text == "kept\n"
+
+
+@pytest.mark.parametrize(
+    "encoding,printed",
+    [
+        ("utf-8", "8×8 → 日"),
+        ("latin-1", "8×8 ? ?"),
+        ("cp1252", "8×8 ? ?"),
+        ("ascii", "8?8 ? ?"),
+        (None, None),
+    ],
+)
+def test_outside_of_a_program_messages_do_not_fail_either(monkeypatch, encoding, printed):
+    """`train` called by a script of the user's, whose output is closed or lacks characters."""
+    content = io.BytesIO()
+    stream = io.TextIOWrapper(content, encoding=encoding or "utf-8", newline="")
+    monkeypatch.setattr(sys, "stdout", stream)
+    if encoding is None:
+        stream.close()
+    say("8×8 → 日")
+    say("the end")
+    if encoding is not None:
+        assert content.getvalue().decode(encoding) == f"{printed}\nthe end\n"
 
 
 def test_a_reader_that_went_away_is_no_error():

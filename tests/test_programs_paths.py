@@ -14,19 +14,25 @@ from ddpm_jax.programs.console import run_program
 from ddpm_jax.programs.convert import FromDiffusers, FromTensorFlow, ToDiffusers, ToWeights
 from ddpm_jax.programs.evaluate import EvaluateConfig
 from ddpm_jax.programs.export import ExportConfig
-from ddpm_jax.programs.paths import local_path, with_local_paths
+from ddpm_jax.programs.paths import NAMES_OR_FILES, local_path, with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory
 from ddpm_jax.programs.sample import SampleConfig
+from inpaint import InpaintConfig
+from neighbours import NeighboursConfig
+from solvers import SolversConfig
 from tests.small_run import make_run, program
 
 # Of every program: its default, and its path options.
 PROGRAMS = {
     "train": (
         TrainConfig(Path("run"), 1),
-        ["run-dir", "init-from", "data.path", "data.cache-dir"],
+        ["run-dir", "init-from", "data.path", "data.cache-dir", "data.labels"],
     ),
     "sample": (SampleConfig(), ["run-dir", "out", "data-path", "cond"]),
     "evaluate": (EvaluateConfig(), ["run-dir", "out", "data-path", "inception", "cache-dir"]),
+    "inpaint": (InpaintConfig(), ["run-dir", "out", "data-path", "mask"]),
+    "neighbours": (NeighboursConfig(), ["run-dir", "out", "data-path", "samples"]),
+    "solvers": (SolversConfig(), ["out"]),
     "export": (ExportConfig(), ["run-dir", "out", "data-path"]),
     "from-diffusers": (FromDiffusers(), ["run-dir", "data-path", "folder", "cache-dir"]),
     "from-tensorflow": (FromTensorFlow(), ["run-dir", "data-path", "file"]),
@@ -53,7 +59,7 @@ def paths_of(config, prefix=""):
             hint = hint or str(vars(base).get("__annotations__", {}).get(name, ""))
         if hasattr(value, "__dataclass_fields__"):
             found |= paths_of(value, f"{prefix}{name}.")
-        elif "Path" in hint:
+        elif "Path" in hint or name in NAMES_OR_FILES:
             found[(prefix + name).replace("_", "-")] = value
     return found
 
@@ -69,7 +75,7 @@ def read_command_line(name, option, value, monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "argv", [name, f"--{option}={value}"])
     run_program(lambda config: seen.append(config), PROGRAMS[name][0], None)
-    return paths_of(seen[0])[option]
+    return Path(paths_of(seen[0])[option])
 
 
 @pytest.mark.parametrize("name,option", OPTIONS)

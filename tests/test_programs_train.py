@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from ddpm_jax.programs import console, training_session
+from ddpm_jax.programs import train as train_module
 from ddpm_jax.programs.compilation import CompilationStopped, unless_stopped
 from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.train import train
@@ -82,6 +83,27 @@ def test_training_returns_what_it_made_after_an_interrupt_too(tmp_path, monkeypa
     # At its start a network predicts next to nothing of ε, whose mean square is 1.
     assert 0.5 < result.heldout.loss < 2.0
     assert train(config) == result
+
+
+def test_only_a_program_may_be_ended_by_the_watchdog(tmp_path, monkeypatch):
+    """A notebook that calls `train` goes on, however long a step takes."""
+    seconds = []
+
+    class Stopped(Exception):
+        pass
+
+    def watch(timeout, *_, **__):
+        seconds.append(timeout)
+        raise Stopped
+
+    monkeypatch.setattr(train_module, "Watchdog", watch)
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path / "run")
+    with pytest.raises(Stopped):
+        train(config)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(Stopped):
+        console.run_program(train, config, None)
+    assert seconds == [0, config.devices.watchdog_seconds] and not console.is_program()
 
 
 def test_a_bar_does_not_count_the_time_until_its_first_update():

@@ -21,7 +21,7 @@ import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
 from ddpm_jax.data.unfinished import num_rows, record_of
-from ddpm_jax.files import map_npy, read_json_object, user_path, write_json
+from ddpm_jax.files import map_npy, read_json_object, sync, user_path, write_json
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory if the cache cannot be written
@@ -200,8 +200,7 @@ class EntryWriter:
         fingerprint = self._fingerprint.hexdigest(stored)
         images = self._memory
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file)
             self._file.close()
             np.save(self._partial / "labels.npy", stored)
             about = {

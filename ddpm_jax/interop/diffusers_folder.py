@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_jax.files import read_json_object as read_strict_object
-from ddpm_jax.files import write_json
+from ddpm_jax.files import user_path, write_json
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
 from ddpm_jax.interop.diffusers_scheduler import (
@@ -86,7 +86,7 @@ def choose_pipeline_files(names: Iterable[str], where: str) -> PipelineFiles:
 
 def pipeline_files(folder: str | Path) -> PipelineFiles:
     """Finds the files of a pipeline in a folder; raises as `choose_pipeline_files` does."""
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder. Name the one that holds model_index.json.")
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
@@ -99,7 +99,7 @@ def load_diffusers(folder: str | Path) -> ImportedModel:
     Raises FileNotFoundError, or ValueError naming the file and what in it is wrong or has no
     counterpart: settings, names, shapes and dtypes of tensors, pickles, damaged files.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     files = pipeline_files(folder)
     if files.model_index is not None:
         _check_index(folder / files.model_index)
@@ -138,7 +138,7 @@ def save_diffusers(
     Everything is checked before anything is written. Raises ValueError for what diffusers cannot
     express, naming it, and for labels, which DDPMPipeline does not pass to its network.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if unet.num_classes is not None:
         raise ValueError(
             f"save_diffusers got a UNet with num_classes={unet.num_classes}; DDPMPipeline passes "

@@ -19,7 +19,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from ddpm_jax.files import read_json_object, write_atomically, write_json
+from ddpm_jax.files import read_json_object, user_path, write_atomically, write_json
 from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.samplers import Sampler, initial_noise, sample
@@ -118,7 +118,7 @@ def save_program(
     path: str | Path, exported: jax.export.Exported, about: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the program to `path`, and its size, sha256, arguments and `about` to `path`.json."""
-    path = Path(path)
+    path = user_path(path)
     data = bytes(exported.serialize())
     facts = {
         "bytes": len(data),
@@ -144,7 +144,7 @@ def load_program(path: str | Path) -> jax.export.Exported:
     Raises FileNotFoundError, or ValueError for a file that is no such program, or was cut short or
     changed (checked by size and sha256 if `path`.json is beside it).
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. `save_program` writes such files.")
     data = path.read_bytes()

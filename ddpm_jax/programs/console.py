@@ -19,6 +19,15 @@ from ddpm_jax.devices.processes import PeerError, is_leader
 from ddpm_jax.programs.paths import with_local_paths
 
 C = TypeVar("C")
+_program = False
+
+
+def is_program() -> bool:
+    """Whether the process belongs to a program of `run_program`, which may end it.
+
+    A notebook, or another program that calls the functions, must not be ended.
+    """
+    return _program
 
 
 def say(message: str) -> None:
@@ -26,8 +35,18 @@ def say(message: str) -> None:
     first alone does."""
     if not is_leader():
         return
-    tqdm.write(message, file=sys.stdout)
-    sys.stdout.flush()
+    # Not in place of sys.stdout: tqdm clears its bars only for that very object.
+    with contextlib.suppress(OSError, ValueError):
+        try:
+            tqdm.write(message, file=sys.stdout)
+        except UnicodeEncodeError as error:
+            tqdm.write(_within(error, message), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _within(error: UnicodeEncodeError, text: str) -> str:
+    """The text in the encoding that lacks some of its characters, with ? in their place."""
+    return text.encode(error.encoding, "replace").decode(error.encoding)
 
 
 class _Bar(tqdm):
@@ -104,10 +123,14 @@ def run_program(
     anything else is a bug and keeps its traceback. Where nobody reads what is printed any more, or
     it goes to a full disk, the program goes on without.
     """
+    global _program
     with forgiving_output():
         config = _read_command_line(default, description, first)
-        warnings.showwarning = _show_warning
-        _run(program, config)
+        warnings.showwarning, _program = _show_warning, True
+        try:
+            _run(program, config)
+        finally:
+            _program = False
 
 
 def _read_command_line(default: Any, description: str | None, first: str | None) -> Any:
@@ -162,7 +185,7 @@ class _Forgiving:
             try:
                 self._stream.write(text)
             except UnicodeEncodeError as error:
-                self._stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
+                self._stream.write(_within(error, text))
         return len(text)
 
     def flush(self) -> None:

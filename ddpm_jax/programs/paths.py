@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from ddpm_jax.files import user_path
 
 C = TypeVar("C", bound=Any)
+NAMES_OR_FILES = ("labels", "mask")
+"""Options of text that may name a file."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
@@ -41,12 +43,14 @@ def local_path(path: str | Path, option: str) -> Path:
 
 
 def with_local_paths(config: C, prefix: str = "") -> C:
-    """The configuration with `local_path` of every path in it."""
+    """The configuration with `local_path` of every path in it, and of text that may be one."""
     changes = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if isinstance(value, Path):
             changes[f.name] = local_path(value, prefix + f.name)
+        elif f.name in NAMES_OR_FILES and isinstance(value, str):
+            changes[f.name] = str(local_path(value, prefix + f.name))
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             changes[f.name] = with_local_paths(value, f"{prefix}{f.name}.")
     return dataclasses.replace(config, **changes)

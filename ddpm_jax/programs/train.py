@@ -19,7 +19,7 @@ from ddpm_jax.data.registry import PASSED
 from ddpm_jax.devices import processes
 from ddpm_jax.programs.compilation import unless_stopped
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.console import say
+from ddpm_jax.programs.console import is_program, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.initial_weights import begin_with_weights
 from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
@@ -59,7 +59,8 @@ def train(
 
     The first SIGINT (Ctrl-C) or SIGTERM ends training at the next step, which is saved. While the
     step is compiled there is nothing to save, and `CompilationStopped`, a KeyboardInterrupt, is
-    raised at once.
+    raised at once. The watchdog, which ends a process that hangs, works in programs only
+    (`run_program`).
 
     Raises ValueError, OSError, RunDirectoryError, DamagedCheckpointError or
     MismatchedCheckpointError before training if something is wrong, and NonFiniteError when
@@ -124,7 +125,9 @@ def _train_to_the_end(run: TrainingRun, stop: StopRequest) -> TrainState:
             keep=config.report.checkpoint_keep,
             keep_every=config.report.keep_every,
         ) as checkpoints,
-        Watchdog(config.devices.watchdog_seconds, directory.root, name=name) as watchdog,
+        Watchdog(
+            config.devices.watchdog_seconds if is_program() else 0, directory.root, name=name
+        ) as watchdog,
     ):
         watchdog.beat(0, "the newest checkpoint to be read")
         # Restoring needs only shapes; initialising takes seconds of compilation.

@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax.devices import processes
+from ddpm_jax.files import user_path
 from ddpm_jax.training.manifest import (
     DamagedCheckpointError,
     check_tree,
@@ -65,7 +66,7 @@ class Checkpoints:
                 f"Checkpoints needs keep >= 1 and keep_every >= 0, got {keep=}, {keep_every=}: a "
                 "run resumes from the newest."
             )
-        self.folder = Path(folder).absolute()
+        self.folder = user_path(folder).absolute()
         self.keep = keep
         self.keep_every = keep_every
         self._place = OrbaxFolder(self.folder)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.files import check_regular, read_json_object
+from ddpm_jax.files import check_regular, read_json_object, sync
 from ddpm_jax.types import PyTree
 
 NAME = "manifest.json"
@@ -74,8 +74,7 @@ def write_manifest(
     fresh = folder / f"{NAME}.tmp"
     with fresh.open("w", encoding="utf-8") as file:
         json.dump({"sha256": _digest_of(body), **body}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
     os.replace(fresh, folder / NAME)
 
 
