@@ -87,7 +87,7 @@ def _read_shard(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | N
     except (OSError, ValueError) as error:
         say(f"warning: {path} cannot be read ({error}); it is sampled again")
         return None
-    fits = len(images) and images.shape[1:] == shape and images.dtype == np.uint8
+    fits = images.shape[1:] == shape and images.dtype == np.uint8 and len(images)
     return images if fits else None
 
 

@@ -162,7 +162,7 @@ READERS = {
     "run": (folder_with("config.json"), lambda p: RunDirectory(p).read()),
     "log": (one("log.jsonl"), read_jsonl),
     "plan": (folder_with("plan.json"), lambda p: remember_plan(p, {"a": 1})),
-    "shard": (one("000000.npz"), lambda p: _read_shard(p, 1, (4, 4, 1))),
+    "shard": (one("000000.npz"), lambda p: _read_shard(p, (4, 4, 1))),
     "manifest": (folder_with("manifest.json"), verify_manifest),
     "checkpoint": (folder_with("3/manifest.json", "3/manifest.ocdbt", "3/_METADATA"), restore),
 }

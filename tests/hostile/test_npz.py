@@ -39,7 +39,7 @@ def npz(arrays, save=np.savez):
 
 
 def shard(path):
-    return _read_shard(path, 3, (4, 4, 1))
+    return _read_shard(path, (4, 4, 1))
 
 
 READERS = {
