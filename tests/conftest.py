@@ -13,6 +13,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402
+import jaxlib.version  # noqa: E402
+
+from ddpm_jax.devices.cpu import may_have_accelerators  # noqa: E402
+
+# Most of a test's time is compilation. LLVM's optimisations and the fusion emitters only change how
+# fast the programs run, and these are small. XLA's own passes decide what is computed; they stay.
+# Read when JAX is first used, here and in the programs that tests start.
+if not may_have_accelerators():
+    quick = ["--xla_backend_optimization_level=0"]
+    if jaxlib.version.__version_info__[:2] <= (0, 10):  # later ones end at a flag they do not know
+        quick.append("--xla_cpu_use_fusion_emitters=false")
+    # What was set by hand comes last and wins.
+    os.environ["XLA_FLAGS"] = " ".join([*quick, os.environ.get("XLA_FLAGS", "")])
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

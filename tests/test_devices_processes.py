@@ -80,6 +80,7 @@ def trained(folder, process=0):
         return dict(file)
 
 
+@pytest.mark.slow
 def test_losses_of_fifty_steps_agree(folders, reference):
     """Of two processes from the start, of four from the checkpoint of step 3 that the two left."""
     expected = reference[1]
@@ -91,6 +92,7 @@ def test_losses_of_fifty_steps_agree(folders, reference):
             np.testing.assert_allclose(found["losses"], expected[start:], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_and_noise_are_identical(folders):
     expected = several.drawn(DataParallel("shard_map", tuple(jax.devices()[:4])))
     for count in COUNTS:
@@ -99,6 +101,7 @@ def test_batches_and_noise_are_identical(folders):
                 np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 def test_every_process_gets_the_same_images(folders):
     made, frames = several.images(jax.devices()[:1])
     for count in COUNTS:
@@ -108,6 +111,7 @@ def test_every_process_gets_the_same_images(folders):
             assert np.abs(theirs.astype(int) - made).max() <= 1
 
 
+@pytest.mark.slow
 def test_checkpoints_go_from_two_processes_to_four_and_to_one(folders, one, reference):
     """Two processes save step 3; four go on, each with half of the parameters; one reads that."""
     for process in range(4):
@@ -125,6 +129,7 @@ def test_checkpoints_go_from_two_processes_to_four_and_to_one(folders, one, refe
         np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 def test_processes_agree(folders, count):
     found = [

@@ -22,6 +22,7 @@ from ddpm_jax.programs.sample import SampleConfig, sample
 from ddpm_jax.programs.train import train
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
+pytestmark = pytest.mark.slow
 SILENT = ReportConfig(
     log_every=10,
     heldout_every=40,
