@@ -44,8 +44,8 @@ def depth_to_space(x: Array, patch_size: int) -> Array:
     p, rank = patch_size, len(space)
     if channels % p**rank:
         raise ValueError(
-            f"depth_to_space needs a multiple of patch_size^{rank} = {p**rank} channels, got "
-            f"{channels}."
+            f"depth_to_space needs a multiple of patch_size{'¹²³'[rank - 1]} = {p**rank} channels, "
+            f"got {channels}."
         )
     x = x.reshape(batch, *space, *(p,) * rank, channels // p**rank)
     pairs = (axis for i in range(1, rank + 1) for axis in (i, i + rank))

@@ -29,9 +29,6 @@ from ddpm_jax.losses import (
 class DiffusionConfig:
     """The diffusion process, the network's target and the loss."""
 
-    process: Literal["ddpm", "vp", "subvp", "ve", "edm", "flow"] = "ddpm"
-    """ddpm: T discrete steps. The others are trained in continuous time and sampled on a grid of T
-    times: the SDEs of Song et al. 2021, EDM of Karras et al. 2022, rectified flow."""
     schedule: Literal[
         "linear",
         "quadratic",
@@ -55,10 +52,6 @@ class DiffusionConfig:
     for [0, 1]. ve: 100; edm: 80."""
     sigma_min: float = 0.02
     """Smallest σ, as sigma_max. edm: 0.002."""
-    sigma_data: float = 0.5
-    """Standard deviation of the data, for edm's preconditioning and the weighting edm."""
-    time_shift: float = 1.0
-    """Shift α of the flow's times towards noise, t' = αt/(1 + (α-1)t), for large images."""
     exploding: bool = False
     """Variance exploding: the network takes x_0 + σ ε, as in NCSN, instead of √ᾱ x_0 + √(1-ᾱ) ε,
     which is the same up to scale."""
@@ -98,6 +91,13 @@ class DiffusionConfig:
     training."""
     clip: bool = True
     """Clip x̂_0 to [-1, 1] while sampling."""
+    process: Literal["ddpm", "vp", "subvp", "ve", "edm", "flow"] = "ddpm"
+    """ddpm: T discrete steps. The others are trained in continuous time and sampled on a grid of T
+    times: the SDEs of Song et al. 2021, EDM of Karras et al. 2022, rectified flow."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data, for edm's preconditioning and the weighting edm."""
+    time_shift: float = 1.0
+    """Shift α of the flow's times towards noise, t' = αt/(1 + (α-1)t), for large images."""
 
 
 def weighting_of(config: DiffusionConfig) -> Weighting:
