@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.nn import UNet
-from ddpm_jax.nn.blocks import AttentionBlock
+from ddpm_jax.nn.blocks import AttentionBlock, Downsample, Upsample
 from ddpm_jax.nn.space_to_depth import depth_to_space, space_to_depth
 from tests.reference_unet import random_params
 
@@ -41,18 +41,16 @@ def test_an_event_repeated_along_a_new_axis_gives_its_output_repeated(rank, padd
     unet = SMALL.clone(spatial_rank=rank, downsample_padding=padding)
     x = normal(2, *(8,) * rank, 3)
     params = random_params(unet, x, 0)
-    wanted = unet.apply({"params": params}, x, T)
+    wanted = jax.jit(unet.apply)({"params": params}, x, T)
     assert wanted.shape == x.shape and np.std(np.asarray(wanted)) > 0.1
     above = SMALL.clone(spatial_rank=rank + 1, downsample_padding=padding)
     repeated = np.repeat(x[:, None], 8, axis=1)
-    got = above.apply({"params": jax.tree.map(lifted, params)}, repeated, T)
+    got = jax.jit(above.apply)({"params": jax.tree.map(lifted, params)}, repeated, T)
     np.testing.assert_allclose(got, np.repeat(wanted[:, None], 8, axis=1), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_resampling_without_convolutions_is_means_and_repeats_of_every_rank(rank):
-    from ddpm_jax.nn.blocks import Downsample, Upsample
-
     x = normal(2, *(4,) * rank, 3)
     down = Downsample(False, "same", jnp.float32).apply({}, x)
     pairs = x.reshape(2, *(n for _ in range(rank) for n in (2, 2)), 3)
@@ -108,7 +106,7 @@ def conditioned():
     apply = jax.jit(
         lambda tokens, mask: unet.apply({"params": params}, x, T, context=tokens, context_mask=mask)
     )
-    plain = unet.apply({"params": params}, x, T)
+    plain = jax.jit(unet.apply)({"params": params}, x, T)
     return params, apply, tokens, plain
 
 
