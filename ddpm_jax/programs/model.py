@@ -254,12 +254,14 @@ class Model:
                 self.process, cast(np.ndarray, self.times), network, target=target
             ).denoise
 
+        apply = self._apply(params, **options)
+
         def apply_fn(x_t: Array, timesteps: Array) -> Any:
             x = x_t
             if self.config.diffusion.exploding:
                 sigma = sigma_at_timesteps(self.schedule, timesteps)
                 x = x_t * bcast_right(jnp.hypot(1.0, sigma), x_t.ndim)
-            return self.network.apply({"params": params}, x, timesteps, **options)
+            return apply(x, timesteps)
 
         return apply_fn
 
@@ -275,11 +277,12 @@ class Model:
     def _network_of_time(self, params: PyTree, **options: Any) -> ApplyFn:
         """The network `(x_t, t) -> output` of the continuous process."""
         assert self.process is not None
-
-        def apply(x: Array, step: Array) -> Any:
-            return self.network.apply({"params": params}, x, step, **options)
-
+        apply = self._apply(params, **options)
         return continuous.network_of_time(self.config.diffusion, self.process, apply)
+
+    def _apply(self, params: PyTree, **options: Any) -> Callable[[Array, Array], Any]:
+        """The network as it is, `(x, step) -> output`, for every process."""
+        return lambda x, step: self.network.apply({"params": params}, x, step, **options)
 
     def sigma_denoiser(self, params: PyTree, **options: Any) -> SigmaDenoiser:
         """The denoiser `(y, sigma) -> x̂_0` of every noise level, not clipped.
