@@ -250,9 +250,9 @@ class Model:
         """
         if self.process is not None:
             network, target = self._network_of_time(params, **options), self._time_target
-            return denoiser_from_process(
-                self.process, cast(np.ndarray, self.times), network, target=target
-            ).denoise
+            times = cast(np.ndarray, self.times)
+            on_table = denoiser_from_process(self.process, times, network, target=target)
+            return cast(ApplyFn, on_table.denoise)  # never a Denoised
 
         apply = self._apply(params, **options)
 
