@@ -300,7 +300,7 @@ ROWS = {
         dj.karras_timesteps,
         schedule=("host schedule", SCHEDULE),
         num_steps=("whole", 4),
-        rho=("positive", 7.0),
+        rho=("many", 7.0),
         sigma_max=("many", 80.0),
     ),
     "lookup": row(dj.forward.lookup, table=("values", SCHEDULE.beta), t=("any steps", STEPS)),
