@@ -63,16 +63,16 @@ class Machine:
     source: str
 
 
-# 40 % of the peak is what is aimed at, not what was measured; efficiency falls where it is more.
+# 40 % of the peak is an aim, not a measurement; with a larger share, efficiency falls.
 MACHINES = (
     Machine(
-        "H200, 8 to a host",
+        "H200, 8 per host",
         0.4 * 790e12,
         8,
         450e9,
         50e9,
         10e-6,
-        "790 TFLOP/s: measured bf16 matrix product; NVLink 450 GB/s one way, 400 Gb/s a device "
+        "790 TFLOP/s: measured bf16 matrix product; NVLink 450 GB/s one way, 400 Gb/s per device "
         "between hosts, by specification",
     ),
     Machine(
@@ -99,10 +99,10 @@ class Job:
 
 
 JOBS = (
-    Job("CIFAR-10, 128 images a device", UNet(), 32, 128),
-    Job("CIFAR-10, 16 images a device", UNet(), 32, 16),
+    Job("CIFAR-10, 128 images per device", UNet(), 32, 128),
+    Job("CIFAR-10, 16 images per device", UNet(), 32, 16),
     Job(
-        "256×256, 8 images a device, parameters over 8",
+        "256×256, 8 images per device, parameters over 8",
         UNet(channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
         256,
         8,
@@ -176,7 +176,7 @@ class Options:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """One and two processes of one core each: seconds a step, and of all-reduces by size."""
+    """One and two processes of one core each: seconds per step, and of all-reduces by size."""
     turns: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for turn in range(3):
         for count in (1, 2) if turn % 2 == 0 else (2, 1):
@@ -293,8 +293,9 @@ def page(result: dict[str, Any]) -> str:
         "# Scaling: the model and the measured points\n",
         "    python -m benchmarks.efficiency\n",
         "![efficiency](efficiency.png)\n",
-        "Weak scaling: each device keeps its batch. The lower figure is with no communication "
-        "hidden behind arithmetic, the upper with all that can be.\n",
+        "Weak scaling: the batch per device is fixed. Efficiency is the time of the arithmetic divided "
+        "by that of arithmetic and communication: the lower figure if none of the communication "
+        "overlaps with arithmetic, the upper if as much as possible does.\n",
     ]
     for machine in MACHINES:
         lines.append(f"## {machine.name}\n\n{machine.source}; 40 % of that peak assumed.\n")
@@ -310,33 +311,33 @@ def page(result: dict[str, Any]) -> str:
             last = found[-1]
             sent = f"{last['bytes_sent'] / 1e6:,.0f} MB"
             rows.append([job, span(last["compute_s"]), sent, *cells])
-        header = ["job", "arithmetic a step", "sent a device and step (1,024)"]
+        header = ["job", "arithmetic per step", "sent per device and step (1,024)"]
         lines.append(table([*header, "8", "64", "256", "1,024"], rows))
     measured = result.get("measured")
     if measured:
         reduce, predicted = measured["all_reduce"], predict_measured(measured)
         lines.append(
             "## Measured\n\n"
-            f"{measured['machine']['processor']}, one core a process, "
+            f"{measured['machine']['processor']}, one core per process, "
             f"{measured['images_a_process']} images each, loopback, "
             f"commit {measured.get('commit')}, {measured.get('date')}.\n\n"
             + table(
                 ["", "value"],
                 [
                     ["a step of one process", span(measured["step_s"]["1"])],
-                    ["a step of two", span(measured["step_s"]["2"])],
+                    ["a step of two processes", span(measured["step_s"]["2"])],
                     [
                         "gradients",
                         f"{measured['gradient_bytes'] / 1e6:.1f} MB in "
                         f"{measured['gradient_arrays']} arrays",
                     ],
                     [
-                        "all-reduce of two, by itself",
+                        "all-reduce of two processes, alone",
                         f"{reduce['speed'] / 1e9:.2f} GB/s + {span(reduce['latency_s'])}",
                     ],
-                    ["efficiency predicted, an array a message", f"{predicted['arrays']:.3f}"],
-                    ["… all arrays in one message", f"{predicted['one_message']:.3f}"],
-                    ["efficiency measured", f"{measured['efficiency_measured']:.3f}"],
+                    ["predicted efficiency, one message per array", f"{predicted['arrays']:.3f}"],
+                    ["predicted efficiency, all arrays in one message", f"{predicted['one_message']:.3f}"],
+                    ["measured efficiency", f"{measured['efficiency_measured']:.3f}"],
                 ],
             )
         )

@@ -16,14 +16,14 @@ import numpy as np
 from benchmarks.common import alternate, ratio, say, stopwatch, summarize
 from benchmarks.plots import save_bars
 from benchmarks.provenance import missing_torch
-from benchmarks.render import Benchmark, contest, left_out, rate
+from benchmarks.render import Benchmark, contest, contestant_name, left_out, rate
 from benchmarks.sizes import Plan
 
 BATCH = 128
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Images a second of both ways, of PyTorch's DataLoader, and of the training step."""
+    """Images per second of both ways, of PyTorch's DataLoader, and of the training step."""
     import jax
 
     from benchmarks.workload import Stepper, random_images, train_config
@@ -147,7 +147,7 @@ def _data_loaders(images: np.ndarray, batch: int, batches: int) -> dict[str, Any
 
 
 def line(result: dict[str, Any]) -> str:
-    """Images a second and as multiples of the step's."""
+    """Images per second, and as multiples of the step's."""
     return ", ".join(
         f"{name} {rate(result['contestants'][name]['rate'])} images/s "
         f"({rate(result['times_the_step'][name])} × the step)"
@@ -169,12 +169,12 @@ def page(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[str]:
-    """Images a second of each way and of the step, with multiples of the step's."""
+    """Images per second of each way and of the step, with multiples of the step's."""
     bars = {}
     for name, one in {**result["contestants"], "training step": result["step"]}.items():
         scale = one["rate"] * one["median_s"]
         times = result["times_the_step"].get(name, 1.0)
-        bars[name] = (
+        bars[contestant_name(name)] = (
             one["rate"],
             scale / one["max_s"],
             scale / one["min_s"],
@@ -183,8 +183,10 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     save_bars(
         folder / "input.png",
         {"": bars},
-        "images a second",
-        title="Input pipeline alone, and multiples of what the training step consumes",
+        "images per second",
+        title="The input pipeline alone delivers at least "
+        f"{rate(min(result['times_the_step'][name] for name in ('resident', 'streamed')))} times "
+        "what a step consumes",
     )
     return ["input.png"]
 

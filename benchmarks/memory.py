@@ -143,7 +143,7 @@ def page(result: dict[str, Any]) -> str:
                     f"{one['peak'] / base[batch]['peak']:.2f}",
                 ]
             )
-    text = table(["", "batch", "temporary", "peak", "of plain"], rows)
+    text = table(["", "batch", "temporary", "peak", "relative to plain"], rows)
     rounds = len(result["seconds"][PLAIN])
     text += f"\n**Run at batch {result['batch']}**, {rounds} rounds, medians\n\n"
     seconds = {name: statistics.median(times) for name, times in result["seconds"].items()}
@@ -154,10 +154,11 @@ def page(result: dict[str, Any]) -> str:
     what = "growth of the peak RSS"
     for batch, one in result["pytorch"].items():
         rows.append([f"PyTorch, batch {batch}, {one['what']}", _known(one["bytes"]), "", ""])
-    text += table(["", what, "a step", "time of plain"], rows)
+    text += table(["", what, "time per step", "relative to plain"], rows)
     text += (
-        "\nOurs: state and data, and the growth of the peak RSS while steps run. On a GPU that is "
-        "the host's memory, and the compiler's account above is the one to compare.\n"
+        "\nOurs: state and data, and the growth of the peak RSS (resident memory of the process) "
+        "while steps run. On a GPU this is the host's memory; compare the compiler's figures above "
+        "instead.\n"
     )
     return text + left_out(result["skipped"])
 
@@ -175,12 +176,19 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     save_curves(
         folder / "memory.png",
         curves,
-        "images a step",
-        "GiB",
-        title="Memory of a training step, as compiled",
+        "images per step",
+        "peak memory of the compiled step, in GiB",
+        title=_finding(result["compiled"]),
         xticks=sorted({int(batch) for of in result["compiled"].values() for batch in of}),
     )
     return ["memory.png"]
+
+
+def _finding(compiled: dict[str, Any]) -> str:
+    """What the largest batch needs, by every way of computing the step."""
+    batch = list(compiled[PLAIN])[-1]
+    needs = [f"{size(of[batch]['peak'])} ({name})" for name, of in compiled.items() if batch in of]
+    return f"A step of {batch} images needs " + ", ".join(needs)
 
 
 BENCHMARK = Benchmark("Memory against batch size", measure, line, page, draw)

@@ -23,7 +23,7 @@ DRAWS = 2048
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Held-out losses and seconds a step by precision and seed."""
+    """Held-out losses and seconds per step by precision and seed."""
     if plan.precision_seeds < 1:
         raise ValueError(f"precision needs precision_seeds >= 1, got {plan.precision_seeds}.")
     rows = []
@@ -31,7 +31,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         for dtype in DTYPES:
             loss, seconds = _train(plan, dtype, seed)
             rows.append({"dtype": dtype, "seed": seed, "loss": loss, "seconds": seconds})
-            say(f"  {dtype}, seed {seed}: held-out loss {loss:.5f}, {span(seconds)} a step")
+            say(f"  {dtype}, seed {seed}: held-out loss {loss:.5f}, {span(seconds)} per step")
     by = {(row["dtype"], row["seed"]): row["loss"] for row in rows}
     seeds = range(plan.precision_seeds)
     differences = [by["bfloat16", s] / by["float32", s] - 1 for s in seeds]
@@ -53,7 +53,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def _train(plan: Plan, dtype: str, seed: int) -> tuple[float, float]:
-    """(held-out loss of the averaged parameters, median seconds a step) of a short training."""
+    """(held-out loss of the averaged parameters, median seconds per step) of a short training."""
     import time
 
     import jax
@@ -154,7 +154,7 @@ def page(result: dict[str, Any]) -> str:
     return (
         f"{result['steps']:,} steps of the digits' training, held-out loss of the averaged "
         f"parameters, both measured in float32.\n\n"
-        + table(["", "held-out loss", "a step"], rows)
+        + table(["", "held-out loss", "time per step"], rows)
         + f"\nBfloat16 against float32: {line(result)}. A step in bfloat16 is {faster:.2f} times "
         "as fast as in float32, on this small network.\n"
     )
@@ -171,7 +171,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
         folder / "precision.png",
         groups,
         "held-out loss",
-        title=f"Held-out loss after {result['steps']:,} steps on the digits",
+        title=f"bfloat16 changes the held-out loss by {result['mean_difference']:+.2%} on average",
     )
     return ["precision.png"]
 

@@ -26,6 +26,14 @@ class Benchmark(NamedTuple):
     draw: Callable[[dict[str, Any], Path], list[str]]
 
 
+OURS = ("ddpm_jax", "resident", "streamed", "training step")
+
+
+def contestant_name(name: str) -> str:
+    """The name shown on pages and pictures: PyTorch's variants say whose they are."""
+    return name if name in OURS else f"PyTorch {name}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; every column but the first is aligned to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
@@ -69,19 +77,22 @@ def contest(result: Mapping[str, Any], unit: str) -> str:
             against = "1" if name == best else f"{_median(result, best) / one['median_s']:.2f}"
         rows.append(
             [
-                name,
+                contestant_name(name),
                 span(one["median_s"]),
                 f"{span(one['min_s'])} … {span(one['max_s'])}",
                 rate(one["rate"]),
                 against,
             ]
         )
-    header = ["", "median", "fastest … slowest", unit, "speed, best PyTorch = 1"]
+    header = ["", "median", "fastest … slowest", unit, "speed relative to the best PyTorch"]
     if best is None:
         header, rows = header[:-1], [row[:-1] for row in rows]
     text = table(header, rows)
     if best is not None:
-        text += f"\nOurs over {best}: {quotient(result['ours_over_best_rival'])}.\n"
+        text += (
+            f"\nOur speed relative to {contestant_name(best)}: "
+            f"{quotient(result['ours_over_best_rival'])}.\n"
+        )
     return text
 
 
@@ -90,7 +101,8 @@ def verdict(result: Mapping[str, Any], ours: str, unit: str) -> str:
     text = f"{rate(result['contestants'][ours]['rate'])} {unit}"
     if "best_rival" not in result:
         return text
-    return text + f", {quotient(result['ours_over_best_rival'])} of PyTorch {result['best_rival']}"
+    rival = contestant_name(result["best_rival"])
+    return text + f", {quotient(result['ours_over_best_rival'])} × {rival}"
 
 
 def left_out(skipped: Mapping[str, str]) -> str:

@@ -51,29 +51,30 @@ def _head(page: dict[str, Any]) -> str:
     return (
         f"# Benchmarks: {about['device']}\n\n"
         + "**Tiny sizes: this shows that everything runs, and no speed.**\n\n" * quick
-        + "Made by `python -m benchmarks`; what is measured and how it is read: "
-        "`benchmarks/README.md`. All figures, each time included, are in `results.json`.\n\n"
+        + "Made by `python -m benchmarks`. `benchmarks/README.md` explains what is measured and how to "
+        "read the tables. `results.json` holds all figures and every single time.\n\n"
         f"{about['device_count']} × {about['device']}; {about['cores']} cores of "
         f"{about['processor']}, {about['memory_gib']} GiB, {about['system']}. {versions}.\n\n"
         + table(
-            ["", "answer", "took", "date", "commit", "cores of others", "stolen"],
+            ["", "result", "took", "date", "commit", "other programs", "stolen"],
             rows,
         )
-        + "\nThe last columns say what share of all cores other programs had meanwhile, and what a "
-        "virtual machine's host took: above a few percent, times on a CPU are not to be trusted.\n"
+        + "\nThe last two columns give the share of all cores that other programs used during the "
+        "measurement, and the share that the host of the virtual machine took. Do not trust times on "
+        "a CPU if either is above a few per cent.\n"
     )
 
 
 def _row(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["status"] == "ok":
-        answer = benchmark(name).line(entry["result"])
+        found = benchmark(name).line(entry["result"])
     else:
-        answer = "**failed**: " + entry["reason"].splitlines()[-1].replace("|", "/")
+        found = "**failed**: " + entry["reason"].splitlines()[-1].replace("|", "/")
     cpu = entry.get("cpu") or {}
     shares = [cpu.get("others"), cpu.get("stolen")]
     return [
         f"[{name}](#{name})",
-        answer,
+        found,
         span(entry["seconds"]),
         entry["date"],
         entry["commit"] or "?",
@@ -92,7 +93,7 @@ def _section(name: str, entry: dict[str, Any], folder: Path) -> str:
     sizes = (
         f"{plan['image_size']}×{plan['image_size']} images, {plan['channels']} channels × "
         f"{tuple(plan['multipliers'])}, batch {plan['batch_size']}, {plan['dtype']}, "
-        f"{plan['rounds']} rounds of {plan['steps']} step{'s' * (plan['steps'] > 1)}, unless said "
+        f"{plan['rounds']} rounds of {plan['steps']} step{'s' * (plan['steps'] > 1)}, unless stated "
         "otherwise.\n\n"
     )
     return head + sizes + benchmark(name).page(result) + shown

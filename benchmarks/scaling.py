@@ -150,7 +150,7 @@ def _devices(plan: Plan, rounds: int, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def slope(result: dict[str, Any], who: str) -> tuple[float, float]:
-    """(seconds a step, seconds an image more): the least-squares line through the batches."""
+    """(seconds per step, seconds per further image): the least-squares line through the batches."""
     of = result["sizes"][who]
     rows = [(result["cases"][c][0], of[c]["median_s"]) for c in of if c.startswith("batch")]
     x, y = np.array(rows).T
@@ -160,7 +160,7 @@ def slope(result: dict[str, Any], who: str) -> tuple[float, float]:
 
 
 def line(result: dict[str, Any]) -> str:
-    """Images a second at the smallest and largest batch, and the overhead of devices."""
+    """Images per second at the smallest and largest batch, and the overhead of devices."""
     of = {c: v for c, v in result["sizes"][OURS].items() if c.startswith("batch")}
     first, last = list(of)[0], list(of)[-1]
     text = f"{result['channels']} channels: {rate(of[first]['rate'])} images/s at {first}, "
@@ -193,24 +193,24 @@ def page(result: dict[str, Any]) -> str:
     if len([case for case in result["cases"] if case.startswith("batch")]) > 2:
         for name in who:
             fixed, each = slope(result, name)
-            text += f"\n{name}: {span(max(0.0, fixed))} a step and {span(each)} an image.\n"
+            text += f"\n{name}: {span(max(0.0, fixed))} per step plus {span(each)} per image.\n"
     if result["devices"]:
         base = result["devices"]["jit 1"]["median_s"]
         text += "\n" + table(
-            ["backend, devices", "median", "of one device"],
+            ["backend, devices", "median", "relative to one device"],
             [
                 [name, span(one["median_s"]), f"{one['median_s'] / base:.2f}"]
                 for name, one in result["devices"].items()
             ],
         )
-        text += "\nOn a CPU these devices are simulated on the same cores: overhead, not speed.\n"
+        text += "\nOn a CPU these devices share the same cores: the table shows overhead, not speed.\n"
     return text + left_out(result["skipped"])
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[str]:
     """Time against batch, resolution and devices, each beside proportionality."""
     pictures = []
-    for axis, place, label in (("batch", 0, "images a step"), ("resolution", 1, "image height")):
+    for axis, place, label in (("batch", 0, "images per step"), ("resolution", 1, "image height")):
         curves: dict[str, Any] = {}
         for who, of in result["sizes"].items():
             names = [case for case in of if case.startswith(axis)]
@@ -224,10 +224,10 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             folder / name,
             curves,
             label,
-            "seconds a step",
+            "seconds per step",
             logx=True,
             logy=True,
-            title=f"Training step against {axis}",
+            title=f"A training step of ours: {span(y[0])} at {axis} {x[0]}, {span(y[-1])} at {x[-1]}",
             xticks=x,
         )
         pictures.append(name)
@@ -242,8 +242,8 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             folder / "scaling_devices.png",
             curves,
             "devices",
-            "time of a step, one device = 1",
-            title=f"Devices at a fixed batch of {result['batch']}",
+            "time of a step relative to one device",
+            title=f"Devices that share the same cores, at a fixed batch of {result['batch']}: overhead",
             xticks=x,
         )
         pictures.append("scaling_devices.png")

@@ -187,7 +187,7 @@ def page(result: dict[str, Any]) -> str:
     ]
     rows.insert(-1, ["**to the end of the first step**", *(span(total(c)) for c in cases.values())])
     return (
-        f"Medians of {result['repeats']} fresh process{'es' * (result['repeats'] > 1)} a case.\n\n"
+        f"Medians of {result['repeats']} fresh process{'es' * (result['repeats'] > 1)} per case.\n\n"
         + table(["", *cases], rows)
         + left_out(result["skipped"])
     )
@@ -199,9 +199,9 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
         case: [(stage, seconds) for stage, seconds in stages.items() if stage != "second step"]
         for case, stages in result["cases"].items()
     }
-    save_stack(
-        folder / "startup.png", rows, "seconds", title="From nothing to the first training step"
-    )
+    times = [f"{span(total(stages))} ({case})" for case, stages in result["cases"].items()]
+    title = "To the end of the first training step: " + ", ".join(times[:3])
+    save_stack(folder / "startup.png", rows, "seconds", title=title)
     return ["startup.png"]
 
 

@@ -18,7 +18,7 @@ from benchmarks.common import alternate, compare, say, stopwatch
 from benchmarks.interleave import corner
 from benchmarks.plots import save_bars
 from benchmarks.provenance import missing_torch
-from benchmarks.render import Benchmark, contest, left_out, verdict
+from benchmarks.render import Benchmark, contest, contestant_name, left_out, verdict
 from benchmarks.sizes import Plan, from_json, to_json
 
 OURS = "ddpm_jax"
@@ -113,7 +113,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def line(result: dict[str, Any]) -> str:
-    """Training and forward images a second, against the fastest PyTorch variant."""
+    """Training and forward images per second, against the fastest PyTorch variant."""
     return "; ".join(
         f"{name} {verdict(result[name], OURS, 'images/s')}" for name in ("train", "forward")
     )
@@ -134,7 +134,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[str]:
-    """Images a second, training and forward, each bar with its multiple of the best rival."""
+    """Images per second, training and forward, each bar with its multiple of the best rival."""
     for what, heading in (("train", "Training step"), ("forward", "Forward pass")):
         part = result[what]
         best = part["contestants"].get(part.get("best_rival"))
@@ -144,12 +144,12 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             note = f"{one['rate']:.3g}"
             if best is not None:
                 note += f"\n({best['median_s'] / one['median_s']:.2f}×)"
-            bars[name] = (one["rate"], scale / one["max_s"], scale / one["min_s"], note)
+            bars[contestant_name(name)] = (one["rate"], scale / one["max_s"], scale / one["min_s"], note)
         save_bars(
             folder / f"training_{what}.png",
             {heading: bars},
-            "images a second",
-            title=f"{heading}: images a second, and multiples of the best PyTorch variant",
+            "images per second",
+            title=f"{heading}: {verdict(part, OURS, 'images/s')}",
         )
     return ["training_train.png", "training_forward.png"]
 

@@ -193,11 +193,11 @@ def page(result: dict[str, Any]) -> str:
         f"(best of sizes {', '.join(peak['by_size'])}); memory {peak['bytes_per_s'] / 1e9:,.1f} "
         f"GB/s. The step takes {span(step)}: **{result['share_of_peak']:.1%}** of the peak, "
         "counted by hand.\n\n"
-        + table(["operations a step", "GFLOP", "of by hand", "GFLOP/s"], rows)
+        + table(["operations per step", "GFLOP", "relative to by hand", "GFLOP/s"], rows)
         + "\n"
-        + f"By hand, {per_image / 1e9:.2f} GFLOP forward an image: {kinds}.\n"
-        "By hand counts the products with padding, XLA does not; it counts every sum instead, and "
-        "may not see into calls of libraries.\n\n"
+        + f"By hand, {per_image / 1e9:.2f} GFLOP per image in a forward pass: {kinds}.\n"
+        "The count by hand includes the products with padding. XLA's does not; it counts every sum "
+        "instead, and may not see into library calls.\n\n"
         "**Where the time of the step goes**, by a profiler trace:\n\n"
     )
     wall = traced["wall"]
@@ -212,12 +212,12 @@ def page(result: dict[str, Any]) -> str:
     text += table(["part", "time", "share"], parts)
     text += (
         f"\nUnexplained (nothing running, and unnamed): {traced['unexplained_share']:.1%}. A "
-        f"traced step took {span(wall)}, {wall / step:.2f} of an untraced one.\n\n"
-        "**Pieces compiled and timed alone**; `loss` holds input and random numbers, `gradient` "
-        "holds `loss`:\n\n"
+        f"traced step took {span(wall)}, {wall / step:.2f} times an untraced one.\n\n"
+        "**Pieces compiled and timed alone**; `loss` includes input and random numbers, `gradient` "
+        "includes `loss`:\n\n"
     )
     text += table(
-        ["piece", "median", "of the step"],
+        ["piece", "median", "share of the step"],
         [
             [name, span(one["median_s"]), f"{one['median_s'] / step:.1%}"]
             for name, one in pieces.items()
@@ -242,8 +242,10 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
     save_stack(
         folder / "utilisation.png",
         {"trace": by_trace, "pieces alone": [(n, max(0.0, v)) for n, v in alone]},
-        "per cent of the training step's time",
-        title="Where the time of a training step goes",
+        "share of the training step's time, in %",
+        title="The largest part of a training step: {}, {:.0f} %".format(
+            *max(by_trace, key=lambda part: part[1])
+        ),
     )
     return ["utilisation.png"]
 

@@ -174,12 +174,10 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
     middle = len(depths) // 2
     visualize.save_curves(
         files[-1],
-        {
-            "samples from one x_t": (depth_steps, spread),
-            "independent samples": (depth_steps, [apart] * len(depths)),
-        },
+        {"samples from one x_t": (depth_steps, spread)},
         "step t at which they share x_t",
         "RMS difference of two samples, in grey levels",
+        levels={"independent samples": apart},
         title=f"Samples that share x_{depth_steps[middle]} differ by {spread[middle]:.0f} grey "
         f"levels, others by {apart:.0f}",
     )

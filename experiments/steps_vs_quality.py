@@ -194,11 +194,6 @@ def _plot(path: Path, rows: dict[str, dict[str, Any]], heldout: dict[str, float]
         x = [cell["evaluations"] for cell in ordered]
         curves[name] = (x, [cell["frechet_pixels"] for cell in ordered])
         best = min([best, *((name, cell) for cell in ordered)], key=_distance)
-    ends = [
-        min(x for c in curves.values() for x in c[0]),
-        max(x for c in curves.values() for x in c[0]),
-    ]
-    curves["held-out images"] = (ends, [heldout["frechet_pixels"]] * 2)
     visualize.save_curves(
         path,
         curves,
@@ -206,6 +201,7 @@ def _plot(path: Path, rows: dict[str, dict[str, Any]], heldout: dict[str, float]
         "Fréchet distance of pixels to the training set",
         logx=True,
         logy=True,
+        levels={"held-out images": heldout["frechet_pixels"]},
         title=f"{best[0]} comes closest: {_distance(best):.2f} in {best[1]['evaluations']} "
         "evaluations",
     )

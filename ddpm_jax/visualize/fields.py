@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
 from ddpm_jax.visualize.plots import _COLOURS as COLOURS
+from ddpm_jax.visualize.plots import label_logarithms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +84,10 @@ class Panel:
         xlabel, ylabel: labels of the axes.
         logx, logy: logarithmic axes, for values above 0.
         linear_within: y is linear up to this distance from 0 and logarithmic beyond, for values of
-        both signs and many magnitudes. xlim, ylim: limits of the axes; by default those of the
-        layers. equal: the same unit length in x and y, without ticks, as for a map of the plane.
+            both signs and many magnitudes.
+        xlim, ylim: limits of the axes; by default those of the layers.
+        xticks: the labelled ticks on x, such as the values at which something was measured.
+        equal: the same unit length in x and y, without ticks, as for a map of the plane.
         legend: matplotlib location of the legend.
     """
 
@@ -97,6 +100,7 @@ class Panel:
     linear_within: float | None = None
     xlim: tuple[float, float] | None = None
     ylim: tuple[float, float] | None = None
+    xticks: Sequence[float] | None = None
     equal: bool = False
     legend: Any = "best"
 
@@ -167,6 +171,14 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(*panel.xlim)
     if panel.ylim:
         axes.set_ylim(*panel.ylim)
+    for name, log in (("x", panel.logx), ("y", panel.logy)):
+        if log:
+            axis = getattr(axes, f"{name}axis")
+            limits = getattr(panel, f"{name}lim") or getattr(axes.dataLim, f"interval{name}")
+            label_logarithms(axis, *limits)
+    if panel.xticks is not None:
+        axes.set_xticks(panel.xticks, [f"{place:g}" for place in panel.xticks])
+        axes.set_xticks([], minor=True)
     axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
     axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)
     if any(getattr(layer, "label", None) for layer in panel.layers):

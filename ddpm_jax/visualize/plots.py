@@ -12,6 +12,7 @@ from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_fig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike]
 
@@ -29,16 +30,24 @@ def save_curves(
     logy: bool = False,
     title: str | None = None,
     xticks: Sequence[float] | None = None,
+    levels: Mapping[str, float] | None = None,
 ) -> None:
     """Plots curves {name: (x [N], y [N])} to a PNG file, with a legend if there are several.
 
     Values that are not finite leave gaps. Values ≤ 0 on a logarithmic axis raise ValueError: they
     would silently be left out. `xticks`: the labelled ticks on x, instead of matplotlib's.
+    `levels` {name: y}: values to compare with, dashed in grey over the whole width.
     """
     lines = [
         _line("save_curves", name, curve, linewidth=1.5, **_stroke(i))
         for i, (name, curve) in enumerate(curves.items())
     ]
+    if levels and lines:
+        ends = [find([find(line.x) for line in lines]) for find in (np.nanmin, np.nanmax)]
+        grey = {"color": "#6b7078", "linestyle": "--", "linewidth": 1.2}
+        lines += [
+            _line("save_curves", name, (ends, [y, y]), **grey) for name, y in levels.items()
+        ]
     _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title, xticks)
 
 
@@ -165,20 +174,33 @@ def _scale_axis(
     caller: str, axes: Axes, name: str, values: npt.NDArray[np.float64], log: bool
 ) -> None:
     """Makes one axis linear or logarithmic, with readable tick labels."""
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import EngFormatter
 
     if log and (values <= 0).any():
         raise ValueError(
             f"{caller} got {name} values down to {values.min()} for a logarithmic axis. Leave out "
             f"what is not positive, or plot with log{name}=False."
         )
-    axis = getattr(axes, f"{name}axis")
     if log:
         getattr(axes, f"set_{name}scale")("log")
-        if values.size and values.max() < 1e3 * values.min():
-            # Powers of ten alone would leave at most one label on such a short axis.
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if values.size:
+            label_logarithms(getattr(axes, f"{name}axis"), values.min(), values.max())
     elif values.size and np.abs(values).max() >= 1e4:
-        axis.set_major_formatter(EngFormatter(sep=""))
+        getattr(axes, f"{name}axis").set_major_formatter(EngFormatter(sep=""))
+
+
+def label_logarithms(axis: Axis, low: float, high: float) -> None:
+    """Labels a logarithmic axis from `low` to `high` so that values can be read from it.
+
+    Powers of ten alone would leave at most a few labels on a short axis. Labels are plain numbers
+    except on axes that reach beyond 1e-3 … 1e5.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    span = high / low
+    if span <= 1e3:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if span < 10 else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_minor_locator(NullLocator())
+    if span <= 1e3 or (low >= 1e-3 and high <= 1e5):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

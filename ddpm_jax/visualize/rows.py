@@ -12,6 +12,9 @@ import numpy.typing as npt
 from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
 from ddpm_jax.visualize.grids import GAP, checked_images, fitting_scale, padding_for, sheet_of
 
+_PAGE = 1000
+"""Pixels of sheets whose labels are not enlarged."""
+
 
 def save_rows(
     path: PathLike,
@@ -26,7 +29,8 @@ def save_rows(
     """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and top.
 
     `captions`, R sequences of K, appear below the images. Without `scale`, images are magnified
-    until column labels and captions fit their width.
+    until column labels and captions fit their width. Sheets wider than a page get larger labels,
+    as far as these fit, so that they can be read when the sheet is shown smaller.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -58,10 +62,14 @@ def save_rows(
         return math.ceil(max(widths, default=0.0))
 
     tiles = block.reshape(-1, *block.shape[2:])
+    texts = top + sum(below, [])
     if scale is None:
         fitting = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=960)
-        texts = top + sum(below, [])
         scale = max(fitting, math.ceil((width_of(texts) + margin) / block.shape[3]) if texts else 1)
+    tile = scale * block.shape[3]
+    room = tile / (width_of(texts) + 2) if texts else math.inf
+    growth = max(1.0, min(columns * tile / _PAGE, room))
+    size, line = growth * size, round(growth * line)
     padding = padding_for(scale) if padding is None else padding
     # Captions use pixels added below the images, so that the sheet remains one grid.
     band = math.ceil(line / scale) if below and scale > 0 else 0

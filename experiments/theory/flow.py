@@ -143,6 +143,7 @@ def trajectories(count: int = 16_000) -> Figure:
                 ylabel="Wasserstein distance, in units of x",
                 logx=True,
                 logy=True,
+                xticks=counts.tolist(),
             ),
         ],
         {
@@ -187,6 +188,7 @@ def solvers() -> Figure:
                 ylabel="error of x_0, in units of x",
                 logx=True,
                 logy=True,
+                xticks=[10, 20, 40, 80, 160],
             )
         ],
         numbers,

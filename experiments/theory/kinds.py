@@ -167,7 +167,7 @@ def photograph(size: int = 64) -> np.ndarray:
     return np.asarray(middle.resize((size, size), Image.Resampling.LANCZOS))
 
 
-CHAIN = (1, 10, 50, 100, 200, 300, 500, 700, 1000)
+CHAIN = (10, 50, 100, 200, 300, 500, 1000)
 
 
 def draw_chain(path: Path, seed: int = 0) -> dict[str, list[float]]:
@@ -191,7 +191,7 @@ def draw_chain(path: Path, seed: int = 0) -> dict[str, list[float]]:
         x_t = dj.q_sample(schedule, jnp.broadcast_to(x_0, shape), t, jnp.broadcast_to(noise, shape))
         rows.append(np.concatenate([image[None], np.asarray(dj.to_pixels(x_t))]))
     signal = [1.0, *(float(schedule.signal_scale[t - 1]) for t in CHAIN)]
-    captions = [[f"√ᾱ = {share:.3g}" for share in signal]] * 2
+    captions = [[f"√ᾱ = {share:.2g}" for share in signal]] * 2
     save_rows(
         path,
         np.stack(rows),
