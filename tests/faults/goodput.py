@@ -62,7 +62,7 @@ def _stall(bench: Bench, report: Report) -> None:
     newest = folder / "checkpoints" / str(num_steps)
     report.counts |= {
         "saves": len(seconds),
-        "MB a checkpoint": round(sum(p.stat().st_size for p in newest.rglob("*")) / 1e6),
+        "MB per checkpoint": round(sum(p.stat().st_size for p in newest.rglob("*")) / 1e6),
         "seconds training stands still for a save (median)": round(statistics.median(seconds), 3),
         "(longest)": round(max(seconds), 3),
         "share of half a minute": round(statistics.median(seconds) / HALF_A_MINUTE, 4),
