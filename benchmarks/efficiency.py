@@ -336,7 +336,10 @@ def page(result: dict[str, Any]) -> str:
                         f"{reduce['speed'] / 1e9:.2f} GB/s + {span(reduce['latency_s'])}",
                     ],
                     ["predicted efficiency, one message per array", f"{predicted['arrays']:.3f}"],
-                    ["predicted efficiency, all arrays in one message", f"{predicted['one_message']:.3f}"],
+                    [
+                        "predicted efficiency, all arrays in one message",
+                        f"{predicted['one_message']:.3f}",
+                    ],
                     ["measured efficiency", f"{measured['efficiency_measured']:.3f}"],
                 ],
             )

@@ -203,7 +203,9 @@ def page(result: dict[str, Any]) -> str:
                 for name, one in result["devices"].items()
             ],
         )
-        text += "\nOn a CPU these devices share the same cores: the table shows overhead, not speed.\n"
+        text += (
+            "\nOn a CPU these devices share the same cores: the table shows overhead, not speed.\n"
+        )
     return text + left_out(result["skipped"])
 
 

@@ -144,7 +144,12 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             note = f"{one['rate']:.3g}"
             if best is not None:
                 note += f"\n({best['median_s'] / one['median_s']:.2f}×)"
-            bars[contestant_name(name)] = (one["rate"], scale / one["max_s"], scale / one["min_s"], note)
+            bars[contestant_name(name)] = (
+                one["rate"],
+                scale / one["max_s"],
+                scale / one["min_s"],
+                note,
+            )
         save_bars(
             folder / f"training_{what}.png",
             {heading: bars},

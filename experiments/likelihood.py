@@ -206,12 +206,15 @@ def _plot_terms(path: Path, terms: dict[str, np.ndarray], own: str) -> None:
     steps = np.arange(1, T + 1)
     visualize.save_curves(
         path,
-        {kind: (steps, np.where(values > 0, values, np.nan)) for kind, values in terms.items()},
+        {
+            kind.replace("_", " "): (steps, np.where(values > 0, values, np.nan))
+            for kind, values in terms.items()
+        },
         "step t + 1 (1: the decoder)",
         "L_t in bits/dim",
         logx=True,
         logy=True,
-        title=f"The last {last} of {T} steps hold {share:.0%} of the bits ({own})",
+        title=f"The last {last} of {T} steps hold {share:.0%} of the bits ({own.replace('_', ' ')})",
     )
 
 

@@ -76,7 +76,7 @@ class SolversConfig:
     seed: int = 0
     """Seed of the noise and of the data compared with."""
     evaluations: tuple[int, ...] = (5, 8, 10, 15, 20, 50)
-    """Evaluations per sample; a sampler of two per step gets the largest number not above."""
+    """Evaluations per sample; one with two per step gets the largest number within it."""
     count: int = 1000
     """Samples per cell."""
     shown_grid: str = "even in λ"

@@ -1,4 +1,4 @@
-"""NCSN: a score network for a ladder of noise levels, sampled by annealed Langevin dynamics.
+"""NCSN: a score network for a sequence of noise levels, sampled by annealed Langevin dynamics.
 
     python experiments/train_ncsn.py                                     # digits, in minutes
     python experiments/train_ncsn.py cifar10 --data.download             # the paper's levels

@@ -41,20 +41,20 @@ class SampleConfig(SamplerOptions, RunOptions):
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
     threshold: Literal["clip", "dynamic", "none"] | None = None
-    """What is done to x̂_0 outside [-1, 1]; None for what the run says. dynamic: scaled back by its
+    """What is done to x̂_0 outside [-1, 1]; None for the run's own setting. dynamic: divided by its
     99.5th percentile, for strong guidance."""
     label: int | str | None = None
     """The class to draw, of a class-conditional run, by its number or name; None for all in
     turn."""
     cond: Path | None = None
-    """An .npy of the vectors [M, D] to condition the images on, in turn; None for none of them."""
+    """An .npy of the vectors [M, D] to condition the images on, in turn; None for no condition."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 for none, more for typical images, 0 for unlabelled ones."""
     format: Literal["npz", "png", "both", "none"] = "npz"
     """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or
     both."""
     gif: bool = True
-    """Also draw the way from noise to images, of the first 64."""
+    """Also write a GIF that shows the first 64 images during sampling."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 

@@ -45,9 +45,7 @@ def save_curves(
     if levels and lines:
         ends = [find([find(line.x) for line in lines]) for find in (np.nanmin, np.nanmax)]
         grey = {"color": "#6b7078", "linestyle": "--", "linewidth": 1.2}
-        lines += [
-            _line("save_curves", name, (ends, [y, y]), **grey) for name, y in levels.items()
-        ]
+        lines += [_line("save_curves", name, (ends, [y, y]), **grey) for name, y in levels.items()]
     _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title, xticks)
 
 
