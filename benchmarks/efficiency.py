@@ -293,8 +293,8 @@ def page(result: dict[str, Any]) -> str:
         "# Scaling: the model and the measured points\n",
         "    python -m benchmarks.efficiency\n",
         "![efficiency](efficiency.png)\n",
-        "Weak scaling: the batch per device is fixed. Efficiency is the time of the arithmetic divided "
-        "by that of arithmetic and communication: the lower figure if none of the communication "
+        "Weak scaling: the batch per device is fixed. Efficiency is the time of the arithmetic "
+        "divided by that of arithmetic and communication: the lower figure if no communication "
         "overlaps with arithmetic, the upper if as much as possible does.\n",
     ]
     for machine in MACHINES:
@@ -335,9 +335,12 @@ def page(result: dict[str, Any]) -> str:
                         "all-reduce of two processes, alone",
                         f"{reduce['speed'] / 1e9:.2f} GB/s + {span(reduce['latency_s'])}",
                     ],
-                    ["predicted efficiency, one message per array", f"{predicted['arrays']:.3f}"],
                     [
-                        "predicted efficiency, all arrays in one message",
+                        "predicted efficiency, arrays sent singly",
+                        f"{predicted['arrays']:.3f}",
+                    ],
+                    [
+                        "predicted efficiency, arrays sent together",
                         f"{predicted['one_message']:.3f}",
                     ],
                     ["measured efficiency", f"{measured['efficiency_measured']:.3f}"],

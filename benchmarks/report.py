@@ -51,8 +51,8 @@ def _head(page: dict[str, Any]) -> str:
     return (
         f"# Benchmarks: {about['device']}\n\n"
         + "**Tiny sizes: this shows that everything runs, and no speed.**\n\n" * quick
-        + "Made by `python -m benchmarks`. `benchmarks/README.md` explains what is measured and how to "
-        "read the tables. `results.json` holds all figures and every single time.\n\n"
+        + "Made by `python -m benchmarks`. `benchmarks/README.md` explains what is measured and "
+        "how to read the tables. `results.json` holds all figures and every single time.\n\n"
         f"{about['device_count']} × {about['device']}; {about['cores']} cores of "
         f"{about['processor']}, {about['memory_gib']} GiB, {about['system']}. {versions}.\n\n"
         + table(
@@ -60,8 +60,8 @@ def _head(page: dict[str, Any]) -> str:
             rows,
         )
         + "\nThe last two columns give the share of all cores that other programs used during the "
-        "measurement, and the share that the host of the virtual machine took. Do not trust times on "
-        "a CPU if either is above a few per cent.\n"
+        "measurement, and the share that the host of the virtual machine took. Do not trust times "
+        "on a CPU if either is above a few per cent.\n"
     )
 
 
@@ -93,8 +93,8 @@ def _section(name: str, entry: dict[str, Any], folder: Path) -> str:
     sizes = (
         f"{plan['image_size']}×{plan['image_size']} images, {plan['channels']} channels × "
         f"{tuple(plan['multipliers'])}, batch {plan['batch_size']}, {plan['dtype']}, "
-        f"{plan['rounds']} rounds of {plan['steps']} step{'s' * (plan['steps'] > 1)}, unless stated "
-        "otherwise.\n\n"
+        f"{plan['rounds']} rounds of {plan['steps']} step{'s' * (plan['steps'] > 1)}, unless "
+        "stated otherwise.\n\n"
     )
     return head + sizes + benchmark(name).page(result) + shown
 

@@ -203,9 +203,7 @@ def page(result: dict[str, Any]) -> str:
                 for name, one in result["devices"].items()
             ],
         )
-        text += (
-            "\nOn a CPU these devices share the same cores: the table shows overhead, not speed.\n"
-        )
+        text += "\nOn a CPU these devices share the same cores: this is overhead, not speed.\n"
     return text + left_out(result["skipped"])
 
 
@@ -229,7 +227,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             "seconds per step",
             logx=True,
             logy=True,
-            title=f"A training step of ours: {span(y[0])} at {axis} {x[0]}, {span(y[-1])} at {x[-1]}",
+            title=f"Our training step: {span(y[0])} at {axis} {x[0]}, {span(y[-1])} at {x[-1]}",
             xticks=x,
         )
         pictures.append(name)
@@ -245,7 +243,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
             curves,
             "devices",
             "time of a step relative to one device",
-            title=f"Devices that share the same cores, at a fixed batch of {result['batch']}: overhead",
+            title=f"Overhead of devices that share cores, at batch {result['batch']}",
             xticks=x,
         )
         pictures.append("scaling_devices.png")

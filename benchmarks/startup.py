@@ -187,7 +187,7 @@ def page(result: dict[str, Any]) -> str:
     ]
     rows.insert(-1, ["**to the end of the first step**", *(span(total(c)) for c in cases.values())])
     return (
-        f"Medians of {result['repeats']} fresh process{'es' * (result['repeats'] > 1)} per case.\n\n"
+        f"Medians of {result['repeats']} fresh process{'es' * (result['repeats'] > 1)} each.\n\n"
         + table(["", *cases], rows)
         + left_out(result["skipped"])
     )

@@ -32,7 +32,7 @@ class Operation(NamedTuple):
 
 
 class Breakdown(NamedTuple):
-    """Seconds per call by part; `covered` is their sum, `wall` the clock's time of a traced call."""
+    """Seconds per call by part; `covered` is their sum, `wall` the duration of a traced call."""
 
     parts: dict[str, float]
     covered: float

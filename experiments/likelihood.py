@@ -214,7 +214,7 @@ def _plot_terms(path: Path, terms: dict[str, np.ndarray], own: str) -> None:
         "L_t in bits/dim",
         logx=True,
         logy=True,
-        title=f"The last {last} of {T} steps hold {share:.0%} of the bits ({own.replace('_', ' ')})",
+        title=f"The last {last} of {T} steps hold {share:.0%} of the bits",
     )
 
 

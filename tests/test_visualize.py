@@ -297,6 +297,16 @@ def test_labels_stand_beside_their_row_and_above_their_column(tmp_path):
     assert 10 <= left.min() and left.max() < first_x - 2
 
 
+def test_labels_of_wide_sheets_are_larger(tmp_path):
+    def height(columns):
+        images = np.full((1, columns, 64, 64, 1), 255, np.uint8)
+        save_rows(tmp_path / "a.png", images, row_labels=["X"], scale=2)
+        dark = read_png(tmp_path / "a.png").min(-1) < 128
+        return np.ptp(np.flatnonzero(dark.any(axis=1)))
+
+    assert height(16) == pytest.approx(2.05 * height(4), rel=0.15)  # 2048 pixels of a page's 1000
+
+
 @pytest.mark.parametrize("labels", [{"row_labels": ["a"]}, {"column_labels": ["a"] * 4}])
 def test_labels_that_do_not_match_are_refused(labels, tmp_path):
     with pytest.raises(ValueError, match="save_rows got 2 rows and 3 columns"):
@@ -373,6 +383,14 @@ def test_only_the_given_places_are_written_on_x(drawn):
     assert list(axes.get_xticks()) == places
     assert [label.get_text() for label in axes.get_xticklabels()] == ["16", "512", "32768"]
     assert len(axes.get_xticks(minor=True)) == 0
+
+
+def test_a_level_spans_all_curves_at_its_value(drawn):
+    curves = {"a": ([5, 50], [2.0, 1.0]), "b": ([9, 99], [3.0, 1.0])}
+    save_curves("a.png", curves, "x", "y", logx=True, levels={"real": 0.6})
+    *_, level = drawn[0].get_lines()
+    assert (level.get_label(), level.get_linestyle()) == ("real", "--")
+    assert level.get_xdata().tolist() == [5, 99] and level.get_ydata().tolist() == [0.6, 0.6]
 
 
 @pytest.mark.parametrize("axis, curve", [("x", ([0, 1], [1, 2])), ("y", ([1, 2], [-1, 1]))])

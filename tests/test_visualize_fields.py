@@ -5,9 +5,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from ddpm_jax.visualize import Arrows, Heatmap, Line, Panel, Points, save_panels
+from ddpm_jax.visualize import Arrows, Heatmap, Line, Panel, Points, fields, save_panels
 
 BOX = {"xlim": (0.0, 1.0), "ylim": (0.0, 1.0), "equal": True}
 BLACK = "#000000"
@@ -72,6 +73,26 @@ def test_a_symmetric_logarithm_spaces_powers_of_ten_alike_on_both_sides(tmp_path
     rows = np.diff([row_of(y) for y in (100, 10, 1, -1, -10, -100)])
     assert rows[0] > 30
     np.testing.assert_allclose(rows[[1, 3, 4]], rows[0], atol=2.0)
+
+
+@pytest.mark.parametrize(
+    "x, xticks, labels",
+    [
+        ([10, 40, 160], [10, 40, 160], ["10", "40", "160"]),
+        ([10, 40, 160], None, ["10", "20", "50", "100"]),
+        ([1, 1000], None, ["1", "10", "100", "1000"]),
+        ([1, 10_000], None, ["1", "10", "100", "1000", "10000"]),
+    ],
+)
+def test_logarithmic_axes_have_ticks_to_read_values_from(x, xticks, labels):
+    figure = Figure()
+    axes = figure.add_subplot()
+    fields._draw(axes, Panel("", [Line(x, np.ones(len(x)))], logx=True, xticks=xticks))
+    figure.canvas.draw()
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    found = [text.get_text() for place, text in ticks if low <= place <= high and text.get_text()]
+    assert set(labels) <= set(found) and all(float(text) for text in found)
 
 
 def test_a_band_is_shaded_around_its_line_and_a_label_makes_a_legend(tmp_path):

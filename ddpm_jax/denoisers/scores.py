@@ -6,7 +6,8 @@ inputs, and an NCSN is a variance-exploding diffusion; what samples or measures 
 
     process  t = 0 … T-1, noisiest last         ladder  level 0 … L-1, noisiest first (NCSN's order)
 
-`schedule_from_noise_levels` makes the process of given noise levels, `noise_levels` gives those of a process.
+`schedule_from_noise_levels` makes the process of given noise levels; `noise_levels` gives the
+levels of a process.
 """
 
 from __future__ import annotations
