@@ -187,8 +187,8 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
 def _finding(compiled: dict[str, Any]) -> str:
     """What the largest batch needs, by every way of computing the step."""
     batch = list(compiled[PLAIN])[-1]
-    needs = [f"{size(of[batch]['peak'])} ({name})" for name, of in compiled.items() if batch in of]
-    return f"A step of {batch} images needs " + ", ".join(needs)
+    needs = [f"{name} {size(of[batch]['peak'])}" for name, of in compiled.items() if batch in of]
+    return f"A step of {batch} images: " + ", ".join(needs)
 
 
 BENCHMARK = Benchmark("Memory against batch size", measure, line, page, draw)

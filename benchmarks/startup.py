@@ -200,7 +200,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
         for case, stages in result["cases"].items()
     }
     times = [f"{span(total(stages))} ({case})" for case, stages in result["cases"].items()]
-    title = "To the end of the first training step: " + ", ".join(times[:3])
+    title = "To the end of the first step: " + ", ".join(times[0:3:2])
     save_stack(folder / "startup.png", rows, "seconds", title=title)
     return ["startup.png"]
 
