@@ -184,9 +184,9 @@ def draw(result: dict[str, Any], folder: Path) -> list[str]:
         folder / "input.png",
         {"": bars},
         "images per second",
-        title="The input pipeline alone delivers at least "
+        title="The input pipeline is at least "
         f"{rate(min(result['times_the_step'][name] for name in ('resident', 'streamed')))} times "
-        "what a step consumes",
+        "as fast as a step",
     )
     return ["input.png"]
 
