@@ -197,7 +197,7 @@ def label_logarithms(axis: Axis, low: float, high: float) -> None:
 
     span = high / low
     if span <= 1e3:
-        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if span < 10 else (1.0, 2.0, 5.0)
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0) if span < 10 else (1.0, 2.0, 5.0)
         axis.set_major_locator(LogLocator(subs=steps))
         axis.set_minor_locator(NullLocator())
     if span <= 1e3 or (low >= 1e-3 and high <= 1e5):
