@@ -130,7 +130,7 @@ class RunDirectory:
         """
         try:
             values = read_json_object(self.config)
-            config = from_json(TrainConfig, _with_new_names(values.pop("config")), str(self.config))
+            config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
             _check_sizes(config)
             _check_data(values["data"])
         except FileNotFoundError as error:
@@ -151,7 +151,7 @@ def without_names(fact: Any) -> Any:
     return {k: v for k, v in fact.items() if k not in names} if isinstance(fact, dict) else fact
 
 
-def _with_new_names(config: Any) -> Any:
+def with_new_names(config: Any) -> Any:
     """The values of a config.json, with the fields of earlier versions under their new names."""
     if not isinstance(config, dict) or not isinstance(data := config.get("data"), dict):
         return config
@@ -258,6 +258,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         fits = value in arguments
     elif origin is tuple:
         fits = isinstance(value, list) and all(_is_a(arguments[0], v) for v in value)
+        fits = fits and (arguments[1] is ... or len(value) == len(arguments))
         value = tuple(value) if fits else value
     elif hint is Path:
         fits = isinstance(value, str) and "\0" not in value
@@ -265,7 +266,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     else:
         fits = _is_a(hint, value)
     if not fits:
-        raise ValueError(f"{where} does not fit its type {hint}: got {value!r}")
+        wanted = hint if arguments else getattr(hint, "__name__", hint)
+        raise ValueError(f"{where} does not fit its type {wanted}: got {repr(value)[:200]}")
     return value
 
 
