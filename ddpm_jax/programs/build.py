@@ -249,6 +249,9 @@ def build_model(
             decay=config.optimizer.decay,
         ),
         clip_norm=config.optimizer.clip_norm,
+        b1=config.optimizer.betas[0],
+        b2=config.optimizer.betas[1],
+        weight_decay=config.optimizer.weight_decay,
     )
     return Model(
         config=config,

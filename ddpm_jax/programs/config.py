@@ -147,7 +147,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam as in the paper, and the moving average (EMA) of the parameters."""
+    """Adam as in the paper, or AdamW, and moving averages (EMA) of the parameters."""
 
     learning_rate: float = 2e-4
     """Peak learning rate."""
@@ -155,6 +155,11 @@ class OptimizerConfig:
     """Steps of linear warm-up from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up: constant, or a cosine to 0 at the last step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's first and second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW), times the learning rate, of kernels and embedding tables;
+    biases and scales do not decay."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; larger ones are scaled down to it."""
     spike_factor: float | None = None
@@ -165,6 +170,11 @@ class OptimizerConfig:
     ema_warmup: bool = False
     """Let the decay grow as (1+step)/(10+step) at first, so that short runs forget the
     initialisation."""
+    extra_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, for sampling with --ema-decay."""
+    ema_sigma_rel: tuple[float, ...] = ()
+    """Relative widths of further averages with power-function profiles (EDM2), such as 0.05 0.1;
+    sampling with --ema-sigma-rel makes any other width from the kept checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from ddpm_jax.losses import (
     update_loss_history,
 )
 from ddpm_jax.nn import UNet
+from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.config import DiffusionConfig, TrainConfig
 from ddpm_jax.programs.generator import DenoiserOf
 from ddpm_jax.training import TrainState, init_spike_guard, init_state
@@ -93,7 +94,8 @@ class Model:
         params = init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
         history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
         guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
-        return init_state(params, self.optimizer, key_train, history, guard)
+        extra = len(extra_emas(self.config.optimizer))
+        return init_state(params, self.optimizer, key_train, history, guard, extra)
 
     @property
     def loss_aware(self) -> bool:

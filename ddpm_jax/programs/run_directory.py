@@ -32,6 +32,8 @@ FREE_FIELDS = (
 nothing but rounding."""
 CHANGEABLE_FIELDS = ("num_steps", "optimizer.", "network.dropout", "diffusion.label_dropout")
 """What may change beside these with --resume-with-changes: no array of the state depends on it."""
+FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
+"""What may not: the state has an average for each of them."""
 RECORDS = ("initial_weights", "changes")
 """What config.json says of a run's history."""
 
@@ -308,4 +310,6 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 def _is_changeable(change: str) -> bool:
     """Whether one of the `differences` is permitted by --resume-with-changes."""
     name = change.partition(":")[0].removeprefix("--").replace("-", "_")
-    return any(name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS)
+    return name not in FIXED_FIELDS and any(
+        name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS
+    )
