@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,8 +115,15 @@ def _post_hoc(
     steps = [s for s in checkpoints.steps() if 1 <= s <= step]
     widths = config.ema_sigma_rel
     stored = [(s, width) for s in steps for width in widths]
-    weights = iter(post_hoc_weights(stored, step, sigma_rel).tolist())
-    total = None
+    found, error = post_hoc_weights(stored, step, sigma_rel)
+    if error > 0.1:
+        warnings.warn(
+            f"{len(steps)} kept checkpoints determine the average of --ema-sigma-rel "
+            f"{sigma_rel:g} only to {error:.0%} (distance of the profiles). Keep more with "
+            "--report.keep-every, or choose a width nearer to those of the run.",
+            stacklevel=2,
+        )
+    weights, total = iter(found.tolist()), None
     for s in steps:
         state = restore_state(checkpoints, like, s)
         assert state is not None
