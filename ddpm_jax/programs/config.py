@@ -12,6 +12,7 @@ from typing import Literal
 from ddpm_jax.data.registry import check_name
 from ddpm_jax.denoisers.prediction import Target, VarianceKind
 from ddpm_jax.forward import Spacing
+from ddpm_jax.programs.trackers import check_tracker
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ class ReportConfig:
     """Images per sheet."""
     sample_steps: int = 50
     """DDIM steps for the sheets made during training."""
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = "none"
+    """Also send the records of log.jsonl to this experiment tracker, an extra of the package."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     checkpoint_keep: int = 3
@@ -340,6 +343,7 @@ def check_config(config: TrainConfig) -> None:
     Other values are checked by the functions that use them.
     """
     check_name(config.data.name)
+    check_tracker(config.report.tracker)
     if config.num_steps < 1:
         raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
     if config.max_bad_steps < 1:
