@@ -12,6 +12,7 @@ from typing import Literal
 from ddpm_jax.data.registry import check_name
 from ddpm_jax.denoisers.prediction import Target, VarianceKind
 from ddpm_jax.forward import Spacing
+from ddpm_jax.programs.step_profiler import parse_profile_steps
 from ddpm_jax.programs.trackers import check_tracker
 
 
@@ -194,6 +195,9 @@ class DevicesConfig:
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory on accelerators, a third
     more arithmetic. It saves no memory on CPUs; use microbatches there."""
+    profile_steps: str | None = None
+    """FIRST:LAST, such as 100:110: write a trace of these training steps (jax.profiler) into the
+    run directory."""
     steps_per_dispatch: int | None = None
     """Training steps per compiled call; None for 1 on CPUs and 10 elsewhere."""
     resident_gib: float = 2.0
@@ -356,6 +360,7 @@ def check_config(config: TrainConfig) -> None:
             f"--report.keep-every must be 0 or a multiple of --report.checkpoint-every {saved}, "
             f"got {kept}: only saved steps can be kept."
         )
+    parse_profile_steps(config.devices.profile_steps, config.num_steps)
     steps = config.devices.steps_per_dispatch
     if steps is not None and steps < 1:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")

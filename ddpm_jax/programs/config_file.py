@@ -49,25 +49,29 @@ def read_config(path: str | Path, base: TrainConfig) -> TrainConfig:
     return from_json(TrainConfig, fields, f"--config {path}")
 
 
-def apply_config_option(default: Any, words: Sequence[str]) -> tuple[Any, list[str]]:
-    """A training program's default with the file of `--config` applied, and the other words.
+def apply_config_option(
+    default: Any, description: str | None, words: Sequence[str]
+) -> tuple[Any, str | None, list[str]]:
+    """A program's default with the file of `--config` applied, its description, the other words.
 
-    `default` is a configuration, or {name: (what it is, configuration)}. Prints an error and exits
-    with 2 for a file that cannot be used.
+    `default` is a configuration, or {name: (what it is, configuration)}; programs that do not train
+    have no such option. Prints an error and exits with 2 for a file that cannot be used.
     """
+    several = default if isinstance(default, Mapping) else {"": ("", default)}
+    if not all(isinstance(config, TrainConfig) for _, config in several.values()):
+        return default, description, list(words)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="--config FILE")
     parser.add_argument("--config", type=Path)
     found, rest = parser.parse_known_args(list(words))
+    description = f"{description or ''}\n\n{HELP}"
     if found.config is None:
-        return default, rest
+        return default, description, rest
     try:
-        if isinstance(default, Mapping):
-            read = {n: (what, read_config(found.config, c)) for n, (what, c) in default.items()}
-            return read, rest
-        return read_config(found.config, default), rest
+        read = {n: (what, read_config(found.config, c)) for n, (what, c) in several.items()}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    return read if isinstance(default, Mapping) else read[""][1], description, rest
 
 
 def _parse_yaml(path: Path, content: bytes) -> dict[str, Any]:

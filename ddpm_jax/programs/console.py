@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ddpm_jax.devices.processes import PeerError, is_leader
-from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.paths import with_local_paths
 
 C = TypeVar("C")
@@ -137,14 +136,9 @@ def run_program(
 def _read_command_line(default: Any, description: str | None, first: str | None) -> Any:
     import tyro
 
-    words, some = sys.argv[1:], default
-    if isinstance(default, Mapping):
-        some = next(iter(default.values()))[1]
-    if isinstance(some, TrainConfig):
-        from ddpm_jax.programs import config_file
+    from ddpm_jax.programs.config_file import apply_config_option
 
-        default, words = config_file.apply_config_option(default, words)
-        description = f"{description or ''}\n\n{config_file.HELP}"
+    default, description, words = apply_config_option(default, description, sys.argv[1:])
     if not isinstance(default, Mapping):
         return tyro.cli(type(default), default=default, description=description, args=words)
     if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:

@@ -159,7 +159,7 @@ def _wandb(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
 
 def _mlflow(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
     # The client rather than mlflow.start_run, whose active run belongs to the caller.
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient()
@@ -169,8 +169,9 @@ def _mlflow(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
         experiment_id = client.create_experiment(name) if experiment is None else None
         experiment_id = experiment_id or getattr(experiment, "experiment_id", "0")
         known = client.create_run(experiment_id, run_name=root.name).info.run_id
-        for field, value in config.items():
-            client.log_param(known, field, str(value)[:500])
+        params = [Param(field, str(value)[:500]) for field, value in config.items()]
+        for first in range(0, len(params), 100):  # the most that one call may have
+            client.log_batch(known, params=params[first : first + 100])
     else:
         client.update_run(known, status="RUNNING")
 
