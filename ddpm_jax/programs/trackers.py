@@ -15,11 +15,13 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ddpm_jax.devices import processes
 from ddpm_jax.files import read_json_object, write_json
-from ddpm_jax.training.logs import NoLog, RunLog
+
+if TYPE_CHECKING:
+    from ddpm_jax.training.logs import NoLog, RunLog
 
 OnRecord = Callable[[str, int, Mapping[str, float]], object]
 """`on_record(kind, step, values)`: called with every record of log.jsonl as it is written."""
@@ -68,6 +70,9 @@ def recording(
     An Exception that one of these raises does not end the run: a warning names the first of each.
     Process 0 alone writes. Raises ValueError if the tracker cannot be started.
     """
+    # Here, as the configuration imports this module and need not wait for Orbax.
+    from ddpm_jax.training.logs import NoLog, RunLog
+
     opened: list[Tracker] = []
 
     def begin() -> None:
