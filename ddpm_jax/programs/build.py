@@ -36,7 +36,7 @@ from ddpm_jax.programs.config import (
     SamplerOptions,
     TrainConfig,
 )
-from ddpm_jax.programs.model import Model, check_diffusion
+from ddpm_jax.programs.model import Model, check_diffusion, network_cond_features
 from ddpm_jax.samplers import (
     Sampler,
     ancestral,
@@ -235,7 +235,7 @@ def build_model(
         config.network,
         out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
         num_classes=num_classes,
-        cond_features=cond_features,
+        cond_features=network_cond_features(config, cond_features),
         remat=config.devices.remat,
     )
     jax.eval_shape(

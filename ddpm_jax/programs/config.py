@@ -40,9 +40,10 @@ class DataConfig:
     holdout: float = 0.1
     """Share of the images to hold out from training if the data have no held-out split; 0 for
     none."""
-    augment: Literal["none", "flip", "pad_crop", "flip_pad_crop"] = "none"
+    augment: Literal["none", "flip", "pad_crop", "flip_pad_crop", "edm"] = "none"
     """flip: mirror each training image left to right with probability ½; pad_crop: shift it by up
-    to 4 pixels, padded by reflection."""
+    to 4 pixels, padded by reflection; edm: mirror, scale, rotate, stretch and shift it, and tell
+    the network how, so that samples are not augmented."""
 
 
 @dataclass(frozen=True)

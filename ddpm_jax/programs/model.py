@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.data.augment import AUGMENT_FEATURES, augment_geometry
 from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.denoisers.guidance import classifier_free
 from ddpm_jax.denoisers.prediction import (
@@ -119,6 +120,10 @@ class Model:
         """
         key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
         x_0 = prepare_images(batch["image"], key_flip, **_augmentation(self.config))
+        vectors = []
+        if self.config.data.augment == "edm":
+            x_0, how = augment_geometry(x_0, key_flip)
+            vectors.append(how)
         T = self.schedule.num_timesteps
         weight = None
         if self.loss_aware:
@@ -135,7 +140,9 @@ class Model:
             if self.num_classes is not None:
                 options["label"] = jnp.where(dropped, self.num_classes, batch["label"])
             if self.cond_features is not None:
-                options["cond"] = jnp.where(dropped[:, None], 0.0, batch["cond"])
+                vectors.insert(0, jnp.where(dropped[:, None], 0.0, batch["cond"]))
+        if vectors:
+            options["cond"] = jnp.concatenate(vectors, axis=1)
         losses = self._objective(self.bind(params, **options), x_0, t, noise)
         if weight is None:
             return losses
@@ -230,6 +237,11 @@ class Model:
 
     def bind(self, params: PyTree, **options: Any) -> ApplyFn:
         """The network with its parameters and options bound: `(x_t, timesteps) -> output`."""
+        cond = options.get("cond")
+        if cond is not None and self.config.data.augment == "edm":
+            # Zeros for the augmentation, unless training has given its vector.
+            missing = network_cond_features(self.config, self.cond_features) - cond.shape[1]
+            options["cond"] = jnp.pad(cond, ((0, 0), (0, missing)))
 
         def apply_fn(x_t: Array, timesteps: Array) -> Any:
             x = x_t
@@ -251,6 +263,13 @@ class Model:
     def cycled_labels(self, count: int) -> np.ndarray | None:
         """The labels 0, 1, …, K-1, 0, … of `count` images; None for a network without labels."""
         return None if self.num_classes is None else np.arange(count) % self.num_classes
+
+
+def network_cond_features(config: TrainConfig, cond_features: int | None) -> int | None:
+    """The width of the network's `cond`: the data's vectors, then the augmentation's."""
+    if config.data.augment != "edm":
+        return cond_features
+    return (cond_features or 0) + AUGMENT_FEATURES
 
 
 def _augmentation(config: TrainConfig) -> dict[str, bool]:
