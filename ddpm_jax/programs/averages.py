@@ -8,7 +8,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -109,7 +109,7 @@ def _post_hoc(
     step: int,
     sigma_rel: float,
     config: OptimizerConfig,
-    digest: hashlib._Hash,
+    digest: Any,
 ) -> PyTree:
     """The average of this width at `step`, from the averages of all checkpoints up to there."""
     steps = [s for s in checkpoints.steps() if 1 <= s <= step]
