@@ -58,7 +58,7 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
         "loss and process",
         "",
         "",
-        r"losses/|forward/process\.py|prediction\.py|programs/model\.py|keys\.py",
+        r"losses/|forward/process\.py|prediction\.py|programs/(model|continuous)\.py|keys\.py",
     ),
     # Last of these, since everything in a step has step.py on its stack.
     ("optimiser and EMA", "", "", r"optax|/state\.py|training/step\.py"),

@@ -18,7 +18,7 @@ from ddpm_jax.files import write_json
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
-from ddpm_jax.programs.model import loss_name
+from ddpm_jax.programs.diffusion import loss_name
 from ddpm_jax.programs.train import train
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import StopRequest, TrainState

@@ -24,8 +24,9 @@ from ddpm_jax import visualize
 from ddpm_jax.data import prepare_images
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.denoisers.prediction import Variance
-from ddpm_jax.denoisers.sigma import sigma_denoiser, sigma_range
+from ddpm_jax.denoisers.sigma import sigma_range
 from ddpm_jax.files import write_json
+from ddpm_jax.forward import respace
 from ddpm_jax.keys import example_keys, fold_in_each, make_key
 from ddpm_jax.likelihood.coding import RateDistortion, mean_and_standard_error, rate_distortion
 from ddpm_jax.likelihood.dequantization import bits_per_dim, dequantize
@@ -137,12 +138,16 @@ def _variances(run: TrainedRun) -> dict[str, Variance]:
 def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
     """Bits/dim of the probability flow on dequantised held-out images; None if it is undefined."""
     model, diffusion = run.model, run.config.diffusion
-    if diffusion.target == "previous_mean" or float(model.schedule.signal_scale[-1]) == 0.0:
+    schedule, T = model.schedule, model.schedule.num_timesteps
+    ends = float(schedule.signal_scale[-1]) == 0.0
+    if diffusion.target == "previous_mean" or (ends and (model.process is None or T < 2)):
         say("no flow likelihood: it needs a target other than previous_mean, and ᾱ_T > 0")
         return None
+    if ends:  # σ is infinite at t = 1 of the flow: from the time before
+        schedule = respace(schedule, np.arange(T - 1))
     data = run.heldout_data
     count = min(config.flow_count, len(data.images))
-    sigma_min, sigma_max = sigma_range(model.schedule)
+    sigma_min, sigma_max = sigma_range(schedule)
     shape = model.image_shape
 
     @jax.jit
@@ -154,8 +159,8 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
         )
 
         def denoise(y, sigma, *conditions):
-            apply_fn = model.bind_prediction(params, **dict(zip(given, conditions, strict=True)))
-            return sigma_denoiser(model.schedule, apply_fn, target=diffusion.target)(y, sigma)
+            bound = dict(zip(given, conditions, strict=True))
+            return model.sigma_denoiser(params, **bound)(y, sigma)
 
         flow = probability_flow_log_likelihood(
             denoise,

@@ -14,6 +14,7 @@ annealed_langevin are left out: the first needs 32 dimensions, the second hundre
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,19 +63,8 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Any]] = {
     "even in t": lambda process, steps: dj.spaced_timesteps(
         process.num_timesteps, steps, "trailing"
     ),
-    "even in λ": lambda process, steps: even_in_log_snr(process, steps),
+    "even in λ": lambda process, steps: dj.karras_timesteps(process, steps, math.inf),
 }
-
-
-def even_in_log_snr(process: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """The steps nearest to equal distances in the log-SNR, the first and last included.
-
-    Where two fall on one step, later ones move up.
-    """
-    log_snr = np.asarray(process.log_snr, np.float64)
-    wanted = np.linspace(log_snr[0], log_snr[-1], num_steps)
-    nearest, index = np.abs(log_snr[None] - wanted[:, None]).argmin(axis=1), np.arange(num_steps)
-    return np.maximum.accumulate(nearest - index) + index
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import train_cifar_conditional
 import train_cifar_cpu
 import train_digits
 import train_digits_conditional
+import train_digits_flow
 import train_folder
 import train_lsun
 import train_mnist
@@ -36,6 +37,7 @@ CONFIGS = {
         train_cifar_cpu,
         train_digits,
         train_digits_conditional,
+        train_digits_flow,
         train_folder,
         train_lsun,
         train_mnist,

@@ -131,8 +131,9 @@ def karras_timesteps(
 
     σ_i = (σ_max^{1/ρ} + i/(S-1) (σ_min^{1/ρ} - σ_max^{1/ρ}))^ρ, i = 0 … S-1, each replaced by the
     step of nearest σ; where two fall on one step, later ones move up by one. σ_min is the
-    schedule's, σ_max its largest that is finite and at most `sigma_max` (EDM uses 80). Raises
-    ValueError when that leaves fewer than num_steps steps, and for rho <= 0; TypeError for a traced
+    schedule's, σ_max its largest that is finite and at most `sigma_max` (EDM uses 80). ρ = ∞ is the
+    limit, even in log σ and in the log SNR (Lu et al. 2022, 2206.00927, §4). Raises ValueError when
+    that leaves fewer than num_steps steps, and for rho <= 0; TypeError for a traced
     schedule. Karras et al. 2022 (arXiv 2206.00364), Eq. 5.
 
     >>> steps = dj.karras_timesteps(dj.linear_schedule(), 18)
@@ -150,9 +151,13 @@ def karras_timesteps(
             f"karras_timesteps needs 1 <= num_steps <= {T}, the number of steps with a finite "
             f"σ <= {sigma_max}, and rho > 0, got {num_steps=}, {rho=}. EDM uses rho=7."
         )
-    root = np.linspace(sigma[0] ** (1 / rho), sigma[-1] ** (1 / rho), S) if S > 1 else None
-    wanted = sigma[-1:] if root is None else root**rho
-    nearest = np.abs(sigma[None, :] - wanted[:, None]).argmin(axis=1)
+    if rho == math.inf:
+        scale, wanted = np.log(sigma), np.linspace(np.log(sigma[0]), np.log(sigma[-1]), S)
+    else:
+        scale = sigma
+        wanted = np.linspace(sigma[0] ** (1 / rho), sigma[-1] ** (1 / rho), S) ** rho
+    wanted = scale[-1:] if S == 1 else wanted
+    nearest = np.abs(scale[None, :] - wanted[:, None]).argmin(axis=1)
     return _distinct(nearest, T).astype(np.int32)
 
 

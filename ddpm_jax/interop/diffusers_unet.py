@@ -151,6 +151,10 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
     problems = []
     if unet.cond_features is not None:
         problems.append(f"cond_features={unet.cond_features} (it has no such input)")
+    if unet.context_features is not None:
+        problems.append(f"context_features={unet.context_features} (it has no such input)")
+    if unet.spatial_rank != 2:
+        problems.append(f"spatial_rank={unet.spatial_rank} (it works on images)")
     if unet.patch_size != 1:
         problems.append(f"patch_size={unet.patch_size} (it works on pixels)")
     if not unet.resample_with_conv:

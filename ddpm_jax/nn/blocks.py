@@ -1,7 +1,8 @@
 """The parts of the U-Net: normalisation, dropout, residual and attention blocks, and resampling.
 
-Images are NHWC. Parameters are float32 whatever the computation `dtype`. Group statistics and the
-softmax need float32 and are computed in it inside each part.
+Events are [B, *space, C] with one, two or three axes of space: images are NHWC. Parameters are
+float32 whatever the computation `dtype`. Group statistics and the softmax need float32 and are
+computed in it inside each part.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _is_typed(keys: Any) -> bool:
 
 
 class GroupNorm(nn.Module):
-    """Normalises x [B, H, W, C] over space and C / num_groups channels at a time (Wu, He 2018).
+    """Normalises x [B, *space, C] over space and C / num_groups channels at once (Wu, He 2018).
 
     y = (x - mean) / √(variance + ε) · scale + bias, computed in float32, then cast to x's dtype.
     """
@@ -94,8 +95,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps x [B, H, W, C] to the same shape and dtype."""
-        channels = x.shape[-1]
+        """Maps x [B, *space, C] to the same shape and dtype."""
+        channels, ones = x.shape[-1], (1,) * (x.ndim - 1)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x32 = x.astype(jnp.float32)
@@ -103,16 +104,22 @@ class GroupNorm(nn.Module):
         # and saves at most a tenth of the time.
         centred = x32 - self._group_mean(x32)
         variance = self._group_mean(jnp.square(centred))
-        gain = jax.lax.rsqrt(variance + self.epsilon) * scale[None, None, None, :]
-        return (centred * gain + bias[None, None, None, :]).astype(x.dtype)
+        gain = jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(*ones, channels)
+        return (centred * gain + bias.reshape(*ones, channels)).astype(x.dtype)
 
     def _group_mean(self, x: Array) -> Array:
-        """Averages x [B, H, W, C] over space, then over each group's channels: [B, 1, 1, C]."""
+        """Averages x [B, *space, C] over space, then over each group's channels: [B, 1, …, C]."""
         # Averaging over space first keeps the channels in vector lanes: on a CPU 2 to 3 times as
         # fast as one mean over [B, H, W, groups, C / groups].
         size = x.shape[-1] // self.num_groups
-        by_group = x.mean(axis=(1, 2)).reshape(x.shape[0], self.num_groups, size).mean(axis=-1)
-        return jnp.repeat(by_group, size, axis=-1)[:, None, None, :]
+        of_channels = x.mean(axis=tuple(range(1, x.ndim - 1)))
+        by_group = of_channels.reshape(x.shape[0], self.num_groups, size).mean(axis=-1)
+        return _over_space(jnp.repeat(by_group, size, axis=-1), x.ndim)
+
+
+def _over_space(vectors: Array, ndim: int) -> Array:
+    """Vectors [B, C] shaped to add to events of `ndim` axes, [B, *space, C]."""
+    return vectors.reshape(vectors.shape[0], *(1,) * (ndim - 2), vectors.shape[-1])
 
 
 class ResidualBlock(nn.Module):
@@ -132,11 +139,13 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array, dropout_keys: Key | None) -> Array:
-        """Maps x [B, H, W, C_in] and embedding [B, E] to [B, H, W, channels]."""
+        """Maps x [B, *space, C_in] and embedding [B, E] to [B, *space, channels]."""
+        rank = x.ndim - 2
         h = nn.silu(GroupNorm(self.num_groups, self.epsilon, name="norm1")(x))
-        h = conv(self.channels, self.dtype, name="conv1")(h)
+        h = conv(self.channels, self.dtype, rank=rank, name="conv1")(h)
         features = self.channels * (2 if self.scale_shift else 1)
-        e = dense(features, self.dtype, name="embedding")(nn.silu(embedding))[:, None, None, :]
+        e = dense(features, self.dtype, name="embedding")(nn.silu(embedding))
+        e = _over_space(e, x.ndim)
         norm2 = GroupNorm(self.num_groups, self.epsilon, name="norm2")
         if self.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
@@ -144,7 +153,7 @@ class ResidualBlock(nn.Module):
         else:
             h = norm2(h + e)
         h = dropout(nn.silu(h), self.dropout, dropout_keys, self.path)
-        h = conv(self.channels, self.dtype, scale=NEAR_ZERO, name="conv2")(h)
+        h = conv(self.channels, self.dtype, scale=NEAR_ZERO, rank=rank, name="conv2")(h)
         if x.shape[-1] != self.channels:
             # A 1×1 convolution, written as the matrix product it is: up to 1.8 times as fast.
             x = dense(self.channels, self.dtype, name="shortcut")(x)
@@ -152,11 +161,12 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """y = x + out(softmax(q kᵀ / √C) v) over all H·W positions, with q, k, v from norm(x).
+    """y = x + out(softmax(q kᵀ / √C) v) over all N positions of space, with q, k, v from norm(x).
 
-    Several heads split the channels into groups of C / num_heads, which replaces C above.
-    `num_groups` None leaves out the normalisation. Source: Ho et al. 2020, Appendix B; heads:
-    Vaswani et al. 2017, §3.2.2.
+    With tokens, k and v are theirs instead: cross-attention. Several heads split the channels into
+    groups of C / num_heads, which replaces C above. `num_groups` None leaves out the normalisation.
+    Source: Ho et al. 2020, Appendix B; heads: Vaswani et al. 2017, §3.2.2; cross-attention:
+    Rombach et al. 2022 (2112.10752), §3.3.
     """
 
     num_groups: int | None
@@ -165,25 +175,34 @@ class AttentionBlock(nn.Module):
     num_heads: int = 1
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps x [B, H, W, C] to the same shape."""
-        batch, height, width, channels = x.shape
-        positions, size = height * width, channels // self.num_heads
+    def __call__(self, x: Array, tokens: Array | None = None, mask: Array | None = None) -> Array:
+        """Maps x [B, *space, C] to the same shape, with tokens [B, L, D] or its own positions.
+
+        Tokens whose mask [B, L] is False are not seen; where none is, y = x + out's bias.
+        """
+        batch, channels = x.shape[0], x.shape[-1]
+        size = channels // self.num_heads
         h = x
         if self.num_groups is not None:
             h = GroupNorm(self.num_groups, self.epsilon, name="norm")(h)
-        h = h.reshape(batch, positions, channels)
+        h = h.reshape(batch, -1, channels)
+        positions, source = h.shape[1], h if tokens is None else tokens
 
-        def heads(name: str) -> Array:
-            """A projection of h as [B num_heads, positions, size]."""
-            h_ = dense(channels, self.dtype, name=name)(h)
-            h_ = h_.reshape(batch, positions, self.num_heads, size).swapaxes(1, 2)
-            return h_.reshape(batch * self.num_heads, positions, size)
+        def heads(name: str, of: Array) -> Array:
+            """A projection of [B, N, ·] as [B num_heads, N, size]."""
+            h_ = dense(channels, self.dtype, name=name)(of)
+            h_ = h_.reshape(batch, of.shape[1], self.num_heads, size).swapaxes(1, 2)
+            return h_.reshape(batch * self.num_heads, of.shape[1], size)
 
-        query, key, value = heads("query"), heads("key"), heads("value")
+        query, key, value = heads("query", h), heads("key", source), heads("value", source)
         logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
-        weights = nn.softmax(logits * size**-0.5, axis=-1).astype(value.dtype)
-        h = jnp.einsum("bqk,bkc->bqc", weights, value)
+        if mask is None:
+            weights = nn.softmax(logits * size**-0.5, axis=-1)
+        else:
+            seen = jnp.repeat(mask, self.num_heads, axis=0)[:, None, :]
+            lowest = jnp.finfo(logits.dtype).min
+            weights = nn.softmax(jnp.where(seen, logits * size**-0.5, lowest), axis=-1) * seen
+        h = jnp.einsum("bqk,bkc->bqc", weights.astype(value.dtype), value)
         h = h.reshape(batch, self.num_heads, positions, size).swapaxes(1, 2)
         h = h.reshape(batch, positions, channels)
         h = dense(channels, self.dtype, scale=NEAR_ZERO, name="out")(h)
@@ -191,7 +210,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width: a 3×3 convolution of stride 2, or a 2×2 mean."""
+    """Halves every axis of space: a convolution of width 3 and stride 2, or a mean of pairs."""
 
     with_conv: bool
     padding: str
@@ -199,28 +218,34 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps x [B, H, W, C] to [B, H/2, W/2, C]."""
+        """Maps x [B, H, W, C] to [B, H/2, W/2, C], and alike for other ranks of space."""
+        rank = x.ndim - 2
         if not self.with_conv:
-            return nn.avg_pool(x, (2, 2), strides=(2, 2))
+            return nn.avg_pool(x, (2,) * rank, strides=(2,) * rank)
         # On even sizes TensorFlow's SAME adds only one row below and one column on the right.
         pad = {"same": (0, 1), "symmetric": (1, 1)}[self.padding]
-        return conv(x.shape[-1], self.dtype, strides=2, padding=(pad, pad), name="conv")(x)
+        pads = (pad,) * rank
+        return conv(x.shape[-1], self.dtype, rank=rank, strides=2, padding=pads, name="conv")(x)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repeating pixels, then applies a 3×3 convolution or none."""
+    """Doubles every axis of space by repeating, then applies a convolution of width 3 or none."""
 
     with_conv: bool
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps x [B, H, W, C] to [B, 2H, 2W, C]."""
-        batch, height, width, channels = x.shape
-        if self.with_conv:
+        """Maps x [B, H, W, C] to [B, 2H, 2W, C], and alike for other ranks of space."""
+        batch, *space, channels = x.shape
+        rank = len(space)
+        if self.with_conv and rank == 2:
             return conv(channels, self.dtype, form=upsampled_convolution, name="conv")(x)
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-        return x.reshape(batch, 2 * height, 2 * width, channels)
+        for axis in range(1, rank + 1):
+            x = jnp.repeat(x, 2, axis=axis)
+        if self.with_conv:
+            x = conv(channels, self.dtype, rank=rank, name="conv")(x)
+        return x
 
 
 def conv(
@@ -229,22 +254,24 @@ def conv(
     *,
     name: str,
     scale: float = 1.0,
+    rank: int = 2,
     strides: int = 1,
     padding: Any = "SAME",
     form: Any = convolution,
 ) -> nn.Conv:
     """A 3×3 convolution with DDPM's initialisation, as a submodule called `name`.
 
-    `form` computes it from image and kernel: `convolution`, or `upsampled_convolution`.
+    `form` computes it from image and kernel: `convolution`, or `upsampled_convolution`. Another
+    `rank` of space has 3 or 3×3×3 weights and XLA's convolution.
     """
     return nn.Conv(
         features,
-        (3, 3),
+        (3,) * rank,
         strides,
         padding,
         dtype=dtype,
         kernel_init=scaled_init(scale),
-        conv_general_dilated=form,
+        conv_general_dilated=form if rank == 2 else jax.lax.conv_general_dilated,
         name=name,
     )
 

@@ -82,10 +82,47 @@ def check_conditions(
             raise TypeError(f"{call} needs a floating-point cond, got {jnp.result_type(cond)}.")
 
 
+def given_context(
+    unet: Any, batch: int, context: Array | None, mask: Array | None
+) -> tuple[Array | None, Array | None]:
+    """The tokens and their mask; (None, None) for a network that takes none.
+
+    Raises ValueError or TypeError for tokens or a mask that the network cannot take.
+    """
+    features = unet.context_features
+    if features is None:
+        if context is not None or mask is not None:
+            raise ValueError(
+                "UNet got a context but context_features=None: such a network would ignore it. "
+                "Build UNet(context_features=...), or leave the context out."
+            )
+        return None, None
+    if context is None:
+        if mask is not None:
+            raise ValueError("UNet got a context_mask without a context. Pass the tokens, too.")
+        return jnp.zeros((batch, 1, features)), jnp.zeros((batch, 1), bool)
+    shape = jnp.shape(context)
+    if len(shape) != 3 or (shape[0], shape[2]) != (batch, features) or not shape[1]:
+        raise ValueError(
+            f"UNet needs a context of tokens, shape ({batch}, L, {features}), L >= 1, got shape "
+            f"{shape}. None stands for no tokens."
+        )
+    if not jnp.issubdtype(jnp.result_type(context), jnp.floating):
+        raise TypeError(f"UNet needs a floating-point context, got {jnp.result_type(context)}.")
+    if mask is None:
+        return context, None
+    if jnp.shape(mask) != shape[:2] or jnp.result_type(mask) != jnp.bool_:
+        raise ValueError(
+            f"UNet needs a context_mask of bool, shape {shape[:2]}, True for tokens to attend to, "
+            f"got {jnp.result_type(mask)} of shape {jnp.shape(mask)}."
+        )
+    return context, jnp.asarray(mask)
+
+
 def check_num_conditions(module: Any) -> None:
-    """Raises ValueError unless `num_classes` and `cond_features` are None or positive."""
-    for name in ("num_classes", "cond_features"):
-        value = getattr(module, name)
+    """Raises ValueError unless `num_classes`, `cond_features`, … are None or positive."""
+    for name in ("num_classes", "cond_features", "context_features"):
+        value = getattr(module, name, None)
         if value is not None and value < 1:
             raise ValueError(
                 f"{type(module).__name__} needs {name} >= 1, got {value}. "
@@ -126,6 +163,7 @@ def check_configuration(unet: Any) -> None:
     for name, choices, remark in (
         ("downsample_padding", ("same", "symmetric"), "'same' pads only below and on the right"),
         ("middle_attention", ("normalised", "plain", "none"), "DDPM has 'normalised'"),
+        ("spatial_rank", (1, 2, 3), "Images have 2"),
     ):
         if getattr(unet, name) not in choices:
             raise ValueError(
@@ -175,24 +213,29 @@ def check_configuration(unet: Any) -> None:
 
 def check_images(unet: Any, x: Array) -> None:
     """Raises ValueError or TypeError for images that the U-Net cannot take."""
-    if x.ndim != 4:
+    rank = unet.spatial_rank
+    if x.ndim != rank + 2:
+        wanted = {1: "signals [B, L, C]", 2: "images [B, H, W, C]", 3: "volumes [B, D, H, W, C]"}
+        ranks = {3: 1, 4: 2, 5: 3}
+        other = f", or build UNet(spatial_rank={ranks[x.ndim]})" if x.ndim in ranks else ""
         raise ValueError(
-            f"UNet needs images [B, H, W, C], got shape {x.shape}. "
-            "Add the batch axis with x[None], or the channel axis with x[..., None]."
+            f"UNet needs {wanted[rank]}, got shape {x.shape}. "
+            f"Add the batch axis with x[None], or the channel axis with x[..., None]{other}."
         )
     check_float("UNet", x)
-    height, width = x.shape[1:3]
+    height, space = x.shape[1], x.shape[1:-1]
+    size = "×".join(map(str, space))
     halvings, patch = len(unet.channel_multipliers) - 1, unet.patch_size
     multiple = patch * 2**halvings
     # PyTorch's order of axes, in all likelihood.
-    swapped = height <= 4 < min(width, x.shape[3])
+    swapped = rank == 2 and height <= 4 < min(x.shape[2], x.shape[3])
     hint = " Images [B, C, H, W] need x.transpose(0, 2, 3, 1) first." if swapped else ""
-    if min(height, width) < 1 or height % multiple or width % multiple:
+    if min(space) < 1 or any(length % multiple for length in space):
         first = "" if patch == 1 else f"takes patches of {patch}×{patch} pixels and "
         smaller = "" if patch == 1 else " or a smaller patch_size"
         raise ValueError(
             f"UNet {first}halves its images {halvings} times, so height and width must be "
-            f"multiples of {multiple}, got {height}×{width}. Pad or resize the images, or use "
+            f"multiples of {multiple}, got {size}. Pad or resize the images, or use "
             f"fewer channel_multipliers{smaller}.{hint}"
         )
     heights = [height // patch >> level for level in range(halvings + 1)]
@@ -200,7 +243,7 @@ def check_images(unet: Any, x: Array) -> None:
     if absent:
         patches = "" if patch == 1 else f" in patches of {patch}×{patch}"
         raise ValueError(
-            f"UNet never reaches attention_resolutions {absent}: on images of {height}×{width}"
+            f"UNet never reaches attention_resolutions {absent}: on images of {size}"
             f"{patches} its heights are {heights}. Choose among those, or () for attention in the "
             f"middle only.{hint}"
         )

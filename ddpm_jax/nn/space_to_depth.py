@@ -15,19 +15,21 @@ from ddpm_jax.types import Array
 def space_to_depth(x: Array, patch_size: int) -> Array:
     """Gathers each p × p patch of x [B, H, W, C] into one position: [B, H/p, W/p, p² C].
 
-    Raises ValueError for sizes that p does not divide.
+    Other ranks of space alike: p^r C channels. Raises ValueError for sizes that p does not divide.
     """
     if patch_size == 1:
         return x
-    batch, height, width, channels = x.shape
-    p = patch_size
-    if height % p or width % p:
+    batch, *space, channels = x.shape
+    p, rank = patch_size, len(space)
+    if any(size % p for size in space):
         raise ValueError(
             f"space_to_depth needs height and width that are multiples of patch_size={p}, got "
-            f"{height}×{width}. Pad or resize the images."
+            f"{'×'.join(map(str, space))}. Pad or resize the images."
         )
-    x = x.reshape(batch, height // p, p, width // p, p, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // p, p * p * channels)
+    smaller = [size // p for size in space]
+    x = x.reshape(batch, *(part for size in smaller for part in (size, p)), channels)
+    outside, inside = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
+    return x.transpose(0, *outside, *inside, 2 * rank + 1).reshape(batch, *smaller, -1)
 
 
 def depth_to_space(x: Array, patch_size: int) -> Array:
@@ -38,11 +40,14 @@ def depth_to_space(x: Array, patch_size: int) -> Array:
     """
     if patch_size == 1:
         return x
-    batch, height, width, channels = x.shape
-    p = patch_size
-    if channels % (p * p):
+    batch, *space, channels = x.shape
+    p, rank = patch_size, len(space)
+    if channels % p**rank:
         raise ValueError(
-            f"depth_to_space needs a multiple of patch_size² = {p * p} channels, got {channels}."
+            f"depth_to_space needs a multiple of patch_size{'¹²³'[rank - 1]} = {p**rank} channels, "
+            f"got {channels}."
         )
-    x = x.reshape(batch, height, width, p, p, channels // (p * p))
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * p, width * p, channels // (p * p))
+    x = x.reshape(batch, *space, *(p,) * rank, channels // p**rank)
+    pairs = (axis for i in range(1, rank + 1) for axis in (i, i + rank))
+    x = x.transpose(0, *pairs, 2 * rank + 1)
+    return x.reshape(batch, *(size * p for size in space), channels // p**rank)

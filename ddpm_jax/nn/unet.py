@@ -6,6 +6,8 @@ each level has `num_res_blocks` residual blocks, with attention after each where
 each block after its attention, each downsampling) is kept and concatenated on the way up, last in
 first out. In the middle: block, attention, block. One embedding of the step t enters every block.
 
+With `spatial_rank` 1 or 3 the same network maps signals [B, L, C] or volumes [B, D, H, W, C].
+
 With `patch_size` p > 1 all of this happens on a grid of H/p × W/p positions, each a p × p patch of
 the image (`space_to_depth`): the same widths then cost 1/p² of the arithmetic.
 """
@@ -29,7 +31,13 @@ from ddpm_jax.nn.blocks import (
     dense,
     resolve_dropout_keys,
 )
-from ddpm_jax.nn.checks import broadcast_steps, check_configuration, check_images, num_heads
+from ddpm_jax.nn.checks import (
+    broadcast_steps,
+    check_configuration,
+    check_images,
+    given_context,
+    num_heads,
+)
 from ddpm_jax.nn.embeddings import add_conditions, sinusoidal_embedding
 from ddpm_jax.nn.space_to_depth import depth_to_space, space_to_depth
 from ddpm_jax.types import Array, ArrayLike, Key, PyTree, describe
@@ -56,6 +64,9 @@ class UNet(nn.Module):
             because a group of one channel removes the embedding of t (without `scale_shift`).
         num_classes: labels of a class-conditional network; None for no labels.
         cond_features: length D of the vector `cond` that conditions each example; None for none.
+        context_features: width D of the tokens `context` [B, L, D], such as those of a text; None
+            for none. Cross-attention to them follows wherever there is self-attention.
+        spatial_rank: axes of space, 1, 2 or 3. "Height" is the first of them.
         resample_with_conv: True: halve with a convolution of stride 2; double by repeating pixels,
             then a convolution. False: halve with 2×2 means; double by repeating.
         downsample_padding: "same", as in TensorFlow and DDPM, or "symmetric", PyTorch's padding=1.
@@ -98,6 +109,8 @@ class UNet(nn.Module):
     num_groups: int = 32
     num_classes: int | None = None
     cond_features: int | None = None
+    context_features: int | None = None
+    spatial_rank: int = 2
     resample_with_conv: bool = True
     downsample_padding: str = "same"
     patch_size: int = 1
@@ -124,6 +137,8 @@ class UNet(nn.Module):
         label: ArrayLike | None = None,
         *,
         cond: Array | None = None,
+        context: Array | None = None,
+        context_mask: Array | None = None,
         dropout_keys: Key | None = None,
     ) -> Array:
         """Predicts from x [B, H, W, C] at steps t, [B] or [], integer or float.
@@ -135,12 +150,16 @@ class UNet(nn.Module):
                 for all. Labels outside that range give NaN.
             cond: vectors [B, cond_features]; their projection is added to the embedding of t. None
                 is zeros for all, so set rows to zero to drop conditions while training.
+            context: tokens [B, L, context_features] in no order of their own. None is no token.
+            context_mask: bool [B, L], False for tokens that are not there; an example without any
+                is unconditional, so clear rows to drop conditions while training.
             dropout_keys: [B], one typed key per example. They turn dropout on, and the masks of an
                 example do not depend on its place in the batch. `apply(..., rngs={"dropout": key})`
                 turns it on, too, with each row's index in this call folded into `key`.
         """
         check_images(self, x)
-        batch, height, _, in_channels = x.shape
+        batch, height, in_channels = x.shape[0], x.shape[1], x.shape[-1]
+        tokens, mask = given_context(self, batch, context, context_mask)
         dropout_keys = resolve_dropout_keys(self, self.dropout, dropout_keys, batch)
         dtype = jnp.float32 if self.dtype is None else self.dtype
         height //= self.patch_size
@@ -164,8 +183,11 @@ class UNet(nn.Module):
             return module(h, embedding, dropout_keys)
 
         def attend(h: Array, name: str, groups: int | None = self.num_groups) -> Array:
-            heads = num_heads(self, h.shape[-1])
-            return attention_block(groups, dtype, self.norm_epsilon, heads, name=name)(h)
+            options = (groups, dtype, self.norm_epsilon, num_heads(self, h.shape[-1]))
+            h = attention_block(*options, name=name)(h)
+            if tokens is None:
+                return h
+            return attention_block(*options, name=f"{name}_context")(h, tokens, mask)
 
         def halve(h: Array, name: str) -> Array:
             padding = self.downsample_padding
@@ -174,7 +196,9 @@ class UNet(nn.Module):
         def double(h: Array, name: str) -> Array:
             return Upsample(self.resample_with_conv, dtype, name=name)(h)
 
-        h = conv(self.channels, dtype, name="conv_in")(space_to_depth(x, self.patch_size))
+        rank = self.spatial_rank
+        h = space_to_depth(x, self.patch_size)
+        h = conv(self.channels, dtype, rank=rank, name="conv_in")(h)
         skips = [h]
         last = len(heights) - 1
         for level, resolution in enumerate(heights):
@@ -206,8 +230,8 @@ class UNet(nn.Module):
         norm = GroupNorm(self.num_groups, self.norm_epsilon, name="norm_out")
         h = nn.silu(norm(h.astype(jnp.float32)))
         out_channels = in_channels if self.out_channels is None else self.out_channels
-        features = self.patch_size**2 * out_channels
-        h = conv(features, jnp.float32, scale=NEAR_ZERO, name="conv_out")(h)
+        features = self.patch_size**rank * out_channels
+        h = conv(features, jnp.float32, scale=NEAR_ZERO, rank=rank, name="conv_out")(h)
         return depth_to_space(h, self.patch_size)
 
     def _embed(self, t: Array, label: ArrayLike | None, cond: Array | None) -> Array:

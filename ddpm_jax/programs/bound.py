@@ -124,13 +124,13 @@ def _terms_at(model: Model, variances, params, images, conditions, t, keys):
             output if is_learned(variance) else prediction,
             x_t,
             steps,
-            target=diffusion.target,
+            target=model.target,
             variance=variance,
             clip=diffusion.clip,
         )
         terms[name] = bound_term(schedule, reverse, x_0, x_t, steps)
         x_0_hat = reverse.x_0_hat
-    epsilon_hat = predict_epsilon(schedule, prediction, x_t, steps, target=diffusion.target)
+    epsilon_hat = predict_epsilon(schedule, prediction, x_t, steps, target=model.target)
     errors = (x_0 - x_0_hat, noise - epsilon_hat)
     return terms, jnp.stack([mean_per_example(jnp.square(error)) for error in errors])
 

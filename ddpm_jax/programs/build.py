@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ddpm_jax.data import DataOptions, ImageDataset, load_named
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.denoisers.prediction import Variance, is_learned
 from ddpm_jax.forward import (
+    ContinuousProcess,
     NoiseSchedule,
     constant_schedule,
     cosine_schedule,
@@ -23,6 +25,7 @@ from ddpm_jax.forward import (
     rescale_zero_terminal_snr,
     respace,
     schedule_from_noise_levels,
+    schedule_from_process,
     sigmoid_schedule,
     spaced_timesteps,
     warmup_schedule,
@@ -36,7 +39,9 @@ from ddpm_jax.programs.config import (
     SamplerOptions,
     TrainConfig,
 )
-from ddpm_jax.programs.model import Model, check_diffusion, network_cond_features
+from ddpm_jax.programs.continuous import build_process, table_of_times
+from ddpm_jax.programs.diffusion import check_diffusion
+from ddpm_jax.programs.model import Model, network_cond_features
 from ddpm_jax.samplers import (
     Sampler,
     ancestral,
@@ -44,8 +49,11 @@ from ddpm_jax.samplers import (
     ddim,
     deis,
     dpm_solver_pp,
+    euler_maruyama,
     heun,
     predictor_corrector,
+    probability_flow_euler,
+    probability_flow_heun,
     unipc,
 )
 from ddpm_jax.score import geometric_noise_levels
@@ -93,11 +101,14 @@ def build_sampler(
     *,
     variance: Variance = "fixed_large",
     x_0_mse: np.ndarray | None = None,
+    process: ContinuousProcess | None = None,
+    times: np.ndarray | None = None,
 ) -> Sampler:
     """The sampler that the options name, over `num_steps` of the schedule's steps (None for all).
 
     `variance` is the one the network was trained with; the analytic variance is computed from
-    `x_0_mse` [T]. Raises ValueError for options that do not go together.
+    `x_0_mse` [T]. A continuous process has `times` [T], its table's. Raises ValueError for
+    options that do not go together.
     """
     grid = build_grid(schedule, options)
     name = options.sampler
@@ -116,6 +127,20 @@ def build_sampler(
         variance = optimal_log_variance(grid, x_0_mse)
     elif options.variance is not None:
         variance = options.variance
+
+    def in_time(make: Callable[[ContinuousProcess, Any], Sampler]) -> Sampler:
+        if process is None or times is None:
+            raise ValueError(
+                f"--sampler {name} follows the time of a continuous process, and this run has "
+                "--diffusion.process ddpm. Use ddim, heun or ancestral."
+            )
+        if make is euler_maruyama and not float(grid.signal_scale[-1]):
+            raise ValueError(
+                f"--sampler {name} needs a reverse SDE with a finite g at its start, which "
+                "--diffusion.process flow has not. Use ancestral, or probability_flow_heun."
+            )
+        return _on_grid(make(process, times[np.asarray(grid.timesteps)]), grid)
+
     makers: dict[str, Callable[[], Sampler]] = {
         "ancestral": lambda: ancestral(grid, variance=variance),
         "ddim": lambda: ddim(grid, eta=options.eta),
@@ -130,19 +155,32 @@ def build_sampler(
             grid, steps_per_level=options.langevin_steps, rate=options.langevin_rate
         ),
         "predictor_corrector": lambda: predictor_corrector(ancestral(grid, variance=variance)),
+        "probability_flow_euler": lambda: in_time(probability_flow_euler),
+        "probability_flow_heun": lambda: in_time(probability_flow_heun),
+        "euler_maruyama": lambda: in_time(euler_maruyama),
     }
     if name not in makers:
         raise ValueError(f"--sampler knows {sorted(makers)}, got {name!r}.")
     return makers[name]()
 
 
+def _on_grid(sampler: Sampler, grid: NoiseSchedule) -> Sampler:
+    """A sampler over steps 0 … S-1, for denoisers that know these steps as `grid.timesteps`."""
+
+    def step(denoise, *arguments):
+        return sampler.step(lambda x, t: denoise(x, grid.timesteps[t]), *arguments)
+
+    return sampler._replace(schedule=grid, step=step)
+
+
 def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedule:
     """The steps of the schedule that a sampler with these options uses."""
     if options.num_steps is None:
         return schedule
-    if options.spacing == "karras":
+    if options.spacing in ("karras", "log_snr"):
         # EDM's σ_max; the cosine schedule ends at thousands, where a Heun step is wasted.
-        steps = karras_timesteps(schedule, options.num_steps, sigma_max=80.0)
+        rho = 7.0 if options.spacing == "karras" else math.inf
+        steps = karras_timesteps(schedule, options.num_steps, rho, sigma_max=80.0)
     else:
         steps = spaced_timesteps(schedule.num_timesteps, options.num_steps, options.spacing)
     return respace(schedule, steps)
@@ -231,6 +269,12 @@ def build_model(
             "images of each class into a folder of its own, pass their labels as --data.labels "
             "FILE.csv, or train without labels."
         )
+    process = build_process(config.diffusion)
+    times = None if process is None else table_of_times(config.diffusion)
+    if process is None:
+        schedule = build_schedule(config.diffusion)
+    else:
+        schedule = schedule_from_process(process, times)
     network = build_network(
         config.network,
         out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
@@ -258,7 +302,9 @@ def build_model(
         image_shape=(height, width, channels),
         num_classes=num_classes,
         cond_features=cond_features,
-        schedule=build_schedule(config.diffusion),
+        schedule=schedule,
+        process=process,
+        times=times,
         network=network,
         optimizer=optimizer,
     )

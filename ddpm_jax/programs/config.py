@@ -10,10 +10,28 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_jax.data.registry import check_name
-from ddpm_jax.denoisers.prediction import Target, VarianceKind
 from ddpm_jax.forward import Spacing
+from ddpm_jax.programs.diffusion import DiffusionConfig as DiffusionConfig
 from ddpm_jax.programs.step_profiler import parse_profile_steps
 from ddpm_jax.programs.trackers import check_tracker
+
+SamplerName = Literal[
+    "ancestral",
+    "ddim",
+    "dpm_solver_pp",
+    "dpm_solver_pp_sde",
+    "dpm_solver_pp_3",
+    "dpm_solver_pp_2s",
+    "unipc",
+    "deis",
+    "heun",
+    "predictor_corrector",
+    "annealed_langevin",
+    "probability_flow_euler",
+    "probability_flow_heun",
+    "euler_maruyama",
+]
+"""Samplers of the programs."""
 
 
 @dataclass(frozen=True)
@@ -90,62 +108,6 @@ class NetworkConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; parameters, statistics, softmax and loss stay
     float32."""
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """The diffusion process, the network's target and the loss."""
-
-    schedule: Literal[
-        "linear",
-        "quadratic",
-        "constant",
-        "warmup10",
-        "warmup50",
-        "jsd",
-        "cosine",
-        "sigmoid",
-        "geometric",
-    ] = "linear"
-    """Noise schedule; the paper uses linear. geometric: the noise levels of NCSN."""
-    num_timesteps: int = 1000
-    """T, the number of steps."""
-    beta_start: float = 1e-4
-    """First β, for schedules that have one. The default is for T = 1000; scale it by 1000/T."""
-    beta_end: float = 0.02
-    """Last β, as beta_start."""
-    sigma_max: float = 2.0
-    """Largest σ of the geometric schedule, for data in [-1, 1]: twice the value for [0, 1]."""
-    sigma_min: float = 0.02
-    """Smallest σ of the geometric schedule, as sigma_max."""
-    exploding: bool = False
-    """Variance exploding: the network takes x_0 + σ ε, as in NCSN, instead of √ᾱ x_0 + √(1-ᾱ) ε,
-    which is the same up to scale."""
-    target: Target = "epsilon"
-    """What the network predicts."""
-    variance: VarianceKind = "fixed_large"
-    """Variance of p_θ(x_{t-1} | x_t): β_t, β̃_t, or learned, which doubles the output channels."""
-    loss: Literal["simple", "hybrid", "bound"] = "simple"
-    """L_simple; L_hybrid, for a learned variance; or the variational bound itself."""
-    weighting: Literal["none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2", "bound"] = (
-        "none"
-    )
-    """Weight of L_simple at each step, stated for the error of x̂_0, so that it means the same for
-    every target."""
-    min_snr_gamma: float = 5.0
-    """γ of the weighting min_snr, min(SNR, γ)."""
-    p2_gamma: float = 1.0
-    """γ of the weighting p2, SNR/(1 + SNR)^γ."""
-    timesteps: Literal["uniform", "stratified", "importance"] = "uniform"
-    """How training draws t: independently as in the paper, evenly spread over each batch, or more
-    often where past losses were large."""
-    zero_terminal_snr: bool = False
-    """Rescale the schedule to zero signal at x_T; needs the target v or x_0."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by "no class", and of vectors `cond` replaced by zeros, in
-    training."""
-    clip: bool = True
-    """Clip x̂_0 to [-1, 1] while sampling."""
 
 
 @dataclass(frozen=True)
@@ -257,8 +219,8 @@ class ReportConfig:
     """Images on the last sheet."""
     final_steps: int | None = None
     """Ancestral steps for the last sheet; None for all T."""
-    final_sampler: Literal["ancestral", "annealed_langevin"] = "ancestral"
-    """Sampler of the last sheet and the report: DDPM's or NCSN's."""
+    final_sampler: SamplerName = "ancestral"
+    """Sampler of the last sheet and the report: DDPM's ancestral, NCSN's annealed_langevin, …"""
     langevin_steps: int = 100
     """Langevin steps per noise level."""
     langevin_rate: float = 0.2
@@ -305,30 +267,20 @@ class TrainConfig:
 class SamplerOptions:
     """The sampler and its steps."""
 
-    sampler: Literal[
-        "ancestral",
-        "ddim",
-        "dpm_solver_pp",
-        "dpm_solver_pp_sde",
-        "dpm_solver_pp_3",
-        "dpm_solver_pp_2s",
-        "unipc",
-        "deis",
-        "heun",
-        "predictor_corrector",
-        "annealed_langevin",
-    ] = "ancestral"
+    sampler: SamplerName = "ancestral"
     """ancestral: the paper's Algorithm 2; ddim: Song, Meng, Ermon 2020; dpm_solver_pp: DPM-Solver++
     2M (Lu et al. 2022), with _sde its SDE form, _3 its third order and _2s its singlestep form 2S;
     unipc: Zhao et al. 2023; deis: Zhang, Chen 2022, third order; heun: Karras et al. 2022, two
     evaluations per step; predictor_corrector: Song et al. 2021, ancestral plus one Langevin step
-    per step; annealed_langevin: Song, Ermon 2019."""
+    per step; annealed_langevin: Song, Ermon 2019. In the time of a continuous process:
+    probability_flow_euler and _heun, and euler_maruyama for its reverse SDE."""
     num_steps: int | None = None
     """Steps of the sampler; None for all T."""
-    spacing: Literal["fractional", "uniform", "quadratic", "leading", "trailing", "karras"] = (
-        "fractional"
-    )
-    """How steps are chosen from T when sampling with fewer."""
+    spacing: Literal[
+        "fractional", "uniform", "quadratic", "leading", "trailing", "karras", "log_snr"
+    ] = "fractional"
+    """How steps are chosen from T when sampling with fewer. karras: EDM's σ; log_snr: even in the
+    log SNR. Both start at σ = 80 at most."""
     eta: float = 0.0
     """DDIM's η: noise per step from 0 (none) to 1 (as much as ancestral)."""
     churn: float = 0.0

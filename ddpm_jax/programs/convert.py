@@ -155,6 +155,11 @@ def to_diffusers(config: ToDiffusers) -> None:
     """Writes a run's parameters and process as a DDPMPipeline's folder."""
     run = TrainedRun(config)
     diffusion = run.config.diffusion
+    if diffusion.process != "ddpm":
+        raise ValueError(
+            f"a run with --diffusion.process {diffusion.process} has no DDPMScheduler: its network "
+            "takes other inputs. Export it as a program (export.py), or as weights (to-weights)."
+        )
     if diffusion.exploding:
         raise ValueError(
             "the network of a run with --diffusion.exploding takes x_0 + σ ε; DDPMScheduler "
@@ -166,7 +171,7 @@ def to_diffusers(config: ToDiffusers) -> None:
         beta_start=diffusion.beta_start,
         beta_end=diffusion.beta_end,
         zero_terminal_snr=diffusion.zero_terminal_snr,
-        target=diffusion.target,
+        target=run.target,
         variance=diffusion.variance,
         clip=diffusion.clip,
     )

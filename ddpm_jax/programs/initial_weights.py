@@ -35,8 +35,8 @@ HEAD = ("['conv_out']", "['label_embedding']")
 """Parameters that belong to the number of output channels or classes."""
 FREE_NETWORK = ("dropout", "class_conditional", "dtype")
 PROCESS = (
-    *("schedule", "num_timesteps", "beta_start", "beta_end", "sigma_max", "sigma_min"),
-    *("exploding", "target", "zero_terminal_snr"),
+    *("process", "schedule", "num_timesteps", "beta_start", "beta_end", "sigma_max", "sigma_min"),
+    *("sigma_data", "exploding", "target", "zero_terminal_snr"),
 )
 """Fields of DiffusionConfig that decide what the network's inputs and outputs mean."""
 

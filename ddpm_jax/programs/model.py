@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,40 +13,41 @@ import optax
 
 from ddpm_jax.data import ImageDataset, prepare_images
 from ddpm_jax.data.augment import AUGMENT_FEATURES, augment_geometry
+from ddpm_jax.denoisers.continuous import (
+    ContinuousTarget,
+    denoiser_from_process,
+    sigma_denoiser_from_process,
+)
 from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.denoisers.guidance import classifier_free
-from ddpm_jax.denoisers.prediction import (
-    is_learned,
-    p_mean_variance,
-    split_output,
+from ddpm_jax.denoisers.prediction import Target, p_mean_variance
+from ddpm_jax.denoisers.sigma import (
+    SigmaDenoiser,
+    sigma_at_timesteps,
+    sigma_denoiser,
 )
-from ddpm_jax.denoisers.sigma import sigma_at_timesteps
 from ddpm_jax.denoisers.thresholds import Clip
-from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward import ContinuousProcess, NoiseSchedule
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.losses import (
-    Weighting,
     bound_loss,
     bound_weight,
     hybrid_loss,
     importance_timesteps,
     init_loss_history,
     loss_weight,
-    min_snr_weighting,
-    p2_weighting,
     simple_loss,
-    snr_plus_one_weighting,
-    snr_weighting,
     stratified_timesteps,
-    truncated_snr_weighting,
     uniform_timesteps,
     update_loss_history,
 )
 from ddpm_jax.nn import UNet
+from ddpm_jax.programs import continuous
 from ddpm_jax.programs.averages import extra_emas
-from ddpm_jax.programs.config import DiffusionConfig, TrainConfig
+from ddpm_jax.programs.config import TrainConfig
+from ddpm_jax.programs.diffusion import weighting_of
 from ddpm_jax.programs.generator import DenoiserOf
 from ddpm_jax.training import TrainState, init_spike_guard, init_state
 from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
@@ -64,9 +65,11 @@ class Model:
         image_shape: [H, W, C].
         num_classes: the number of classes; None for a network without labels.
         cond_features: the width D of the vectors that condition the network; None for none.
-        schedule: the schedule of the full process.
+        schedule: the schedule of the full process; of a continuous one, the table at `times`.
         network: the Flax module.
         optimizer: the Optax transformation.
+        process: the process in continuous time; None for a DDPM.
+        times: the T times of its table; None for a DDPM.
     """
 
     config: TrainConfig
@@ -76,6 +79,8 @@ class Model:
     network: UNet
     optimizer: optax.GradientTransformation
     cond_features: int | None = None
+    process: ContinuousProcess | None = None
+    times: np.ndarray | None = None
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
@@ -124,14 +129,6 @@ class Model:
         if self.config.data.augment == "edm":
             x_0, how = augment_geometry(x_0, key_flip)
             vectors.append(how)
-        T = self.schedule.num_timesteps
-        weight = None
-        if self.loss_aware:
-            t, weight = importance_timesteps(key_t, loss_state)
-        elif self.config.diffusion.timesteps == "stratified":
-            t = stratified_timesteps(key_t, batch["index"], self.config.batch_size, T)
-        else:
-            t = uniform_timesteps(key_t, T)
         noise = normal_per_example(key_noise, x_0.shape[1:])
         options: dict[str, Any] = {"dropout_keys": key_dropout}
         if self.num_classes is not None or self.cond_features is not None:
@@ -143,6 +140,19 @@ class Model:
                 vectors.insert(0, jnp.where(dropped[:, None], 0.0, batch["cond"]))
         if vectors:
             options["cond"] = jnp.concatenate(vectors, axis=1)
+        diffusion, T = self.config.diffusion, self.schedule.num_timesteps
+        if self.process is not None:
+            t, factor = continuous.draw_times(diffusion, self.process, key_t)
+            network = self._network_of_time(params, **options)
+            losses = continuous.training_loss(diffusion, self.process, network, x_0, t, noise)
+            return factor * losses
+        weight = None
+        if self.loss_aware:
+            t, weight = importance_timesteps(key_t, loss_state)
+        elif diffusion.timesteps == "stratified":
+            t = stratified_timesteps(key_t, batch["index"], self.config.batch_size, T)
+        else:
+            t = uniform_timesteps(key_t, T)
         losses = self._objective(self.bind(params, **options), x_0, t, noise)
         if weight is None:
             return losses
@@ -160,24 +170,31 @@ class Model:
         noise = normal_per_example(fold_in_each(keys, 0), x_0.shape[1:])
         x_t = q_sample(self.schedule, x_0, t, noise)
         diffusion = self.config.diffusion
-        output = self.bind(params, **conditions)(x_t, t)
+        if self.process is not None:
+            network, times = self._network_of_time(params, **conditions), jnp.asarray(self.times)
+            # The network's output is computed once for loss and bound, here and below.
+            losses, output = continuous.heldout_loss(
+                diffusion, self.process, network, x_0, times[t].astype(x_0.dtype), noise
+            )
+        else:
+            output = self.bind(params, **conditions)(x_t, t)
+            losses = self._objective(lambda *_: output, x_0, t, noise)
         reverse = p_mean_variance(
             self.schedule,
             output,
             x_t,
             t,
-            target=diffusion.target,
+            target=self.target,
             variance=diffusion.variance,
             clip=diffusion.clip,
         )
         T = self.schedule.num_timesteps
         bits = prior_term(self.schedule, x_0) + T * bound_term(self.schedule, reverse, x_0, x_t, t)
-        # Reuse the network output computed above.
-        return jnp.stack([self._objective(lambda *_: output, x_0, t, noise), bits], axis=1)
+        return jnp.stack([losses, bits], axis=1)
 
     def _objective(self, apply_fn: ApplyFn, x_0: Array, t: Array, noise: Array) -> Array:
         schedule, diffusion = self.schedule, self.config.diffusion
-        target, variance = diffusion.target, diffusion.variance
+        target, variance = self.target, diffusion.variance
         if diffusion.loss == "hybrid":
             return hybrid_loss(schedule, apply_fn, x_0, t, noise, target=target, variance=variance)
         if diffusion.loss == "bound":
@@ -187,7 +204,7 @@ class Model:
             return losses
         if diffusion.weighting == "bound":
             return losses * bound_weight(schedule, t, target=target, variance=variance)
-        return losses * loss_weight(schedule, t, _weighting(diffusion), target=target)
+        return losses * loss_weight(schedule, t, weighting_of(diffusion), target=target)
 
     def denoiser_of(
         self, params: PyTree, labels: Array | None, cond: Array | None = None
@@ -228,7 +245,7 @@ class Model:
             return make_denoiser(
                 self.schedule,
                 apply_fn,
-                target=diffusion.target,
+                target=self.target,
                 variance=diffusion.variance,
                 clip=diffusion.clip if clip is None else clip,
             )
@@ -236,29 +253,62 @@ class Model:
         return denoiser_of
 
     def bind(self, params: PyTree, **options: Any) -> ApplyFn:
-        """The network with its parameters and options bound: `(x_t, timesteps) -> output`."""
-        cond = options.get("cond")
-        if cond is not None and self.config.data.augment == "edm":
-            # Zeros for the augmentation, unless training has given its vector.
-            missing = network_cond_features(self.config, self.cond_features) - cond.shape[1]
-            options["cond"] = jnp.pad(cond, ((0, 0), (0, missing)))
+        """The network with its parameters and options bound: `(x_t, timesteps) -> output`.
+
+        Of a continuous process, on the table of times and of variance one; the output is x̂_0.
+        """
+        if self.process is not None:
+            network, target = self._network_of_time(params, **options), self._time_target
+            times = cast(np.ndarray, self.times)
+            on_table = denoiser_from_process(self.process, times, network, target=target)
+            return cast(ApplyFn, on_table.denoise)  # never a Denoised
+
+        apply = self._apply(params, **options)
 
         def apply_fn(x_t: Array, timesteps: Array) -> Any:
             x = x_t
             if self.config.diffusion.exploding:
                 sigma = sigma_at_timesteps(self.schedule, timesteps)
                 x = x_t * bcast_right(jnp.hypot(1.0, sigma), x_t.ndim)
-            return self.network.apply({"params": params}, x, timesteps, **options)
+            return apply(x, timesteps)
 
         return apply_fn
 
-    def bind_prediction(self, params: PyTree, **options: Any) -> ApplyFn:
-        """As `bind`, without the half of the output that parametrises a learned variance."""
-        apply_fn = self.bind(params, **options)
+    @property
+    def target(self) -> Target:
+        """What `bind` predicts."""
+        return "x_0" if self.process is not None else cast(Target, self.config.diffusion.target)
+
+    @property
+    def _time_target(self) -> ContinuousTarget:
+        return cast(ContinuousTarget, self.config.diffusion.target)
+
+    def _network_of_time(self, params: PyTree, **options: Any) -> ApplyFn:
+        """The network `(x_t, t) -> output` of the continuous process."""
+        assert self.process is not None
+        apply = self._apply(params, **options)
+        return continuous.network_of_time(self.config.diffusion, self.process, apply)
+
+    def _apply(self, params: PyTree, **options: Any) -> Callable[[Array, Array], Any]:
+        """The network as it is, `(x, step) -> output`, for every process."""
+        cond = options.get("cond")
+        if cond is not None and self.config.data.augment == "edm":
+            # Zeros for the augmentation, unless training has given its vector.
+            missing = network_cond_features(self.config, self.cond_features) - cond.shape[1]
+            options["cond"] = jnp.pad(cond, ((0, 0), (0, missing)))
+        return lambda x, step: self.network.apply({"params": params}, x, step, **options)
+
+    def sigma_denoiser(self, params: PyTree, **options: Any) -> SigmaDenoiser:
+        """The denoiser `(y, sigma) -> x̂_0` of every noise level, not clipped.
+
+        Raises ValueError for the target previous_mean, which has no meaning between steps.
+        """
+        if self.process is not None:
+            network, target = self._network_of_time(params, **options), self._time_target
+            return sigma_denoiser_from_process(self.process, network, target=target)
         variance = self.config.diffusion.variance
-        if not is_learned(variance):
-            return apply_fn
-        return lambda x_t, t: split_output(apply_fn(x_t, t), x_t, variance)[0]
+        apply_fn = self.bind(params, **options)
+        return sigma_denoiser(self.schedule, apply_fn, target=self.target, variance=variance)
 
     def cycled_labels(self, count: int) -> np.ndarray | None:
         """The labels 0, 1, …, K-1, 0, … of `count` images; None for a network without labels."""
@@ -275,58 +325,3 @@ def network_cond_features(config: TrainConfig, cond_features: int | None) -> int
 def _augmentation(config: TrainConfig) -> dict[str, bool]:
     """The configuration's options of `prepare_images`."""
     return {name: name in config.data.augment for name in ("flip", "pad_crop")}
-
-
-def _weighting(config: DiffusionConfig) -> Weighting:
-    """The weighting a configuration names."""
-    makers: dict[str, Callable[[], Weighting]] = {
-        "snr": lambda: snr_weighting,
-        "snr_plus_one": lambda: snr_plus_one_weighting,
-        "truncated_snr": lambda: truncated_snr_weighting,
-        "min_snr": lambda: min_snr_weighting(config.min_snr_gamma),
-        "p2": lambda: p2_weighting(1.0, config.p2_gamma),
-    }
-    if config.weighting not in makers:
-        known = ["none", "bound", *sorted(makers)]
-        raise ValueError(f"--diffusion.weighting knows {known}, got {config.weighting!r}.")
-    return makers[config.weighting]()
-
-
-def loss_name(config: DiffusionConfig) -> str:
-    """The name of the training loss in titles and tables."""
-    names: dict[str, Literal["L_hybrid", "L (bits/dim)"]] = {
-        "hybrid": "L_hybrid",
-        "bound": "L (bits/dim)",
-    }
-    if config.loss in names:
-        return names[config.loss]
-    if config.exploding and config.target == "epsilon" and config.weighting == "none":
-        return "NCSN's loss (2/d of it)"
-    name = "L_simple" if config.target == "epsilon" else f"MSE of {config.target}"
-    return name if config.weighting == "none" else f"{name}, weighted by {config.weighting}"
-
-
-def check_diffusion(config: DiffusionConfig) -> None:
-    """Raises ValueError for a loss that does not fit its variance or weighting."""
-    learned = is_learned(config.variance)
-    if config.loss == "simple" and learned:
-        raise ValueError(
-            f"--diffusion.loss simple leaves --diffusion.variance {config.variance} untrained. Use "
-            "--diffusion.loss hybrid or bound."
-        )
-    if config.loss == "hybrid" and not learned:
-        raise ValueError(
-            "--diffusion.loss hybrid trains a learned variance, got --diffusion.variance "
-            f"{config.variance}. Use learned_range or learned, or the loss simple."
-        )
-    if config.loss != "simple" and config.weighting != "none":
-        raise ValueError(
-            f"--diffusion.weighting {config.weighting} weights the loss simple, got "
-            f"--diffusion.loss {config.loss}, which has its own weights."
-        )
-    if not 0.0 <= config.label_dropout < 1.0:
-        raise ValueError(
-            f"--diffusion.label-dropout must be in [0, 1), got {config.label_dropout}."
-        )
-    if config.weighting not in ("none", "bound"):
-        _weighting(config)

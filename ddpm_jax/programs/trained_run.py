@@ -127,8 +127,8 @@ class TrainedRun:
 
     @property
     def target(self) -> Target:
-        """What the network predicts."""
-        return self.config.diffusion.target
+        """What `apply_fn` predicts; x_0 for a continuous process, whatever the network does."""
+        return self.model.target
 
     @property
     def clip(self) -> bool:
@@ -288,6 +288,8 @@ class TrainedRun:
             options,
             variance=self.config.diffusion.variance,
             x_0_mse=mse,
+            process=self.model.process,
+            times=self.model.times,
         )
 
     def generator(

@@ -25,9 +25,11 @@ from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.build import build_model, build_sampler, heldout_plan, load_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
 from ddpm_jax.programs.console import quantity
+from ddpm_jax.programs.diffusion import loss_name
 from ddpm_jax.programs.generator import Generator, Stopped
-from ddpm_jax.programs.model import Model, loss_name
+from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory
+from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import TrainState, choose_devices, make_train_step
 from ddpm_jax.training.sharding import DataParallel
 from ddpm_jax.types import Device
@@ -208,13 +210,19 @@ class TrainingRun:
         """The file of a step's sheet of samples."""
         return self.directory.sheets / f"step_{step:07d}.png"
 
+    def _sampler(self, options: SamplerOptions) -> Sampler:
+        model, variance = self.model, self.config.diffusion.variance
+        return build_sampler(
+            model.schedule, options, variance=variance, process=model.process, times=model.times
+        )
+
     @functools.cached_property
     def sheet_generator(self) -> Generator:
         """The sampler of the sheets drawn during training: DDIM in few steps."""
         report = self.config.report
         num_steps = min(report.sample_steps, self.model.schedule.num_timesteps)
         options = SamplerOptions("ddim", num_steps=num_steps, spacing=report.spacing)
-        sampler = build_sampler(self.model.schedule, options)
+        sampler = self._sampler(options)
         return Generator(
             sampler,
             self.model.guided(report.guidance),
@@ -234,9 +242,7 @@ class TrainingRun:
             langevin_steps=report.langevin_steps,
             langevin_rate=report.langevin_rate,
         )
-        sampler = build_sampler(
-            self.model.schedule, options, variance=self.config.diffusion.variance
-        )
+        sampler = self._sampler(options)
         return Generator(
             sampler,
             self.model.guided(report.guidance),

@@ -1167,6 +1167,10 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
         "no limit, the default",
         lambda result, right: result[-1] == T - 1,
     ),
+    ("karras_timesteps", "rho", "inf"): (
+        "even in the log SNR, from σ = 80 down",
+        lambda result, right: result[0] == 0 and result[-1] == right[-1],
+    ),
     **{
         (f"probability_flow_{name}", tolerance, "traced"): ("a program for all tolerances", close)
         for name in FLOWS
