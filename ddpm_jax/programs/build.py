@@ -270,10 +270,11 @@ def build_model(
             "FILE.csv, or train without labels."
         )
     process = build_process(config.diffusion)
-    times = None if process is None else table_of_times(config.diffusion)
+    times = None
     if process is None:
         schedule = build_schedule(config.diffusion)
     else:
+        times = table_of_times(config.diffusion)
         schedule = schedule_from_process(process, times)
     network = build_network(
         config.network,
