@@ -146,7 +146,7 @@ def _named(kind: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _wandb(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
-    import wandb
+    import wandb  # type: ignore
 
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     chosen = known or uuid.uuid4().hex[:8]
@@ -164,8 +164,8 @@ def _wandb(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
 
 def _mlflow(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
     # The client rather than mlflow.start_run, whose active run belongs to the caller.
-    from mlflow.entities import Metric, Param
-    from mlflow.tracking import MlflowClient
+    from mlflow.entities import Metric, Param  # type: ignore
+    from mlflow.tracking import MlflowClient  # type: ignore
 
     client = MlflowClient()
     if known is None:
@@ -188,11 +188,11 @@ def _mlflow(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
     def finish(succeeded: bool) -> None:
         client.set_terminated(known, "FINISHED" if succeeded else "FAILED")
 
-    return Tracker(known, write, finish)
+    return Tracker(str(known), write, finish)
 
 
 def _trackio(config: dict[str, Any], root: Path, known: str | None) -> Tracker:
-    import trackio
+    import trackio  # type: ignore
 
     name = known or f"{root.name}-{uuid.uuid4().hex[:8]}"
     run = trackio.init(PROJECT, name=name, resume="allow", config=config, embed=False)

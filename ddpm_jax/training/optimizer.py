@@ -88,6 +88,7 @@ def _with_weight_decay(
     decay = optax.add_decayed_weights(weight_decay, mask=decays)
 
     def update(updates, state, params=None):
+        assert params is not None  # the training step passes them
         updates, state = scale.update(updates, state, params)
         return decay.update(updates, decay.init(params), params)[0], state
 
