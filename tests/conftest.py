@@ -32,14 +32,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 LONGEST = (
-    "test_programs_end_to_end.py",
-    "test_training_step.py",
-    "test_toys.py",
-    "test_programs_evaluate.py",
-    "test_devices_processes.py",
-    "test_studies.py",
-    "test_docs.py",
-    "test_benchmarks.py",
+    *("test_programs_end_to_end.py", "test_programs_own_data.py", "test_programs_evaluate.py"),
+    *("test_devices_processes.py", "test_programs_initial_weights.py", "test_nn_unet.py"),
+    *("test_training_step.py", "test_docs.py", "test_examples.py", "test_rivals.py"),
+    *("test_sampler_contract.py", "test_wrong_calls.py", "test_studies.py", "test_benchmarks.py"),
 )
 
 
