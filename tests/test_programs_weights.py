@@ -57,7 +57,7 @@ def test_the_sampling_program_takes_weights(tmp_path, monkeypatch):
     [
         ({"pretrained": "digit"}, "--pretrained knows .*digits.*Did you mean digits"),
         ({"pretrained": "digits", "checkpoint": 3}, "leave out --checkpoint"),
-        ({"pretrained": "digits", "ema": False}, "leave out --checkpoint and --no-ema"),
+        ({"pretrained": "digits", "ema": False}, "leave out --checkpoint, --no-ema, --ema-decay"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -41,7 +41,7 @@ from ddpm_jax.programs.config import (
 )
 from ddpm_jax.programs.continuous import build_process, table_of_times
 from ddpm_jax.programs.diffusion import check_diffusion
-from ddpm_jax.programs.model import Model
+from ddpm_jax.programs.model import Model, network_cond_features
 from ddpm_jax.samplers import (
     Sampler,
     ancestral,
@@ -280,7 +280,7 @@ def build_model(
         config.network,
         out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
         num_classes=num_classes,
-        cond_features=cond_features,
+        cond_features=network_cond_features(config, cond_features),
         remat=config.devices.remat,
     )
     jax.eval_shape(
@@ -294,6 +294,9 @@ def build_model(
             decay=config.optimizer.decay,
         ),
         clip_norm=config.optimizer.clip_norm,
+        b1=config.optimizer.betas[0],
+        b2=config.optimizer.betas[1],
+        weight_decay=config.optimizer.weight_decay,
     )
     return Model(
         config=config,

@@ -12,6 +12,8 @@ from typing import Literal
 from ddpm_jax.data.registry import check_name
 from ddpm_jax.forward import Spacing
 from ddpm_jax.programs.diffusion import DiffusionConfig as DiffusionConfig
+from ddpm_jax.programs.step_profiler import parse_profile_steps
+from ddpm_jax.programs.trackers import check_tracker
 
 SamplerName = Literal[
     "ancestral",
@@ -56,9 +58,10 @@ class DataConfig:
     holdout: float = 0.1
     """Share of the images to hold out from training if the data have no held-out split; 0 for
     none."""
-    augment: Literal["none", "flip", "pad_crop", "flip_pad_crop"] = "none"
+    augment: Literal["none", "flip", "pad_crop", "flip_pad_crop", "edm"] = "none"
     """flip: mirror each training image left to right with probability ½; pad_crop: shift it by up
-    to 4 pixels, padded by reflection."""
+    to 4 pixels, padded by reflection; edm: mirror, scale, rotate, stretch and shift it, and tell
+    the network how, so that samples are not augmented."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam as in the paper, and the moving average (EMA) of the parameters."""
+    """Adam as in the paper, or AdamW, and moving averages (EMA) of the parameters."""
 
     learning_rate: float = 2e-4
     """Peak learning rate."""
@@ -117,6 +120,11 @@ class OptimizerConfig:
     """Steps of linear warm-up from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up: constant, or a cosine to 0 at the last step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's first and second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW), times the learning rate, of kernels and embedding tables;
+    biases and scales do not decay."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient; larger ones are scaled down to it."""
     spike_factor: float | None = None
@@ -127,6 +135,11 @@ class OptimizerConfig:
     ema_warmup: bool = False
     """Let the decay grow as (1+step)/(10+step) at first, so that short runs forget the
     initialisation."""
+    extra_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, for sampling with --ema-decay."""
+    ema_sigma_rel: tuple[float, ...] = ()
+    """Relative widths of further averages with power-function profiles (EDM2), such as 0.05 0.1;
+    sampling with --ema-sigma-rel makes any other width from the kept checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +158,9 @@ class DevicesConfig:
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory on accelerators, a third
     more arithmetic. It saves no memory on CPUs; use microbatches there."""
+    profile_steps: str | None = None
+    """FIRST:LAST, such as 100:110: write a trace of these training steps (jax.profiler) into the
+    run directory."""
     steps_per_dispatch: int | None = None
     """Training steps per compiled call; None for 1 on CPUs and 10 elsewhere."""
     resident_gib: float = 2.0
@@ -191,6 +207,8 @@ class ReportConfig:
     """Images per sheet."""
     sample_steps: int = 50
     """DDIM steps for the sheets made during training."""
+    tracker: Literal["none", "wandb", "mlflow", "trackio"] = "none"
+    """Also send the records of log.jsonl to this experiment tracker, an extra of the package."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     checkpoint_keep: int = 3
@@ -282,6 +300,7 @@ def check_config(config: TrainConfig) -> None:
     Other values are checked by the functions that use them.
     """
     check_name(config.data.name)
+    check_tracker(config.report.tracker)
     if config.num_steps < 1:
         raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
     if config.max_bad_steps < 1:
@@ -294,6 +313,7 @@ def check_config(config: TrainConfig) -> None:
             f"--report.keep-every must be 0 or a multiple of --report.checkpoint-every {saved}, "
             f"got {kept}: only saved steps can be kept."
         )
+    parse_profile_steps(config.devices.profile_steps, config.num_steps)
     steps = config.devices.steps_per_dispatch
     if steps is not None and steps < 1:
         raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")

@@ -136,9 +136,11 @@ def run_program(
 def _read_command_line(default: Any, description: str | None, first: str | None) -> Any:
     import tyro
 
+    from ddpm_jax.programs.config_file import apply_config_option
+
+    default, description, words = apply_config_option(default, description, sys.argv[1:])
     if not isinstance(default, Mapping):
-        return tyro.cli(type(default), default=default, description=description)
-    words = sys.argv[1:]
+        return tyro.cli(type(default), default=default, description=description, args=words)
     if first is not None and (not words or words[0].startswith("--")) and "--help" not in words:
         words = [first, *words]
     return tyro.extras.overridable_config_cli(dict(default), description=description, args=words)

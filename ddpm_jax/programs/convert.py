@@ -23,6 +23,7 @@ from ddpm_jax.interop import (
 from ddpm_jax.interop.hub import fetch_pipeline
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
+from ddpm_jax.programs.averages import average_name
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.console import quantity, say
@@ -179,7 +180,7 @@ def to_diffusers(config: ToDiffusers) -> None:
     written = save_diffusers(
         out, run.model.network, run.params, run.model.image_shape, process, run.model.schedule
     )
-    which = "averaged" if config.ema else "last"
+    which = _parameters(config)
     say(f"{run.name} at step {run.step:,}: {which} parameters, as a DDPMPipeline in {out}")
     for path in written:
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
@@ -200,12 +201,17 @@ def to_weights(config: ToWeights) -> None:
         "weights": {
             "step": run.step,
             "checkpoint_sha256": run.checkpoint_sha256,
-            "parameters": "averaged" if config.ema else "last",
+            "parameters": _parameters(config),
         },
     }
     say(f"{run.name} at step {run.step:,}: its weights in {out}")
     for path in save_weights(out, run.params, values, config.dtype):
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
+
+
+def _parameters(options: RunOptions) -> str:
+    name = average_name(options)
+    return {"ema": "averaged", "last": "last"}.get(name, f"averaged ({name})")
 
 
 def train_config(options: ImportOptions, model: ImportedModel) -> TrainConfig:

@@ -14,6 +14,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
+from ddpm_jax.programs.averages import average_name
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.model import Model
 from ddpm_jax.types import Array, mean_per_example, x_0_of
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 def measured_x_0_mse(run: TrainedRun) -> np.ndarray:
     """E‖x_0 - x̂_0(x_t)‖²/d for every step [T], on 256 training images; read, or measured now."""
-    kind = "ema" if run.options.ema else "last"
-    path = run.root / f"x_0_mse-{kind}-{run.step}.json"
+    path = run.root / f"x_0_mse-{average_name(run.options)}-{run.step}.json"
     T = run.model.schedule.num_timesteps
     data = run.train_data
     count = min(len(data.images), 256)

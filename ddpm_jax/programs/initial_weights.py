@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from ddpm_jax.devices.mesh import fetch
+from ddpm_jax.programs.averages import restore_state
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory
-from ddpm_jax.programs.trained_run import restore_state
 from ddpm_jax.programs.weights import (
     has_weights,
     pretrained_folder,
@@ -66,7 +66,9 @@ def begin_with_weights(
         if names:
             say(f"  {title}: {', '.join(names)}")
     copy = jax.tree.map(np.array, mine)
-    return dataclasses.replace(state, params=mine, ema_params=copy), record
+    extra = tuple(jax.tree.map(np.array, mine) for _ in state.extra_ema_params)
+    state = dataclasses.replace(state, params=mine, ema_params=copy, extra_ema_params=extra)
+    return state, record
 
 
 def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, Any]]:

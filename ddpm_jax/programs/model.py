@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.data.augment import AUGMENT_FEATURES, augment_geometry
 from ddpm_jax.denoisers.continuous import (
     ContinuousTarget,
     denoiser_from_process,
@@ -44,6 +45,7 @@ from ddpm_jax.losses import (
 )
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs import continuous
+from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.diffusion import weighting_of
 from ddpm_jax.programs.generator import DenoiserOf
@@ -98,7 +100,8 @@ class Model:
         params = init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
         history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
         guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
-        return init_state(params, self.optimizer, key_train, history, guard)
+        extra = len(extra_emas(self.config.optimizer))
+        return init_state(params, self.optimizer, key_train, history, guard, extra)
 
     @property
     def loss_aware(self) -> bool:
@@ -122,6 +125,10 @@ class Model:
         """
         key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
         x_0 = prepare_images(batch["image"], key_flip, **_augmentation(self.config))
+        vectors = []
+        if self.config.data.augment == "edm":
+            x_0, how = augment_geometry(x_0, key_flip)
+            vectors.append(how)
         noise = normal_per_example(key_noise, x_0.shape[1:])
         options: dict[str, Any] = {"dropout_keys": key_dropout}
         if self.num_classes is not None or self.cond_features is not None:
@@ -130,7 +137,9 @@ class Model:
             if self.num_classes is not None:
                 options["label"] = jnp.where(dropped, self.num_classes, batch["label"])
             if self.cond_features is not None:
-                options["cond"] = jnp.where(dropped[:, None], 0.0, batch["cond"])
+                vectors.insert(0, jnp.where(dropped[:, None], 0.0, batch["cond"]))
+        if vectors:
+            options["cond"] = jnp.concatenate(vectors, axis=1)
         diffusion, T = self.config.diffusion, self.schedule.num_timesteps
         if self.process is not None:
             t, factor = continuous.draw_times(diffusion, self.process, key_t)
@@ -282,6 +291,11 @@ class Model:
 
     def _apply(self, params: PyTree, **options: Any) -> Callable[[Array, Array], Any]:
         """The network as it is, `(x, step) -> output`, for every process."""
+        cond = options.get("cond")
+        if cond is not None and self.config.data.augment == "edm":
+            # Zeros for the augmentation, unless training has given its vector.
+            missing = network_cond_features(self.config, self.cond_features) - cond.shape[1]
+            options["cond"] = jnp.pad(cond, ((0, 0), (0, missing)))
         return lambda x, step: self.network.apply({"params": params}, x, step, **options)
 
     def sigma_denoiser(self, params: PyTree, **options: Any) -> SigmaDenoiser:
@@ -299,6 +313,13 @@ class Model:
     def cycled_labels(self, count: int) -> np.ndarray | None:
         """The labels 0, 1, …, K-1, 0, … of `count` images; None for a network without labels."""
         return None if self.num_classes is None else np.arange(count) % self.num_classes
+
+
+def network_cond_features(config: TrainConfig, cond_features: int | None) -> int | None:
+    """The width of the network's `cond`: the data's vectors, then the augmentation's."""
+    if config.data.augment != "edm":
+        return cond_features
+    return (cond_features or 0) + AUGMENT_FEATURES
 
 
 def _augmentation(config: TrainConfig) -> dict[str, bool]:

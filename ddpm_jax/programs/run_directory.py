@@ -32,6 +32,8 @@ FREE_FIELDS = (
 nothing but rounding."""
 CHANGEABLE_FIELDS = ("num_steps", "optimizer.", "network.dropout", "diffusion.label_dropout")
 """What may change beside these with --resume-with-changes: no array of the state depends on it."""
+FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
+"""What may not: the state has an average for each of them."""
 RECORDS = ("initial_weights", "changes")
 """What config.json says of a run's history."""
 
@@ -130,7 +132,7 @@ class RunDirectory:
         """
         try:
             values = read_json_object(self.config)
-            config = from_json(TrainConfig, _with_new_names(values.pop("config")), str(self.config))
+            config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
             _check_sizes(config)
             _check_data(values["data"])
         except FileNotFoundError as error:
@@ -151,7 +153,7 @@ def without_names(fact: Any) -> Any:
     return {k: v for k, v in fact.items() if k not in names} if isinstance(fact, dict) else fact
 
 
-def _with_new_names(config: Any) -> Any:
+def with_new_names(config: Any) -> Any:
     """The values of a config.json, with the fields of earlier versions under their new names."""
     if not isinstance(config, dict) or not isinstance(data := config.get("data"), dict):
         return config
@@ -258,6 +260,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         fits = value in arguments
     elif origin is tuple:
         fits = isinstance(value, list) and all(_is_a(arguments[0], v) for v in value)
+        fits = fits and (arguments[1] is ... or len(value) == len(arguments))
         value = tuple(value) if fits else value
     elif hint is Path:
         fits = isinstance(value, str) and "\0" not in value
@@ -265,7 +268,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     else:
         fits = _is_a(hint, value)
     if not fits:
-        raise ValueError(f"{where} does not fit its type {hint}: got {value!r}")
+        wanted = hint if arguments else getattr(hint, "__name__", hint)
+        raise ValueError(f"{where} does not fit its type {wanted}: got {repr(value)[:200]}")
     return value
 
 
@@ -306,4 +310,6 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 def _is_changeable(change: str) -> bool:
     """Whether one of the `differences` is permitted by --resume-with-changes."""
     name = change.partition(":")[0].removeprefix("--").replace("-", "_")
-    return any(name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS)
+    return name not in FIXED_FIELDS and any(
+        name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS
+    )

@@ -17,6 +17,7 @@ from ddpm_jax import visualize
 from ddpm_jax.denoisers.thresholds import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
 from ddpm_jax.files import map_npy, user_path, write_json
+from ddpm_jax.programs.averages import average_name
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.shards import (
@@ -191,8 +192,9 @@ def _name(config: SampleConfig, num_steps: int, step: int) -> str:
         parts.append(re.sub(r"[^\w.-]+", "_", f"cond-{config.cond.stem}"))
     if config.guidance != 1.0:
         parts.append(f"guidance{config.guidance:g}")
-    if not config.ema:
-        parts.append("no-ema")
+    average = average_name(config)
+    if average != "ema":
+        parts.append("no-ema" if average == "last" else average)
     if config.checkpoint is not None:
         parts.append(f"at{step}")
     return "-".join(parts)

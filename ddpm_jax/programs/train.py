@@ -22,11 +22,12 @@ from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import is_program, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.initial_weights import begin_with_weights
-from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
+from ddpm_jax.programs.run_directory import RunDirectoryError, flatten, to_json, without_names
+from ddpm_jax.programs.trackers import OnRecord, recording
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.programs.training_session import train_steps
 from ddpm_jax.training import Checkpoints, StopRequest, TrainState
-from ddpm_jax.training.logs import NoLog, RunLog, read_jsonl
+from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.training.watchdog import Watchdog
 
 Finish = Callable[[TrainingRun, TrainState, StopRequest], None]
@@ -50,12 +51,20 @@ class TrainingResult(NamedTuple):
 
 
 def train(
-    config: TrainConfig, finish: Finish | None = None, *, data: DataSet | None = None
+    config: TrainConfig,
+    finish: Finish | None = None,
+    *,
+    data: DataSet | None = None,
+    on_record: OnRecord | None = None,
 ) -> TrainingResult | None:
     """Trains, or resumes training, and draws the final pictures; None if stopped before it began.
 
     data  a function of the split, "train" or "heldout", that returns an `ImageDataset`, in place of
           the data that `config.data` names; `data.from_arrays` makes one
+    on_record  called as `on_record(kind, step, values)` with every record of log.jsonl: "train" and
+          "skipped" with {"loss", "grad_norm"}, "heldout" with {"loss", "bits_per_dim"}. If it
+          raises an Exception the run goes on, with one warning; `signal.raise_signal(SIGINT)` in it
+          stops the run, as Ctrl-C does.
 
     The first SIGINT (Ctrl-C) or SIGTERM ends training at the next step, which is saved. While the
     step is compiled there is nothing to save, and `CompilationStopped`, a KeyboardInterrupt, is
@@ -84,14 +93,16 @@ def train(
         if processes.num_processes() > 1:
             stop.share()
         try:
-            return _train(run, stop, finish)
+            return _train(run, stop, finish, on_record)
         finally:
             run.directory.release()
 
 
-def _train(run: TrainingRun, stop: StopRequest, finish: Finish | None) -> TrainingResult:
+def _train(
+    run: TrainingRun, stop: StopRequest, finish: Finish | None, on_record: OnRecord | None
+) -> TrainingResult:
     config, root = run.config, run.directory.root
-    state = _train_to_the_end(run, stop)
+    state = _train_to_the_end(run, stop, on_record)
     step = int(state.step)
     if stop():
         say(
@@ -113,7 +124,9 @@ def _train(run: TrainingRun, stop: StopRequest, finish: Finish | None) -> Traini
     return TrainingResult(root, step, pictures, _last_heldout(root))
 
 
-def _train_to_the_end(run: TrainingRun, stop: StopRequest) -> TrainState:
+def _train_to_the_end(
+    run: TrainingRun, stop: StopRequest, on_record: OnRecord | None
+) -> TrainState:
     """Restores or initialises the state, and takes the steps that remain, or those until a stop."""
     config, directory = run.config, run.directory
     data, changes = processes.on_leader(lambda: _check_directory(run))
@@ -147,7 +160,10 @@ def _train_to_the_end(run: TrainingRun, stop: StopRequest) -> TrainState:
         if start >= config.num_steps:
             say(f"{directory.root}: all {start:,} steps are done; drawing the pictures again")
             return state
-        with RunLog(directory.root, start) if processes.is_leader() else NoLog() as log:
+        tracker, fields = config.report.tracker, flatten(to_json(config))
+        with recording(
+            directory.root, start, config=fields, tracker=tracker, on_record=on_record
+        ) as log:
             return train_steps(run, state, stop, checkpoints, log, watchdog)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.programs.averages import average_name, restore_params
 from ddpm_jax.programs.build import build_model, build_sampler, load_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
@@ -29,13 +29,7 @@ from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.weights import has_weights, pretrained_folder, pretrained_names, read_weights
 from ddpm_jax.samplers import Sampler
-from ddpm_jax.training import (
-    Checkpoints,
-    DataParallel,
-    MismatchedCheckpointError,
-    TrainState,
-    choose_devices,
-)
+from ddpm_jax.training import DataParallel, choose_devices
 from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree
 
 DATA_OPTIONS = {
@@ -63,6 +57,11 @@ class RunOptions:
     """Training step of the checkpoint to load; None for the newest."""
     ema: bool = True
     """Use the averaged parameters, as the paper does, rather than the last ones."""
+    ema_decay: float | None = None
+    """Decay of the average to use, if the run has several; None for --optimizer.ema-decay."""
+    ema_sigma_rel: float | None = None
+    """Use a power-function average of this relative width (EDM2), made from all kept checkpoints;
+    the run needs --optimizer.ema-sigma-rel."""
     data_path: Path | None = None
     """Where the run's data are, if they have moved since training."""
     data_name: str | None = None
@@ -107,28 +106,19 @@ class TrainedRun:
         like = parallel.placeholder(self.model.init_shapes())
         self.params: PyTree
         if has_weights(source):
-            if options.checkpoint is not None or not options.ema:
+            if options.checkpoint is not None or average_name(options) != "ema":
                 raise ValueError(
-                    f"{self.name} holds only the averaged weights of one step: leave out "
-                    "--checkpoint and --no-ema."
+                    f"{self.name} holds only one average, of one step: leave out --checkpoint, "
+                    "--no-ema, --ema-decay and --ema-sigma-rel."
                 )
             about = self.facts.get("weights", {})
             self.params, self.step, self.checkpoint_sha256 = read_weights(
                 source, about, like.ema_params
             )
             return
-        with Checkpoints(self.directory.checkpoints, writable=False) as checkpoints:
-            state = restore_state(checkpoints, like, options.checkpoint)
-        if state is None:
-            raise RunDirectoryError(
-                f"{options.run_dir} has no checkpoint yet. Train for at least one checkpoint "
-                "interval first."
-            )
-        self.step = int(state.step)
-        self.params = state.ema_params if options.ema else state.params
-        # Read now: a run still in training may delete this checkpoint before the analysis ends.
-        manifest = self.directory.checkpoints / str(self.step) / "manifest.json"
-        self.checkpoint_sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        self.params, self.step, self.checkpoint_sha256 = restore_params(
+            self.directory.checkpoints, like, options, self.config.optimizer
+        )
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -199,12 +189,14 @@ class TrainedRun:
 
     def provenance(self) -> dict[str, Any]:
         """The origin of a result, stored with every result of this run."""
+        name = average_name(self.options)
         return {
             "run": self.name,
             "data": self.facts["data"],
             "checkpoint_step": self.step,
             "checkpoint_sha256": self.checkpoint_sha256,
             "ema": self.options.ema,
+            **({} if name in ("ema", "last") else {"average": name}),
             "seed": self.options.seed,
             "device": self.devices[0].device_kind,
             "jax": jax.__version__,
@@ -336,27 +328,11 @@ def make_writable(out: Path) -> None:
         ) from error
 
 
-def restore_state(
-    checkpoints: Checkpoints, like: TrainState, step: int | None = None
-) -> TrainState | None:
-    """`Checkpoints.restore` for the weights, whatever generator the random key belongs to.
-
-    Runs trained under JAX_DEFAULT_PRNG_IMPL=rbg have keys that training cannot continue with.
-    """
-    try:
-        return checkpoints.restore(like, step)
-    except MismatchedCheckpointError as error:
-        if "JAX_DEFAULT_PRNG_IMPL" not in str(error):
-            raise
-    key = jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))
-    key = jax.ShapeDtypeStruct((), key.dtype, sharding=like.key.sharding)
-    return checkpoints.restore(dataclasses.replace(like, key=key), step)
-
-
 def load_run(source: str | Path, **options: Any) -> TrainedRun:
     """Opens a trained model: a run directory, a folder of weights, or a pretrained model's name.
 
-    `options` are the other fields of `RunOptions`: checkpoint, ema, data_path, num_devices, seed.
+    `options` are the other fields of `RunOptions`: checkpoint, ema, ema_decay, ema_sigma_rel,
+    data_path, num_devices, seed.
     A folder takes precedence over a name. Raises what `TrainedRun` raises.
     """
     if isinstance(source, str) and source in pretrained_names() and not Path(source).exists():

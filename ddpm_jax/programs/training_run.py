@@ -21,6 +21,7 @@ from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs import pictures
+from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.build import build_model, build_sampler, heldout_plan, load_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
 from ddpm_jax.programs.console import quantity
@@ -88,6 +89,7 @@ class TrainingRun:
             update_loss_state=self.model.update_loss_state,
             num_microbatches=devices.microbatches,
             spike_factor=config.optimizer.spike_factor,
+            extra_emas=extra_emas(config.optimizer),
         )
         self.parallel.check_batch_size(config.batch_size, devices.microbatches)
         self.directory = RunDirectory(config.run_dir)

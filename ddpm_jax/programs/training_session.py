@@ -16,6 +16,7 @@ from ddpm_jax.programs.build import fetch
 from ddpm_jax.programs.compilation import unless_stopped
 from ddpm_jax.programs.console import bar, duration, say
 from ddpm_jax.programs.generator import Stopped
+from ddpm_jax.programs.step_profiler import StepProfiler, parse_profile_steps
 from ddpm_jax.programs.throughput import Throughput
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import (
@@ -54,14 +55,18 @@ def train_steps(
         say("no images are held out (--data.holdout): the held-out loss is not measured")
     if start:
         say(f"resuming {run.directory.root} from step {start:,}")
+    profiled = parse_profile_steps(run.config.devices.profile_steps, run.config.num_steps)
     with (
         TrainingBatches(run, start, _periods(run)) as batches,
         bar(run.config.num_steps, "training", initial=start) as progress,
+        StepProfiler(profiled, run.directory.root / "profile") as profiler,
     ):
         with watchdog.paused():
             steps = compile_steps(run, state, batches, stop)
         throughput = Throughput(run.config, progress, steps.flops_per_step)
-        session = _Session(run, stop, checkpoints, log, watchdog, batches, steps, throughput)
+        session = _Session(
+            run, stop, checkpoints, log, watchdog, batches, steps, throughput, profiler
+        )
         session.repeat_interrupted_hooks(state)
         state = session.train(state)
     step = int(state.step)
@@ -109,6 +114,7 @@ class _Session:
     batches: TrainingBatches
     steps: CompiledSteps
     throughput: Throughput
+    profiler: StepProfiler
 
     def train(self, state: TrainState) -> TrainState:
         """Runs the training loop; NonFiniteError when training diverges."""
@@ -145,7 +151,11 @@ class _Session:
         self.watchdog.beat(first, f"the data of step {first + 1:,}")
         batches = self.batches.next(first, count)
         self.watchdog.beat(first, f"the device to take step {first + 1:,}")
-        return self.steps.call(state, self.batches.dataset, batches, np.int32(count))
+
+        def call(state: TrainState) -> tuple[TrainState, Any]:
+            return self.steps.call(state, self.batches.dataset, batches, np.int32(count))
+
+        return self.profiler.dispatch(first, count, state, call)
 
     def record(self, first: int, metrics: Metrics) -> None:
         """Logs the metrics of the steps after step `first`."""

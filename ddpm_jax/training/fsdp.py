@@ -58,6 +58,7 @@ def state_specs(state: TrainState, shards: int) -> TrainState:
         whole,
         params=split(state.params),
         ema_params=split(state.ema_params),
+        extra_ema_params=split(state.extra_ema_params),
         opt_state=split(state.opt_state),
     )
 

@@ -12,6 +12,7 @@ import socket
 import struct
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,19 @@ class RunLog:
     Opened at the step from which a run resumes, it drops what an earlier, killed process wrote
     beyond that step, so that the log of an interrupted run equals that of an uninterrupted one.
 
+    `on_record(kind, step, values)` is called with every record after it is written.
+
     Raises OSError if the folder cannot be written at the start; later failures only give warnings.
     """
 
-    def __init__(self, folder: str | Path, resume_step: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        resume_step: int = 0,
+        on_record: Callable[[str, int, dict[str, float]], object] = lambda *record: None,
+    ):
         self.path = Path(folder) / "log.jsonl"
+        self._on_record = on_record
         kept = [record for record in read_jsonl(self.path) if record.get("step", 0) <= resume_step]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = Appender(self.path)
@@ -168,6 +177,7 @@ class RunLog:
         self._events.append(
             b"".join(_event(step=step, summary=Summary(value=[scalar])) for scalar in scalars), what
         )
+        self._on_record(kind, step, values)
 
 
 class NoLog:

@@ -22,6 +22,7 @@ class TrainState:
         key: the run's key; step s draws from `fold_in(key, s)`.
         loss_state: the state of losses that have one, such as a `LossHistory`; else ().
         guard: a `SpikeGuard` if steps with outlying losses are skipped; else ().
+        extra_ema_params: further averages, a tuple of trees like `ema_params`.
     """
 
     step: Array
@@ -31,6 +32,7 @@ class TrainState:
     key: Key
     loss_state: PyTree = ()
     guard: PyTree = ()
+    extra_ema_params: PyTree = ()
 
 
 def init_state(
@@ -39,8 +41,9 @@ def init_state(
     key: Key,
     loss_state: PyTree = (),
     guard: PyTree = (),
+    num_extra_emas: int = 0,
 ) -> TrainState:
-    """The state before the first step; the average starts at the parameters themselves."""
+    """The state before the first step; every average starts at the parameters themselves."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -50,6 +53,7 @@ def init_state(
         key=key,
         loss_state=loss_state,
         guard=guard,
+        extra_ema_params=tuple(jax.tree.map(jnp.copy, params) for _ in range(num_extra_emas)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -46,6 +46,7 @@ def make_train_step(
     update_loss_state: UpdateLossState | None = None,
     num_microbatches: int = 1,
     spike_factor: float | None = None,
+    extra_emas: Sequence[Callable[[Array], Array]] = (),
 ) -> TrainStep:
     """Builds `train_step(state, batch, axis_name=None, layout=None) -> (state, metrics)`.
 
@@ -63,6 +64,8 @@ def make_train_step(
         spike_factor: a step whose loss exceeds this times its running mean is skipped
             (`training.spikes`); the state must come from `init_state(..., guard=...)`. None skips
             no steps.
+        extra_emas: the decays of further averages as functions of the step (0-based), such as
+            `power_ema_decay_at`; the state must come from `init_state(..., num_extra_emas=...)`.
 
     `batch` holds this device's examples, and under "index" [b] their positions in the global batch:
     example i of step s draws from `fold_in(fold_in(state.key, s), i)` on any device. With
@@ -141,6 +144,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
+        extra = zip(state.extra_ema_params, extra_emas, strict=True)
         loss_state = state.loss_state
         if update_loss_state is not None:
             loss_state = update_loss_state(loss_state, seen)
@@ -151,6 +155,7 @@ def make_train_step(
             opt_state=opt_state,
             loss_state=loss_state,
             guard=guard,
+            extra_ema_params=tuple(update_ema(ema, params, at(state.step)) for ema, at in extra),
         )
         # The key never changes, and typed keys have no `where`.
         kept = jax.tree.map(
