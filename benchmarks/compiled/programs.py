@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,12 +45,13 @@ class Lowered(NamedTuple):
     collectives: dict[str, float]
 
 
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if _plain(leaf))
-
-
-def _plain(leaf: Any) -> bool:
-    return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _bytes_per_device(tree: PyTree) -> int:
+    """The bytes of placed shapes on each device; keys, a few bytes, are left out."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
 
 
 def _scaled(flops: dict[str, float], factor: float) -> dict[str, float]:
@@ -88,7 +90,7 @@ def training(
         collectives = bytes_per_step(state.params, data=data_devices, shards=shards)
     each = 3 * plan.batch_size / len(devices)
     flops = _scaled(unet_flops(model.network, size), each)
-    return Lowered(stage, _bytes(state) // shards, flops, collectives)
+    return Lowered(stage, _bytes_per_device(state), flops, collectives)
 
 
 def sampling(plan: Plan, devices: Sequence[Device], *, num_steps: int | None = None) -> Lowered:
