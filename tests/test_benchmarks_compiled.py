@@ -66,6 +66,11 @@ def test_bytes_of_types(type_, size):
     assert hlo.bytes_of(type_) == size
 
 
+def test_what_a_tpu_keeps_in_its_own_memory_is_not_moved():
+    type_ = "(f32[2]{0:T(128)S(1)}, f32[3]{0:T(128)})"
+    assert (hlo.bytes_of(type_), hlo.bytes_of(type_, on_chip=False)) == (20, 12)
+
+
 def test_cases_are_those_that_exist():
     everything = compiled.cases(compiled.Choice())
     assert len(everything) == len(set(everything))

@@ -25,7 +25,7 @@ NOT_RUN = {
     *("partition-id", "replica-id", "add-dependency", "domain"),
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-MOVES = {"copy", "copy-start", "transpose", "bitcast", "parameter", "reshape", "constant"}
+MOVES = {"copy", "transpose", "bitcast", "parameter", "reshape", "constant"}
 PARTIAL = {"dynamic-slice", "gather", "slice"}
 BITS = {"pred": 8, "token": 0, "opaque": 0}
 
@@ -57,10 +57,16 @@ class Kernel(NamedTuple):
         return self.read + self.written
 
 
-def bytes_of(type_: str) -> int:
-    """The bytes of a type, "bf16[8,32]{1,0}" or a tuple of such."""
+def bytes_of(type_: str, *, on_chip: bool = True) -> int:
+    """The bytes of a type, "bf16[8,32]{1,0}" or a tuple of such.
+
+    `on_chip` False leaves out what TPUs keep in their own vector memory, S(1) in the layout.
+    """
     total = 0.0
-    for dtype, dims in re.findall(r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\]", type_):
+    pattern = r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?"
+    for dtype, dims, layout in re.findall(pattern, type_):
+        if not on_chip and "S(1)" in layout:
+            continue
         found = re.search(r"\d+", dtype)
         bits = BITS[dtype] if dtype in BITS else int(found[0]) if found else 8
         shape = [int(d.removeprefix("<=")) for d in dims.split(",") if d]
@@ -179,17 +185,19 @@ class Program:
                 self._is_copy(instruction),
             )
 
-    def _sizes(self, instruction: Instruction) -> list[int]:
-        return [bytes_of(self._of[o].type) if o in self._of else 0 for o in instruction.operands]
+    def _sizes(self, instruction: Instruction, *, on_chip: bool = True) -> list[int]:
+        operands = [self._of.get(o) for o in instruction.operands]
+        return [0 if o is None else bytes_of(o.type, on_chip=on_chip) for o in operands]
 
     def _traffic(self, instruction: Instruction) -> tuple[int, int]:
-        """The bytes that an operation reads and writes."""
-        opcode, sizes = instruction.opcode, self._sizes(instruction)
-        written = bytes_of(instruction.type)
+        """The bytes that an operation reads and writes in the chip's main memory."""
+        opcode, sizes = instruction.opcode, self._sizes(instruction, on_chip=False)
+        written = bytes_of(instruction.type, on_chip=False)
         if opcode in PARTIAL:
-            return written + sum(sizes[1:]), written
+            return (bytes_of(instruction.type) if sizes[0] else 0) + sum(sizes[1:]), written
         if opcode == "dynamic-update-slice":
-            return sum(sizes[1:]), sizes[1]
+            update = self._sizes(instruction)[1]
+            return sum(sizes[1:]), update if written else 0
         if opcode.endswith("-start") and not opcode.startswith("all-reduce"):
             # The result is a tuple of the operands and what is made of them.
             return sum(sizes), max(0, written - sum(sizes))
@@ -200,7 +208,7 @@ class Program:
             number = int(parameter.operands[0])
             users = [i for i in inside if parameter.name in i.operands]
             first = all(i.operands[0] == parameter.name for i in users)
-            if not users or not first or number >= len(sizes):
+            if not users or not first or number >= len(sizes) or not sizes[number]:
                 continue
             if all(i.opcode in PARTIAL for i in users):
                 sizes[number] = min(sizes[number], sum(bytes_of(i.type) for i in users))
@@ -212,7 +220,8 @@ class Program:
         return sum(sizes), written
 
     def _is_copy(self, instruction: Instruction) -> bool:
-        if instruction.opcode in ("copy", "copy-start", "transpose"):
+        # An asynchronous copy moves data to a TPU's vector memory or back, as its kernels need.
+        if instruction.opcode in ("copy", "transpose"):
             return True
         opcodes = {i.opcode for i in self._inside(instruction)}
         return instruction.opcode == "fusion" and bool(opcodes) and opcodes <= MOVES
