@@ -127,12 +127,16 @@ def test_a_chip_whose_compiler_is_missing_is_named_with_the_reason(tmp_path, mon
     assert "| held-out loss, v5e, float32 | its compiler is not installed |" in text
 
 
+# Of the small network's step with jaxlib 0.10.2 and libtpu 0.0.42.1.
+RECORDED = {"v5e": {"kernels": 3081, "bytes": 22_511_025, "cycles": 4_118_686}}
+
+
 @pytest.mark.parametrize(
     "chip,program", [("H200", "training, 1 device"), ("v5e", "training, shard_map")]
 )
-def test_the_training_step_compiles_as_it_should(chip, program, tmp_path):
-    """A small network: the state is donated, a dispatch copies no data set, and what devices send
-    is one sum of the gradients (and of the loss)."""
+def test_the_training_step_compiles_as_it_should(chip, program):
+    """A small network: the state is donated, a dispatch copies no data set, what devices send is
+    one sum of the gradients (and of the loss), and a step costs at most 5 % more than it did."""
     if reason := missing(chip):
         pytest.skip(reason)
     plan = compiled.SMALL
@@ -147,3 +151,5 @@ def test_the_training_step_compiles_as_it_should(chip, program, tmp_path):
     else:
         assert set(sent) == {"all-reduce"}
         assert sent["all-reduce"]["bytes"] == pytest.approx(expected["all_reduce"], rel=0.01)
+    for name, recorded in RECORDED.get(chip, {}).items():
+        assert found["step"][name] <= 1.05 * recorded, name
