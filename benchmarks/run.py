@@ -7,6 +7,7 @@ with its own date, commit and load.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks import compiled
 from benchmarks.common import say
 from benchmarks.provenance import ROOT, machine_slug, stamp
 from benchmarks.registry import NAMES, benchmark
@@ -34,6 +36,8 @@ Name = Literal[
     "scaling",
     "precision",
 ]
+Compiled = Literal["compiled"]
+"""What compilers make of the programs; not among the measurements, so not in "everything"."""
 SCHEMA = 1
 MIN_SECONDS = 20.0  # no benchmark starts with less time left
 
@@ -44,8 +48,9 @@ class Options:
 
     quick: bool = False
     """Tiny sizes that only show that everything runs; kept apart from real results."""
-    only: tuple[Name, ...] = ()
-    """The benchmarks to run; all if empty."""
+    only: tuple[Name | Compiled, ...] = ()
+    """The benchmarks to run; all that measure if empty. "compiled" needs no device: it compiles for
+    GPUs and TPUs, where [cuda12] or [tpu] is installed (benchmarks/compiled)."""
     out: Path | None = None
     """Folder of results.json, pictures and README.md; None for docs/results/benchmarks/MACHINE, or
     runs/benchmarks/MACHINE-quick with --quick."""
@@ -67,6 +72,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Runs the benchmarks, writes the page and returns the exit code: 1 if one failed."""
+    if "compiled" in options.only:
+        code = compiled.run(compiled.Choice(out=options.out, quick=options.quick))
+        rest = tuple(name for name in options.only if name != "compiled")
+        return max(code, run(dataclasses.replace(options, only=rest))) if rest else code
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
         environment = _environment(Path(scratch))

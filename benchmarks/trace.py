@@ -118,7 +118,7 @@ def read_program(text: str) -> dict[str, str]:
         named = Counter(classify(i) for i in heavy if i.scope)
         if named:
             return named.most_common(1)[0][0]
-        if not operation.scope and inside:
+        if not operation.scope and any(i.scope for i in inside):
             return Counter(classify(i) for i in inside if i.scope).most_common(1)[0][0]
         return classify(operation)
 

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.sizes import Plan
 from ddpm_jax.devices.cpu import keep_freed_memory
 from ddpm_jax.nn import UNet
-from ddpm_jax.programs.build import build_model, fetch
+from ddpm_jax.programs.build import as_rows, build_model, fetch
 from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.model import Model
 from ddpm_jax.training import choose_devices, make_chunk, make_train_step
@@ -118,7 +118,7 @@ class Stepper:
         place = np.tile(np.arange(config.batch_size, dtype=np.int32), (steps, 1))
         batches = {"example": order.astype(np.int32), "index": place}
         self.batches = self.parallel.place_batches(batches)
-        self.dataset: Any = self.parallel.replicate({"image": random_images(images, size)})
+        self.dataset: Any = self.parallel.replicate({"image": as_rows(random_images(images, size))})
         if run:
             self.state = self.parallel.place(self.model.init())
         else:

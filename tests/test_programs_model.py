@@ -10,7 +10,7 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.keys import split_each
-from ddpm_jax.programs.build import build_model
+from ddpm_jax.programs.build import as_rows, build_model, fetch
 from ddpm_jax.programs.config import DiffusionConfig, NetworkConfig, TrainConfig
 
 SHAPE, B = (4, 4, 1), 6
@@ -59,6 +59,20 @@ def by_hand(model, loss, keys, t=None):
     x_0, noise = dj.from_pixels(IMAGES), dj.normal_per_example(key_noise, SHAPE)
     apply_fn = lambda x, s: model.network.apply({"params": 0.7}, x, s)  # noqa: E731
     return loss(model.schedule, apply_fn, x_0, t, noise), t
+
+
+def test_images_as_rows_are_the_same_images():
+    """A data set on the device holds rows; the losses are those of whole images, bit for bit."""
+    model, keys = model_of(), keys_of()
+    rows = as_rows(IMAGES)
+    assert rows.shape == (B, np.prod(SHAPE))
+    fetched = fetch(
+        {"image": rows}, {"example": np.array([4, 1, 1, 0, 5, 2]), "index": np.arange(B)}
+    )
+    whole = {"image": IMAGES[[4, 1, 1, 0, 5, 2]]}
+    np.testing.assert_array_equal(
+        model.training_losses(0.7, fetched, keys), model.training_losses(0.7, whole, keys)
+    )
 
 
 CASES = {

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data import PrefetchedBatches
+from ddpm_jax.programs.build import as_rows
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training.loop import next_boundary
 
@@ -35,7 +36,7 @@ class TrainingBatches:
         if run.resident:
             data = run.train_data
             self.dataset = run.parallel.replicate(
-                self._with_conditions(data.images, data.labels, data.cond)
+                self._with_conditions(as_rows(data.images), data.labels, data.cond)
             )
         else:
             self._stream = PrefetchedBatches(

@@ -311,8 +311,20 @@ def build_model(
     )
 
 
+def as_rows(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] as rows [N, H·W·C], the form of a data set on the device.
+
+    A TPU's compiler changes the layout of u8[N, H, W, C] before it can look up images: one copy of
+    the whole data set per dispatch (benchmarks/NOTES.md). Rows need none.
+    """
+    return images.reshape(len(images), -1)
+
+
 def fetch(dataset: Any, batch: Any) -> Any:
-    """Looks up the images of a batch that holds only their indices in a data set on the device."""
+    """Looks up the images of a batch that holds only their indices in a data set on the device.
+
+    They come as the data set holds them, whole or as rows; `Model.training_losses` takes both.
+    """
     if "image" in batch:
         return batch
     return {**batch, **{name: values[batch["example"]] for name, values in dataset.items()}}

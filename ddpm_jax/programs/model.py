@@ -120,11 +120,13 @@ class Model:
     ) -> Any:
         """The losses [b], each with t, ε, flip, dropout and label drawn from its example's key.
 
+        `batch["image"]` is uint8 [b, H, W, C], or [b, H·W·C] as `programs.build.as_rows` stores it.
         For loss-aware sampling of t: `(weighted losses, {"t", "loss"})`, as `make_train_step`
         expects of losses with a state.
         """
         key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
-        x_0 = prepare_images(batch["image"], key_flip, **_augmentation(self.config))
+        images = batch["image"].reshape(keys.shape[0], *self.image_shape)
+        x_0 = prepare_images(images, key_flip, **_augmentation(self.config))
         vectors = []
         if self.config.data.augment == "edm":
             x_0, how = augment_geometry(x_0, key_flip)

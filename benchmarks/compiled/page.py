@@ -1,0 +1,116 @@
+"""The page of the compilers' accounts, made from results.json alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compiled.chips import CHIPS
+from benchmarks.render import size, table
+
+HEAD = """# Programs compiled for GPUs and TPUs
+
+**The compiler's account, not a measurement.** Nothing here has run on the chips named. JAX compiled
+each program ahead of time with the chip's own compiler, and the compiled program says what it
+reserves, launches, reads and writes. Counts are exact and repeatable; times are what data sheets
+and the compiler's estimates make of them.
+
+Made by `python -m benchmarks --only compiled`; every figure is in `results.json`. A step is one
+step of the loop in a dispatch: training 128 images in all, sampling 256, in the network of DDPM for
+CIFAR-10 unless the name says otherwise.
+
+- **kernels**: operations launched per step; **small**: those that move less than 2 MiB.
+- **moved**: operands and results of all kernels of a step, in GB.
+- **at entry**: copies and changes of layout that every dispatch makes once, before its first step.
+- **donated**: whether the new state takes over the memory of the old one.
+- **floor**: the larger of arithmetic and memory time by the data sheet, and their sum, per step.
+- **estimated**: the compiler's own estimate, which only TPUs' programs carry.
+"""
+
+
+def write_page(page: dict[str, Any], folder: Path) -> None:
+    """Writes results.json and README.md."""
+    draft = folder / ".results.json.tmp"
+    draft.write_text(json.dumps(page, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    os.replace(draft, folder / "results.json")
+    (folder / "README.md").write_text(render(page))
+
+
+def render(page: dict[str, Any]) -> str:
+    """The page in Markdown."""
+    programs: dict[str, dict[str, Any]] = {}
+    for name, entry in page["cases"].items():
+        program, chip, dtype = name.split(" | ")
+        programs.setdefault(program, {})[f"{chip}, {dtype}"] = entry
+    text = HEAD
+    for program, entries in programs.items():
+        text += f"\n## {program[0].upper()}{program[1:]}\n\n" + _table(entries)
+        text += "".join(_collectives(name, e) for name, e in entries.items())
+        text += "".join(_parts(name, e) for name, e in entries.items())
+    if page["left_out"]:
+        text += "\n## Left out\n\n"
+        text += table(
+            ["program, chip, precision", "reason"],
+            [
+                [name.replace(" | ", ", "), why.replace("|", "/")]
+                for name, why in page["left_out"].items()
+            ],
+        )
+    return text
+
+
+def _table(entries: dict[str, Any]) -> str:
+    header = ["", "memory", "temporary", "fits", "donated", "kernels", "small", "moved", "at entry"]
+    rows = []
+    for name, e in entries.items():
+        memory, step, copies, line = e["memory"], e["step"], e["once"]["copies"], e["roofline"]
+        donated = e["donated"]["expected"]
+        entry = f"{copies['count']}, {copies['bytes'] / 1e6:,.1f} MB"
+        if copies["cycles"]:
+            entry += f", {copies['cycles']:,} cycles"
+        estimated = f"{step['cycles'] / 1e6:.1f} M cycles" if step["cycles"] else ""
+        if "estimated_s" in line:
+            estimated += f", {1e3 * line['estimated_s']:.1f} ms"
+        arithmetic, moved = line["arithmetic_s"], line["memory_s"]
+        rows.append(
+            [
+                name,
+                size(memory["peak"]),
+                size(memory["temporary"]),
+                "yes" if memory["fits"] else f"no: {CHIPS[name.split(',')[0]].memory / 1e9:.0f} GB",
+                "" if not donated else "yes" if donated <= memory["aliased"] else "no",
+                f"{step['kernels']:,}",
+                f"{step['small']:,}",
+                f"{step['bytes'] / 1e9:.2f}",
+                entry,
+                f"{1e3 * max(arithmetic, moved):.1f} … {1e3 * (arithmetic + moved):.1f} ms",
+                f"{line['convolutions_s'] / (arithmetic + moved):.0%}",
+                estimated,
+            ]
+        )
+    header += ["floor", "of it convolutions", "estimated"]
+    return table(header, rows)
+
+
+def _collectives(name: str, entry: dict[str, Any]) -> str:
+    found, expected = entry["collectives"]["found"], entry["collectives"]["expected"]
+    if not expected:
+        return ""
+    said = ", ".join(f"{k} {v['count']} × ({v['bytes'] / 1e6:.1f} MB)" for k, v in found.items())
+    due = ", ".join(f"{k} {v / 1e6:.1f} MB" for k, v in expected.items() if v)
+    return f"\n{name}, collectives per step and device: {said or 'none'}; counted by hand: {due}.\n"
+
+
+def _parts(name: str, entry: dict[str, Any]) -> str:
+    step = entry["step"]
+    cycles = step["cycles"]
+    header = ["", "kernels", "GB", "of the bytes"] + ["of the cycles"] * bool(cycles)
+    rows = []
+    for part, of in step["parts"].items():
+        row = [part, f"{of['kernels']:,}", f"{of['bytes'] / 1e9:.2f}"]
+        row += [f"{of['bytes'] / step['bytes']:.0%}"]
+        rows.append(row + ([f"{of['cycles'] / cycles:.0%}"] if cycles else []))
+    commit = f"{entry['date']}, commit {entry['commit']}"
+    return f"\n**{name}**, by part ({commit}):\n\n" + table(header, rows)
