@@ -2,13 +2,19 @@
 
 import ast
 import functools
+import importlib
 import pathlib
 import re
+import types
 import unicodedata
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOMS = (
+    *("keys", "types", "forward", "nn", "denoisers", "losses", "likelihood", "samplers", "score"),
+    *("data", "evaluation", "training", "interop", "visualize"),
+)
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 
 
@@ -111,3 +117,18 @@ def test_what_is_missing_is_found(tmp_path):
     assert broken_links(page, text) == ["#gone", "gone.png", "page.md#gone"]
     assert missing_names(page, text) == ["absent in code.py"]
     assert missing_tests(page, text) == ["test_gone"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_api_pages_have_every_public_name(room):
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    module = importlib.import_module(f"ddpm_jax.{room}")
+    homes = {
+        value.__module__
+        for name, value in vars(module).items()
+        if not name.startswith("_") and isinstance(value, types.FunctionType | type)
+    }
+    ours = {home for home in homes if home.startswith("ddpm_jax.")}
+    assert ours and all(f"::: {home}\n" in f"{pages}\n" for home in ours), sorted(
+        home for home in ours if f"::: {home}\n" not in f"{pages}\n"
+    )
