@@ -17,7 +17,7 @@ LAYERS = [layer.split(" | ") for layer in CONTRACT["contracts"][0]["layers"]]
 PURE = {"types", "keys", "forward", "nn", "denoisers", "likelihood", "losses", "samplers", "score"}
 PURE_LIBRARIES = {"jax", "flax", "numpy"}
 # The adaptive ODE solver is a library's; imported where it is called, so the core stays light.
-EXTRA_LIBRARIES = {"likelihood/probability_flow.py": {"diffrax"}}
+EXTRA_LIBRARIES = {"likelihood/adaptive_ode.py": {"diffrax"}}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE_MODULES = [p for p in MODULES if p.relative_to(PACKAGE).parts[0].removesuffix(".py") in PURE]
 

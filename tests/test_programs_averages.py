@@ -71,6 +71,7 @@ def test_each_average_can_be_chosen(folder, options, expected):
     assert value_of(load_run(folder, **options)) == expected
 
 
+@pytest.mark.slow
 def test_an_average_that_was_not_kept_is_combined_from_all_checkpoints(folder, tmp_path):
     stored = [(step, width) for step in STEPS for width in (0.05, 0.1)]
     weights, _ = post_hoc_weights(stored, 12, 0.075)

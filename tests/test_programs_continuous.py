@@ -333,6 +333,7 @@ def test_the_configuration_of_an_earlier_run_is_a_ddpms():
     assert from_json(TrainConfig, values) == config and config.diffusion.process == "ddpm"
 
 
+@pytest.mark.slow
 def test_a_flow_is_trained_interrupted_resumed_and_sampled(tmp_path):
     """Six steps and then six more are twelve; a saved run samples as the library does by hand."""
     preset = train_digits_flow.CONFIG

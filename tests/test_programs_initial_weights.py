@@ -75,6 +75,7 @@ def assert_same(a, b):
         ("diffusion", {"weighting": "none", "timesteps": "importance"}),
     ],
 )
+@pytest.mark.slow
 def test_what_is_free_changes_no_weight(source, weights, part, changes):
     fresh, state, record = begin(changed(part, **changes), source, weights)
     taken = stored(source).ema_params if weights == "ema" else stored(source).params

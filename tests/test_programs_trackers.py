@@ -35,6 +35,7 @@ def is_installed(name):
     return spec is not None and spec.origin is not None
 
 
+@pytest.mark.slow
 def test_a_function_gets_every_record_and_may_stop_the_run_or_fail(tmp_path):
     """And the trace of one of the steps lies in the run's folder."""
     config, seen = config_of(tmp_path, num_steps=5), []

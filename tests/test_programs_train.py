@@ -61,6 +61,7 @@ run_program(program, SampleConfig(), None)
     assert (result.returncode, result.stdout) == (0, "stopped while compiling\n"), result.stderr
 
 
+@pytest.mark.slow
 def test_training_returns_what_it_made_after_an_interrupt_too(tmp_path, monkeypatch):
     report = ReportConfig(
         heldout_every=2, heldout_draws=8, sample_every=0, checkpoint_every=2, final_count=2

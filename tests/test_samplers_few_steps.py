@@ -11,6 +11,8 @@ import ddpm_jax as dj
 from ddpm_jax import samplers
 from ddpm_jax.programs.build import build_sampler
 from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.continuous import build_process, table_of_times
+from ddpm_jax.programs.diffusion import DiffusionConfig
 from tests.oracles import Tables
 
 BETA = np.linspace(1e-4, 0.02, 1000)
@@ -186,7 +188,12 @@ def test_what_is_done_to_x_between_steps_stays(name):
 
 @pytest.mark.parametrize("name", typing.get_args(typing.get_type_hints(SamplerOptions)["sampler"]))
 def test_every_sampler_of_the_command_line_is_built_on_its_grid(name):
-    sampler = build_sampler(FULL, SamplerOptions(name, num_steps=7))
+    schedule, of_time = FULL, {}
+    if name.startswith("probability_flow") or name == "euler_maruyama":
+        config = DiffusionConfig(process="vp")
+        of_time = {"process": build_process(config), "times": table_of_times(config)}
+        schedule = dj.forward.schedule_from_process(*of_time.values())
+    sampler = build_sampler(schedule, SamplerOptions(name, num_steps=7), **of_time)
     np.testing.assert_array_equal(
         sampler.schedule.timesteps, dj.spaced_timesteps(1000, 7, "fractional")
     )

@@ -9,6 +9,7 @@ from PIL import Image
 from solvers import SAMPLERS, SolversConfig, exact_ends, solvers
 
 
+@pytest.mark.slow
 def test_the_study_counts_evaluations_and_ranks_orders(tmp_path):
     found = solvers(SolversConfig(out=tmp_path, evaluations=(10,), count=100))
     assert json.loads((tmp_path / "solvers.json").read_text())["results"] == found["results"]

@@ -1,113 +1,57 @@
 """Measures of samples: distance to the data, recognisability, variety, memorisation."""
 
-from ddpm_jax.evaluation.classifier import (
-    Classify,
-    fit_classifier,
-    label_entropy,
-    label_histogram,
-    share_confident,
-)
-from ddpm_jax.evaluation.features import (
-    FeatureExtractor,
-    batches_of,
-    inception_extractor,
-    variables_fingerprint,
-)
-from ddpm_jax.evaluation.image_sets import ImageSet, open_images
-from ddpm_jax.evaluation.inception_score import InceptionScore, inception_score
-from ddpm_jax.evaluation.inception_v3 import InceptionOutput, InceptionV3
+from ddpm_jax.evaluation.classifier import Classify as Classify
+from ddpm_jax.evaluation.classifier import fit_classifier as fit_classifier
+from ddpm_jax.evaluation.classifier import label_entropy as label_entropy
+from ddpm_jax.evaluation.classifier import label_histogram as label_histogram
+from ddpm_jax.evaluation.classifier import share_confident as share_confident
+from ddpm_jax.evaluation.features import FeatureExtractor as FeatureExtractor
+from ddpm_jax.evaluation.features import batches_of as batches_of
+from ddpm_jax.evaluation.features import inception_extractor as inception_extractor
+from ddpm_jax.evaluation.features import variables_fingerprint as variables_fingerprint
+from ddpm_jax.evaluation.image_sets import ImageSet as ImageSet
+from ddpm_jax.evaluation.image_sets import open_images as open_images
+from ddpm_jax.evaluation.inception_score import InceptionScore as InceptionScore
+from ddpm_jax.evaluation.inception_score import inception_score as inception_score
+from ddpm_jax.evaluation.inception_v3 import InceptionOutput as InceptionOutput
+from ddpm_jax.evaluation.inception_v3 import InceptionV3 as InceptionV3
 from ddpm_jax.evaluation.inception_weights import (
-    inception_variables_from_torch,
-    inception_variables_to_torch,
-    load_inception_weights,
+    inception_variables_from_torch as inception_variables_from_torch,
 )
-from ddpm_jax.evaluation.kid import KernelDistance, kernel_distance, polynomial_mmd
-from ddpm_jax.evaluation.metrics import (
-    Interval,
-    Moments,
-    bootstrap_interval,
-    fitted_gaussian_images,
-    frechet_distance,
-    moments,
-    pixel_features,
-    rms_difference,
-    rms_pairwise,
-    update_moments,
+from ddpm_jax.evaluation.inception_weights import (
+    inception_variables_to_torch as inception_variables_to_torch,
 )
-from ddpm_jax.evaluation.neighbours import Neighbours, nearest_neighbours
-from ddpm_jax.evaluation.precision_recall import (
-    DensityCoverage,
-    PrecisionRecall,
-    density_coverage,
-    precision_recall,
-)
-from ddpm_jax.evaluation.preprocessing import (
-    PREPROCESSINGS,
-    PYTORCH,
-    TF1,
-    Preprocessing,
-    resize_pytorch,
-    resize_tf1,
-)
-from ddpm_jax.evaluation.statistics import (
-    StatisticsKey,
-    cached_statistics,
-    load_statistics,
-    read_reference_statistics,
-    save_statistics,
-)
-from ddpm_jax.evaluation.summary import FeatureSummary, moments_of, summarize_features
-
-__all__ = [
-    "PREPROCESSINGS",
-    "PYTORCH",
-    "TF1",
-    "Classify",
-    "DensityCoverage",
-    "FeatureExtractor",
-    "FeatureSummary",
-    "ImageSet",
-    "InceptionOutput",
-    "InceptionScore",
-    "InceptionV3",
-    "Interval",
-    "KernelDistance",
-    "Moments",
-    "Neighbours",
-    "PrecisionRecall",
-    "Preprocessing",
-    "StatisticsKey",
-    "batches_of",
-    "bootstrap_interval",
-    "cached_statistics",
-    "density_coverage",
-    "fit_classifier",
-    "fitted_gaussian_images",
-    "frechet_distance",
-    "inception_extractor",
-    "inception_score",
-    "inception_variables_from_torch",
-    "inception_variables_to_torch",
-    "kernel_distance",
-    "label_entropy",
-    "label_histogram",
-    "load_inception_weights",
-    "load_statistics",
-    "moments",
-    "moments_of",
-    "nearest_neighbours",
-    "open_images",
-    "pixel_features",
-    "polynomial_mmd",
-    "precision_recall",
-    "read_reference_statistics",
-    "resize_pytorch",
-    "resize_tf1",
-    "rms_difference",
-    "rms_pairwise",
-    "save_statistics",
-    "share_confident",
-    "summarize_features",
-    "update_moments",
-    "variables_fingerprint",
-]
+from ddpm_jax.evaluation.inception_weights import load_inception_weights as load_inception_weights
+from ddpm_jax.evaluation.kid import KernelDistance as KernelDistance
+from ddpm_jax.evaluation.kid import kernel_distance as kernel_distance
+from ddpm_jax.evaluation.kid import polynomial_mmd as polynomial_mmd
+from ddpm_jax.evaluation.metrics import Interval as Interval
+from ddpm_jax.evaluation.metrics import Moments as Moments
+from ddpm_jax.evaluation.metrics import bootstrap_interval as bootstrap_interval
+from ddpm_jax.evaluation.metrics import fitted_gaussian_images as fitted_gaussian_images
+from ddpm_jax.evaluation.metrics import frechet_distance as frechet_distance
+from ddpm_jax.evaluation.metrics import moments as moments
+from ddpm_jax.evaluation.metrics import pixel_features as pixel_features
+from ddpm_jax.evaluation.metrics import rms_difference as rms_difference
+from ddpm_jax.evaluation.metrics import rms_pairwise as rms_pairwise
+from ddpm_jax.evaluation.metrics import update_moments as update_moments
+from ddpm_jax.evaluation.neighbours import Neighbours as Neighbours
+from ddpm_jax.evaluation.neighbours import nearest_neighbours as nearest_neighbours
+from ddpm_jax.evaluation.precision_recall import DensityCoverage as DensityCoverage
+from ddpm_jax.evaluation.precision_recall import PrecisionRecall as PrecisionRecall
+from ddpm_jax.evaluation.precision_recall import density_coverage as density_coverage
+from ddpm_jax.evaluation.precision_recall import precision_recall as precision_recall
+from ddpm_jax.evaluation.preprocessing import PREPROCESSINGS as PREPROCESSINGS
+from ddpm_jax.evaluation.preprocessing import PYTORCH as PYTORCH
+from ddpm_jax.evaluation.preprocessing import TF1 as TF1
+from ddpm_jax.evaluation.preprocessing import Preprocessing as Preprocessing
+from ddpm_jax.evaluation.preprocessing import resize_pytorch as resize_pytorch
+from ddpm_jax.evaluation.preprocessing import resize_tf1 as resize_tf1
+from ddpm_jax.evaluation.statistics import StatisticsKey as StatisticsKey
+from ddpm_jax.evaluation.statistics import cached_statistics as cached_statistics
+from ddpm_jax.evaluation.statistics import load_statistics as load_statistics
+from ddpm_jax.evaluation.statistics import read_reference_statistics as read_reference_statistics
+from ddpm_jax.evaluation.statistics import save_statistics as save_statistics
+from ddpm_jax.evaluation.summary import FeatureSummary as FeatureSummary
+from ddpm_jax.evaluation.summary import moments_of as moments_of
+from ddpm_jax.evaluation.summary import summarize_features as summarize_features

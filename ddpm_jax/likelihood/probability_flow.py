@@ -36,15 +36,11 @@ from ddpm_jax.forward.checks import (
     check_same_shape,
     check_whole,
 )
+from ddpm_jax.likelihood.adaptive_ode import rms, solve
 from ddpm_jax.types import Array, ArrayLike, describe
 
 Trace = Literal["hutchinson", "exact"]
 TRACES: tuple[Trace, ...] = ("hutchinson", "exact")
-
-# Where the flow is nearly still, steps grow until one passes over all of the data's structure
-# unseen: at a tolerance of 1e-2 that cost an error of 0.9. At most one e-fold of σ per step
-# prevents it, costs ten steps over the paper's range, and saves rejected ones.
-_LONGEST_STEP = 1.0
 
 
 class FlowSolution(NamedTuple):
@@ -235,10 +231,10 @@ def probability_flow_log_likelihood(
 
         def norm(state):
             # Nats per dimension count as much as all of x, not as one of d + 1 values.
-            return jnp.maximum(_rms(state[0]), jnp.abs(state[1]))
+            return jnp.maximum(rms(state[0]), jnp.abs(state[1]))
 
         start = (y / math.hypot(1.0, sigma_min), jnp.zeros((), y.dtype))
-        return _solve(call, field, start, (sigma_min, sigma_max), norm, options)
+        return solve(call, field, start, (sigma_min, sigma_max), norm, options)
 
     (x_T, divergence), num_evaluations, converged = jax.vmap(
         one, in_axes=(0, None if probes is None else 1, 0)
@@ -261,7 +257,7 @@ def _transport(
     def one(y, conditions):
         velocity = _velocity(call, denoise, conditions)
         x = y / math.hypot(1.0, sigmas[0])
-        x, num_evaluations, converged = _solve(call, velocity, x, sigmas, _rms, options)
+        x, num_evaluations, converged = solve(call, velocity, x, sigmas, rms, options)
         return FlowSolution(x * math.hypot(1.0, sigmas[1]), num_evaluations, converged)
 
     return jax.vmap(one)(y, conditions)
@@ -276,51 +272,6 @@ def _velocity(call: str, denoise: Any, conditions: Any) -> Callable[[Array, Arra
         return x / s**2 - denoise_one(call, denoise, s * x, sigma, conditions) / s
 
     return velocity
-
-
-def _rms(x: Array) -> Array:
-    return jnp.sqrt(jnp.mean(jnp.square(x)))
-
-
-def _solve(
-    call: str,
-    field: Callable[[Any, Any], Any],
-    start: Any,
-    sigmas: tuple[float, float],
-    norm: Callable[[Any], Array],
-    options: tuple[float, float, int, Any],
-) -> tuple[Any, Array, Array]:
-    """One example's (state at sigmas[1], evaluations, converged); NaN where it failed."""
-    # Here and not above: importing the package must not cost importing diffrax.
-    import diffrax
-
-    rtol, atol, max_steps, solver = options
-    solver = diffrax.Dopri5() if solver is None else solver
-    if not isinstance(solver, diffrax.AbstractERK) or isinstance(solver, diffrax.Euler):
-        raise ValueError(
-            f"{call} needs an adaptive explicit Runge–Kutta method of diffrax, such as Dopri5(), "
-            f"Tsit5() or Dopri8(), got {solver!r}."
-        )
-    dtype = jax.tree.leaves(start)[0].dtype
-    u_from, u_to = (jnp.asarray(math.log(sigma), dtype) for sigma in sigmas)
-    term = diffrax.ODETerm(lambda u, state, args: field(u, state))
-    # Diffrax's own estimate of the first step would try noise levels far out of range.
-    first_step = (u_to - u_from) / 100
-    # NaNs make the steps ever smaller: give the example up once they no longer change u.
-    control = diffrax.PIDController(
-        rtol, atol, norm, dtmax=_LONGEST_STEP, dtmin=1e-6, force_dtmin=False
-    )
-    more = {"stepsize_controller": control, "max_steps": max_steps, "throw": False}
-    solution = diffrax.diffeqsolve(term, solver, u_from, u_to, first_step, start, **more)
-    # A method whose last stage is the next step's first (FSAL) evaluates the first stage once, at
-    # the start. Retries of the very first step, of which there are few, are not counted.
-    tableau: Any = solver.tableau
-    reused = int(tableau.fsal)
-    num_evaluations = solution.stats["num_steps"] * (tableau.num_stages - reused) + reused
-    finite = jnp.stack([jnp.isfinite(leaf[-1]).all() for leaf in jax.tree.leaves(solution.ys)])
-    converged = (solution.result == diffrax.RESULTS.successful) & finite.all()
-    state = jax.tree.map(lambda leaf: jnp.where(converged, leaf[-1], jnp.nan), solution.ys)
-    return state, jnp.asarray(num_evaluations, jnp.int32), converged
 
 
 def _check_call(

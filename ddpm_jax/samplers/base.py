@@ -145,9 +145,8 @@ def split_draws(noise: Any, num_draws: int, first: int, count: int) -> Any:
 def skip_at_last_step(t: Array, x: PyTree, move: Callable[[PyTree], PyTree]) -> PyTree:
     """`move(x)` in rows with grid step t > 0 [B]; x in rows whose step has reached the data.
 
-    For work done after a step, such as a corrector. At the last step, where all rows have t = 0,
-    `move` and the networks in it are not run. `move` must keep every shape and dtype; x's arrays
-    are [B, ...].
+    For work done after a step, such as a corrector. `move` and its networks are not run at the last
+    step, where all rows have t = 0. It must keep every shape and dtype; x's arrays are [B, ...].
     """
 
     def select(new, old):
@@ -342,13 +341,11 @@ def _check_call(
     if keys is not None:
         check_keys(call, keys, x.shape[0])
     drawn = None if noise is None else as_array(call, "noise", noise)
-    if drawn is not None and (
-        drawn.shape != expected or not jnp.issubdtype(drawn.dtype, jnp.floating)
-    ):
+    fits = drawn is None or (drawn.shape == expected and jnp.issubdtype(drawn.dtype, jnp.floating))
+    if not fits:
         raise ValueError(
-            f"{call} needs floating-point noise {layout} = {expected}, "
-            f"{max(sampler.num_draws, 1)} per step in the order of the steps, got "
-            f"{describe(noise)}."
+            f"{call} needs floating-point noise {layout} = {expected}, {max(sampler.num_draws, 1)} "
+            f"per step in the order of the steps, got {describe(noise)}."
         )
     check_denoiser(call, sampler.schedule, denoise)
     return x

@@ -10,22 +10,15 @@ raises TypeError for anything but uint8; all raise ValueError for other shapes, 
 does not end in their file type.
 """
 
-from ddpm_jax.visualize.fields import Arrows, Heatmap, Line, Panel, Points, save_panels
-from ddpm_jax.visualize.grids import image_grid, save_gif, save_grid
-from ddpm_jax.visualize.plots import save_curves, save_loss_curve
-from ddpm_jax.visualize.rows import save_rows
-
-__all__ = [
-    "Arrows",
-    "Heatmap",
-    "Line",
-    "Panel",
-    "Points",
-    "image_grid",
-    "save_curves",
-    "save_gif",
-    "save_grid",
-    "save_loss_curve",
-    "save_panels",
-    "save_rows",
-]
+from ddpm_jax.visualize.fields import Arrows as Arrows
+from ddpm_jax.visualize.fields import Heatmap as Heatmap
+from ddpm_jax.visualize.fields import Line as Line
+from ddpm_jax.visualize.fields import Panel as Panel
+from ddpm_jax.visualize.fields import Points as Points
+from ddpm_jax.visualize.fields import save_panels as save_panels
+from ddpm_jax.visualize.grids import image_grid as image_grid
+from ddpm_jax.visualize.grids import save_gif as save_gif
+from ddpm_jax.visualize.grids import save_grid as save_grid
+from ddpm_jax.visualize.plots import save_curves as save_curves
+from ddpm_jax.visualize.plots import save_loss_curve as save_loss_curve
+from ddpm_jax.visualize.rows import save_rows as save_rows
