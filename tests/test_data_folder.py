@@ -328,7 +328,7 @@ def test_an_unwritable_cache_warns_and_works(photos, tmp_path):
 
 
 def test_what_is_no_folder_of_images_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent, which is not a folder"):
+    with pytest.raises(FileNotFoundError, match="absent, which does not exist"):
         load_folder(tmp_path / "absent", 8)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("")
@@ -516,7 +516,7 @@ def test_names_that_are_not_utf8_are_kept_and_can_be_printed(tmp_path):
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(save(tmp_path / "in" / "a.png", noise(6, 6)).parent))
     assert len(load_folder("~", 6).images) == 1
-    with pytest.raises(FileNotFoundError, match="~nobody-here/x, which is not a folder"):
+    with pytest.raises(FileNotFoundError, match="~nobody-here/x, which does not exist"):
         load_folder("~nobody-here/x", 6)
 
 

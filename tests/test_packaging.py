@@ -73,7 +73,7 @@ def test_the_installed_command_reads_a_scripts_options(installed, tmp_path):
     "words, message",
     [
         (["trian", "digits"], "no command. Did you mean train?"),
-        (["train", "cifr"], "no command. Did you mean cifar?"),
+        (["train", "cifr"], "no preset 'cifr'. Did you mean cifar?"),
         (["train"], "needs a preset"),
         (["train", "--num-steps", "3"], "needs a preset"),
         (["train_digits"], "no command"),

@@ -177,7 +177,11 @@ def list_images(folder: Path) -> list[ImageFile]:
     what has the name of an image and cannot be read as a file, and for unreadable subfolders.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"load_folder got {shown(folder)}, which is not a folder.")
+        there = "is not a folder" if folder.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"load_folder got {shown(folder)}, which {there}. Pass the folder of the images "
+            "(--data.path)."
+        )
     found, left_out, errors = [], [], []
     pending, seen = [("", folder)], set()
     while pending:

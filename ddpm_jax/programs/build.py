@@ -221,9 +221,11 @@ def build_network(
     the time embedding, so that the network could not know its step.
     """
     if config.num_groups >= config.channels and not config.scale_shift:
+        suited = [n for n in (2, 4, 8, 16, 32) if n < config.channels and not config.channels % n]
         raise ValueError(
             f"--network.num-groups {config.num_groups} must be less than --network.channels "
-            f"{config.channels}: groups of one channel normalise the time embedding away."
+            f"{config.channels}, and divide it: with one channel per group, normalisation removes "
+            f"the time embedding.{f' {suited[-1]} would do.' if suited else ''}"
         )
     return UNet(
         channels=config.channels,

@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
         name, known, rest = words[0], studies, words[1:]
         title = f"ddpm-jax {name}"
     if name not in known:
-        _refuse(f"{title!r} is no command", name, {**known, "train": Path()})
+        if known is presets:
+            _refuse(f"ddpm-jax train has no preset {name!r}", name, presets)
+        _refuse(f"{title!r} is no command", name, {**studies, "train": Path()})
     script = known[name]
     # What Python does for `python SCRIPT`: its folder comes first, and the options follow its name.
     sys.path.insert(0, str(script.parent))

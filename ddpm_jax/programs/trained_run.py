@@ -275,8 +275,13 @@ class TrainedRun:
             return self.model.cycled_labels(count)
         number = names.index(str(label)) if str(label) in names else label
         if classes is None or not isinstance(number, int) or not 0 <= number < classes:
-            known = "this run's network takes none" if classes is None else f"0..{classes - 1}"
-            known += f", or {', '.join(names[:20])}" if names else ""
+            if classes is None:
+                raise ValueError(
+                    f"--label {label}: {self.name} was trained without labels. Leave --label out, "
+                    "or use a run with --network.class-conditional, such as that of "
+                    "ddpm-jax train digits_conditional."
+                )
+            known = f"0..{classes - 1}" + (f", or {', '.join(names[:20])}" if names else "")
             raise ValueError(f"--label {label} is not a class of this run: {known}.")
         return np.full(count, number)
 

@@ -24,7 +24,6 @@ from ddpm_jax.programs import pictures
 from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.build import build_model, build_sampler, heldout_plan, load_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
-from ddpm_jax.programs.console import quantity
 from ddpm_jax.programs.diffusion import loss_name
 from ddpm_jax.programs.generator import Generator, Stopped
 from ddpm_jax.programs.model import Model
@@ -128,15 +127,14 @@ class TrainingRun:
             len(self.train_data.images), self.config.batch_size, self.config.seed
         )
 
-    def describe(self, state: TrainState, flops: float | None) -> str:
+    def describe(self, state: TrainState) -> str:
         """Two lines about what is going to run."""
         c, devices, several = self.config, self.parallel.devices, processes.num_processes()
-        cost = f"{quantity(flops, 'FLOP')} per step" if flops else "FLOPs unknown"
         return (
             f"{self.train_data.name}: {len(self.train_data.images):,} images of "
             f"{'×'.join(map(str, self.model.image_shape))}, {len(self.heldout_data.images):,} "
             "held out\n"
-            f"{count_parameters(state.params):,} parameters, batch {c.batch_size}, {cost}, "
+            f"{count_parameters(state.params):,} parameters, batch {c.batch_size}, "
             f"{c.num_steps:,} steps on {len(devices)} × {devices[0].device_kind} "
             f"({self.parallel.backend}{f', {several} processes' if several > 1 else ''})"
         )

@@ -14,7 +14,7 @@ from ddpm_jax.files import write_json
 from ddpm_jax.programs.batches import TrainingBatches
 from ddpm_jax.programs.build import fetch
 from ddpm_jax.programs.compilation import unless_stopped
-from ddpm_jax.programs.console import bar, duration, say
+from ddpm_jax.programs.console import bar, duration, quantity, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.step_profiler import StepProfiler, parse_profile_steps
 from ddpm_jax.programs.throughput import Throughput
@@ -79,7 +79,9 @@ def train_steps(
 def compile_steps(
     run: TrainingRun, state: TrainState, batches: TrainingBatches, stop: StopRequest
 ) -> CompiledSteps:
-    """Compiles a chunk of training steps, and reports what is about to run."""
+    """Says what is about to run, and compiles a chunk of its training steps."""
+    say(run.describe(state))
+    say("compiling the training step …")
     began = time.perf_counter()
     chunk = run.parallel.wrap(make_chunk(run.train_step, fetch))
     arguments = (state, batches.dataset, batches.example(), np.int32(1))
@@ -90,8 +92,8 @@ def compile_steps(
     if flops:
         # XLA counts one device's share, and the body of a loop, such as microbatches', once.
         flops *= len(run.parallel.devices) * run.config.devices.microbatches
-    say(run.describe(state, flops))
-    say(f"compiled in {duration(time.perf_counter() - began)}")
+    cost = f"; {quantity(flops, 'FLOP')} per step" if flops else ""
+    say(f"compiled in {duration(time.perf_counter() - began)}{cost}")
     return CompiledSteps(compiled, flops)
 
 
