@@ -59,6 +59,7 @@ def ddpm(
     dim: int,
     width: int,
     *,
+    num_layers: int = 2,
     num_timesteps: int = 100,
     exact: bool = True,
     target: Target = "epsilon",
@@ -69,7 +70,7 @@ def ddpm(
     `exact` takes the divergence of the probability flow by d products, else by one random one.
     `clip` is for data in [-1, 1], to which every x̂_0 of a reverse step is then clipped.
     """
-    network: Any = dj.MLP(features=width, num_layers=2, embedding_features=32)
+    network: Any = dj.MLP(features=width, num_layers=num_layers, embedding_features=32)
     schedule, T = dj.cosine_schedule(num_timesteps), num_timesteps
 
     def init(key: Key):
