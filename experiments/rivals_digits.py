@@ -9,7 +9,7 @@ samples to the training digits, how many samples a classifier recognises and whi
 cover, and what a sample costs. Real held-out digits and a fitted Gaussian stand beside the models.
 Writes samples.png, rivals.md (the table) and rivals_digits.json.
 
-Two minutes on two idle cores, no downloads. docs/results/rivals_digits shows the results.
+86 s of processor time, no downloads. docs/results/rivals_digits shows the results.
 """
 
 from __future__ import annotations
