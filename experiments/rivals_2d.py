@@ -36,7 +36,7 @@ from rivals.flow import flow
 from rivals.gan import gan
 from rivals.measures import energy_distance, modes_of, over_seeds
 from rivals.report import figure_title, panels, table
-from rivals.rival import Rival, make_trainer, num_parameters, with_parameters
+from rivals.rival import Rival, equal_models, make_trainer, num_parameters
 from rivals.vae import vae
 from toy_2d import versions
 
@@ -87,23 +87,6 @@ def makers(config: RivalsConfig) -> list[Callable[[int, int], Rival]]:
     ]
 
 
-def equal_models(config: RivalsConfig, dim: int) -> list[Rival]:
-    """All models of data [B, dim], as wide as it takes for `config.parameters`.
-
-    Raises ValueError if any two of them differ by more than 5 %.
-    """
-    models = [
-        with_parameters(functools.partial(make, dim), config.parameters) for make in makers(config)
-    ]
-    counts = {model.name: num_parameters(model) for model in models}
-    if max(counts.values()) > 1.05 * min(counts.values()):
-        raise ValueError(
-            f"--parameters={config.parameters}: whole widths do not bring the models within 5 % of "
-            f"each other, the closest are {counts}. Use more parameters, or slightly other ones."
-        )
-    return models
-
-
 def rivals_2d(config: RivalsConfig) -> dict[str, Any]:
     """Trains and measures all models, writes the files, and returns the numbers.
 
@@ -113,7 +96,7 @@ def rivals_2d(config: RivalsConfig) -> dict[str, Any]:
     begun = time.perf_counter()
     _check(config)
     sets = [eight_gaussians(), board()]
-    models = equal_models(config, sets[0].dim)
+    models = equal_models(makers(config), sets[0].dim, config.parameters)
     config.out.mkdir(parents=True, exist_ok=True)
     key_data, key_runs = jax.random.split(make_key(config.seed))
     studies = [make_study(model, config) for model in models]

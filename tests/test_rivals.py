@@ -17,9 +17,9 @@ from rivals.energy import SPREAD, energy, energy_of
 from rivals.flow import couplings_of, flow, forward, inverse
 from rivals.gan import gan
 from rivals.measures import energy_distance, modes_of
-from rivals.rival import Perceptron, num_parameters
+from rivals.rival import Perceptron, equal_models, num_parameters
 from rivals.vae import elbo, importance_bound
-from rivals_2d import RivalsConfig, equal_models, rivals_2d
+from rivals_2d import RivalsConfig, makers, rivals_2d
 from tests.small_run import program
 
 SETS = {"eight Gaussians": eight_gaussians(), "checkerboard": board()}
@@ -175,13 +175,13 @@ def test_ddpms_bound_is_the_likelihood_where_the_reverse_steps_are_exact():
 
 
 def test_all_have_equally_many_parameters():
-    models = equal_models(RivalsConfig(), 2)
+    models = equal_models(makers(RivalsConfig()), 2, 10_000)
     assert [model.name for model in models] == ["VAE", "Flow", "GAN", "Energy", "DDPM"]
     counts = [num_parameters(model) for model in models]
     assert num_parameters(energy(2, 3)) == (2 * 3 + 3) + (3 * 3 + 3) + (3 + 1)
     assert max(counts) <= 1.05 * min(counts) and abs(np.mean(counts) - 10_000) < 250
     with pytest.raises(ValueError, match="--parameters=20.*5 %"):
-        equal_models(RivalsConfig(parameters=20), 2)
+        equal_models(makers(RivalsConfig()), 2, 20)
 
 
 @pytest.mark.parametrize("name", SETS)

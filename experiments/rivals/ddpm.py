@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import ddpm_jax as dj
-from ddpm_jax.denoisers.prediction import Variance
+from ddpm_jax.denoisers.prediction import Target, Variance
 from ddpm_jax.keys import fold_in_each
 from ddpm_jax.likelihood import normal_kl, normal_log_density
 from ddpm_jax.types import ApplyFn, Array, Key
@@ -32,6 +32,9 @@ def bound(
     x_0: Array,
     keys: Key,
     variance: Variance = VARIANCE,
+    *,
+    target: Target = "epsilon",
+    clip: bool = False,
 ) -> Array:
     """-(L_T + Σ_t L_t) ≤ log p(x_0) [B] in nats, from one draw of x_t per step."""
 
@@ -39,7 +42,9 @@ def bound(
         noise = dj.normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
         x_t = dj.q_sample(schedule, x_0, t, noise)
         output = apply_fn(x_t, jnp.broadcast_to(t, x_0.shape[:1]))
-        p = dj.p_mean_variance(schedule, output, x_t, t, variance=variance, clip=False)
+        p = dj.p_mean_variance(
+            schedule, output, x_t, t, target=target, variance=variance, clip=clip
+        )
         q = dj.q_posterior(schedule, x_0, x_t, t)
         kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance)
         last = -normal_log_density(x_0, p.mean, p.log_variance)
@@ -50,12 +55,22 @@ def bound(
     return -prior - jnp.sum(jax.lax.map(term, jnp.arange(schedule.num_timesteps)), axis=0)
 
 
-def ddpm(dim: int, width: int, *, num_timesteps: int = 100, exact: bool = True) -> Rival:
+def ddpm(
+    dim: int,
+    width: int,
+    *,
+    num_layers: int = 2,
+    num_timesteps: int = 100,
+    exact: bool = True,
+    target: Target = "epsilon",
+    clip: bool = False,
+) -> Rival:
     """A DDPM of data [B, dim] with T ancestral steps on the cosine schedule.
 
     `exact` takes the divergence of the probability flow by d products, else by one random one.
+    `clip` is for data in [-1, 1], to which every x̂_0 of a reverse step is then clipped.
     """
-    network: Any = dj.MLP(features=width, num_layers=2, embedding_features=32)
+    network: Any = dj.MLP(features=width, num_layers=num_layers, embedding_features=32)
     schedule, T = dj.cosine_schedule(num_timesteps), num_timesteps
 
     def init(key: Key):
@@ -65,19 +80,22 @@ def ddpm(dim: int, width: int, *, num_timesteps: int = 100, exact: bool = True) 
         key_t, key_noise = jax.random.split(key)
         t = jax.random.randint(key_t, (len(x),), 0, T)
         noise = jax.random.normal(key_noise, x.shape)
-        return dj.simple_loss(schedule, lambda x, t: network.apply(params, x, t), x, t, noise)
+        apply_fn = lambda x, t: network.apply(params, x, t)  # noqa: E731
+        return dj.simple_loss(schedule, apply_fn, x, t, noise, target=target)
 
     def sample(params, keys: Key) -> Array:
         apply_fn = lambda x, t: network.apply(params, x, t)  # noqa: E731
-        denoise = dj.make_denoiser(schedule, apply_fn, clip=False)
+        denoise = dj.make_denoiser(schedule, apply_fn, target=target, clip=clip)
         x_T = dj.initial_noise(keys, (dim,))
         return dj.sample(dj.ancestral(schedule, variance=VARIANCE), denoise, x_T, keys=keys)
 
     def bound_of(params, x_0: Array, keys: Key) -> Array:
-        return bound(schedule, lambda x, t: network.apply(params, x, t), x_0, keys)
+        apply_fn = lambda x, t: network.apply(params, x, t)  # noqa: E731
+        return bound(schedule, apply_fn, x_0, keys, target=target, clip=clip)
 
     def flow_density(params, x_0: Array, keys: Key) -> Array:
-        denoise = dj.sigma_denoiser(schedule, lambda x, t: network.apply(params, x, t))
+        apply_fn = lambda x, t: network.apply(params, x, t)  # noqa: E731
+        denoise = dj.sigma_denoiser(schedule, apply_fn, target=target)
         sigma_min, sigma_max = dj.sigma_range(schedule)
         probes = jax.vmap(lambda key: jax.random.rademacher(key, (dim,), jnp.float32))(keys)
         return dj.probability_flow_log_likelihood(

@@ -23,20 +23,25 @@ def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def modes_of(data: Data, x: np.ndarray) -> dict[str, Any]:
+    """`mode_shares` of points x [N, d]."""
+    return mode_shares(data.mode(x), data.weights)
+
+
+def mode_shares(mode: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """The share of modes covered, of points off the modes, and the error of the modes' weights.
 
-    The error is the total variation ½ Σ_m |share_m - weight_m| among the points on a mode; 1 if
-    there are none.
+    `mode` [N] holds the mode of each point, or -1 for none, and `weights` [M] the true shares. The
+    error is the total variation ½ Σ_m |share_m - weight_m| among the points on a mode; 1 if there
+    are none.
     """
-    mode = data.mode(x)
-    counts = np.bincount(mode[mode >= 0], minlength=len(data.weights))
+    counts = np.bincount(mode[mode >= 0], minlength=len(weights))
     on = counts.sum()
     shares = counts / max(on, 1)
-    covered = counts / len(x) >= COVERED * data.weights
+    covered = counts / len(mode) >= COVERED * weights
     return {
         "share_of_modes_covered": float(covered.mean()),
-        "share_off_modes": float(1.0 - on / len(x)),
-        "weight_error": float(0.5 * np.abs(shares - data.weights).sum()) if on else 1.0,
+        "share_off_modes": float(1.0 - on / len(mode)),
+        "weight_error": float(0.5 * np.abs(shares - weights).sum()) if on else 1.0,
     }
 
 

@@ -18,7 +18,7 @@ Numbers = Mapping[str, Mapping[str, Any]]
 DENSITY = "log p: "
 """How measures of log p begin."""
 BOUNDS = ("ELBO", "bound")
-"""How kinds of log p begin that bound it from below."""
+"""How kinds of log p begin that are bounds."""
 LIMIT = 2.3
 """Half the width of a panel."""
 
@@ -29,13 +29,16 @@ def interval(measure: Mapping[str, Any], digits: int) -> str:
     return f"{mean} [{low}, {high}]".replace("-", "−")
 
 
-def log_density_cell(row: Mapping[str, Any]) -> str:
-    """What the model says about log p, in nats: a number of each kind, or why there is none."""
+def log_density_cell(row: Mapping[str, Any], start: str = DENSITY, bound: str = "≥") -> str:
+    """What the model says about log p: a number of each kind, or "none".
+
+    The measures begin with `start`; `bound` is the sign of those that are bounds.
+    """
     parts = []
     for name, measure in row.items():
-        if name.startswith(DENSITY):
-            kind = name.removeprefix(DENSITY)
-            sign = "≥ " if kind.startswith(BOUNDS) else ""
+        if name.startswith(start):
+            kind = name.removeprefix(start)
+            sign = f"{bound} " if kind.startswith(BOUNDS) else ""
             parts.append(f"{kind}: {sign}{interval(measure, 2)}")
     return "; ".join(parts) or "none"
 

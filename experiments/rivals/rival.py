@@ -6,8 +6,9 @@ width at which their parameters come closest to a common number.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -83,6 +84,23 @@ def with_parameters(make: Callable[[int], Rival], parameters: int) -> Rival:
         middle = (low + high) // 2
         low, high = (low, middle) if num_parameters(make(middle)) > parameters else (middle, high)
     return min((make(low), make(high)), key=lambda r: abs(num_parameters(r) - parameters))
+
+
+def equal_models(
+    makers: Sequence[Callable[[int, int], Rival]], dim: int, parameters: int
+) -> list[Rival]:
+    """`make(dim, width)` of each maker, as wide as it takes for `parameters`.
+
+    Raises ValueError if any two of them differ by more than 5 %.
+    """
+    models = [with_parameters(functools.partial(make, dim), parameters) for make in makers]
+    counts = {model.name: num_parameters(model) for model in models}
+    if max(counts.values()) > 1.05 * min(counts.values()):
+        raise ValueError(
+            f"--parameters={parameters}: whole widths do not bring the models within 5 % of "
+            f"each other, the closest are {counts}. Use more parameters, or slightly other ones."
+        )
+    return models
 
 
 def make_trainer(
