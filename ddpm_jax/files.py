@@ -23,6 +23,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.types import describe
+
 MAX_EXPANSION = 1100
 """Deflate expands a stream by a factor of 1,032 at most."""
 MAX_JSON_BYTES = 1 << 24
@@ -69,8 +71,13 @@ def write_json(path: Path, values: Any, **options: Any) -> None:
     write_atomically(path, json.dumps(values, **options) + "\n")
 
 
-def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path with a leading ~ expanded; that of an unknown user is left as it is."""
+def user_path(path: str | os.PathLike[str], call: str = "ddpm_jax") -> Path:
+    """The path with a leading ~ expanded; that of an unknown user is left as it is.
+
+    Raises TypeError, in the name of the call, for anything but a str or os.PathLike.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{call} needs a path, a str or os.PathLike, got {describe(path)}.")
     return Path(os.path.expanduser(path))
 
 

@@ -9,9 +9,16 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.data.cache import MEMORY_BYTES
-from ddpm_jax.data.dataset import ImageDataset, held_out_of, make_dataset, split_dataset
+from ddpm_jax.data.dataset import (
+    ImageDataset,
+    build_dataset,
+    check_holdout,
+    held_out_of,
+    split_dataset,
+)
 from ddpm_jax.data.images import shown
 from ddpm_jax.files import map_npy, read_arrays, user_path
+from ddpm_jax.forward.checks import check_text, host_numbers
 
 NAMES = ("images", "labels", "cond")
 
@@ -34,16 +41,21 @@ def from_arrays(
     Raises what `make_dataset` raises, and ValueError for a share that is not in [0, 1) or leaves
     nothing to train on.
     """
+    call = "from_arrays"
+    check_text(call, "name", name)
+    if not isinstance(images, np.ndarray):
+        images = host_numbers(call, "images", images)
     if images.ndim == 3:
         images = images[..., None]
-    classes = None if labels is None or not len(labels) else int(labels.max()) + 1
-    whole = make_dataset(images, labels, classes, f"{name}/all", cond=cond, fingerprint="")
-    if not 0 <= holdout < 1:
-        raise ValueError(f"{name} needs 0 ≤ holdout < 1, got {holdout=}.")
+    if labels is not None:
+        labels = host_numbers(call, "labels", labels)
+    classes = None if labels is None or not labels.size else int(labels.max()) + 1
+    whole = build_dataset(call, images, labels, classes, f"{name}/all", "", cond)
+    check_holdout(call, holdout)
     held_out = held_out_of(len(images), holdout)
     if held_out.all():
         raise ValueError(
-            f"{name} has {len(images)} images, and {holdout=} leaves none of them to train on. Add "
+            f"{call} got {len(images)} images, and {holdout=} leaves none of them to train on. Add "
             "images, or hold out none with holdout=0."
         )
 
@@ -72,7 +84,11 @@ def load_arrays(
     Raises ValueError naming the file if it is damaged, holds other arrays, or has more than 4 GiB
     to copy; FileNotFoundError if it is missing.
     """
-    file = user_path(path)
+    call = "load_arrays"
+    file = user_path(path, call)
+    check_holdout(call, holdout)
+    if split not in ("train", "heldout"):
+        raise ValueError(f'{call} needs split "train" or "heldout", got {split!r}.')
     name = shown(file.stem)
     arrays: dict[str, np.ndarray]
     try:

@@ -36,8 +36,10 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     The first of `cache_dir`, the environment's DDPM_JAX_CACHE, XDG_CACHE_HOME/ddpm_jax, and
     ~/.cache/ddpm_jax.
     """
-    if own := cache_dir or os.environ.get("DDPM_JAX_CACHE"):
-        return user_path(own)
+    if cache_dir is not None:
+        return user_path(cache_dir, "cache_root")
+    if own := os.environ.get("DDPM_JAX_CACHE"):
+        return user_path(own, "cache_root")
     xdg = os.environ.get("XDG_CACHE_HOME")
     return (Path(xdg) if xdg else Path.home() / ".cache") / "ddpm_jax"
 

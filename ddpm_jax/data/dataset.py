@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+
+from ddpm_jax.forward.checks import check_number, check_text, host_numbers, host_pixels
+from ddpm_jax.types import describe
 
 
 class ImageDataset(NamedTuple):
@@ -51,41 +54,58 @@ def make_dataset(
 
     Raises TypeError or ValueError for anything else, including an empty data set.
     """
-    if images.dtype != np.uint8:
-        raise TypeError(
-            f"make_dataset({name!r}) needs uint8 images, got {images.dtype}. "
-            "Store pixels as 0..255; prepare_images maps them to [-1, 1]."
-        )
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"make_dataset({name!r}) needs images [N, H, W, C] with every axis ≥ 1, "
-            f"got shape {images.shape}. Grey images need a last axis of 1."
-        )
+    check_text("make_dataset", "name", name)
+    return build_dataset(
+        f"make_dataset({name!r})", images, labels, num_classes, name, fingerprint, cond, class_names
+    )
+
+
+def build_dataset(
+    call: str,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    num_classes: int | None,
+    name: str,
+    fingerprint: str | None = None,
+    cond: np.ndarray | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> ImageDataset:
+    """`make_dataset`, in the name of the call."""
+    pixels = host_pixels(call, images)
+    images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
+    for what, value in (("num_classes", num_classes), ("fingerprint", fingerprint)):
+        kind = int if what == "num_classes" else str
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise TypeError(f"{call} needs {what}, {kind.__name__} or None, got {describe(value)}.")
     if (labels is None) != (num_classes is None):
         raise ValueError(
-            f"make_dataset({name!r}) needs labels and num_classes together or neither, got "
+            f"{call} needs labels and num_classes together or neither, got "
             f"labels {'absent' if labels is None else 'given'} and {num_classes=}."
         )
     if labels is None:
         labels = np.zeros(len(images), np.int32)
+    labels = host_numbers(call, "labels", labels)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"make_dataset({name!r}) needs integer labels [N] for {len(images)} images, "
+            f"{call} needs integer labels [N] for {len(images)} images, "
             f"got {labels.dtype} {labels.shape}."
         )
     if num_classes is not None and not (0 <= labels.min() and labels.max() < num_classes):
         raise ValueError(
-            f"make_dataset({name!r}) needs 0 ≤ label < {num_classes}, "
+            f"{call} needs 0 ≤ label < {num_classes}, "
             f"got labels from {labels.min()} to {labels.max()}."
         )
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence | None):
+        raise TypeError(f"{call} needs class_names, strings, got {describe(class_names)}.")
+    for one in class_names or ():
+        check_text(call, "class_names", one)
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(
-            f"make_dataset({name!r}) needs one name per class, got {len(class_names)} names for "
-            f"{num_classes=}."
+            f"{call} needs one name per class, got {len(class_names)} names for {num_classes=}."
         )
     labels = labels.astype(np.int32, copy=False)
     if cond is not None:
-        cond = _read_only(_checked_cond(cond, len(images), name))
+        cond = _read_only(_checked_cond(call, cond, len(images)))
     if fingerprint is None:
         fingerprint = fingerprint_of(images, labels, cond)
     images, labels = _read_only(images), _read_only(labels)
@@ -107,6 +127,12 @@ def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) 
     )
 
 
+def check_holdout(call: str, holdout: float) -> None:
+    """Raises ValueError unless 0 <= holdout < 1, TypeError for what is not a number."""
+    if not 0 <= check_number(call, "holdout", holdout) < 1:
+        raise ValueError(f"{call} needs 0 ≤ holdout < 1, got {holdout=}.")
+
+
 def held_out_of(count: int, share: float) -> np.ndarray:
     """A mask [count] of the held-out images: ⌈count · share⌉ of them, evenly spaced."""
     exact = Fraction(share).limit_denominator(1_000_000)
@@ -114,18 +140,17 @@ def held_out_of(count: int, share: float) -> np.ndarray:
     return np.diff(before) > 0
 
 
-def _checked_cond(cond: np.ndarray, count: int, name: str) -> np.ndarray:
-    if cond.ndim != 2 or len(cond) != count or not cond.shape[1] or cond.dtype.kind not in "iuf":
+def _checked_cond(call: str, cond: np.ndarray, count: int) -> np.ndarray:
+    cond = host_numbers(call, "cond", cond)
+    if cond.ndim != 2 or len(cond) != count or not cond.shape[1]:
         raise ValueError(
-            f"make_dataset({name!r}) needs cond [N, D] of numbers for {count} images, got "
+            f"{call} needs cond [N, D] of numbers for {count} images, got "
             f"{cond.dtype} {cond.shape}."
         )
     cond = cond.astype(np.float32, copy=False)
     if not np.isfinite(cond).all():
         row = int(np.argwhere(~np.isfinite(cond))[0, 0])
-        raise ValueError(
-            f"make_dataset({name!r}) needs finite cond in float32; that of image {row} is not."
-        )
+        raise ValueError(f"{call} needs finite cond in float32; that of image {row} is not.")
     return cond
 
 
@@ -155,8 +180,20 @@ class Fingerprint:
 def fingerprint_of(images: np.ndarray, labels: np.ndarray, cond: np.ndarray | None = None) -> str:
     """Returns the sha256 (hex) of the shape and bytes of images [N, H, W, C], labels and cond.
 
-    The order of the examples counts: a run that resumes draws them by index.
+    The order of the examples counts: a run that resumes draws them by index. Raises TypeError for
+    images that are not uint8 and for labels or cond that are not numbers, ValueError for other
+    shapes.
     """
+    call = "fingerprint_of"
+    if host_numbers(call, "images", images).dtype != np.uint8 or np.ndim(images) != 4:
+        raise TypeError(f"{call} needs uint8 images [N, H, W, C], got {describe(images)}.")
+    labels = host_numbers(call, "labels", labels)
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{call} needs one integer label per image, [{len(images)}], got {describe(labels)}."
+        )
+    if cond is not None:
+        cond = _checked_cond(call, cond, len(images))
     fingerprint = Fingerprint(images.shape)
     for block in _blocks(images):
         fingerprint.update(block)

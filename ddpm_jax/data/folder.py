@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry
-from ddpm_jax.data.dataset import ImageDataset, fingerprint_of, held_out_of
+from ddpm_jax.data.dataset import ImageDataset, check_holdout, fingerprint_of, held_out_of
 from ddpm_jax.data.download import Progress, progress_bar
 from ddpm_jax.data.images import (
     FILTER,
@@ -35,6 +35,8 @@ from ddpm_jax.data.images import (
 from ddpm_jax.data.labels import read_labels
 from ddpm_jax.data.unfinished import Row, unfinished_rows
 from ddpm_jax.files import check_regular, user_path
+from ddpm_jax.forward.checks import check_function, check_whole
+from ddpm_jax.types import describe
 
 BLOCK = 64  # images that a thread decodes at a time
 ANNOUNCED_BYTES = 2**28
@@ -92,12 +94,21 @@ def load_folder(
     to 20, for files that are not readable images; OSError for links to nowhere, pipes and devices
     with such a name, for unreadable subfolders, and if the disk of the cache has no room.
     """
-    folder, size = user_path(path), size_of(resolution)
-    if not 0 <= holdout < 1 or channels not in ("auto", 1, 3):
-        raise ValueError(
-            f'load_folder needs 0 ≤ holdout < 1 and channels "auto", 1 or 3, got {holdout=}, '
-            f"{channels=}."
-        )
+    call = "load_folder"
+    folder, size = user_path(path, call), size_of(resolution)
+    check_holdout(call, holdout)
+    if (
+        isinstance(channels, bool)
+        or not isinstance(channels, int | str)
+        or (channels not in ("auto", 1, 3))
+    ):
+        raise ValueError(f'{call} needs channels "auto", 1 or 3, got {describe(channels)}.')
+    check_whole(call, "max_pixels", max_pixels)
+    if num_workers is not None:
+        check_whole(call, "num_workers", num_workers)
+    if progress is not None:
+        check_function(call, "progress", progress, "(images decoded, N)")
+    root = cache_root(cache_dir)
     if split not in ("all", "train", "heldout"):
         raise ValueError(f'load_folder needs split "all", "train" or "heldout", got {split!r}.')
     all_files = list_images(folder)
@@ -126,7 +137,6 @@ def load_folder(
             f"load_folder: the {split} split of {shown(folder)} is empty with {holdout=}. Add "
             "images, or hold out none with holdout=0."
         )
-    root = cache_root(cache_dir)
     side = str(size[0]) if size[0] == size[1] else "x".join(map(str, size))
     kind = channels if channels == "auto" else channels == 1
     labelled = numbers is not None and hashlib.sha256(f"{numbers.tolist()}".encode()).hexdigest()

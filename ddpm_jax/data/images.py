@@ -58,7 +58,10 @@ def size_of(resolution: int | str | tuple[int, int]) -> tuple[int, int]:
         sides = [int(s) if re.fullmatch("[0-9]{1,5}", s) else 0 for s in resolution.split("x")]
     else:
         sides = resolution if isinstance(resolution, tuple) else [resolution]
-    if len(sides) not in (1, 2) or not all(0 < side < 1 << 16 for side in sides):
+    if len(sides) not in (1, 2) or not all(
+        isinstance(side, int) and not isinstance(side, bool) and 0 < side < 1 << 16
+        for side in sides
+    ):
         raise ValueError(
             "a resolution is a side such as 64, or HEIGHTxWIDTH such as 48x64, each from 1 to "
             f"65,535 (--data.resolution); got {resolution!r}."

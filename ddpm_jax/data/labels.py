@@ -55,7 +55,7 @@ def read_labels(
                 return None
             return _numbered(folder, images, classes, "its class folders", numeric=False)
     else:
-        file = user_path(source)
+        file = user_path(source, "the labels of load_folder")
         if file.suffix.lower() not in (".csv", ".json"):
             raise ValueError(
                 'the labels of a folder are "auto", "none", or a .csv or .json file '

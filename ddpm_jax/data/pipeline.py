@@ -19,9 +19,10 @@ import numpy as np
 
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.shuffle import ShuffledIndices
+from ddpm_jax.forward.checks import check_flag, check_function, check_kind, check_whole
 from ddpm_jax.forward.pixels import from_pixels
-from ddpm_jax.keys import fold_in_each
-from ddpm_jax.types import Array, Key, bcast_right
+from ddpm_jax.keys import check_keys, fold_in_each
+from ddpm_jax.types import Array, Key, bcast_right, describe
 
 PADDING = 4
 """Pixels of padding on each side before `prepare_images` crops; He et al. 2016, §4.2."""
@@ -40,20 +41,14 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
     Raises TypeError for images that are not uint8, and for missing or untyped keys; ValueError for
     keys of another shape than [B], and for images too small to be padded by reflection.
     """
+    if getattr(images, "dtype", None) != jnp.uint8:
+        raise TypeError(f"prepare_images needs uint8 images in 0..255, got {describe(images)}.")
+    check_flag("prepare_images", "flip", flip)
+    check_flag("prepare_images", "pad_crop", pad_crop)
     x = from_pixels(images)
     if not flip and not pad_crop:
         return x
-    if keys is None or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        how = "flip" if flip else "pad_crop"
-        raise TypeError(
-            f"prepare_images with {how}=True needs typed keys [B], got {type(keys).__name__}. "
-            "Make them with jax.random.split(jax.random.key(seed), B), or fold_in per example."
-        )
-    if keys.shape != x.shape[:1]:
-        raise ValueError(
-            "prepare_images needs one key per example, keys [B] for images [B, H, W, C], got keys "
-            f"{keys.shape} for images {x.shape}."
-        )
+    check_keys("prepare_images", keys, len(x))
     key_crop = fold_in_each(keys, 1) if pad_crop else None
     if flip:
         mirrored = jax.vmap(jax.random.bernoulli)(keys)
@@ -72,7 +67,7 @@ def _pad_crop(x: Array, keys: Key) -> Array:
     padded = jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode="reflect")
 
     def crop(image: Array, key: Key) -> Array:
-        top, left = jax.random.randint(key, (2,), 0, 2 * PADDING + 1)
+        top, left = jax.random.randint(key, (2,), 0, 2 * PADDING + 1, jnp.int32)
         return jax.lax.dynamic_slice(image, (top, left, 0), x.shape[1:])
 
     return jax.vmap(crop)(padded, keys)
@@ -80,6 +75,8 @@ def _pad_crop(x: Array, keys: Key) -> Array:
 
 def fits_on_device(dataset: ImageDataset, limit_bytes: int) -> bool:
     """Whether images, labels and cond take at most `limit_bytes` of device memory."""
+    check_kind("fits_on_device", "dataset", dataset, ImageDataset, "data.make_dataset")
+    check_whole("fits_on_device", "limit_bytes", limit_bytes, least=0)
     cond = 0 if dataset.cond is None else dataset.cond.nbytes
     return dataset.images.nbytes + dataset.labels.nbytes + cond <= limit_bytes
 
@@ -130,13 +127,18 @@ class PrefetchedBatches:
         share: slice = slice(None),
         depth: int = 2,
     ) -> None:
+        call = "PrefetchedBatches"
+        check_kind(call, "dataset", dataset, ImageDataset, "data.make_dataset")
+        check_kind(call, "indices", indices, ShuffledIndices, "data.ShuffledIndices")
+        check_kind(call, "share", share, slice, "as DataParallel.own_rows")
+        check_whole(call, "start_step", start_step, least=0)
+        check_function(call, "chunk_length", chunk_length, "(first step) -> number of steps")
+        check_whole(call, "depth", depth)
         if indices.num_examples != len(dataset.images):
             raise ValueError(
                 f"PrefetchedBatches got indices over {indices.num_examples} examples for "
                 f"{dataset.name} of {len(dataset.images)}. Build the indices for that data set."
             )
-        if depth < 1:
-            raise ValueError(f"PrefetchedBatches needs depth ≥ 1, got {depth}.")
         self._dataset, self._indices, self._share = dataset, indices, share
         self._start_step, self._chunk_length = start_step, chunk_length
         self._queue: queue.Queue[BatchChunk | RuntimeError | None] = queue.Queue(depth)
@@ -178,7 +180,7 @@ class PrefetchedBatches:
     def _work(self) -> None:
         step, length = self._start_step, 0
         try:
-            while not self._stop.is_set() and (length := self._chunk_length(step)) > 0:
+            while not self._stop.is_set() and (length := self._length_at(step)) > 0:
                 self._put(self._read(step, length))
                 step += length
             self._put(None)
@@ -190,6 +192,11 @@ class PrefetchedBatches:
             )
             failure.__cause__ = error
             self._put(failure)
+
+    def _length_at(self, step: int) -> int:
+        return check_whole(
+            "PrefetchedBatches", "chunk_length(step)", self._chunk_length(step), least=0
+        )
 
     def _read(self, step: int, length: int) -> BatchChunk:
         chosen = self._indices.chunk(step, length)[:, self._share]

@@ -26,6 +26,7 @@ from ddpm_jax.data.hugging_face import load_hugging_face
 from ddpm_jax.data.mnist import load_mnist
 from ddpm_jax.data.svhn import load_svhn
 from ddpm_jax.data.tfds import load_tfds
+from ddpm_jax.forward.checks import check_kind, check_text
 
 Split = Literal["train", "heldout"]
 DataSet = Callable[[Split], ImageDataset | None]
@@ -106,6 +107,7 @@ def is_function(name: str) -> bool:
 
 def check_name(name: str) -> None:
     """Raises ValueError, with the known names and the nearest, for what cannot be a data set."""
+    check_text("load_named", "name (--data.name)", name)
     kind, colon, rest = name.partition(":")
     if not colon and name in DATA_SETS:
         return
@@ -132,6 +134,7 @@ def load_named(name: str, split: Split, options: DataOptions | None = None) -> I
     """
     check_name(name)
     options = DataOptions() if options is None else options
+    check_kind("load_named", "options", options, DataOptions, "data.DataOptions")
     if name in DATA_SETS:
         return DATA_SETS[name](split, options)
     kind, _, rest = name.partition(":")

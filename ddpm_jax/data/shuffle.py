@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddpm_jax.forward.checks import check_whole
+
 
 @dataclass(frozen=True)
 class ShuffledIndices:
@@ -27,14 +29,16 @@ class ShuffledIndices:
     seed: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_examples < 2**31:
+        call = "ShuffledIndices"
+        for name in ("num_examples", "batch_size"):
+            check_whole(call, name, getattr(self, name))
+        check_whole(call, "seed", self.seed, least=0)
+        if self.num_examples >= 2**31:
             raise ValueError(
                 f"ShuffledIndices needs 1 ≤ num_examples < 2**31, got {self.num_examples}: "
                 "indices are int32. Pass len(dataset.images)."
             )
-        if self.batch_size < 1:
-            raise ValueError(f"ShuffledIndices needs batch_size ≥ 1, got {self.batch_size}.")
-        if not 0 <= self.seed < 2**64:
+        if self.seed >= 2**64:
             raise ValueError(
                 f"ShuffledIndices needs 0 ≤ seed < 2**64, got {self.seed}: it is half of a "
                 "128-bit Philox key."
@@ -54,10 +58,8 @@ class ShuffledIndices:
 
     def chunk(self, step: int, length: int) -> np.ndarray:
         """Returns the indices of the `length` steps from `step` on: int32 [length, B]."""
-        if step < 0 or length < 1:
-            raise ValueError(
-                f"ShuffledIndices.chunk needs step ≥ 0 and length ≥ 1, got {step=}, {length=}."
-            )
+        check_whole("ShuffledIndices.chunk", "step", step, least=0)
+        check_whole("ShuffledIndices.chunk", "length", length)
         position, pieces = int(step) * self.batch_size, []
         end = position + length * self.batch_size
         while position < end:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from ddpm_jax.types import Array, Device, PyTree
+from ddpm_jax.types import Array, Device, PyTree, describe
 
 AXES = ("data", "fsdp")
 """The axes of every mesh. Batches are split over both, parameters over the second only."""
@@ -30,6 +30,17 @@ def all_devices(count: int | None = None) -> list[Device]:
         return devices
     own = [[d for d in devices if d.process_index == p] for p in range(jax.process_count())]
     return [device for part in own for device in part[:count]]
+
+
+def check_devices(call: str, devices: Sequence[Device]) -> list[Device]:
+    """The devices as a list. Raises unless they are a sequence of at least one JAX device."""
+    if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
+        raise TypeError(
+            f"{call} needs devices, such as jax.devices()[:2], got {describe(devices)}."
+        )
+    if not devices:
+        raise ValueError(f"{call} needs at least one device, got none.")
+    return list(devices)
 
 
 def make_mesh(devices: Sequence[Device], parameter_shards: int = 1) -> Mesh:

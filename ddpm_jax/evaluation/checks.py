@@ -1,29 +1,11 @@
-"""Checks that every measure makes of its images and features."""
+"""Checks that every measure makes of its features."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-
-def checked_images(caller: str, images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Returns images as a uint8 NumPy array [N, H, W, C], N ≥ 1.
-
-    Raises TypeError, naming the caller, for any other dtype, since a measure of floats would depend
-    on their range and rounding; ValueError for any other shape.
-    """
-    pixels = np.asarray(images)
-    if pixels.dtype != np.uint8:
-        raise TypeError(
-            f"{caller} needs uint8 images, got dtype {pixels.dtype}. "
-            "Map model values in [-1, 1] to pixels first: ddpm_jax.forward.pixels.to_pixels(x)."
-        )
-    if pixels.ndim != 4 or pixels.size == 0:
-        raise ValueError(
-            f"{caller} needs images [N, H, W, C] with N ≥ 1, got shape {pixels.shape}. "
-            "One image is images[None], and greyscale has a last axis of one: images[..., None]."
-        )
-    return pixels
+from ddpm_jax.forward.checks import host_numbers
 
 
 def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDArray[np.floating]:
@@ -32,9 +14,10 @@ def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDA
     Single precision is kept; callers cast it to float64 block by block, so that 50,000 Inception
     features take 0.4 GB instead of 0.8.
 
-    Raises ValueError, naming the caller and the argument, for other shapes and for NaN or infinity.
+    Raises, naming the caller and the argument, ValueError for other shapes and for NaN or infinity,
+    and TypeError for what is not real numbers of the host.
     """
-    x = np.asarray(features)
+    x = host_numbers(caller, name, features)
     if x.ndim != 2 or x.size == 0:
         raise ValueError(
             f"{caller} needs {name} [N, D] with N ≥ 1, got shape {x.shape}. "
@@ -53,6 +36,21 @@ def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDA
             "Find their cause: dropping them would make the score look better than it is."
         )
     return x
+
+
+def checked_probabilities(caller: str, probabilities: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Returns probabilities [N, K] in float64, N ≥ 1.
+
+    Raises as `checked_features` does, and ValueError for rows that are not probabilities.
+    """
+    p = checked_features(caller, "probabilities", probabilities).astype(np.float64)
+    sums = p.sum(axis=1)
+    if (p < 0).any() or np.abs(sums - 1).max() > 1e-3:
+        raise ValueError(
+            f"{caller} needs rows that are ≥ 0 and sum to one, got values down to {p.min()} and "
+            f"sums in [{sums.min()}, {sums.max()}]. Scores become probabilities by a softmax."
+        )
+    return p
 
 
 def checked_pair(

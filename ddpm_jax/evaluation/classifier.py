@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.evaluation.checks import checked_images
+from ddpm_jax.evaluation.checks import checked_probabilities
 from ddpm_jax.evaluation.metrics import Float64, pixel_features
+from ddpm_jax.forward.checks import check_number, check_whole, host_numbers, host_pixels
 
 Classify = Callable[[npt.ArrayLike], Float64]
 
@@ -51,8 +52,9 @@ def fit_classifier(images: npt.ArrayLike, labels: npt.ArrayLike, seed: int = 0) 
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.svm import SVC
 
-    pixels = checked_images("fit_classifier", images)
+    pixels = host_pixels("fit_classifier", images)
     classes = _checked_labels(labels, pixels.shape[0])
+    seed = check_whole("fit_classifier", "seed", seed, least=0)
     features = pixel_features(pixels)
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
 
@@ -72,10 +74,17 @@ def fit_classifier(images: npt.ArrayLike, labels: npt.ArrayLike, seed: int = 0) 
         ],
         voting="soft",
     )
-    judge.fit(features, classes)
+    try:
+        judge.fit(features, classes)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"fit_classifier needs more images of each class than values per image, here "
+            f"{features.shape[1]}, with a fifth to spare for the calibration; the smallest class "
+            f"has {np.bincount(classes).min()}. Shrink the images, or take more."
+        ) from error
 
     def classify(images: npt.ArrayLike) -> Float64:
-        shown = checked_images("classify", images)
+        shown = host_pixels("classify", images)
         if shown.shape[1:] != pixels.shape[1:]:
             raise ValueError(
                 f"classify was fitted to images {pixels.shape[1:]} and got {shown.shape[1:]}. "
@@ -87,7 +96,7 @@ def fit_classifier(images: npt.ArrayLike, labels: npt.ArrayLike, seed: int = 0) 
 
 
 def _checked_labels(labels: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
-    classes = np.asarray(labels)
+    classes = host_numbers("fit_classifier", "labels", labels)
     if not np.issubdtype(classes.dtype, np.integer):
         raise TypeError(f"fit_classifier needs integer labels, got dtype {classes.dtype}.")
     if classes.shape != (count,):
@@ -109,27 +118,15 @@ def _checked_labels(labels: npt.ArrayLike, count: int) -> npt.NDArray[np.int64]:
     return classes.astype(np.int64)
 
 
-def _checked_probabilities(caller: str, probabilities: npt.ArrayLike) -> Float64:
-    p = np.asarray(probabilities, dtype=np.float64)
-    if p.ndim != 2 or p.size == 0:
-        raise ValueError(
-            f"{caller} needs probabilities [N, K] with N ≥ 1, got shape {p.shape}. "
-            "They are what fit_classifier(images, labels)(samples) returns."
-        )
-    if not (p >= 0).all() or np.abs(p.sum(axis=1) - 1).max() > 1e-3:
-        raise ValueError(
-            f"{caller} needs rows that are ≥ 0 and sum to one, got values down to {p.min()} and "
-            f"sums in [{p.sum(axis=1).min()}, {p.sum(axis=1).max()}]. Put scores through a softmax."
-        )
-    return p
-
-
 def share_confident(probabilities: npt.ArrayLike, threshold: float = 0.9) -> float:
     """Computes the share of rows of probabilities [N, K] whose largest entry exceeds the threshold.
 
-    Raises ValueError for another shape or rows that are not probabilities.
+    Raises ValueError for another shape, rows that are not probabilities, or a threshold outside
+    [0, 1].
     """
-    p = _checked_probabilities("share_confident", probabilities)
+    p = checked_probabilities("share_confident", probabilities)
+    if not 0 <= check_number("share_confident", "threshold", threshold) <= 1:
+        raise ValueError(f"share_confident needs a threshold in [0, 1], got {threshold}.")
     return float((p.max(axis=1) > threshold).mean())
 
 
@@ -139,7 +136,10 @@ def label_histogram(probabilities: npt.ArrayLike) -> npt.NDArray[np.int64]:
     A class with count 0, or far below its share of the training set, was dropped by the model.
     Raises ValueError for another shape or rows that are not probabilities.
     """
-    p = _checked_probabilities("label_histogram", probabilities)
+    return _histogram(checked_probabilities("label_histogram", probabilities))
+
+
+def _histogram(p: Float64) -> npt.NDArray[np.int64]:
     return np.bincount(p.argmax(axis=1), minlength=p.shape[1])
 
 
@@ -149,6 +149,7 @@ def label_entropy(probabilities: npt.ArrayLike) -> float:
     Its exponential is the effective number of classes: K if all are equally frequent, 1 if only one
     occurs. Raises ValueError for another shape or rows that are not probabilities.
     """
-    shares = label_histogram(probabilities) / len(np.asarray(probabilities))
+    p = checked_probabilities("label_entropy", probabilities)
+    shares = _histogram(p) / len(p)
     seen = shares[shares > 0]
     return float(max(-(seen * np.log(seen)).sum(), 0.0))

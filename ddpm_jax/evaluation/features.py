@@ -13,11 +13,18 @@ import numpy.typing as npt
 from flax import traverse_util
 
 from ddpm_jax.devices.batched import RowSplit
-from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
-from ddpm_jax.evaluation.checks import checked_images
+from ddpm_jax.devices.mesh import ROWS, WHOLE, check_devices, fetch
 from ddpm_jax.evaluation.inception_v3 import InceptionV3
 from ddpm_jax.evaluation.preprocessing import TF1, Preprocessing
-from ddpm_jax.types import Array, Device, PyTree
+from ddpm_jax.forward.checks import (
+    check_function,
+    check_kind,
+    check_text,
+    check_whole,
+    host_numbers,
+    host_pixels,
+)
+from ddpm_jax.types import Array, Device, PyTree, describe
 
 Pixels = npt.NDArray[np.uint8]
 Features = dict[str, npt.NDArray[np.float32]]
@@ -29,10 +36,16 @@ ImageSource = npt.NDArray[np.uint8] | Iterable[Pixels]
 
 def variables_fingerprint(variables: PyTree) -> str:
     """Returns the sha256 (hex) of the names, shapes, types and numbers of a network's variables."""
+    return _fingerprint("variables_fingerprint", variables)
+
+
+def _fingerprint(call: str, variables: PyTree) -> str:
+    if not isinstance(variables, Mapping) or not variables:
+        raise TypeError(f"{call} needs variables, a dict of arrays, got {describe(variables)}.")
     digest = hashlib.sha256()
     flat = traverse_util.flatten_dict(variables, sep="/")
     for name in sorted(flat):
-        leaf = np.asarray(flat[name])
+        leaf = host_numbers(call, f"variables[{name!r}]", flat[name])
         digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
@@ -66,18 +79,19 @@ class FeatureExtractor:
         batch_size: int = 64,
         devices: Sequence[Device] | None = None,
     ) -> None:
-        devices = jax.local_devices() if devices is None else list(devices)
-        if batch_size < 1 or not devices:
-            raise ValueError(
-                "FeatureExtractor needs batch_size ≥ 1 and at least one device, got "
-                f"{batch_size=} and {len(devices)} devices."
-            )
+        call = "FeatureExtractor"
+        check_function(call, "apply", apply, "(variables, x) -> features by name")
+        check_text(call, "network", network)
+        check_kind(call, "preprocess", preprocess, Preprocessing, "preprocessing.TF1 or PYTORCH")
+        check_whole(call, "batch_size", batch_size)
+        fingerprint = _fingerprint(call, variables)
+        devices = jax.local_devices() if devices is None else check_devices(call, devices)
         self._split = RowSplit(devices)
         self.batch_size = self._split.round_up(batch_size)
         self._variables = self._split.replicate(variables)
         self.about = {
             "network": network,
-            "variables": variables_fingerprint(variables),
+            "variables": fingerprint,
             "preprocessing": preprocess.name,
             "size": preprocess.size,
             "precision": "float32 highest",
@@ -99,7 +113,7 @@ class FeatureExtractor:
 
         Raises TypeError for other dtypes, ValueError for other shapes or numbers of channels.
         """
-        pieces = list(self.stream(np.asarray(images)))
+        pieces = list(self.stream(host_pixels("FeatureExtractor", images)))
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def stream(self, source: ImageSource) -> Iterator[Features]:
@@ -109,7 +123,7 @@ class FeatureExtractor:
         wait for images to be read. Raises what `__call__` raises.
         """
         waiting: tuple[dict[str, Array], int] | None = None
-        for batch in batches_of(source, self.batch_size):
+        for batch in cut_batches("FeatureExtractor.stream", source, self.batch_size):
             sent = self._send(batch)
             if waiting is not None:
                 yield _fetch(*waiting)
@@ -146,8 +160,8 @@ def inception_extractor(
     ValueError for other outputs, or none.
     """
     known = ("pool", "spatial", "logits_unbiased", "logits")
-    if not outputs or not set(outputs) <= set(known):
-        raise ValueError(f"inception_extractor knows the outputs {known}, got {tuple(outputs)}.")
+    if not isinstance(outputs, Sequence) or not outputs or not set(outputs) <= set(known):
+        raise ValueError(f"inception_extractor needs outputs, some of {known}, got {outputs!r}.")
 
     def apply(variables: PyTree, x: Array) -> dict[str, Array]:
         found: Any = InceptionV3().apply(variables, x)
@@ -169,14 +183,22 @@ def batches_of(source: ImageSource, batch_size: int) -> Iterator[Pixels]:
     Raises TypeError for other dtypes than uint8; ValueError for other shapes, for images of
     different sizes, and for no images.
     """
+    return cut_batches("batches_of", source, batch_size)
+
+
+def cut_batches(call: str, source: ImageSource, batch_size: int) -> Iterator[Pixels]:
+    """`batches_of`, in the name of the call."""
+    check_whole(call, "batch_size", batch_size)
+    if not hasattr(source, "dtype") and not isinstance(source, Iterable):
+        raise TypeError(f"{call} needs images or batches of them, got {describe(source)}.")
     held: list[Pixels] = []
     size, shape = 0, None
     for piece in [source] if hasattr(source, "dtype") else source:
-        piece = checked_images("batches_of", piece)  # type: ignore[arg-type]
+        piece = host_pixels(call, piece)
         shape = shape or piece.shape[1:]
         if piece.shape[1:] != shape:
             raise ValueError(
-                f"batches_of got images {shape} and then {piece.shape[1:]}. Resize all to one size "
+                f"{call} got images {shape} and then {piece.shape[1:]}. Resize all to one size "
                 "first, and record how."
             )
         while size + len(piece) >= batch_size:
@@ -187,7 +209,7 @@ def batches_of(source: ImageSource, batch_size: int) -> Iterator[Pixels]:
             held.append(piece)
             size += len(piece)
     if shape is None:
-        raise ValueError("batches_of got no images.")
+        raise ValueError(f"{call} got no images.")
     if held:
         yield _joined(held)
 

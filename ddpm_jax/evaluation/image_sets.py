@@ -21,8 +21,8 @@ import numpy.typing as npt
 from ddpm_jax.data.dataset import Fingerprint
 from ddpm_jax.data.folder import list_images
 from ddpm_jax.data.images import decode_image, list_errors, open_image, shown
-from ddpm_jax.evaluation.checks import checked_images
 from ddpm_jax.files import array_names, open_array, open_npz, read_exactly, user_path
+from ddpm_jax.forward.checks import check_text, check_whole, host_pixels
 
 Pixels = npt.NDArray[np.uint8]
 NPZ_NAMES = ("images", "samples", "arr_0")
@@ -56,8 +56,7 @@ class ImageSet:
 
         Raises ValueError, naming up to 20 files, if some are damaged.
         """
-        if batch_size < 1:
-            raise ValueError(f"ImageSet.batches needs batch_size ≥ 1, got {batch_size}.")
+        check_whole("ImageSet.batches", "batch_size", batch_size)
         return self.read(batch_size)
 
     def fingerprint(self) -> str:
@@ -86,8 +85,12 @@ def open_images(
     Raises FileNotFoundError for a missing path; TypeError or ValueError, naming the file and the
     remedy, for anything but such images.
     """
+    if resolution is not None:
+        check_whole("open_images", "resolution", resolution)
+    if name is not None:
+        check_text("open_images", "name", name)
     if not isinstance(source, str | os.PathLike):
-        pixels = checked_images("open_images", source)
+        pixels = host_pixels("open_images", source)
         return ImageSet("array", _four(pixels.shape), lambda n: _slices(pixels, n))
     path = user_path(source)
     if path.is_dir():

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp, xlogy
 
-from ddpm_jax.evaluation.checks import checked_features
+from ddpm_jax.evaluation.checks import checked_features, checked_probabilities
+from ddpm_jax.forward.checks import check_whole
 
 
 class InceptionScore(NamedTuple):
@@ -44,17 +45,11 @@ def inception_score(
     if (logits is None) == (probabilities is None):
         raise ValueError("inception_score needs either logits or probabilities, and not both.")
     if probabilities is not None:
-        p = checked_features("inception_score", "probabilities", probabilities).astype(np.float64)
-        if (p < 0).any() or np.abs(p.sum(axis=1) - 1).max() > 1e-3:
-            raise ValueError(
-                "inception_score needs rows that are ≥ 0 and sum to one, got values down to "
-                f"{p.min()} and sums in [{p.sum(axis=1).min()}, {p.sum(axis=1).max()}]. "
-                "Pass scores that are not probabilities as logits=."
-            )
+        p = checked_probabilities("inception_score", probabilities)
     else:
         x = checked_features("inception_score", "logits", logits).astype(np.float64)  # type: ignore
         p = np.exp(x - logsumexp(x, axis=1, keepdims=True))
-    if not 1 <= splits <= len(p):
+    if check_whole("inception_score", "splits", splits) > len(p):
         raise ValueError(
             f"inception_score needs 1 ≤ splits ≤ {len(p)}, the number of images, got {splits=}."
         )

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.evaluation.checks import checked_pair
+from ddpm_jax.forward.checks import check_whole
 
 _ROWS = 2048  # one block of kernel values takes 32 MB
 
@@ -83,11 +84,12 @@ def kernel_distance(
     and for no subsets. Source: Bińkowski et al. (2018).
     """
     a, b = checked_pair("kernel_distance", real, generated, 2)
-    if not 2 <= subset_size <= min(len(a), len(b)) or num_subsets < 1:
+    check_whole("kernel_distance", "num_subsets", num_subsets)
+    check_whole("kernel_distance", "seed", seed, least=0)
+    if check_whole("kernel_distance", "subset_size", subset_size, least=2) > min(len(a), len(b)):
         raise ValueError(
-            f"kernel_distance needs 2 ≤ subset_size ≤ {min(len(a), len(b))}, the smaller side, and "
-            f"num_subsets ≥ 1, got {subset_size=}, {num_subsets=}. Lower subset_size and say so: "
-            "the mean stays comparable, the scatter does not."
+            f"kernel_distance needs 2 ≤ subset_size ≤ {min(len(a), len(b))}, the smaller side, got "
+            f"{subset_size=}. Lower it and say so: the mean stays comparable, the scatter does not."
         )
     generator = np.random.default_rng(seed)
     values = np.empty(num_subsets)

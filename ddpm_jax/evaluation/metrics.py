@@ -21,7 +21,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.evaluation.checks import checked_images
+from ddpm_jax.evaluation.checks import checked_features
+from ddpm_jax.forward.checks import (
+    check_function,
+    check_kind,
+    check_number,
+    check_whole,
+    host_numbers,
+    host_pixels,
+    is_number,
+)
+from ddpm_jax.types import describe, host_array
 
 Float64 = npt.NDArray[np.float64]
 
@@ -38,24 +48,32 @@ class Moments(NamedTuple):
     count: int
 
 
+_SOURCE = "from moments(features)"
+
+
+def check_moments(call: str, name: str, value: Moments) -> None:
+    """Raises TypeError for anything but Moments, ValueError for shapes or values of none."""
+    check_kind(call, name, value, Moments, _SOURCE)
+    size = np.size(value.mean)
+    if np.shape(value.mean) != (size,) or np.shape(value.covariance) != (size, size):
+        raise ValueError(
+            f"{call} needs {name} with a mean [D] and a covariance [D, D], got "
+            f"{np.shape(value.mean)} and {np.shape(value.covariance)}."
+        )
+    if not (np.isfinite(value.mean).all() and np.isfinite(value.covariance).all()):
+        raise ValueError(f"{call} needs finite {name}, got NaN or infinity.")
+
+
 def moments(features: npt.ArrayLike) -> Moments:
     """Computes mean and covariance of features [N, D] in float64.
 
     Raises ValueError for another shape, for no features, and for values that are not finite.
     """
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2 or x.size == 0:
-        raise ValueError(
-            f"moments needs features [N, D] with N ≥ 1, got shape {x.shape}. "
-            "Flatten images with pixel_features(images)."
-        )
-    if not np.isfinite(x).all():
-        rows = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        raise ValueError(
-            f"moments needs finite features, got NaN or infinity in {rows.size} of {x.shape[0]} "
-            f"rows, first in row {rows[0]}. Find their cause: dropping them would make the score "
-            "look better than it is."
-        )
+    return _moments("moments", features)
+
+
+def _moments(caller: str, features: npt.ArrayLike) -> Moments:
+    x = checked_features(caller, "features", features).astype(np.float64)
     mean = x.mean(axis=0)
     centred = x - mean
     return Moments(mean, centred.T @ centred / max(x.shape[0] - 1, 1), x.shape[0])
@@ -70,9 +88,10 @@ def update_moments(running: Moments | None, features: npt.ArrayLike) -> Moments:
 
     Raises ValueError as `moments` does, and if the batch has another number of features.
     """
-    batch = moments(features)
+    batch = _moments("update_moments", features)
     if running is None:
         return batch
+    check_kind("update_moments", "running", running, Moments, _SOURCE)
     if batch.mean.shape != running.mean.shape:
         raise ValueError(
             f"update_moments has moments of {running.mean.size} features and got a batch of "
@@ -109,6 +128,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Returns a value ≥ 0. Raises ValueError if the numbers of features differ, and for fewer than two
     examples, which have no covariance. Sources: Dowson & Landau (1982); Heusel et al. (2017).
     """
+    for name, one in (("a", a), ("b", b)):
+        check_moments("frechet_distance", name, one)
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"frechet_distance needs moments of the same features, got {a.mean.size} and "
@@ -132,7 +153,7 @@ def pixel_features(images: npt.ArrayLike) -> Float64:
 
     Raises TypeError for anything but uint8, ValueError for another shape.
     """
-    pixels = checked_images("pixel_features", images)
+    pixels = host_pixels("pixel_features", images)
     return pixels.reshape(pixels.shape[0], -1) / 127.5 - 1.0
 
 
@@ -146,12 +167,11 @@ def fitted_gaussian_images(images: npt.ArrayLike, count: int, seed: int) -> npt.
     Raises TypeError for anything but uint8, ValueError for another shape, for fewer than two
     images, and for a count below one.
     """
-    pixels = checked_images("fitted_gaussian_images", images)
-    if pixels.shape[0] < 2 or count < 1:
-        raise ValueError(
-            f"fitted_gaussian_images needs at least two images and count ≥ 1, got "
-            f"{pixels.shape[0]} images and {count=}."
-        )
+    pixels = host_pixels("fitted_gaussian_images", images)
+    count = check_whole("fitted_gaussian_images", "count", count)
+    seed = check_whole("fitted_gaussian_images", "seed", seed, least=0)
+    if pixels.shape[0] < 2:
+        raise ValueError("fitted_gaussian_images needs at least two images, got one.")
     fitted = moments(pixels.reshape(pixels.shape[0], -1))
     axes, spread = _principal_axes(fitted.covariance)
     # The symmetric root is unique. The axes alone would do as well, but their signs depend on the
@@ -167,18 +187,40 @@ def rms_difference(
 ) -> float:
     """Computes √(mean (a - b)²) in float64 over all entries, or those where `where` is True.
 
-    The arrays and `where` are broadcast. Raises ValueError if `where` is False everywhere.
+    The arrays and `where` are broadcast. Raises TypeError for what is not real numbers, or a
+    `where` that is not bools; ValueError for shapes that do not broadcast, and if there is nothing
+    to compare.
     """
-    squares = np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64))
-    if where is None:
-        return float(np.sqrt(squares.mean()))
-    chosen = np.broadcast_to(where, squares.shape)
-    if not chosen.any():
+    call = "rms_difference"
+    x, y = host_numbers(call, "a", a), host_numbers(call, "b", b)
+    try:
+        squares = np.square(x.astype(np.float64) - y.astype(np.float64))
+    except ValueError:
         raise ValueError(
-            "rms_difference has nothing to compare: `where` is False everywhere. Select at least "
-            "one entry."
+            f"{call} needs a and b of shapes that broadcast, got {x.shape} and {y.shape}."
+        ) from None
+    return _root_mean(call, squares, where)
+
+
+def _root_mean(call: str, squares: Float64, where: npt.NDArray[np.bool_] | None) -> float:
+    """√(mean of squares), over the entries where `where` is True."""
+    if where is not None:
+        mask = host_array(call, "where", where)
+        if mask.dtype != bool:
+            raise TypeError(f"{call} needs where, an array of bools, got {describe(where)}.")
+        try:
+            squares = squares[np.broadcast_to(mask, squares.shape)]
+        except ValueError:
+            raise ValueError(
+                f"{call} needs where of a shape that broadcasts to {squares.shape}, got "
+                f"{mask.shape}."
+            ) from None
+    if not squares.size:
+        raise ValueError(
+            f"{call} has nothing to compare: `where` is False everywhere, or there are no values. "
+            "Select at least one entry."
         )
-    return float(np.sqrt(squares[chosen].mean()))
+    return float(np.sqrt(squares.mean()))
 
 
 def rms_pairwise(images: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = None) -> float:
@@ -186,10 +228,16 @@ def rms_pairwise(images: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = No
 
     √(2 Σ_k (x_k - x̄)²/(K-1)), with the mean over groups and entries taken inside the root. For
     draws from one distribution it estimates the RMS difference of two new draws, for any K. `where`
-    [..., H, W, C] broadcasts to the images without their axis K.
+    [..., H, W, C] broadcasts to the images without their axis K. Raises as `rms_difference` does,
+    and ValueError for groups of fewer than two images.
     """
-    variance = np.asarray(images, np.float64).var(axis=-4, ddof=1)
-    return rms_difference(np.sqrt(2.0 * variance), 0.0, where)
+    groups = host_numbers("rms_pairwise", "images", images)
+    if groups.ndim < 4 or groups.shape[-4] < 2:
+        raise ValueError(
+            f"rms_pairwise needs images [..., K, H, W, C] with K ≥ 2, got shape {groups.shape}."
+        )
+    variance = groups.astype(np.float64).var(axis=-4, ddof=1)
+    return _root_mean("rms_pairwise", 2.0 * variance, where)
 
 
 class Interval(NamedTuple):
@@ -217,16 +265,22 @@ def bootstrap_interval(
 
     Raises ValueError for an empty array, fewer than two repeats, or a level outside (0, 1).
     """
-    samples = [np.asarray(array) for array in arrays]
+    call = "bootstrap_interval"
+    check_function(call, "statistic", statistic, "of the arrays, to a number")
+    if not isinstance(arrays, Sequence) or isinstance(arrays, str):
+        raise TypeError(f"{call} needs arrays, a list of arrays, got {describe(arrays)}.")
+    samples = [host_array(call, "arrays", array) for array in arrays]
     if not samples or any(s.ndim == 0 or s.shape[0] == 0 for s in samples):
         shapes = [s.shape for s in samples]
-        raise ValueError(f"bootstrap_interval needs arrays of at least one example, got {shapes=}.")
-    if repeats < 2 or not 0 < level < 1:
-        raise ValueError(
-            f"bootstrap_interval needs repeats ≥ 2 and 0 < level < 1, got {repeats=}, {level=}."
-        )
-    generator = np.random.default_rng(seed)
-    estimate = float(statistic(*samples))
+        raise ValueError(f"{call} needs arrays of at least one example, got {shapes=}.")
+    repeats = check_whole(call, "repeats", repeats, least=2)
+    if not 0 < check_number(call, "level", level) < 1:
+        raise ValueError(f"{call} needs 0 < level < 1, got {level=}.")
+    generator = np.random.default_rng(check_whole(call, "seed", seed, least=0))
+    found = statistic(*samples)
+    if not is_number(found) and (np.shape(found) or not hasattr(found, "dtype")):
+        raise TypeError(f"{call} needs a statistic that is a number, got {describe(found)}.")
+    estimate = float(found)
     values = np.empty(repeats)
     for i in range(repeats):
         drawn = (s[generator.integers(s.shape[0], size=s.shape[0])] for s in samples)

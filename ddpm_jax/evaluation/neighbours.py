@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.evaluation.checks import checked_images
+from ddpm_jax.forward.checks import check_whole, host_pixels
 
 # One block of distances takes 32 MB, and the images of a block 100 MB at 32×32×3, in float64.
 _SAMPLES_AT_ONCE = 1024
@@ -33,14 +33,14 @@ def nearest_neighbours(samples: npt.ArrayLike, train: npt.ArrayLike, k: int = 1)
 
     Raises TypeError for anything but uint8, ValueError if shapes differ or k is not in 1..M.
     """
-    a = checked_images("nearest_neighbours", samples)
-    b = checked_images("nearest_neighbours", train)
+    a = host_pixels("nearest_neighbours", samples)
+    b = host_pixels("nearest_neighbours", train)
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(
             f"nearest_neighbours needs images of one shape, got samples {a.shape[1:]} and train "
             f"{b.shape[1:]}. Bring both to one size first, and record how."
         )
-    if not 1 <= k <= b.shape[0]:
+    if check_whole("nearest_neighbours", "k", k) > b.shape[0]:
         raise ValueError(
             f"nearest_neighbours needs 1 ≤ k ≤ {b.shape[0]}, the size of train, got {k=}."
         )

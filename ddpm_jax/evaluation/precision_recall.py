@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.evaluation.checks import checked_pair
+from ddpm_jax.forward.checks import check_whole
 
 # In float64 a block of distances takes 32 MB; its rows and columns of 2048 features take 16 and 64
 # MB.
@@ -91,8 +92,7 @@ def density_coverage(
 def _centred(
     caller: str, real: npt.ArrayLike, generated: npt.ArrayLike, k: int
 ) -> tuple[npt.NDArray, npt.NDArray]:
-    if k < 1:
-        raise ValueError(f"{caller} needs k ≥ 1, got {k=}.")
+    k = check_whole(caller, "k", k)
     a, b = checked_pair(caller, real, generated, k + 1)
     # Centring leaves distances unchanged; far from the origin ‖x‖² - 2xᵀy + ‖y‖² would lose digits.
     centre = a.mean(axis=0, dtype=np.float64)

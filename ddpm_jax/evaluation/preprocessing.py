@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.evaluation.inception_v3 import IMAGE_SIZE
-from ddpm_jax.types import Array
+from ddpm_jax.forward.checks import check_whole
+from ddpm_jax.types import Array, as_array, describe
 
 
 def _interpolate(x: Array, positions: np.ndarray, axis: int) -> Array:
@@ -34,12 +35,24 @@ def _interpolate(x: Array, positions: np.ndarray, axis: int) -> Array:
     return first + (second - first) * fraction
 
 
+def _checked(call: str, images: Array, height: int, width: int) -> Array:
+    """The images as float32; TypeError or ValueError for other images and sizes."""
+    x = as_array(call, "images", images)
+    if x.ndim != 4 or not x.size or not jnp.isdtype(x.dtype, ("integral", "real floating")):
+        raise ValueError(
+            f"{call} needs real images [B, H, W, C] with no axis empty, got {describe(images)}."
+        )
+    for name, size in (("height", height), ("width", width)):
+        check_whole(call, name, size)
+    return x.astype(jnp.float32)
+
+
 def resize_tf1(images: Array, height: int, width: int) -> Array:
     """Resizes images [B, H, W, C] to float32 [B, height, width, C] as TensorFlow 1 does.
 
     p = i m/n in float32, with align_corners and half_pixel_centers False; columns first, then rows.
     """
-    x = images.astype(jnp.float32)
+    x = _checked("resize_tf1", images, height, width)
     for axis, size in ((2, width), (1, height)):
         scale = np.float32(x.shape[axis]) / np.float32(size)
         x = _interpolate(x, np.arange(size, dtype=np.float32) * scale, axis)
@@ -51,7 +64,7 @@ def resize_pytorch(images: Array, height: int, width: int) -> Array:
 
     p = max((i + ½) m/n - ½, 0) in float32, which is align_corners False without antialias.
     """
-    x = images.astype(jnp.float32)
+    x = _checked("resize_pytorch", images, height, width)
     for axis, size in ((2, width), (1, height)):
         scale = np.float32(x.shape[axis]) / np.float32(size)
         centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
@@ -71,7 +84,13 @@ class Preprocessing:
 
     def __call__(self, pixels: Array) -> Array:
         """Maps uint8 pixels [B, H, W, 1 or 3] to float32 [B, size, size, 3]."""
-        x = self.resize(pixels, self.size, self.size)
+        x = as_array("Preprocessing", "pixels", pixels)
+        if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size or x.dtype != jnp.uint8:
+            raise ValueError(
+                "Preprocessing needs uint8 pixels [B, H, W, C], C 1 or 3, with no axis empty, got "
+                f"{describe(pixels)}."
+            )
+        x = self.resize(x, self.size, self.size)
         x = (x - self.offset) / self.divisor
         # Grey is repeated last, which resizes a third as much.
         return jnp.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.evaluation.metrics import Moments
+from ddpm_jax.evaluation.metrics import Moments, check_moments
 from ddpm_jax.files import (
     array_names,
     open_npz,
@@ -28,6 +28,8 @@ from ddpm_jax.files import (
     write_atomically,
     write_json,
 )
+from ddpm_jax.forward.checks import check_flag, check_function, check_kind, check_whole
+from ddpm_jax.types import describe
 
 VERSION = 1
 """Increased when equal inputs would give other moments, so that old entries are recomputed."""
@@ -57,6 +59,17 @@ class StatisticsKey:
     output: str
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        for name, kind in _TYPES.items():
+            if type(value := getattr(self, name)) is not kind:
+                raise TypeError(
+                    f"StatisticsKey needs {name}, {kind.__name__}, got {describe(value)}."
+                )
+        if min(self.count, self.version) < 1:
+            raise ValueError(
+                f"StatisticsKey needs count ≥ 1 and version ≥ 1, got {self.count}, {self.version}."
+            )
+
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the attributes."""
@@ -70,6 +83,8 @@ def save_statistics(path: str | os.PathLike[str], moments: Moments, key: Statist
     Raises ValueError for another ending, or if the moments' count is not the key's.
     """
     file = _checked_path("save_statistics", path)
+    check_moments("save_statistics", "moments", moments)
+    check_kind("save_statistics", "key", key, StatisticsKey, "evaluation.StatisticsKey")
     if moments.count != key.count:
         raise ValueError(
             f"save_statistics got moments of {moments.count} images and a key that says "
@@ -93,6 +108,8 @@ def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = No
     differs, for a damaged entry or another key.
     """
     file = _checked_path("load_statistics", path)
+    if key is not None:
+        check_kind("load_statistics", "key", key, StatisticsKey, "evaluation.StatisticsKey")
     if not file.is_file():
         raise FileNotFoundError(f"load_statistics got {file}, which is no file.")
     described = file.with_suffix(".json")
@@ -104,8 +121,6 @@ def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = No
     try:
         about = read_json_object(described)
         found = StatisticsKey(**about["key"])
-        if any(type(value) is not _TYPES[name] for name, value in about["key"].items()):
-            raise ValueError(f"its key {about['key']} has values of other types")
         if about["fingerprint"] != found.fingerprint:
             raise ValueError("its fingerprint is not that of its key")
         with open(file, "rb") as opened:
@@ -133,13 +148,17 @@ def cached_statistics(
     Warns if a damaged entry is recomputed, and if the folder cannot be written. Raises what
     `compute` raises.
     """
-    path = user_path(folder) / f"{key.output}-{key.fingerprint[:24]}.npz"
+    call = "cached_statistics"
+    check_kind(call, "key", key, StatisticsKey, "evaluation.StatisticsKey")
+    check_function(call, "compute", compute, "() -> Moments")
+    path = user_path(folder, call) / f"{key.output}-{key.fingerprint[:24]}.npz"
     if path.is_file():
         try:
             return load_statistics(path, key)
         except (ValueError, OSError) as error:
             warnings.warn(f"{error} The statistics are computed anew.", stacklevel=2)
     moments = compute()
+    check_moments(call, "moments from compute()", moments)
     try:
         save_statistics(path, moments, key)
     except OSError as error:
@@ -160,6 +179,9 @@ def read_reference_statistics(
     arrays.
     """
     file = _checked_path("read_reference_statistics", path)
+    check_flag("read_reference_statistics", "spatial", spatial)
+    if count is not None:
+        check_whole("read_reference_statistics", "count", count)
     if not file.is_file():
         raise FileNotFoundError(f"read_reference_statistics got {file}, which is no file.")
     names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
@@ -207,7 +229,7 @@ def _whole(count: np.ndarray) -> int:
 
 
 def _checked_path(caller: str, path: str | os.PathLike[str]) -> Path:
-    file = user_path(path)
+    file = user_path(path, caller)
     if file.suffix != ".npz":
         raise ValueError(f"{caller} needs a path that ends in .npz, got {file}.")
     return file

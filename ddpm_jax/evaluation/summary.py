@@ -7,14 +7,15 @@ KID, precision and recall, and the Inception Score need the features themselves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.evaluation.features import FeatureExtractor, ImageSource, batches_of
+from ddpm_jax.evaluation.features import FeatureExtractor, ImageSource, cut_batches
 from ddpm_jax.evaluation.metrics import Moments, update_moments
+from ddpm_jax.forward.checks import check_function, host_numbers
 
 FeatureFn = FeatureExtractor | Callable[[npt.NDArray[np.uint8]], Any]
 """A FeatureExtractor, or any function of images [n, H, W, C] that returns [n, D] or several by
@@ -57,15 +58,27 @@ def summarize_features(
     Raises ValueError for names that feature_fn does not have, and for features that are not finite;
     TypeError or ValueError for invalid images.
     """
+    return _summarize(
+        "summarize_features", source, feature_fn, moments, keep, batch_size, on_progress
+    )
+
+
+def _summarize(call, source, feature_fn, moments, keep, batch_size, on_progress):
+    check_function(call, "feature_fn", feature_fn, "of images [n, H, W, C] to features [n, D]")
+    if on_progress is not None:
+        check_function(call, "on_progress", on_progress, "of the number of images processed")
+    for names in (moments, keep):
+        if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
+            raise TypeError(f"{call} needs the names of features in a list, got {names!r}.")
     blocks: dict[str, list[npt.NDArray]] = {}
     merged: dict[str, Moments | None] = {}
     kept: dict[str, list[npt.NDArray]] = {name: [] for name in keep}
     count = held = 0
-    for features in _stream(source, feature_fn, batch_size):
+    for features in _stream(call, source, feature_fn, batch_size):
         unknown = (set(keep) | set(moments or ())) - set(features)
         if unknown:
             raise ValueError(
-                f"summarize_features has the features {sorted(features)}, but got the names "
+                f"{call} has the features {sorted(features)}, but got the names "
                 f"{sorted(unknown)}. Name them among the outputs of the feature function."
             )
         number = len(next(iter(features.values())))
@@ -98,25 +111,24 @@ def moments_of(
 
     The moments that `summarize_features` returns.
     """
-    found = summarize_features(source, feature_fn, batch_size=batch_size, on_progress=on_progress)
-    return found.moments
+    return _summarize("moments_of", source, feature_fn, None, (), batch_size, on_progress).moments
 
 
 def _stream(
-    source: ImageSource, feature_fn: FeatureFn, batch_size: int
+    call: str, source: ImageSource, feature_fn: FeatureFn, batch_size: int
 ) -> Iterator[Mapping[str, npt.NDArray]]:
     if isinstance(feature_fn, FeatureExtractor):
         yield from feature_fn.stream(source)
         return
-    for batch in batches_of(source, batch_size):
+    for batch in cut_batches(call, source, batch_size):
         found = feature_fn(batch)
         named = found if isinstance(found, Mapping) else {"features": found}
-        arrays = {name: np.asarray(values) for name, values in named.items()}
+        arrays = {name: host_numbers(call, name, values) for name, values in named.items()}
         for name, values in arrays.items():
             if values.ndim != 2 or len(values) != len(batch):
                 raise ValueError(
-                    f"the feature function gave {name} {values.shape} for {len(batch)} images. "
-                    "Features are [n, D], one row per image."
+                    f"{call}: the feature function gave {name} {values.shape} for {len(batch)} "
+                    "images. Features are [n, D], one row per image."
                 )
         yield arrays
 

@@ -19,6 +19,20 @@ from ddpm_jax.types import Array, describe, host_array
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
+def check_kind(call: str, name: str, value: Any, kind: type, source: str) -> None:
+    """Raises TypeError unless the value is of this class; `source` says what makes one."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{call} needs {name}, a {kind.__name__} ({source}), got {describe(value)}."
+        )
+
+
+def check_text(call: str, name: str, value: Any) -> None:
+    """Raises TypeError unless the value is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{call} needs {name}, a string, got {describe(value)}.")
+
+
 def is_number(value: Any) -> bool:
     """Whether this is a real number of the host: no bool, no array, no traced value."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -58,16 +72,53 @@ def host_table(call: str, name: str, values: Any, *, integer: bool = False) -> n
     Raises TypeError for traced values and for values that are not real numbers, and ValueError for
     a table that is empty or not one-dimensional.
     """
-    try:
-        table = host_array(call, name, values)
-    except ValueError:  # a ragged list
-        table = np.asarray(None)
+    table = _array_of(call, name, values)
     if table.ndim != 1 or table.size == 0:
         raise ValueError(f"{call} needs {name}, a table of shape [T], got shape {table.shape}.")
     if table.dtype.kind not in ("iu" if integer else "fiu") and table.dtype != jnp.bfloat16:
         kind = "integers" if integer else "real numbers"
         raise TypeError(f"{call} needs {name}, a table [T] of {kind}, got {describe(values)}.")
     return table if integer else table.astype(np.float64)
+
+
+def host_numbers(call: str, name: str, values: Any) -> np.ndarray:
+    """Real numbers of any shape as a NumPy array of their own dtype, without a copy if it is one.
+
+    Raises TypeError for traced values and for values that are not real numbers.
+    """
+    array = _array_of(call, name, values)
+    if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16:
+        raise TypeError(f"{call} needs {name}, an array of real numbers, got {describe(values)}.")
+    return array
+
+
+def host_pixels(call: str, images: Any, axes: str = "NHWC") -> np.ndarray:
+    """Images as a uint8 NumPy array with these axes, none of them empty.
+
+    Raises TypeError for traced values and any other dtype, since what is made of floats would
+    depend on their range and rounding; ValueError for another shape.
+    """
+    pixels = _array_of(call, "images", images)
+    if pixels.dtype != np.uint8:
+        raise TypeError(
+            f"{call} needs uint8 images, got dtype {pixels.dtype}. "
+            "Map model values in [-1, 1] to pixels first: ddpm_jax.forward.pixels.to_pixels(x)."
+        )
+    if pixels.ndim != len(axes) or pixels.size == 0:
+        raise ValueError(
+            f"{call} needs images [{', '.join(axes)}] with no axis empty, got shape "
+            f"{pixels.shape}. One image is images[None], and greyscale has a last axis of one: "
+            "images[..., None]."
+        )
+    return pixels
+
+
+def _array_of(call: str, name: str, values: Any) -> np.ndarray:
+    """The values as a NumPy array; that of no number for a ragged list."""
+    try:
+        return host_array(call, name, values)
+    except ValueError:
+        return np.asarray(None)
 
 
 def real_table(call: str, name: str, values: Any) -> Any:

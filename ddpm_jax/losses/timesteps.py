@@ -38,7 +38,7 @@ def uniform_timesteps(keys: Key, num_timesteps: int) -> Array:
     """
     check_keys("uniform_timesteps", keys)
     num_timesteps = check_whole("uniform_timesteps", "num_timesteps", num_timesteps)
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(keys)
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps, jnp.int32))(keys)
 
 
 def stratified_timesteps(keys: Key, index: ArrayLike, batch_size: int, num_timesteps: int) -> Array:

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 
 from ddpm_jax.devices import processes
 from ddpm_jax.files import user_path
+from ddpm_jax.forward.checks import check_flag, check_whole
 from ddpm_jax.training.manifest import (
     DamagedCheckpointError,
     check_tree,
@@ -61,12 +62,11 @@ class Checkpoints:
     def __init__(
         self, folder: str | Path, *, keep: int = 3, keep_every: int = 0, writable: bool = True
     ):
-        if keep < 1 or keep_every < 0:
-            raise ValueError(
-                f"Checkpoints needs keep >= 1 and keep_every >= 0, got {keep=}, {keep_every=}: a "
-                "run resumes from the newest."
-            )
-        self.folder = user_path(folder).absolute()
+        call = "Checkpoints"
+        check_whole(call, "keep", keep, remedy="A run resumes from the newest.")
+        check_whole(call, "keep_every", keep_every, least=0)
+        check_flag(call, "writable", writable)
+        self.folder = user_path(folder, call).absolute()
         self.keep = keep
         self.keep_every = keep_every
         self._place = OrbaxFolder(self.folder)

@@ -16,7 +16,7 @@ Of the 16 bytes per parameter (float32: parameter, average, two moments) each of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE
+from ddpm_jax.forward.checks import check_kind, check_whole
 from ddpm_jax.training.collectives import Collectives, Gradients
-from ddpm_jax.training.state import TrainState
-from ddpm_jax.types import Array, Key, PyTree
+from ddpm_jax.training.state import TrainState, check_tree
+from ddpm_jax.types import Array, Key, PyTree, describe
 
 DATA, FSDP = AXES
 SMALLEST = 2**14
 """Smaller arrays stay whole: gathering them costs more latency than 64 KiB is worth."""
+
+
+def is_size(value: Any) -> bool:
+    """Whether this is the size of an axis."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
 
 
 def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
@@ -40,6 +46,10 @@ def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     It is split along its longest axis that divides evenly (the last of several), or not at all if
     the array is small or no axis divides.
     """
+    call = "parameter_spec"
+    shards = check_whole(call, "shards", shards)
+    if not isinstance(shape, Sequence) or not all(is_size(size) for size in shape):
+        raise TypeError(f"{call} needs the shape of an array, got {describe(shape)}.")
     divisible = [(size, axis) for axis, size in enumerate(shape) if size % shards == 0]
     if shards == 1 or not divisible or np.prod(shape) < SMALLEST:
         return PartitionSpec()
@@ -73,6 +83,9 @@ class FullySharded:
     """The layout of a training step on a mesh [data, fsdp]; see the module's docstring."""
 
     mesh: Mesh
+
+    def __post_init__(self) -> None:
+        check_kind("FullySharded", "mesh", self.mesh, Mesh, "devices.mesh.make_mesh")
 
     @property
     def shards(self) -> int:
@@ -152,6 +165,9 @@ def bytes_per_step(
     `params` is a tree of arrays or shapes. Not counted: the second gather in the backward pass of a
     rematerialised network.
     """
+    check_tree("bytes_per_step", "params", params)
+    for name, value in (("data", data), ("shards", shards), ("microbatches", microbatches)):
+        check_whole("bytes_per_step", name, value)
     split = kept = 0
     for leaf in jax.tree.leaves(params):
         size = int(np.prod(leaf.shape)) * leaf.dtype.itemsize

@@ -16,7 +16,9 @@ import jax
 import numpy as np
 
 from ddpm_jax.devices.processes import Agreed
+from ddpm_jax.forward.checks import check_function, check_kind, check_whole
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.types import describe
 
 Metrics = Mapping[str, np.ndarray]
 
@@ -151,6 +153,20 @@ def train_loop(
         max_bad_steps: the number of successive bad steps, not finite or a spike, that raises
             NonFiniteError.
     """
+    call = "train_loop"
+    check_kind(call, "state", state, TrainState, "training.init_state")
+    check_function(call, "run_chunk", run_chunk, "(state, first_step, count) -> (state, metrics)")
+    check_function(call, "on_metrics", on_metrics, "(first_step, metrics)")
+    check_function(call, "should_stop", should_stop, "() -> bool")
+    check_whole(call, "num_steps", num_steps, least=0)
+    check_whole(call, "max_chunk", max_chunk)
+    check_whole(call, "max_bad_steps", max_bad_steps)
+    if isinstance(hooks, Hook) or not isinstance(hooks, Sequence):
+        raise TypeError(f"{call} needs hooks, a list of Hook, got {describe(hooks)}.")
+    for hook in hooks:
+        check_kind(call, "hooks", hook, Hook, "training.Hook(every, call)")
+        check_whole(call, "every of a hook", hook.every, least=0)
+        check_function(call, "call of a hook", hook.call, "(state, step)")
     step = int(state.step)
     bad_steps, recent = 0, []
     pending: tuple[int, int, Any] | None = None

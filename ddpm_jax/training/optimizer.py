@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import jax
-import numpy as np
 import optax
 
+from ddpm_jax.forward.checks import check_number, check_whole
 from ddpm_jax.types import PyTree
 
 Decay = Literal["constant", "cosine"]
@@ -20,11 +21,13 @@ def learning_rate_schedule(
 
     Raises ValueError for values no run could use.
     """
-    if not (peak > 0 and warmup_steps >= 0):
+    call = "learning_rate_schedule"
+    check_number(call, "peak", peak)
+    check_whole(call, "warmup_steps", warmup_steps, least=0)
+    check_whole(call, "num_steps", num_steps)
+    if not 0 < peak < math.inf:
         raise ValueError(
-            f"learning_rate_schedule needs peak > 0 and warmup_steps >= 0, got {peak=}, "
-            f"{warmup_steps=}. "
-            "Ho et al. (2020) use 2e-4 and 5000 on CIFAR-10."
+            f"{call} needs a peak > 0, got {peak}. Ho et al. (2020) use 2e-4 on CIFAR-10."
         )
     if decay == "constant":
         if warmup_steps == 0:
@@ -55,18 +58,26 @@ def make_optimizer(
     `decays` picks (Loshchilov, Hutter 2019, in the form of PyTorch and Optax). The optimiser's
     state does not depend on λ.
 
-    Raises ValueError for values no run could use.
+    Raises TypeError for what is not a number, ValueError for values no run could use.
     """
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"make_optimizer needs clip_norm > 0 or None, got {clip_norm}.")
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+    call = "make_optimizer"
+    above_0 = {"eps": eps}
+    if clip_norm is not None:
+        above_0["clip_norm"] = clip_norm
+    if not callable(learning_rate):
+        above_0["learning_rate"] = learning_rate
+    for name, value in above_0.items():
+        if not check_number(call, name, value) > 0:
+            raise ValueError(f"{call} needs {name} > 0, got {value}.")
+    for name, value in (("b1", b1), ("b2", b2)):
+        if not 0 <= check_number(call, name, value) < 1:
+            raise ValueError(
+                f"{call} needs 0 <= {name} < 1 (--optimizer.betas), got {value}. Adam's own are "
+                "0.9 and 0.999."
+            )
+    if not 0 <= check_number(call, "weight_decay", weight_decay) < math.inf:
         raise ValueError(
-            f"make_optimizer needs b1 and b2 in [0, 1) (--optimizer.betas), got {b1} and {b2}. "
-            "Adam's own are 0.9 and 0.999."
-        )
-    if not 0 <= weight_decay < np.inf:
-        raise ValueError(
-            "make_optimizer needs a finite weight_decay >= 0 (--optimizer.weight-decay), got "
+            f"{call} needs a finite weight_decay >= 0 (--optimizer.weight-decay), got "
             f"{weight_decay}."
         )
     adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)

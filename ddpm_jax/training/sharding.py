@@ -23,7 +23,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.devices import mesh as meshes
-from ddpm_jax.devices.mesh import AXES, WHOLE
+from ddpm_jax.devices.mesh import AXES, WHOLE, check_devices
+from ddpm_jax.forward.checks import check_function, check_whole
 from ddpm_jax.training.fsdp import FullySharded, state_specs
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
@@ -45,6 +46,9 @@ def make_chunk(train_step: TrainStep, fetch: Fetch) -> RunChunk:
     Every leaf of `batches` is [K, b, ...]; the first `count` of the K are used. Traceable; not
     jitted.
     """
+
+    check_function("make_chunk", "train_step", train_step, "(state, batch) -> (state, metrics)")
+    check_function("make_chunk", "fetch", fetch, "(dataset, batch) -> batch")
 
     def chunk(state, dataset, batches, count, axis_name=None, layout=None):
         length = jax.tree.leaves(batches)[0].shape[0]
@@ -95,13 +99,15 @@ class DataParallel:
                 "DataParallel knows the backends 'jit', 'pmap' and 'shard_map', got "
                 f"{self.backend!r}."
             )
-        if not self.devices or (self.backend == "jit" and len(self.devices) != 1):
+        check_devices("DataParallel", self.devices)
+        check_whole("DataParallel", "parameter_shards", self.parameter_shards)
+        if self.backend == "jit" and len(self.devices) != 1:
             raise ValueError(
                 f"DataParallel with backend {self.backend!r} got {len(self.devices)} devices. "
                 "'jit' runs on one; 'pmap' and 'shard_map' run on one or more."
             )
         shards = self.parameter_shards
-        if shards < 1 or len(self.devices) % shards:
+        if len(self.devices) % shards:
             raise ValueError(
                 f"{len(self.devices)} devices do not form groups of {shards} over which parameters "
                 "could be split. Choose a divisor of their number (--devices.parameter-shards)."
@@ -245,6 +251,16 @@ def choose_devices(
 
     `count` is the number of devices per process. Raises ValueError if there are fewer.
     """
+    call = "choose_devices"
+    if backend not in ("auto", "jit", "pmap", "shard_map"):
+        raise ValueError(
+            f"{call} knows the backends 'auto', 'jit', 'pmap' and 'shard_map', got {backend!r}."
+        )
+    if count is not None:
+        check_whole(call, "count", count, remedy="--devices.count sets it.")
+    check_whole(call, "parameter_shards", parameter_shards)
+    if available is not None:
+        available = check_devices(call, available)
     if available is None:
         try:
             available = jax.local_devices()
@@ -253,11 +269,11 @@ def choose_devices(
                 f"JAX found no device to run on ({error}). Install the extra for your device "
                 "([cuda13], [cuda12], [tpu]), or unset JAX_PLATFORMS to use the CPU."
             ) from error
-    if count is not None and not 1 <= count <= len(available):
+    if count is not None and count > len(available):
         raise ValueError(
             f"the number of devices must be in 1..{len(available)}, the number of "
             f"{available[0].platform} devices here; got {count}. "
-            f"JAX_NUM_CPU_DEVICES={max(count, 1)} simulates that many on a CPU."
+            f"JAX_NUM_CPU_DEVICES={count} simulates that many on a CPU."
         )
     devices = tuple(available[:count] if jax.process_count() == 1 else meshes.all_devices(count))
     if backend == "auto":

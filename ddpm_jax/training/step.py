@@ -10,11 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.forward.checks import check_flag, check_function, check_number, check_whole
 from ddpm_jax.keys import example_keys
 from ddpm_jax.training.collectives import AxisNames, Collectives, replicated
 from ddpm_jax.training.fsdp import FullySharded
 from ddpm_jax.training.spikes import is_spike, watch_loss
-from ddpm_jax.training.state import TrainState, ema_decay_at, update_ema
+from ddpm_jax.training.state import (
+    TrainState,
+    check_decay,
+    check_optimizer,
+    ema_decay_at,
+    update_ema,
+)
 from ddpm_jax.types import Array, Key, PyTree
 
 Batch = Mapping[str, Any]
@@ -79,17 +86,18 @@ def make_train_step(
 
     Raises ValueError for an ema_decay, num_microbatches or spike_factor that no run could use.
     """
-    if not 0.0 <= ema_decay < 1.0:
-        raise ValueError(
-            f"make_train_step needs 0 <= ema_decay < 1 (--optimizer.ema-decay), got {ema_decay}. "
-            "At 1 the average would never move."
-        )
-    if num_microbatches < 1:
-        raise ValueError(
-            "make_train_step needs num_microbatches >= 1 (--devices.microbatches), got "
-            f"{num_microbatches}."
-        )
-    if spike_factor is not None and not spike_factor > 1.0:
+    call = "make_train_step"
+    check_function(call, "loss_fn", loss_fn, "(params, batch, keys [b]) -> losses [b]")
+    check_optimizer(call, optimizer)
+    check_decay(call, ema_decay)
+    check_flag(call, "ema_warmup", ema_warmup)
+    if update_loss_state is not None:
+        signature = "(loss_state, seen) -> loss_state"
+        check_function(call, "update_loss_state", update_loss_state, signature)
+    check_whole(
+        call, "num_microbatches", num_microbatches, remedy="--devices.microbatches sets it."
+    )
+    if spike_factor is not None and not check_number(call, "spike_factor", spike_factor) > 1.0:
         raise ValueError(
             "make_train_step needs spike_factor > 1 or None (--optimizer.spike-factor), got "
             f"{spike_factor}: at 1 every other step would be a spike."

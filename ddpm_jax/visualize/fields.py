@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
+from ddpm_jax.forward.checks import check_number, check_text, check_whole, host_numbers
+from ddpm_jax.types import describe
+from ddpm_jax.visualize.files import (
+    DPI,
+    INK,
+    PathLike,
+    checked_numbers,
+    checked_path,
+    write_figure,
+)
 from ddpm_jax.visualize.plots import _COLOURS as COLOURS
 from ddpm_jax.visualize.plots import label_logarithms
 
@@ -128,11 +137,24 @@ def save_panels(
     from matplotlib.figure import Figure
 
     target = checked_path("save_panels", path, ".png")
-    if not panels or (columns is not None and columns < 1):
-        raise ValueError(
-            f"save_panels needs at least one panel and one column, got {len(panels)} panels, "
-            f"{columns=}."
-        )
+    if not isinstance(panels, Sequence) or not all(isinstance(p, Panel) for p in panels):
+        raise TypeError(f"save_panels needs panels, a list of Panel, got {describe(panels)}.")
+    if not panels:
+        raise ValueError("save_panels needs at least one panel, got none.")
+    if columns is not None:
+        check_whole("save_panels", "columns", columns)
+    if title is not None:
+        check_text("save_panels", "title", title)
+    checked_numbers("save_panels", "size", size, 2)
+    if min(size) <= 0:
+        raise ValueError(f"save_panels needs a size above 0, got {size}.")
+    for panel in panels:
+        layers = panel.layers
+        if not isinstance(layers, Sequence) or not all(type(one) in _DRAWERS for one in layers):
+            raise TypeError(
+                f"save_panels needs layers of Heatmap, Arrows, Points or Line in {panel.title!r}, "
+                f"got {describe(layers)}."
+            )
     across = min(columns or len(panels), len(panels))
     down = math.ceil(len(panels) / across)
     height = size[1] * down + (0.4 if title else 0.0)
@@ -191,7 +213,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def _heatmap(axes: Axes, panel: Panel, layer: Heatmap) -> None:
-    values = np.asarray(layer.values, np.float64)
+    values = _values(panel, "values of a heat map", layer.values)
+    checked_numbers("save_panels", "extent", layer.extent, 4)
+    if layer.limits is not None:
+        checked_numbers("save_panels", "limits", layer.limits, 2)
     if values.ndim != 2 or not values.size:
         raise ValueError(
             f"save_panels needs a heat map [H, W], got shape {values.shape} in {panel.title!r}."
@@ -236,6 +261,8 @@ def _arrows(axes: Axes, panel: Panel, layer: Arrows) -> None:
 
 def _points(axes: Axes, panel: Panel, layer: Points) -> None:
     points = _pairs(panel, layer.points)
+    _check_size(panel, "size", layer.size)
+    _check_size(panel, "alpha", layer.alpha, 1.0)
     _check_logarithms(panel, *points.T)
     axes.scatter(
         *points.T,
@@ -249,7 +276,8 @@ def _points(axes: Axes, panel: Panel, layer: Points) -> None:
 
 
 def _line(axes: Axes, panel: Panel, layer: Line) -> None:
-    x, y = (np.asarray(values, np.float64) for values in (layer.x, layer.y))
+    x, y = _values(panel, "x", layer.x), _values(panel, "y", layer.y)
+    _check_size(panel, "width", layer.width)
     if x.ndim != 1 or x.shape != y.shape or not x.size:
         raise ValueError(
             f"save_panels needs x [N] and y [N] with N ≥ 1 for a line, got {x.shape} and {y.shape} "
@@ -261,15 +289,33 @@ def _line(axes: Axes, panel: Panel, layer: Line) -> None:
         x, y, label=layer.label, linestyle=layer.style, marker=layer.marker, markersize=4, **style
     )
     if layer.band is not None:
-        low, high = (np.asarray(values, np.float64) for values in layer.band)
+        if not isinstance(layer.band, tuple | list) or len(layer.band) != 2:
+            raise ValueError(
+                f"save_panels needs band, (low [N], high [N]), got {describe(layer.band)}."
+            )
+        low, high = (_values(panel, "band", values) for values in layer.band)
+        if not low.shape == high.shape == x.shape:
+            raise ValueError(
+                f"save_panels needs a band of shape {x.shape}, as the line, got {low.shape} and "
+                f"{high.shape} in {panel.title!r}."
+            )
         axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 _DRAWERS: dict[type, Any] = {Heatmap: _heatmap, Arrows: _arrows, Points: _points, Line: _line}
 
 
+def _values(panel: Panel, name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    return host_numbers("save_panels", f"{name} in {panel.title!r}", values).astype(np.float64)
+
+
+def _check_size(panel: Panel, name: str, value: float, most: float = math.inf) -> None:
+    if not 0 <= check_number("save_panels", name, value) <= most:
+        raise ValueError(f"save_panels needs 0 ≤ {name} ≤ {most} in {panel.title!r}, got {value}.")
+
+
 def _pairs(panel: Panel, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    pairs = np.asarray(values, np.float64)
+    pairs = _values(panel, "points and vectors", values)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(
             f"save_panels needs points and vectors [N, 2], got shape {pairs.shape} in "

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.files import write_atomically
+from ddpm_jax.forward.checks import check_number, check_whole, host_pixels
 from ddpm_jax.visualize.files import PathLike, checked_path
 
 Pixels = npt.NDArray[np.uint8]
@@ -86,6 +87,10 @@ def save_gif(
 
     target = checked_path("save_gif", path, ".gif")
     film = checked_images("save_gif", frames, "FNHWC")
+    check_sheet("save_gif", columns, padding, scale)
+    check_number("save_gif", "seconds", seconds)
+    check_number("save_gif", "hold_last", hold_last)
+    check_number("save_gif", "max_rate", max_rate)
     if not (0.1 <= seconds < math.inf and 0 <= hold_last < math.inf and 0 < max_rate <= 50):
         raise ValueError(
             "save_gif needs seconds ≥ 0.1, hold_last ≥ 0 and 0 < max_rate ≤ 50 (browsers slow down "
@@ -116,6 +121,7 @@ def _grid(
     caller: str, images: npt.ArrayLike, columns: int | None, padding: int | None, scale: int | None
 ) -> Pixels:
     tiles = checked_images(caller, images, "NHWC")
+    check_sheet(caller, columns, padding, scale)
     columns = fitting_columns(tiles) if columns is None else columns
     if scale is None:
         scale = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=768)
@@ -124,18 +130,24 @@ def _grid(
 
 def checked_images(caller: str, images: npt.ArrayLike, axes: str) -> Pixels:
     """Returns images as a uint8 NumPy array with the named axes, such as "NHWC", or raises."""
-    pixels = np.asarray(images)
-    if pixels.dtype != np.uint8:
-        raise TypeError(
-            f"{caller} needs uint8 images, got dtype {pixels.dtype}. "
-            "Map model values in [-1, 1] to pixels first: ddpm_jax.forward.pixels.to_pixels(x)."
-        )
-    if pixels.ndim != len(axes) or pixels.shape[-1] not in (1, 3) or pixels.size == 0:
+    pixels = host_pixels(caller, images, axes)
+    if pixels.shape[-1] not in (1, 3):
         raise ValueError(
-            f"{caller} needs images [{', '.join(axes)}] with C 1 or 3 and no axis empty, got shape "
-            f"{pixels.shape}. Greyscale has a last axis of one: images[..., None]."
+            f"{caller} needs images [{', '.join(axes)}] with C 1 or 3, got shape {pixels.shape}. "
+            "Greyscale has a last axis of one: images[..., None]."
         )
     return pixels
+
+
+def check_sheet(caller: str, columns: int | None, padding: int | None, scale: int | None) -> None:
+    """Raises ValueError for a layout that no sheet can have; None is chosen later."""
+    for name, value, least in (
+        ("columns", columns, 1),
+        ("padding", padding, 0),
+        ("scale", scale, 1),
+    ):
+        if value is not None:
+            check_whole(caller, name, value, least=least)
 
 
 def fitting_columns(images: Pixels) -> int:
@@ -170,11 +182,6 @@ def sheet_of(
 ) -> Pixels:
     """Magnifies images [N, H, W, C] and lays them on grey `gap`, separated by `padding`."""
     padding = padding_for(scale) if padding is None else padding
-    if columns < 1 or padding < 0 or scale < 1:
-        raise ValueError(
-            f"{caller} needs columns ≥ 1, padding ≥ 0 and scale ≥ 1, got {columns=}, {padding=}, "
-            f"{scale=}."
-        )
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
     step_y, step_x = height * scale + padding, width * scale + padding

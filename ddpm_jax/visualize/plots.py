@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
+from ddpm_jax.forward.checks import check_flag, check_number, check_text, check_whole, host_numbers
+from ddpm_jax.types import describe
+from ddpm_jax.visualize.files import DPI, INK, PathLike, check_ticks, checked_path, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +40,14 @@ def save_curves(
     would silently be left out. `xticks`: the labelled ticks on x, instead of matplotlib's.
     `levels` {name: y}: values to compare with, dashed in grey over the whole width.
     """
+    call = "save_curves"
+    for name, one in (("curves", curves), ("levels", levels or {})):
+        if not isinstance(one, Mapping):
+            raise TypeError(f"{call} needs {name} by name, in a dict, got {describe(one)}.")
+    for name, flag in (("logx", logx), ("logy", logy)):
+        check_flag(call, name, flag)
+    for name, text in (("xlabel", xlabel), ("ylabel", ylabel)):
+        check_text(call, name, text)
     lines = [
         _line("save_curves", name, curve, linewidth=1.5, **_stroke(i))
         for i, (name, curve) in enumerate(curves.items())
@@ -45,7 +55,8 @@ def save_curves(
     if levels and lines:
         ends = [find([find(line.x) for line in lines]) for find in (np.nanmin, np.nanmax)]
         grey = {"color": "#6b7078", "linestyle": "--", "linewidth": 1.2}
-        lines += [_line("save_curves", name, (ends, [y, y]), **grey) for name, y in levels.items()]
+        for name, y in levels.items():
+            lines.append(_line(call, name, (ends, [check_number(call, name, y)] * 2), **grey))
     _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title, xticks)
 
 
@@ -80,8 +91,10 @@ def save_loss_curve(
             mean spans a factor of four or more.
     """
     call = "save_loss_curve"
-    if window is not None and window < 1:
-        raise ValueError(f"{call} needs window ≥ 1, in values, got {window}. 1 does not smooth.")
+    if window is not None:
+        check_whole(call, "window", window, remedy="1 does not smooth.")
+    if logy is not None:
+        check_flag(call, "logy", logy)
     raw = _line(call, "training", (steps, losses), color=_COLOURS[0], linewidth=0.6, alpha=0.35)
     half = (min(raw.y.size // 50, 1000) if window is None else window) // 2
     mean = _running_mean(raw.y, half)
@@ -105,7 +118,14 @@ class _Line(NamedTuple):
 
 
 def _line(caller: str, label: str, curve: Curve, **style: Any) -> _Line:
-    x, y = (np.asarray(values, dtype=np.float64) for values in curve)
+    if not isinstance(curve, tuple | list) or len(curve) != 2:
+        raise TypeError(
+            f"{caller} needs a curve (x [N], y [N]), got {describe(curve)} for {label!r}."
+        )
+    x, y = (
+        host_numbers(caller, name, values).astype(np.float64)
+        for name, values in zip("xy", curve, strict=True)
+    )
     if x.ndim != 1 or x.shape != y.shape or x.size == 0:
         raise ValueError(
             f"{caller} needs x [N] and y [N] with N ≥ 1, got {x.shape} and {y.shape} for {label!r}."
@@ -136,6 +156,9 @@ def _save_plot(
     from matplotlib.figure import Figure
 
     target = checked_path(caller, path, ".png")
+    check_ticks(caller, xticks)
+    if title is not None:
+        check_text(caller, "title", title)
     if not lines:
         raise ValueError(f"{caller} got no curves. Give at least one: {{name: (x, y)}}.")
     figure = Figure(figsize=(6.4, 4.0), dpi=DPI, layout="constrained")

@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.visualize.files import DPI, INK, PathLike, checked_path, write_figure
-from ddpm_jax.visualize.grids import GAP, checked_images, fitting_scale, padding_for, sheet_of
+from ddpm_jax.types import describe
+from ddpm_jax.visualize.files import DPI, INK, PathLike, check_texts, checked_path, write_figure
+from ddpm_jax.visualize.grids import (
+    GAP,
+    check_sheet,
+    checked_images,
+    fitting_scale,
+    padding_for,
+    sheet_of,
+)
 
 _PAGE = 1000
 """Pixels of sheets whose labels are not enlarged."""
@@ -38,12 +46,19 @@ def save_rows(
     target = checked_path("save_rows", path, ".png")
     block = checked_images("save_rows", images, "RKHWC")
     rows, columns = block.shape[:2]
+    check_sheet("save_rows", None, padding, scale)
+    for name, labels in (("row_labels", row_labels), ("column_labels", column_labels)):
+        check_texts("save_rows", name, labels or ())
     left, top = list(row_labels or ()), list(column_labels or ())
     if len(left) not in (0, rows) or len(top) not in (0, columns):
         raise ValueError(
             f"save_rows got {rows} rows and {columns} columns of images with {len(left)} row "
             f"labels and {len(top)} column labels. Give one for every row or column, or none."
         )
+    if captions is not None and not isinstance(captions, Sequence):
+        raise TypeError(f"save_rows needs captions, R lists of K, got {describe(captions)}.")
+    for row in captions or ():
+        check_texts("save_rows", "a row of captions", row)
     below = [list(row) for row in captions or ()]
     if below and (len(below) != rows or any(len(row) != columns for row in below)):
         raise ValueError(
