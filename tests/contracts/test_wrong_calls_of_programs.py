@@ -90,11 +90,14 @@ def open_checkpoints(folder, *, keep, keep_every, writable):
 
 
 def prefetch(dataset, indices, *, start_step, chunk_length, share, depth):
-    """`PrefetchedBatches`, read to its end."""
+    """`PrefetchedBatches`, read to its end; what the reading thread raised is the cause."""
     options = {"start_step": start_step, "chunk_length": chunk_length}
     made = data.PrefetchedBatches(dataset, indices, share=share, depth=depth, **options)
-    with made as chunks:
-        return [chunk.images for chunk in chunks]
+    try:
+        with made as chunks:
+            return [chunk.images for chunk in chunks]
+    except RuntimeError as error:
+        raise error.__cause__ from None
 
 
 def arrays_of(images, labels, *, cond, holdout, name):
@@ -916,6 +919,13 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
         "two numbers of one range: another call that is right",
         lambda result, right: result.shape == (3, 4),
     ),
+    **{
+        (f"save_panels({layer})", argument, "nan"): ("they are left out", same)
+        for layer, argument in (("Points", "points"), ("Arrows", "points"), ("Arrows", "vectors"))
+    },
+    ("save_panels(Points)", "points", "none"): ("a panel without points", same),
+    ("save_loss_curve", "steps, losses", "exchanged"): ("another curve", same),
+    ("save_panels(Line)", "x, y", "exchanged"): ("another line", same),
     ("polynomial_mmd", "real, generated", "exchanged"): (BOTH, np.isclose),
     ("frechet_distance", "a, b", "exchanged"): (BOTH, np.isclose),
     ("nearest_neighbours", "samples, train", "exchanged"): (BOTH, same),
