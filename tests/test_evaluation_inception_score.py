@@ -57,7 +57,7 @@ def test_refusals_say_what_to_do():
         inception_score()
     with pytest.raises(ValueError, match="as logits="):
         inception_score(probabilities=p * 2, splits=1)
-    with pytest.raises(ValueError, match="1 ≤ splits ≤ 4"):
+    with pytest.raises(ValueError, match="splits"):
         inception_score(probabilities=p)
     with pytest.raises(ValueError, match="finite logits"):
         inception_score(logits=p * np.nan)
