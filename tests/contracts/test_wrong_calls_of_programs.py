@@ -902,6 +902,8 @@ ELSEWHERE = {
     "TrainState": "a record, made by init_state",
     "SpikeGuard": "a record, made by init_spike_guard",
     "init_spike_guard": "has no arguments",
+    "power_ema_decay_at": "no row yet: test_training_power_ema",
+    "post_hoc_weights": "no row yet: test_training_power_ema",
     "StopRequest": "has no arguments",
 }
 BOTH = "two sets of one width: another call that is right"
