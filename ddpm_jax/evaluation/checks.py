@@ -48,7 +48,8 @@ def checked_probabilities(caller: str, probabilities: npt.ArrayLike) -> npt.NDAr
     if (p < 0).any() or np.abs(sums - 1).max() > 1e-3:
         raise ValueError(
             f"{caller} needs rows that are ≥ 0 and sum to one, got values down to {p.min()} and "
-            f"sums in [{sums.min()}, {sums.max()}]. Scores become probabilities by a softmax; inception_score takes them as logits=."
+            f"sums in [{sums.min()}, {sums.max()}]. Scores become probabilities by a "
+            "softmax; inception_score takes them as logits=."
         )
     return p
 
