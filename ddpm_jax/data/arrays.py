@@ -1,4 +1,4 @@
-"""Images that are arrays already: in memory, in an .npy, or in an .npz with labels and cond."""
+"""Images that are arrays already: in memory, in an .npy, or in an .npz with what belongs to them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.data.cache import MEMORY_BYTES
+from ddpm_jax.data.conditions import CONDITIONS
 from ddpm_jax.data.dataset import (
     ImageDataset,
     build_dataset,
@@ -20,7 +21,7 @@ from ddpm_jax.data.images import shown
 from ddpm_jax.files import map_npy, read_arrays, user_path
 from ddpm_jax.forward.checks import check_text, host_numbers
 
-NAMES = ("images", "labels", "cond")
+NAMES = ("images", "labels", *CONDITIONS)
 
 
 def from_arrays(
@@ -28,15 +29,19 @@ def from_arrays(
     labels: np.ndarray | None = None,
     *,
     cond: np.ndarray | None = None,
+    context: np.ndarray | None = None,
+    context_mask: np.ndarray | None = None,
     holdout: float = 0.1,
     name: str = "arrays",
 ) -> Callable[[Literal["train", "heldout"]], ImageDataset]:
     """A data set of arrays: a function of the split, as `train(config, data=...)` takes it.
 
-    images   uint8 [N, H, W, C], or [N, H, W] for grey ones
-    labels   integers [N] from 0; their number of classes is the largest + 1
-    cond     numbers [N, D], by which the network is conditioned
-    holdout  share of the images that is held out, evenly spaced; 0 for none
+    images        uint8 [N, H, W, C], or [N, H, W] for grey ones
+    labels        integers [N] from 0; their number of classes is the largest + 1
+    cond          numbers [N, D], a vector per image that conditions the network
+    context       numbers [N, L, D], L tokens per image that condition the network
+    context_mask  bool [N, L], False for tokens that are not there; None for all
+    holdout       share of the images that is held out, evenly spaced; 0 for none
 
     Raises what `make_dataset` raises, and ValueError for a share that is not in [0, 1) or leaves
     nothing to train on.
@@ -50,7 +55,8 @@ def from_arrays(
     if labels is not None:
         labels = host_numbers(call, "labels", labels)
     classes = None if labels is None or not labels.size else int(labels.max()) + 1
-    whole = build_dataset(call, images, labels, classes, f"{name}/all", "", cond)
+    conditions = {"cond": cond, "context": context, "context_mask": context_mask}
+    whole = build_dataset(call, images, labels, classes, f"{name}/all", "", **conditions)
     check_holdout(call, holdout)
     held_out = held_out_of(len(images), holdout)
     if held_out.all():
@@ -76,9 +82,9 @@ def load_arrays(
     path: str | os.PathLike[str],
     holdout: float = 0.1,
 ) -> ImageDataset:
-    """Loads the split of an .npy of images, or of an .npz with images and maybe labels and cond.
+    """Loads the split of an .npy of images, or of an .npz with the arrays of `from_arrays`.
 
-    See `from_arrays` for the arrays. An .npy is mapped, not read; with images held out, as in an
+    An .npy is mapped, not read; with images held out, as in an
     .npz, they are copied to memory.
 
     Raises ValueError naming the file if it is damaged, holds other arrays, or has more than 4 GiB
@@ -103,17 +109,10 @@ def load_arrays(
                     f"it has more than {MEMORY_BYTES:,} bytes, and holding images out copies them; "
                     "map it whole with --data.holdout 0"
                 )
-        load = from_arrays(
-            arrays["images"],
-            arrays.get("labels"),
-            cond=arrays.get("cond"),
-            holdout=holdout,
-            name=name,
-        )
-        return load(split)
+        return from_arrays(**arrays, holdout=holdout, name=name)(split)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{shown(file)} is no data set of arrays: {error} It needs to be an .npy of uint8 "
             "images [N, H, W, C], or an .npz with `images` and, if there are any, integer `labels` "
-            "[N] and `cond` [N, D]."
+            "[N], `cond` [N, D], `context` [N, L, D] and `context_mask` [N, L]."
         ) from error

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.data.conditions import CONDITIONS, checked_conditions
 from ddpm_jax.forward.checks import check_number, check_text, host_numbers, host_pixels
 from ddpm_jax.types import describe
 
@@ -21,10 +22,12 @@ class ImageDataset(NamedTuple):
     labels       int32 [N], 0 ≤ label < num_classes; zeros if the source has none
     num_classes  number of classes, or None if the source has no labels
     name         the data set and its split, as in "cifar10/train"
-    fingerprint  `fingerprint_of(images, labels, cond)`, which tells a resumed run that its data are
-                 unchanged
+    fingerprint  `fingerprint_of(images, labels, **conditions)`, which tells a resumed run that its
+                 data are unchanged
     cond         float32 [N, D], a vector per image that networks are conditioned on; or None
     class_names  the name of each class, or None if they are unknown
+    context      float32 [N, L, D], L tokens per image that networks are conditioned on; or None
+    context_mask bool [N, L], False for tokens that are not there; None without a context
     """
 
     images: np.ndarray
@@ -34,6 +37,14 @@ class ImageDataset(NamedTuple):
     fingerprint: str
     cond: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
+    context: np.ndarray | None = None
+    context_mask: np.ndarray | None = None
+
+    @property
+    def conditions(self) -> dict[str, np.ndarray]:
+        """What the data set has of `cond`, `context` and `context_mask`."""
+        found = {name: getattr(self, name) for name in CONDITIONS}
+        return {name: x for name, x in found.items() if x is not None}
 
 
 def make_dataset(
@@ -44,19 +55,31 @@ def make_dataset(
     *,
     fingerprint: str | None = None,
     cond: np.ndarray | None = None,
+    context: np.ndarray | None = None,
+    context_mask: np.ndarray | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> ImageDataset:
     """Builds an `ImageDataset` from arrays and checks what every consumer relies on.
 
     images [N, H, W, C] must be uint8; labels [N] integers below `num_classes`, or None with
-    `num_classes=None`; cond [N, D] finite numbers, or None. The fingerprint is computed unless
-    given. The arrays are not copied; the data set holds read-only views of them.
+    `num_classes=None`; cond [N, D], context [N, L, D] and context_mask [N, L] as
+    `checked_conditions` has them, or None. The fingerprint is computed unless given. The arrays are
+    not copied; the data set holds read-only views of them.
 
     Raises TypeError or ValueError for anything else, including an empty data set.
     """
     check_text("make_dataset", "name", name)
     return build_dataset(
-        f"make_dataset({name!r})", images, labels, num_classes, name, fingerprint, cond, class_names
+        f"make_dataset({name!r})",
+        images,
+        labels,
+        num_classes,
+        name,
+        fingerprint,
+        class_names,
+        cond=cond,
+        context=context,
+        context_mask=context_mask,
     )
 
 
@@ -67,8 +90,8 @@ def build_dataset(
     num_classes: int | None,
     name: str,
     fingerprint: str | None = None,
-    cond: np.ndarray | None = None,
     class_names: tuple[str, ...] | None = None,
+    **given: np.ndarray | None,
 ) -> ImageDataset:
     """`make_dataset`, in the name of the call."""
     pixels = host_pixels(call, images)
@@ -104,26 +127,21 @@ def build_dataset(
             f"{call} needs one name per class, got {len(class_names)} names for {num_classes=}."
         )
     labels = labels.astype(np.int32, copy=False)
-    if cond is not None:
-        cond = _read_only(_checked_cond(call, cond, len(images)))
+    conditions = checked_conditions(given, call, len(images))
     if fingerprint is None:
-        fingerprint = fingerprint_of(images, labels, cond)
-    images, labels = _read_only(images), _read_only(labels)
-    return ImageDataset(images, labels, num_classes, name, fingerprint, cond, class_names)
+        fingerprint = fingerprint_of(images, labels, **conditions)
+    return _read_only_dataset(
+        images, labels, num_classes, name, fingerprint, class_names, conditions
+    )
 
 
 def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) -> ImageDataset:
     """The images of a data set chosen by a mask [N] or indices; possibly none."""
     images, labels = dataset.images[chosen], dataset.labels[chosen]
-    cond = None if dataset.cond is None else dataset.cond[chosen]
-    return ImageDataset(
-        _read_only(images),
-        _read_only(labels),
-        dataset.num_classes,
-        name,
-        fingerprint_of(images, labels, cond),
-        None if cond is None else _read_only(cond),
-        dataset.class_names,
+    conditions = {name: x[chosen] for name, x in dataset.conditions.items()}
+    fingerprint = fingerprint_of(images, labels, **conditions)
+    return _read_only_dataset(
+        images, labels, dataset.num_classes, name, fingerprint, dataset.class_names, conditions
     )
 
 
@@ -140,20 +158,6 @@ def held_out_of(count: int, share: float) -> np.ndarray:
     return np.diff(before) > 0
 
 
-def _checked_cond(call: str, cond: np.ndarray, count: int) -> np.ndarray:
-    cond = host_numbers(call, "cond", cond)
-    if cond.ndim != 2 or len(cond) != count or not cond.shape[1]:
-        raise ValueError(
-            f"{call} needs cond [N, D] of numbers for {count} images, got "
-            f"{cond.dtype} {cond.shape}."
-        )
-    cond = cond.astype(np.float32, copy=False)
-    if not np.isfinite(cond).all():
-        row = int(np.argwhere(~np.isfinite(cond))[0, 0])
-        raise ValueError(f"{call} needs finite cond in float32; that of image {row} is not.")
-    return cond
-
-
 class Fingerprint:
     """The fingerprint of a data set whose images come in blocks, to limit memory.
 
@@ -167,21 +171,22 @@ class Fingerprint:
         """Adds the next images, uint8 [n, H, W, C]."""
         self._hash.update(np.ascontiguousarray(block).data.cast("B"))
 
-    def hexdigest(self, labels: np.ndarray, cond: np.ndarray | None = None) -> str:
-        """Adds labels [N], hashed as little-endian int32, and cond, and returns 64 hex digits."""
+    def hexdigest(self, labels: np.ndarray, **conditions: np.ndarray) -> str:
+        """Adds labels [N] as little-endian int32, and conditions, and returns 64 hex digits."""
         self._hash.update(f"labels int32 [{len(labels)}]\n".encode())
         self._hash.update(np.ascontiguousarray(labels, "<i4").tobytes())
-        if cond is not None:
-            self._hash.update(f"cond float32 {list(cond.shape)}\n".encode())
-            self._hash.update(np.ascontiguousarray(cond, "<f4").tobytes())
+        for name in sorted(conditions):
+            dtype, x = np.dtype(CONDITIONS[name]), conditions[name]
+            self._hash.update(f"{name} {dtype} {list(x.shape)}\n".encode())
+            self._hash.update(np.ascontiguousarray(x, dtype.newbyteorder("<")).tobytes())
         return self._hash.hexdigest()
 
 
-def fingerprint_of(images: np.ndarray, labels: np.ndarray, cond: np.ndarray | None = None) -> str:
-    """Returns the sha256 (hex) of the shape and bytes of images [N, H, W, C], labels and cond.
+def fingerprint_of(images: np.ndarray, labels: np.ndarray, **conditions: np.ndarray) -> str:
+    """Returns the sha256 (hex) of shape and bytes of images [N, H, W, C], labels and conditions.
 
     The order of the examples counts: a run that resumes draws them by index. Raises TypeError for
-    images that are not uint8 and for labels or cond that are not numbers, ValueError for other
+    images that are not uint8 and for labels or conditions that are not numbers, ValueError for other
     shapes.
     """
     call = "fingerprint_of"
@@ -192,12 +197,11 @@ def fingerprint_of(images: np.ndarray, labels: np.ndarray, cond: np.ndarray | No
         raise ValueError(
             f"{call} needs one integer label per image, [{len(images)}], got {describe(labels)}."
         )
-    if cond is not None:
-        cond = _checked_cond(call, cond, len(images))
+    conditions = checked_conditions(conditions, call, len(images))
     fingerprint = Fingerprint(images.shape)
     for block in _blocks(images):
         fingerprint.update(block)
-    return fingerprint.hexdigest(labels, cond)
+    return fingerprint.hexdigest(labels, **conditions)
 
 
 def _blocks(images: np.ndarray, num_bytes: int = 1 << 24) -> Iterable[np.ndarray]:
@@ -210,3 +214,24 @@ def _read_only(x: np.ndarray) -> np.ndarray:
     view = x.view()
     view.flags.writeable = False
     return view
+
+
+def _read_only_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int | None,
+    name: str,
+    fingerprint: str,
+    class_names: tuple[str, ...] | None,
+    conditions: dict[str, np.ndarray],
+) -> ImageDataset:
+    views = {name: _read_only(x) for name, x in conditions.items()}
+    return ImageDataset(
+        _read_only(images),
+        _read_only(labels),
+        num_classes,
+        name,
+        fingerprint,
+        class_names=class_names,
+        **views,
+    )

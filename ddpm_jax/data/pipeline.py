@@ -74,28 +74,28 @@ def _pad_crop(x: Array, keys: Key) -> Array:
 
 
 def fits_on_device(dataset: ImageDataset, limit_bytes: int) -> bool:
-    """Whether images, labels and cond take at most `limit_bytes` of device memory."""
+    """Whether images, labels and conditions take at most `limit_bytes` of device memory."""
     check_kind("fits_on_device", "dataset", dataset, ImageDataset, "data.make_dataset")
     check_whole("fits_on_device", "limit_bytes", limit_bytes, least=0)
-    cond = 0 if dataset.cond is None else dataset.cond.nbytes
-    return dataset.images.nbytes + dataset.labels.nbytes + cond <= limit_bytes
+    arrays = (dataset.images, dataset.labels, *dataset.conditions.values())
+    return sum(x.nbytes for x in arrays) <= limit_bytes
 
 
 class BatchChunk(NamedTuple):
     """The batches of K consecutive training steps, or one process's share of them.
 
-    step     the first of the K global steps
-    indices  int32 [K, B] into the data set
-    images   uint8 [K, B, H, W, C]
-    labels   int32 [K, B]
-    cond     float32 [K, B, D], or None
+    step        the first of the K global steps
+    indices     int32 [K, B] into the data set
+    images      uint8 [K, B, H, W, C]
+    labels      int32 [K, B]
+    conditions  what the data set has of cond [K, B, D], context [K, B, L, D], context_mask
     """
 
     step: int
     indices: np.ndarray
     images: np.ndarray
     labels: np.ndarray
-    cond: np.ndarray | None = None
+    conditions: dict[str, np.ndarray]
 
 
 class PrefetchedBatches:
@@ -201,8 +201,8 @@ class PrefetchedBatches:
     def _read(self, step: int, length: int) -> BatchChunk:
         chosen = self._indices.chunk(step, length)[:, self._share]
         data = self._dataset
-        cond = None if data.cond is None else data.cond[chosen]
-        return BatchChunk(step, chosen, data.images[chosen], data.labels[chosen], cond)
+        conditions = {name: x[chosen] for name, x in data.conditions.items()}
+        return BatchChunk(step, chosen, data.images[chosen], data.labels[chosen], conditions)
 
     def _put(self, item: BatchChunk | RuntimeError | None) -> None:
         while not self._stop.is_set():

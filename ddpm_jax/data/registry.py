@@ -165,8 +165,8 @@ def load_from(function: DataSet, split: Split, name: str) -> ImageDataset:
         dataset.num_classes,
         dataset.name,
         fingerprint=dataset.fingerprint,
-        cond=dataset.cond,
         class_names=dataset.class_names,
+        **dataset.conditions,
     )
 
 
