@@ -126,6 +126,6 @@ def test_training_tells_the_network_how_and_sampling_says_not_at_all(features):
         return
     dropped = np.asarray(network.cond[:, 0] == 0)
     assert 16 < dropped.sum() < 48 and (how[dropped] != 0).any(axis=1).sum() > 4
-    model.denoiser_of({}, None, jnp.ones((count, 2)))(x_t, t)
+    model.denoiser_of({}, None, cond=jnp.ones((count, 2)))(x_t, t)
     assert network.cond.shape == (count, 11)
     assert (network.cond[:, :2] == 1).all() and (network.cond[:, 2:] == 0).all()

@@ -1,5 +1,6 @@
 """Data of one's own: labels of folders, arrays, functions, and names that are refused."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -194,42 +195,75 @@ def test_a_resolution_is_a_side_or_height_x_width():
 
 
 def test_arrays_are_split_with_all_that_belongs_to_an_image(tmp_path):
-    images, labels, cond = (
-        noise(20, 6, 5),
-        np.arange(20) % 4,
-        np.random.default_rng(0).normal(size=(20, 2)),
-    )
-    load = from_arrays(images, labels, cond=cond, holdout=0.25)
-    np.savez(tmp_path / "own.npz", images=images, labels=labels, cond=cond)
+    rng = np.random.default_rng(0)
+    images, labels = noise(20, 6, 5), np.arange(20) % 4
+    conditions = {
+        "cond": rng.normal(size=(20, 2)),
+        "context": rng.normal(size=(20, 3, 4)),
+        "context_mask": rng.integers(0, 2, (20, 3)),
+    }
+    load = from_arrays(images, labels, **conditions, holdout=0.25)
+    np.savez(tmp_path / "own.npz", images=images, labels=labels, **conditions)
     for split, rows in (("heldout", slice(0, None, 4)), ("train", np.arange(20) % 4 != 0)):
         data = load(split)
         np.testing.assert_array_equal(data.images[..., 0], images[rows])
         np.testing.assert_array_equal(data.labels, labels[rows])
-        np.testing.assert_array_equal(data.cond, cond[rows].astype(np.float32))
+        assert data.conditions.keys() == conditions.keys()
+        for name, found in data.conditions.items():
+            assert found.dtype == (bool if name == "context_mask" else np.float32)
+            np.testing.assert_array_equal(found, conditions[name][rows].astype(found.dtype))
         assert data.num_classes == 4
         stored = load_arrays(split, path=tmp_path / "own.npz", holdout=0.25)
         assert stored.fingerprint == data.fingerprint
     np.save(tmp_path / "own.npy", images[..., None])
     whole = load_arrays("train", path=tmp_path / "own.npy", holdout=0)
-    assert len(whole.images) == 20 and whole.cond is None and whole.num_classes is None
+    assert len(whole.images) == 20 and not whole.conditions and whole.num_classes is None
     assert len(load_arrays("heldout", path=tmp_path / "own.npy", holdout=0).images) == 0
 
 
-def test_the_fingerprint_knows_the_vectors():
-    images, cond = noise(4, 3, 3, 1), np.ones((4, 2), np.float32)
-    prints = {
-        make_dataset(images, None, None, "x", cond=c).fingerprint for c in (None, cond, -cond)
-    }
-    assert len(prints) == 3
+def test_the_fingerprint_knows_the_conditions():
+    images, cond, context = noise(4, 3, 3, 1), np.ones((4, 2)), np.ones((4, 2, 3))
+    given: list = [
+        {},
+        {"cond": cond},
+        {"cond": -cond},
+        {"context": context},
+        {"context": -context},
+        {"context": context, "context_mask": np.eye(4, 2, dtype=bool)},
+        {"context": context, "cond": cond},
+    ]
+    prints = [make_dataset(images, None, None, "x", **some).fingerprint for some in given]
+    assert len(set(prints)) == len(given)
+    # Of runs trained before there was a context; and no mask is a mask of all tokens.
+    text = b"images uint8 [4, 3, 3, 1]\n" + images.tobytes()
+    text += b"labels int32 [4]\n" + bytes(16) + b"cond float32 [4, 2]\n"
+    text += cond.astype("<f4").tobytes()
+    assert prints[1] == hashlib.sha256(text).hexdigest()
+    whole = make_dataset(images, None, None, "x", context=context, context_mask=np.ones((4, 2)) > 0)
+    assert whole.fingerprint == prints[3]
 
 
 @pytest.mark.parametrize(
-    "cond",
-    [np.ones(4), np.ones((3, 2)), np.ones((4, 0)), np.full((4, 1), np.nan), np.full((4, 1), "a")],
+    ("conditions", "match"),
+    [
+        ({"cond": np.ones(4)}, r"cond \[N, D\] of numbers for 4 images, got float64 \(4,\)"),
+        ({"cond": np.ones((3, 2))}, "for 4 images"),
+        ({"cond": np.ones((4, 0))}, "got float64"),
+        ({"cond": np.full((4, 1), np.nan)}, "finite cond .* image 0"),
+        ({"cond": np.full((4, 1), "a")}, "of numbers"),
+        ({"context": np.ones((4, 2))}, r"context \[N, L, D\] of numbers for 4 images"),
+        ({"context": np.ones((5, 2, 3))}, "for 4 images"),
+        ({"context": np.ones((4, 0, 3))}, "got float64"),
+        ({"context": np.full((4, 2, 3), np.inf)}, "finite context .* image 0"),
+        ({"context_mask": np.ones((4, 2), bool)}, "without a context"),
+        ({"context": np.ones((4, 2, 3)), "context_mask": np.ones((4, 3), bool)}, r"\[4, 2\] of b"),
+        ({"context": np.ones((4, 2, 3)), "context_mask": np.ones((4, 2))}, "got float64"),
+        ({"context": np.ones((4, 2, 3)), "context_mask": np.full((4, 2), 2)}, "got int64"),
+    ],
 )
-def test_wrong_vectors_are_refused(cond):
-    with pytest.raises(ValueError, match="needs .*cond"):
-        make_dataset(noise(4, 3, 3, 1), None, None, "x", cond=cond)
+def test_wrong_conditions_are_refused(conditions, match):
+    with pytest.raises(ValueError, match=rf"make_dataset\('x'\).*{match}"):
+        make_dataset(noise(4, 3, 3, 1), None, None, "x", **conditions)
 
 
 @pytest.mark.parametrize(

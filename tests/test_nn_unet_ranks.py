@@ -154,6 +154,13 @@ def test_a_context_adds_blocks_and_changes_no_other(conditioned):
         ({"spatial_rank": 3}, (8, 8, 8, 3), {}, ValueError, r"\[B, D, H, W, C\].*Add the batch"),
         ({"spatial_rank": 3}, (1, 8, 6, 7, 3), {}, ValueError, "multiples of 2, got 8×6×7"),
         ({"context_features": 0}, None, {}, ValueError, "context_features >= 1, got 0"),
+        (
+            {"context_features": 5, "attention_resolutions": (), "middle_attention": "none"},
+            None,
+            {},
+            ValueError,
+            "no attention to see the context",
+        ),
         ({}, (2, 8, 8, 3), {"context": np.zeros((2, 1, 5))}, ValueError, "context_features=None"),
         (
             {"context_features": 5},

@@ -28,7 +28,7 @@ PROGRAMS = {
         TrainConfig(Path("run"), 1),
         ["run-dir", "init-from", "data.path", "data.cache-dir", "data.labels"],
     ),
-    "sample": (SampleConfig(), ["run-dir", "out", "data-path", "cond"]),
+    "sample": (SampleConfig(), ["run-dir", "out", "data-path", "cond", "context"]),
     "evaluate": (EvaluateConfig(), ["run-dir", "out", "data-path", "inception", "cache-dir"]),
     "inpaint": (InpaintConfig(), ["run-dir", "out", "data-path", "mask"]),
     "neighbours": (NeighboursConfig(), ["run-dir", "out", "data-path", "samples"]),

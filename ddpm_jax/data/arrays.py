@@ -1,4 +1,4 @@
-"""Images that are arrays already: in memory, in an .npy, or in an .npz with what belongs to them."""
+"""Images that are arrays already: in memory, in an .npy, or in an .npz with labels and others."""
 
 from __future__ import annotations
 

@@ -175,6 +175,12 @@ def check_configuration(unet: Any) -> None:
             f"{unet.channel_multipliers}, num_res_blocks={unet.num_res_blocks}. "
             "DDPM uses (1, 2, 2, 2) and 2."
         )
+    attention = unet.attention_resolutions or unet.middle_attention != "none"
+    if unet.context_features is not None and not attention:
+        raise ValueError(
+            f"UNet(context_features={unet.context_features}) has no attention to see the context "
+            "with. Give it attention_resolutions or middle_attention."
+        )
     if not isinstance(unet.patch_size, int) or unet.patch_size < 1:
         raise ValueError(
             f"UNet needs a whole patch_size of at least 1, got {unet.patch_size!r}. 1 works on "

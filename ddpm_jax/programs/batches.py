@@ -36,7 +36,7 @@ class TrainingBatches:
         if run.resident:
             data = run.train_data
             self.dataset = run.parallel.replicate(
-                self._with_conditions(as_rows(data.images), data.labels, data.cond)
+                {"image": as_rows(data.images), **run.model.conditions(data)}
             )
         else:
             self._stream = PrefetchedBatches(
@@ -64,8 +64,9 @@ class TrainingBatches:
         if self._stream is None:
             return self._placed({"example": np.zeros(shape, np.int32)})
         images = np.zeros((*shape, *self._run.model.image_shape), np.uint8)
-        cond = np.zeros((*shape, self._run.model.cond_features or 0), np.float32)
-        return self._placed(self._with_conditions(images, np.zeros(shape, np.int32), cond))
+        rows = np.zeros(shape, np.int32)
+        conditions = self._run.model.conditions(self._run.train_data, rows)
+        return self._placed({"image": images, **conditions})
 
     def next(self, step: int, count: int) -> dict[str, Any]:
         """The batches of `count` steps from `step` on, padded to the chunk's length."""
@@ -78,25 +79,11 @@ class TrainingBatches:
                 f"the data stream is at step {chunk.step} (+{len(chunk.images)}) where "
                 f"training is at {step} (+{count})."
             )
-        cond = None if chunk.cond is None else self._padded(chunk.cond)
-        return self._placed(
-            self._with_conditions(self._padded(chunk.images), self._padded(chunk.labels), cond)
-        )
+        batches = {"image": chunk.images, **self._run.model.conditions(chunk)}
+        return self._placed({name: self._padded(x) for name, x in batches.items()})
 
     def _placed(self, batches: dict[str, Any]) -> dict[str, Any]:
         return self._run.parallel.place_batches({**batches, "index": self._positions})
-
-    def _with_conditions(
-        self, images: np.ndarray, labels: np.ndarray, cond: np.ndarray | None
-    ) -> dict[str, Any]:
-        """Images, with the labels and vectors that the network takes."""
-        model = self._run.model
-        found = {"image": images}
-        if model.num_classes is not None:
-            found["label"] = labels
-        if model.cond_features is not None and cond is not None:
-            found["cond"] = cond
-        return found
 
     def _padded(self, array: np.ndarray) -> np.ndarray:
         missing = self._length - len(array)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -213,6 +213,7 @@ def build_network(
     out_channels: int,
     num_classes: int | None,
     cond_features: int | None = None,
+    context_features: int | None = None,
     remat: bool = False,
 ) -> UNet:
     """The U-Net of a configuration.
@@ -237,6 +238,7 @@ def build_network(
         num_groups=config.num_groups,
         num_classes=num_classes,
         cond_features=cond_features,
+        context_features=context_features,
         downsample_padding=config.downsample_padding,
         num_heads=config.num_heads,
         head_channels=config.head_channels,
@@ -256,6 +258,7 @@ def build_model(
     image_shape: tuple[int, ...],
     num_classes: int | None,
     cond_features: int | None = None,
+    context_features: int | None = None,
 ) -> Model:
     """The model of a configuration; checks the network on the image shape without computing.
 
@@ -283,6 +286,7 @@ def build_model(
         out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,
         num_classes=num_classes,
         cond_features=network_cond_features(config, cond_features),
+        context_features=context_features,
         remat=config.devices.remat,
     )
     jax.eval_shape(
@@ -305,12 +309,19 @@ def build_model(
         image_shape=(height, width, channels),
         num_classes=num_classes,
         cond_features=cond_features,
+        context_features=context_features,
         schedule=schedule,
         process=process,
         times=times,
         network=network,
         optimizer=optimizer,
     )
+
+
+def build_model_of(config: TrainConfig, data: Mapping[str, Any]) -> Model:
+    """The model of a configuration and of the facts `data` about its data set, `data_facts`."""
+    known = ("num_classes", "cond_features", "context_features")
+    return build_model(config, tuple(data["image_shape"]), *map(data.get, known))
 
 
 def as_rows(images: np.ndarray) -> np.ndarray:

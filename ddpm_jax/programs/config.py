@@ -104,7 +104,7 @@ class NetworkConfig:
     """Side of the square patches, in pixels, that the network takes as its pixels; 1 for none."""
     class_conditional: bool = False
     """Condition the network on labels, some of which are dropped in training (for guidance). If the
-    data have vectors `cond`, the network is conditioned on them in any case."""
+    data have vectors `cond` or tokens `context`, they condition the network in any case."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; parameters, statistics, softmax and loss stay
     float32."""

@@ -65,7 +65,8 @@ def _x_0_errors(model: Model, params, images, conditions, t, keys) -> Array:
     x_0 = prepare_images(images, None, flip=False)
     noise = normal_per_example(fold_in_each(keys, t), x_0.shape[1:])
     steps = jnp.broadcast_to(t, x_0.shape[:1])
-    denoise = model.denoiser_of(params, conditions.get("label"), conditions.get("cond"))
+    others = {name: x for name, x in conditions.items() if name != "label"}
+    denoise = model.denoiser_of(params, conditions.get("label"), **others)
     x_t = q_sample(model.schedule, x_0, t, noise)
     x_0_hat = x_0_of(denoise(x_t, steps), x_t)
     return mean_per_example(jnp.square(x_0 - x_0_hat))

@@ -87,8 +87,8 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     """Rescale the schedule to zero signal at x_T; needs the target v or x_0."""
     label_dropout: float = 0.1
-    """Share of labels replaced by "no class", and of vectors `cond` replaced by zeros, in
-    training."""
+    """Share of examples that training gives no condition: the label is "no class", the vector
+    `cond` zeros, and every token of the `context` masked."""
     clip: bool = True
     """Clip x̂_0 to [-1, 1] while sampling."""
     process: Literal["ddpm", "vp", "subvp", "ve", "edm", "flow"] = "ddpm"

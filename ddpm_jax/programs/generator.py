@@ -7,7 +7,7 @@ devices may belong to several processes; all of them must call, and each gets al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,11 @@ from ddpm_jax.samplers import Sampler, advance, grid_steps, initial_noise
 from ddpm_jax.types import Array, Denoiser, Device, Key, PyTree, bcast_right
 
 DenoiserOf = Callable[..., Denoiser]
-"""`denoiser_of(params, labels) -> denoise`; labels [B], or None for networks without classes. Where
-there are vectors `cond` [B, D], they are a third argument."""
+"""`denoiser_of(params, labels) -> denoise`; labels [B], or None for networks without classes. Other
+`Conditions` are keyword arguments."""
+Conditions = Mapping[str, Any]
+"""What a network is conditioned on besides the step, each by its name and with one row per image:
+"label" int [B], "cond" [B, D], "context" [B, L, D], "context_mask" bool [B, L], or nothing."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
@@ -91,8 +94,9 @@ class Generator:
             x_T = initial_noise(keys, self.shape)
             return keys, x_T, sampler.init(x_T)
 
-        def run(params, x, state, keys, conditions, steps):
-            denoise = self._denoiser_of(params, *conditions)
+        def run(params, x, state, keys, labels_and_others, steps):
+            labels, conditions = labels_and_others
+            denoise = self._denoiser_of(params, labels, **conditions)
             noise_keys = keys if sampler.stochastic else None
             x, state, _ = advance(sampler, denoise, x, state, steps, keys=noise_keys)
             return x, state
@@ -118,7 +122,7 @@ class Generator:
         batch_size: int = 64,
         start: int = 0,
         labels: np.ndarray | None = None,
-        cond: np.ndarray | None = None,
+        conditions: Conditions | None = None,
         frames_of: int = 0,
         on_progress: Callable[[int], None] = lambda steps: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -133,28 +137,27 @@ class Generator:
                 the devices used.
             start: the number of the first image, to continue where an earlier call ended.
             labels: one class per image [count], for conditional networks.
-            cond: one vector per image [count, D], for networks that take vectors.
+            conditions: other conditions by name, [count, ...] each, for networks that take them.
             frames_of: for this many of the first images, at most one batch, also return x_t before
                 each chunk and at the end.
             on_progress: called with the number of images × steps since the last call.
             should_stop: called between chunks; when it returns True, Stopped is raised.
 
-        Raises ValueError for counts below one, seeds beyond 32 bits, and labels or cond that are
-        not one per image.
+        Raises ValueError for counts below one, seeds beyond 32 bits, and labels or conditions
+        that are not one per image.
         """
         if count < 1 or batch_size < 1 or start < 0 or not 0 <= seed < 2**32:
             raise ValueError(
                 "a Generator needs count >= 1, batch_size >= 1, start >= 0 and 0 <= seed < 2**32, "
                 f"got {count=}, {batch_size=}, {start=}, {seed=}."
             )
-        if labels is not None and len(labels) != count:
-            raise ValueError(
-                f"a Generator needs one label per image, got {len(labels)} for {count} images."
-            )
-        if cond is not None and len(cond) != count:
-            raise ValueError(
-                f"a Generator needs one row of cond per image, got {len(cond)} for {count} images."
-            )
+        conditions = conditions or {}
+        for name, given in {"labels": labels, **conditions}.items():
+            if given is not None and len(given) != count:
+                raise ValueError(
+                    f"a Generator needs {name} with one row per image, got {len(given)} for "
+                    f"{count} images."
+                )
         num_devices = len(self.devices)
         if processes.num_processes() == 1:
             num_devices = min(num_devices, batch_size, count)
@@ -165,10 +168,9 @@ class Generator:
         for rows in batches(count, size):
             real = rows.stop - rows.start
             index = np.arange(start + rows.start, start + rows.stop, dtype=np.uint32)
-            conditions: list[Any] = [None if labels is None else labels[rows].astype(np.int32)]
-            if cond is not None:
-                conditions.append(cond[rows].astype(np.float32))
-            index, conditions = split.put((index, tuple(conditions)), size)
+            own_labels = None if labels is None else labels[rows].astype(np.int32)
+            own = own_labels, {name: x[rows] for name, x in conditions.items()}
+            index, own = split.put((index, own), size)
             keys, x, state = start_batch(np.uint32(seed), index)
             keep = rows.start == 0 and frames_of > 0
             if keep:
@@ -177,7 +179,7 @@ class Generator:
                 if should_stop():
                     raise Stopped(f"stopped after {rows.start} of {count} images")
                 steps = self._steps[begin : begin + self._chunk]
-                x, state = run_chunk(params, x, state, keys, conditions, steps)
+                x, state = run_chunk(params, x, state, keys, own, steps)
                 if keep:
                     frames.append(_pixels(x, frames_of))
                 jax.block_until_ready(x)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.programs.averages import restore_state
-from ddpm_jax.programs.build import build_model
+from ddpm_jax.programs.build import build_model_of
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.model import Model
@@ -79,12 +79,7 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
         directory = RunDirectory(source)
         config, facts = directory.read()
         data = facts["data"]
-        model = build_model(
-            config,
-            tuple(data["image_shape"]),
-            data.get("num_classes"),
-            data.get("cond_features"),
-        )
+        model = build_model_of(config, data)
         like = choose_devices(count=1).placeholder(model.init_shapes())
         if has_weights(source):
             params, step, digest = read_weights(source, facts.get("weights", {}), like.ema_params)

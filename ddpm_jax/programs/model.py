@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddpm_jax.data import ImageDataset, prepare_images
+from ddpm_jax.data import BatchChunk, ImageDataset, prepare_images
 from ddpm_jax.data.augment import AUGMENT_FEATURES, augment_geometry
 from ddpm_jax.denoisers.continuous import (
     ContinuousTarget,
@@ -48,12 +48,9 @@ from ddpm_jax.programs import continuous
 from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.diffusion import weighting_of
-from ddpm_jax.programs.generator import DenoiserOf
+from ddpm_jax.programs.generator import Conditions, DenoiserOf
 from ddpm_jax.training import TrainState, init_spike_guard, init_state
 from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
-
-Conditions = Mapping[str, Any]
-"""What a network is conditioned on besides the step: "label" int [B], "cond" [B, D], or nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ class Model:
         image_shape: [H, W, C].
         num_classes: the number of classes; None for a network without labels.
         cond_features: the width D of the vectors that condition the network; None for none.
+        context_features: the width D of the tokens that condition it; None for none.
         schedule: the schedule of the full process; of a continuous one, the table at `times`.
         network: the Flax module.
         optimizer: the Optax transformation.
@@ -79,6 +77,7 @@ class Model:
     network: UNet
     optimizer: optax.GradientTransformation
     cond_features: int | None = None
+    context_features: int | None = None
     process: ContinuousProcess | None = None
     times: np.ndarray | None = None
 
@@ -127,21 +126,13 @@ class Model:
         key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
         images = batch["image"].reshape(keys.shape[0], *self.image_shape)
         x_0 = prepare_images(images, key_flip, **_augmentation(self.config))
-        vectors = []
+        options = self._dropped(batch, key_label)
         if self.config.data.augment == "edm":
             x_0, how = augment_geometry(x_0, key_flip)
-            vectors.append(how)
-        noise = normal_per_example(key_noise, x_0.shape[1:])
-        options: dict[str, Any] = {"dropout_keys": key_dropout}
-        if self.num_classes is not None or self.cond_features is not None:
-            share = self.config.diffusion.label_dropout
-            dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(key_label)
-            if self.num_classes is not None:
-                options["label"] = jnp.where(dropped, self.num_classes, batch["label"])
-            if self.cond_features is not None:
-                vectors.insert(0, jnp.where(dropped[:, None], 0.0, batch["cond"]))
-        if vectors:
+            vectors = (options["cond"], how) if "cond" in options else (how,)
             options["cond"] = jnp.concatenate(vectors, axis=1)
+        noise = normal_per_example(key_noise, x_0.shape[1:])
+        options["dropout_keys"] = key_dropout
         diffusion, T = self.config.diffusion, self.schedule.num_timesteps
         if self.process is not None:
             t, factor = continuous.draw_times(diffusion, self.process, key_t)
@@ -159,6 +150,20 @@ class Model:
         if weight is None:
             return losses
         return weight * losses, {"t": t, "loss": losses}
+
+    def _dropped(self, batch: Any, keys: Key) -> dict[str, Any]:
+        """The conditions of a batch, those of some examples replaced by none."""
+        share = self.config.diffusion.label_dropout
+        none = {"label": self.num_classes, "cond": 0.0, "context_mask": False}
+        given = {name: batch[name] for name in self._condition_names}
+        if not given:
+            return {}
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
+        for name in none:
+            if name in given:
+                here = bcast_right(dropped, given[name].ndim)
+                given[name] = jnp.where(here, none[name], given[name])
+        return given
 
     def heldout_losses(
         self, params: PyTree, images: Array, conditions: Conditions, t: Array, keys: Key
@@ -209,19 +214,29 @@ class Model:
         return losses * loss_weight(schedule, t, weighting_of(diffusion), target=target)
 
     def denoiser_of(
-        self, params: PyTree, labels: Array | None, cond: Array | None = None
+        self, params: PyTree, labels: Array | None, **conditions: Array | None
     ) -> Denoiser:
         """The denoiser with these parameters and conditions, for a `Generator`."""
-        return self.guided(1.0)(params, labels, cond)
+        return self.guided(1.0)(params, labels, **conditions)
 
-    def conditions(self, data: ImageDataset, rows: Any = slice(None)) -> dict[str, np.ndarray]:
-        """What conditions this network on rows of a data set: their "label", "cond", or nothing."""
-        found = {}
-        if self.num_classes is not None:
-            found["label"] = data.labels[rows]
-        if self.cond_features is not None and data.cond is not None:
-            found["cond"] = data.cond[rows]
-        return found
+    @property
+    def condition_widths(self) -> dict[str, int]:
+        """The width D of the conditions besides the label that the network takes, by name."""
+        widths = {"cond": self.cond_features, "context": self.context_features}
+        return {name: width for name, width in widths.items() if width is not None}
+
+    @property
+    def _condition_names(self) -> tuple[str, ...]:
+        label = () if self.num_classes is None else ("label",)
+        mask = () if self.context_features is None else ("context_mask",)
+        return (*label, *self.condition_widths, *mask)
+
+    def conditions(
+        self, data: ImageDataset | BatchChunk, rows: Any = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """What conditions this network on rows of data: see `Conditions`."""
+        given = {"label": data.labels, **data.conditions}
+        return {name: given[name][rows] for name in self._condition_names}
 
     def guided(self, scale: float, clip: Clip | None = None) -> DenoiserOf:
         """As `denoiser_of`, with classifier-free guidance. `clip` overrides the run's.
@@ -229,16 +244,16 @@ class Model:
         Raises ValueError for guidance of a network without conditions.
         """
         diffusion = self.config.diffusion
-        if scale != 1.0 and self.num_classes is None and self.cond_features is None:
+        if scale != 1.0 and not self._condition_names:
             raise ValueError(
                 f"guidance {scale:g} needs a class-conditional network, and this run's takes no "
                 "labels. Train one with --network.class-conditional, or leave guidance at 1."
             )
 
         def denoiser_of(
-            params: PyTree, labels: Array | None, cond: Array | None = None
+            params: PyTree, labels: Array | None, **conditions: Array | None
         ) -> Denoiser:
-            conditions = {"label": labels, "cond": cond}
+            conditions["label"] = labels
             given = {name: x for name, x in conditions.items() if x is not None}
             apply_fn = self.bind(params, **given)
             if scale != 1.0:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_jax import visualize
 from ddpm_jax.programs.console import bar
-from ddpm_jax.programs.generator import Generated, Generator
+from ddpm_jax.programs.generator import Conditions, Generated, Generator
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.types import PyTree
 
@@ -23,7 +23,7 @@ def draw_images(
     count: int,
     batch_size: int,
     labels: np.ndarray | None = None,
-    cond: np.ndarray | None = None,
+    conditions: Conditions | None = None,
     frames_of: int = 0,
     leave: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -36,7 +36,7 @@ def draw_images(
             count=count,
             batch_size=batch_size,
             labels=labels,
-            cond=cond,
+            conditions=conditions,
             frames_of=frames_of,
             on_progress=progress.update,
             should_stop=should_stop,

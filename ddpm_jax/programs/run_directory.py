@@ -192,9 +192,11 @@ def _check_data(data: dict[str, Any]) -> None:
         raise ValueError(f"data.image_shape is {shape}, not [H, W, C]")
     if classes is not None and (type(classes) is not int or not 0 < classes <= 1_000_000):
         raise ValueError(f"data.num_classes is {classes!r}")
-    features, names = data.get("cond_features"), data.get("class_names")
-    if features is not None and (type(features) is not int or not 0 < features <= 1_000_000):
-        raise ValueError(f"data.cond_features is {features!r}")
+    names = data.get("class_names")
+    for name in ("cond_features", "context_features"):
+        features = data.get(name)
+        if features is not None and (type(features) is not int or not 0 < features <= 1_000_000):
+            raise ValueError(f"data.{name} is {features!r}")
     if names is not None and (
         type(names) is not list or len(names) != classes or not all(type(n) is str for n in names)
     ):
@@ -313,3 +315,16 @@ def _is_changeable(change: str) -> bool:
     return name not in FIXED_FIELDS and any(
         name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS
     )
+
+
+def make_writable(out: Path) -> None:
+    """Makes an output folder; RunDirectoryError if it cannot be made or written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
+            "--out."
+        ) from error

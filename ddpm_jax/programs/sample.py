@@ -16,8 +16,9 @@ from PIL import Image
 from ddpm_jax import visualize
 from ddpm_jax.denoisers.thresholds import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
-from ddpm_jax.files import map_npy, user_path, write_json
+from ddpm_jax.files import write_json
 from ddpm_jax.programs.averages import average_name
+from ddpm_jax.programs.conditions import read_conditions
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.shards import (
@@ -49,6 +50,9 @@ class SampleConfig(SamplerOptions, RunOptions):
     turn."""
     cond: Path | None = None
     """An .npy of the vectors [M, D] to condition the images on, in turn; None for no condition."""
+    context: Path | None = None
+    """An .npy of the tokens [M, L, D] to condition the images on, in turn, or an .npz of `context`
+    and `context_mask` [M, L]; None for no token."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 for none, more for typical images, 0 for unlabelled ones."""
     format: Literal["npz", "png", "both", "none"] = "npz"
@@ -75,7 +79,11 @@ def sample(config: SampleConfig) -> None:
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
     run.labels(config.count, config.label)  # refuses a class that the run does not have
-    cond = _read_cond(config.cond, run.model.cond_features)
+    files = {"cond": config.cond, "context": config.context}
+    for name, width in run.model.condition_widths.items():
+        if files[name] is None:
+            say(f"without --{name} FILE.npy (of width {width}), images have no such condition")
+    conditions = read_conditions(files, run.model.condition_widths)
     sampler = run.sampler(config)
     clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
     clip = None if config.threshold is None else clips[config.threshold]
@@ -85,8 +93,8 @@ def sample(config: SampleConfig) -> None:
     out = run.folder(f"generated/{_name(config, steps, run.step)}")
     say(f"{run.name} at step {run.step:,}: {config.count} images, {config.sampler}, {steps} steps")
     plan = _plan(config, run, steps)
-    if cond is not None:
-        plan["cond_sha256"] = hashlib.sha256(cond.tobytes()).hexdigest()
+    for name, given in conditions.items():
+        plan[f"{name}_sha256"] = hashlib.sha256(given.tobytes()).hexdigest()
     processes.on_leader(lambda: remember_plan(out, plan))
     sample_shards(
         run,
@@ -95,31 +103,11 @@ def sample(config: SampleConfig) -> None:
         count=config.count,
         batch_size=config.batch_size,
         label=config.label,
-        cond=cond,
+        conditions=conditions,
         frames_of=frames_of,
         on_frames=lambda frames: visualize.save_gif(out / "denoising.gif", frames),
     )
     processes.on_leader(lambda: _write(config, out, plan, run.model.image_shape))
-
-
-def _read_cond(path: Path | None, features: int | None) -> np.ndarray | None:
-    """The vectors float32 [M, D] of an .npy; ValueError if the run's network does not take them."""
-    if path is None:
-        if features is not None:
-            say(f"without --cond FILE.npy (vectors of {features}), images are unconditional")
-        return None
-    if features is None:
-        raise ValueError(f"--cond {path}: this run's network takes no vectors. Leave it out.")
-    try:
-        cond = np.asarray(map_npy(user_path(path)), np.float32)
-    except ValueError as error:
-        raise ValueError(f"--cond {path} cannot be used: {error}.") from error
-    if cond.ndim != 2 or cond.shape[1] != features or not np.isfinite(cond).all():
-        raise ValueError(
-            f"--cond {path} needs finite numbers [M, {features}] for this run, got "
-            f"{list(cond.shape)}."
-        )
-    return cond
 
 
 def _write(
@@ -188,8 +176,9 @@ def _name(config: SampleConfig, num_steps: int, step: int) -> str:
     parts += [str(part) for part in (config.variance, config.threshold) if part is not None]
     if config.label is not None:
         parts.append(re.sub(r"[^\w.-]+", "_", f"label{config.label}"))
-    if config.cond is not None:
-        parts.append(re.sub(r"[^\w.-]+", "_", f"cond-{config.cond.stem}"))
+    for name, path in (("cond", config.cond), ("context", config.context)):
+        if path is not None:
+            parts.append(re.sub(r"[^\w.-]+", "_", f"{name}-{path.stem}"))
     if config.guidance != 1.0:
         parts.append(f"guidance{config.guidance:g}")
     average = average_name(config)

@@ -26,8 +26,9 @@ from ddpm_jax.files import (
     write_atomically,
     write_json,
 )
+from ddpm_jax.programs.conditions import in_turn
 from ddpm_jax.programs.console import bar, say
-from ddpm_jax.programs.generator import Generator
+from ddpm_jax.programs.generator import Conditions, Generator
 from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
 from ddpm_jax.programs.trained_run import TrainedRun
 
@@ -117,7 +118,7 @@ def sample_shards(
     count: int,
     batch_size: int,
     label: int | str | None = None,
-    cond: npt.NDArray[np.float32] | None = None,
+    conditions: Conditions | None = None,
     frames_of: int = 0,
     on_frames: Callable[[npt.NDArray[np.uint8]], None] = lambda frames: None,
 ) -> None:
@@ -130,7 +131,7 @@ def sample_shards(
         count: the number of images in all shards together.
         batch_size: the number of images at a time.
         label: the class of all images; None for all classes in turn.
-        cond: the vectors [M, D] that images are conditioned on, in turn; None for none.
+        conditions: others by name, whose rows [M, ...] images use in turn; None for none.
         frames_of: the number of first images whose frames are kept, at most one batch.
         on_frames: called with the frames [F, N, H, W, C] before the first shard is written.
     """
@@ -155,7 +156,7 @@ def sample_shards(
             batch_size=batch,
             start=first,
             labels=None if labels is None else labels[first:],
-            cond=None if cond is None else cond[np.arange(first, first + batch) % len(cond)],
+            conditions=in_turn(conditions or {}, np.arange(first, first + batch)),
             frames_of=frames_of if first == 0 else 0,
             on_progress=advance,
         )

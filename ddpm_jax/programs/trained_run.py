@@ -20,13 +20,14 @@ from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.programs.averages import average_name, restore_params
-from ddpm_jax.programs.build import build_model, build_sampler, load_data
+from ddpm_jax.programs.build import build_model_of, build_sampler, load_data
+from ddpm_jax.programs.conditions import check_data, conditions_for, in_turn
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
-from ddpm_jax.programs.generator import Generator
+from ddpm_jax.programs.generator import Conditions, Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.paths import with_local_paths
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, make_writable
 from ddpm_jax.programs.weights import has_weights, pretrained_folder, pretrained_names, read_weights
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import DataParallel, choose_devices
@@ -96,9 +97,7 @@ class TrainedRun:
         # These must come before the first use of JAX.
         keep_freed_memory(self.config.batch_size, image_shape, self.config.network.channels)
         one_device_per_core()
-        self.model: Model = build_model(
-            self.config, image_shape, data.get("num_classes"), data.get("cond_features")
-        )
+        self.model: Model = build_model_of(self.config, data)
         parallel = choose_devices(count=options.num_devices)
         self.devices = parallel.devices
         if processes.num_processes() == 1:
@@ -135,16 +134,23 @@ class TrainedRun:
         """Whether x̂_0 is clipped to [-1, 1]."""
         return self.config.diffusion.clip
 
-    def apply_fn(self, x_t: Array, timesteps: Array, label: Array | None = None) -> Array:
-        """The trained network `(x_t, timesteps) -> output`, with labels [B] if it takes any."""
-        return self.model.bind(self.params, label=label)(x_t, timesteps)
+    def apply_fn(
+        self, x_t: Array, timesteps: Array, label: Array | None = None, **conditions: Array | None
+    ) -> Array:
+        """The trained network `(x_t, timesteps) -> output`, with the `Conditions` it takes."""
+        return self.model.bind(self.params, label=label, **conditions)(x_t, timesteps)
 
     def denoiser(
-        self, label: ArrayLike | None = None, *, guidance: float = 1.0, clip: Clip | None = None
+        self,
+        label: ArrayLike | None = None,
+        *,
+        guidance: float = 1.0,
+        clip: Clip | None = None,
+        **conditions: Array | None,
     ) -> Denoiser:
-        """The network's denoiser `(x_t, t) -> x̂_0`, for labels int [B], with guidance."""
+        """The network's denoiser `(x_t, t) -> x̂_0` for `Conditions`, with guidance."""
         labels = None if label is None else jnp.asarray(label)
-        return self.model.guided(guidance, clip)(self.params, labels)
+        return self.model.guided(guidance, clip)(self.params, labels, **conditions)
 
     def sample(
         self,
@@ -153,6 +159,7 @@ class TrainedRun:
         sampler: str = "ancestral",
         num_steps: int | None = None,
         label: int | None = None,
+        conditions: Conditions | None = None,
         guidance: float = 1.0,
         seed: int = 0,
         batch_size: int = 64,
@@ -164,6 +171,7 @@ class TrainedRun:
             sampler: a name from `ddpm-jax list`.
             num_steps: steps of the sampler; None for all T.
             label: class of all images; None to cycle through the classes, if there are any.
+            conditions: "cond" [M, D] or "context" [M, L, D], whose rows images use in turn.
             guidance: scale of classifier-free guidance; 1 for none.
             seed: of all noise.
             batch_size: images per batch; changes only speed and memory.
@@ -178,8 +186,16 @@ class TrainedRun:
         generator = self.generator(self.sampler(options), guidance=guidance)
         size = min(count, batch_size)
         labels = self.labels(count, label)
-        made = generator(self.params, seed=seed, count=count, batch_size=size, labels=labels)
-        return made.images
+        given = conditions_for(self.model.condition_widths, conditions or {}, "sample")
+        given = in_turn(given, np.arange(count))
+        return generator(
+            self.params,
+            seed=seed,
+            count=count,
+            batch_size=size,
+            labels=labels,
+            conditions=given,
+        ).images
 
     def folder(self, name: str) -> Path:
         """Makes the output folder of a program; RunDirectoryError if that fails."""
@@ -261,6 +277,8 @@ class TrainedRun:
                 f"{data.name} has images of {have}, and {self.name} makes images of "
                 f"{want}. Name its own data with --data-path."
             )
+        if len(data.images):
+            check_data(self.model.condition_widths, data)
         return data
 
     def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
@@ -318,19 +336,6 @@ class TrainedRun:
     def x_0_mse(self) -> np.ndarray:
         """The denoiser's mean squared errors [T], from which the analytic variance follows."""
         return measured_x_0_mse(self)
-
-
-def make_writable(out: Path) -> None:
-    """Makes an output folder; RunDirectoryError if it cannot be made or written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise RunDirectoryError(
-            f"the output folder {out} cannot be written ({error.strerror}). Choose another with "
-            "--out."
-        ) from error
 
 
 def load_run(source: str | Path, **options: Any) -> TrainedRun:

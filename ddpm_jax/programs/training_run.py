@@ -22,10 +22,11 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.averages import extra_emas
-from ddpm_jax.programs.build import build_model, build_sampler, heldout_plan, load_data
+from ddpm_jax.programs.build import build_model_of, build_sampler, heldout_plan, load_data
+from ddpm_jax.programs.conditions import check_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
 from ddpm_jax.programs.diffusion import loss_name
-from ddpm_jax.programs.generator import Generator, Stopped
+from ddpm_jax.programs.generator import Conditions, Generator, Stopped
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory
 from ddpm_jax.samplers import Sampler
@@ -41,9 +42,20 @@ class HeldOut(NamedTuple):
     bits_per_dim: float
 
 
-def cond_features_of(data: ImageDataset) -> int | None:
-    """The width of the vectors that a data set conditions networks on."""
-    return None if data.cond is None else data.cond.shape[1]
+def data_facts(data: ImageDataset) -> dict[str, Any]:
+    """What a run's numbers depend on besides its configuration, as config.json keeps it."""
+    facts: dict[str, Any] = {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "image_shape": list(data.images.shape[1:]),
+        "num_classes": data.num_classes,
+    }
+    if data.class_names is not None:
+        facts["class_names"] = list(data.class_names)
+    for name, condition in (("cond", data.cond), ("context", data.context)):
+        if condition is not None:
+            facts[f"{name}_features"] = condition.shape[-1]
+    return facts
 
 
 class TrainingRun:
@@ -77,9 +89,9 @@ class TrainingRun:
         self.sampling_devices: tuple[Device, ...] = (
             tuple(jax.local_devices()) if every_core else self.parallel.devices
         )
-        self.model: Model = build_model(
-            config, image_shape, data.num_classes, cond_features_of(data)
-        )
+        self.model: Model = build_model_of(config, data_facts(data))
+        if len(self.heldout_data.images):
+            check_data(self.model.condition_widths, self.heldout_data)
         self.train_step = make_train_step(
             self.model.training_losses,
             self.model.optimizer,
@@ -108,18 +120,7 @@ class TrainingRun:
     @property
     def facts(self) -> dict[str, Any]:
         """What the run's numbers depend on besides its configuration."""
-        data = self.train_data
-        facts: dict[str, Any] = {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "image_shape": list(self.model.image_shape),
-            "num_classes": data.num_classes,
-        }
-        if data.class_names is not None:
-            facts["class_names"] = list(data.class_names)
-        if self.model.cond_features is not None:
-            facts["cond_features"] = self.model.cond_features
-        return {"data": facts}
+        return {"data": data_facts(self.train_data)}
 
     def indices(self) -> ShuffledIndices:
         """The order in which the training data is visited."""
@@ -189,7 +190,7 @@ class TrainingRun:
                 count=report.sample_count,
                 batch_size=report.sample_count,
                 labels=self.model.cycled_labels(report.sample_count),
-                cond=self.sample_cond(report.sample_count),
+                conditions=self.sample_conditions(report.sample_count),
                 leave=False,
                 should_stop=should_stop,
             )
@@ -198,11 +199,11 @@ class TrainingRun:
         if processes.is_leader():
             visualize.save_grid(self.sheet_path(step), made.images)
 
-    def sample_cond(self, count: int) -> np.ndarray | None:
-        """The vectors that sheets of samples are conditioned on: held-out ones, or training's."""
+    def sample_conditions(self, count: int) -> Conditions:
+        """What sheets of samples are conditioned on besides labels: held-out, or training's."""
         data = self.heldout_data if len(self.heldout_data.images) else self.train_data
-        rows = np.arange(count) % len(data.images)
-        return self.model.conditions(data, rows).get("cond")
+        given = self.model.conditions(data, np.arange(count) % len(data.images))
+        return {name: x for name, x in given.items() if name != "label"}
 
     def sheet_path(self, step: int) -> Path:
         """The file of a step's sheet of samples."""
@@ -265,7 +266,7 @@ class TrainingRun:
             count=report.final_count,
             batch_size=report.final_count,
             labels=self.model.cycled_labels(report.final_count),
-            cond=self.sample_cond(report.final_count),
+            conditions=self.sample_conditions(report.final_count),
             frames_of=min(report.final_count, 36),
             should_stop=should_stop,
         )

@@ -97,8 +97,8 @@ def class_folders(folder):
 
 def npz_file(folder):
     images = RNG.integers(0, 256, (20, 8, 6, 1), np.uint8)
-    arrays = {"images": images, "labels": TWO_OF_EACH, "cond": RNG.normal(size=(20, 3))}
-    np.savez(folder / "own.npz", **arrays)
+    conditions = {"cond": RNG.normal(size=(20, 3)), "context": RNG.normal(size=(20, 2, 5))}
+    np.savez(folder / "own.npz", images=images, labels=TWO_OF_EACH, **conditions)
     return {"path": folder / "own.npz"}
 
 
@@ -176,7 +176,8 @@ def test_the_contract(name, tmp_path):
         assert 0 <= data.labels.min() and data.labels.max() < classes
         assert data.class_names is None or len(data.class_names) == classes
         assert not data.images.flags.writeable and not data.labels.flags.writeable
-        assert data.cond is None or (data.cond.dtype == np.float32 and len(data.cond) == count)
+        for condition in data.conditions.values():
+            assert len(condition) == count and not condition.flags.writeable
         # The same from the cache, and from another cache: content alone decides.
         for cache in (None, tmp_path / "other"):
             again = load_named(full, split, options._replace(cache_dir=cache))

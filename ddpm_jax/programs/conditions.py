@@ -1,0 +1,79 @@
+"""The vectors and tokens that images are conditioned on: from files, and for each image in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data import ImageDataset
+from ddpm_jax.data.cache import MEMORY_BYTES
+from ddpm_jax.data.conditions import checked_conditions
+from ddpm_jax.files import map_npy, read_arrays, user_path
+
+
+def read_conditions(files: Mapping[str, Path | None], widths: Mapping[str, int]) -> dict[str, Any]:
+    """Reads the conditions that the network takes; see `conditions_for`.
+
+    Args:
+        files: for each condition, "cond" or "context", an .npy of it, an .npz that holds it by its
+            name (and maybe `context_mask`), or None.
+        widths: the width D of the conditions that the network takes.
+
+    Raises ValueError that names the option, for a file that cannot be used or does not fit.
+    """
+    found: dict[str, Any] = {}
+    for name, path in files.items():
+        if path is None:
+            continue
+        call = f"--{name} {path}"
+        try:
+            if path.suffix == ".npz":
+                arrays = read_arrays(user_path(path), MEMORY_BYTES, (name, f"{name}_mask"))
+                if name not in arrays:
+                    raise ValueError(f"it has no array `{name}`")
+            else:
+                arrays = {name: map_npy(user_path(path))}
+        except ValueError as error:
+            raise ValueError(f"{call} cannot be used: {error}.") from error
+        found.update(conditions_for(widths, arrays, call))
+    return found
+
+
+def conditions_for(
+    widths: Mapping[str, int], given: Mapping[str, Any], call: str
+) -> dict[str, np.ndarray]:
+    """The conditions as the network takes them: cond [M, D], context [M, L, D], context_mask.
+
+    Raises ValueError for those that it does not take, of another width, or not finite.
+    """
+    found = checked_conditions(given, call)
+    for name in found.keys() - {"context_mask"}:
+        if name not in widths:
+            raise ValueError(f"{call}: this run's network takes no {name}. Leave it out.")
+        if found[name].shape[-1] != widths[name]:
+            axes = ", ".join(("M", "L")[: found[name].ndim - 1])
+            raise ValueError(
+                f"{call} needs {name} [{axes}, {widths[name]}] for this run's network, got "
+                f"{list(found[name].shape)}."
+            )
+    return found
+
+
+def check_data(widths: Mapping[str, int], data: ImageDataset) -> None:
+    """Raises ValueError unless the data have the conditions of these widths."""
+    for name, width in widths.items():
+        found = data.conditions.get(name)
+        if found is None or found.shape[-1] != width:
+            have = "none" if found is None else str(list(found.shape))
+            raise ValueError(
+                f"{data.name} needs {name} of width {width}, on which this run's network is "
+                f"conditioned, and has {have}."
+            )
+
+
+def in_turn(conditions: Mapping[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+    """The conditions of images number [n], which use the rows in turn."""
+    return {name: x[images % len(x)] for name, x in conditions.items()}
