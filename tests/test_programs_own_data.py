@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+import ddpm_jax as dj
 import train_folder
 from ddpm_jax.data import from_arrays
+from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import (
     DataConfig,
     DevicesConfig,
@@ -20,7 +24,7 @@ from ddpm_jax.programs.config import (
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
 from ddpm_jax.programs.train import train
-from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun, load_run
 
 pytestmark = pytest.mark.slow
 SILENT = ReportConfig(
@@ -90,8 +94,127 @@ def test_vectors_condition_a_run_from_file_to_samples(tmp_path, resident):
     assert levels[0::2].mean() - levels[1::2].mean() > 120
     if resident:
         np.save(tmp_path / "cond.npy", np.ones((2, 4)))
-        with pytest.raises(ValueError, match=r"finite numbers \[M, 3\]"):
+        with pytest.raises(ValueError, match=r"--cond .* needs cond \[M, 3\]"):
             sample(dataclasses.replace(options, cond=tmp_path / "cond.npy"))
+
+
+def told_by_one_token(count=256, length=3):
+    """Images whose every pixel is what one of their tokens says, at a random place; others lie."""
+    rng = np.random.default_rng(0)
+    sign = rng.choice([-1.0, 1.0], (count, length))
+    context = np.stack([np.full_like(sign, -1.0), sign], 2)
+    which = np.arange(count), rng.integers(0, length, count)
+    context[(*which, 0)] = 1
+    images = np.broadcast_to((127.5 + 100 * sign[which])[:, None, None, None], (count, 4, 4, 1))
+    return images.astype(np.uint8), context
+
+
+def tokens_for(sign, place, length):
+    """Tokens of which the one at `place` says `sign`, and the others the opposite."""
+    tokens = np.stack([np.full(length, -1.0), np.full(length, -sign)], 1)
+    tokens[place] = 1, sign
+    return tokens
+
+
+@pytest.mark.parametrize("resident", [2.0, 0.0])
+def test_tokens_condition_a_run_from_file_to_samples(tmp_path, resident):
+    images, context = told_by_one_token()
+    # A fourth token that is always masked, and would decide every image otherwise.
+    context = np.concatenate([context, np.full((len(images), 1, 2), 50.0)], 1)
+    mask = np.arange(4) < np.full((len(images), 1), 3)
+    np.savez(tmp_path / "own.npz", images=images, context=context, context_mask=mask)
+    config = dataclasses.replace(
+        CONFIG,
+        run_dir=tmp_path / "run",
+        num_steps=800,
+        data=DataConfig(name="arrays", path=tmp_path / "own.npz"),
+        devices=DevicesConfig(count=1, resident_gib=resident),
+    )
+    result = train(config)
+    assert result is not None and result.step == 800 and result.heldout is not None
+    run = load_run(tmp_path / "run")
+    assert run.model.context_features == run.facts["data"]["context_features"] == 2
+    # Bright, dark, bright, … in turn, by more tokens than in training, at every place.
+    wanted = np.stack([tokens_for(s, i, 4) for i in range(4) for s in (1, -1)])
+    np.save(tmp_path / "tokens.npy", wanted)
+    options = SampleConfig(
+        run_dir=tmp_path / "run",
+        sampler="ddim",
+        num_steps=10,
+        count=64,
+        batch_size=32,
+        gif=False,
+        context=tmp_path / "tokens.npy",
+        guidance=1.5,
+    )
+    sample(options)
+    (made,) = (tmp_path / "run" / "generated").glob("*context-tokens-guidance1.5/samples.npz")
+    images = np.load(made)["images"]
+    levels = images.mean((1, 2, 3)).reshape(8, 8).mean(0)
+    assert (levels[0::2] - levels[1::2]).min() > 120
+    given = {"sampler": "ddim", "num_steps": 10, "guidance": 1.5}
+    order = [3, 1, 0, 2]
+    for tokens, mask in (
+        (wanted[:, order], None),
+        # Masked tokens are not there, whatever they are.
+        (np.concatenate([wanted, wanted + 9], 1), np.arange(8) < np.full((8, 1), 4)),
+    ):
+        conditions = {"context": tokens, "context_mask": mask}
+        again = run.sample(64, conditions=conditions, **given)
+        assert np.abs(again.astype(int) - images).max() <= 1
+    if not resident:
+        return
+    for arrays, match in (
+        ({"context": np.ones((2, 4, 3))}, r"needs context \[M, L, 2\] .* got \[2, 4, 3\]"),
+        ({"context": np.ones((2, 2))}, r"needs context \[N, L, D\] of numbers, got float64"),
+        ({"context": np.full((2, 4, 2), np.nan)}, "finite context"),
+        ({"context": wanted, "context_mask": np.ones((8, 3), bool)}, r"context_mask \[8, 4\]"),
+        ({"tokens": wanted}, "no array `context`"),
+    ):
+        np.savez(tmp_path / "wrong.npz", **arrays)
+        with pytest.raises(ValueError, match=rf"--context .*{match}"):
+            sample(dataclasses.replace(options, context=tmp_path / "wrong.npz"))
+    with pytest.raises(ValueError, match="--cond .*takes no cond"):
+        np.save(tmp_path / "cond.npy", np.ones((2, 4)))
+        sample(dataclasses.replace(options, cond=tmp_path / "cond.npy"))
+    for other, match in (({}, "has none"), ({"context": np.ones((256, 1, 3))}, r"\[\d+, 1, 3\]")):
+        np.savez(tmp_path / "own.npz", images=told_by_one_token()[0], **other)
+        with pytest.raises(ValueError, match=f"needs context of width 2.*{match}"):
+            _ = load_run(tmp_path / "run").heldout_data
+
+
+def test_held_out_data_need_the_conditions_of_the_training_data(tmp_path):
+    images, context = told_by_one_token(64)
+    whole = from_arrays(images, context=context)
+    plain = from_arrays(images)
+    with pytest.raises(ValueError, match="needs context of width 2"):
+        train(
+            dataclasses.replace(CONFIG, run_dir=tmp_path / "run"),
+            data=lambda split: (whole if split == "train" else plain)(split),
+        )
+
+
+def test_dropped_examples_have_no_token(tmp_path):
+    """Training drops vectors and tokens of the same examples: zeros, and a cleared mask."""
+    count, seen = 256, {}
+
+    class Remembers:
+        def apply(self, variables, x, t, **options):
+            seen.update(options)
+            return jnp.zeros_like(x)
+
+    diffusion = dataclasses.replace(CONFIG.diffusion, label_dropout=0.5)
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path, diffusion=diffusion)
+    model = build_model(config, (4, 4, 1), None, 1, 2)
+    model = dataclasses.replace(model, network=Remembers())  # type: ignore
+    images, context = told_by_one_token(count)
+    batch = {"image": images, "cond": np.ones((count, 1), np.float32)}
+    batch |= {"context": np.float32(context), "context_mask": np.arange(3) < np.full((count, 1), 2)}
+    model.training_losses({}, batch, dj.example_keys(jax.random.key(0), jnp.arange(count)))
+    dropped = np.asarray(seen["cond"][:, 0] == 0)
+    assert 96 < dropped.sum() < 160
+    np.testing.assert_array_equal(seen["context_mask"], batch["context_mask"] & ~dropped[:, None])
+    np.testing.assert_array_equal(seen["context"], batch["context"])
 
 
 def test_label_dropout_is_dropout_of_vectors(tmp_path):
@@ -126,6 +249,7 @@ def test_data_from_python_are_known_by_their_content(tmp_path):
 MODULE = """
 import numpy as np
 from ddpm_jax.data import from_arrays
+from ddpm_jax.programs.build import build_model
 dots = from_arrays(np.arange(1280).astype(np.uint8).reshape(80, 4, 4, 1))
 """
 
