@@ -108,7 +108,8 @@ def test_chunk_length_divides():
     [
         ({"count": 0}, "count >= 1"),
         ({"count": 4, "batch_size": 0}, "batch_size"),
-        ({"count": 4, "labels": np.zeros(3, int)}, "one label per image"),
+        ({"count": 4, "labels": np.zeros(3, int)}, "labels with one row per image"),
+        ({"count": 4, "conditions": {"cond": np.zeros((3, 2))}}, "cond with one row per image"),
     ],
 )
 def test_bad_values_are_named(arguments, words):
