@@ -250,7 +250,7 @@ def test_the_fingerprint_knows_the_conditions():
         ({"cond": np.ones((3, 2))}, "for 4 images"),
         ({"cond": np.ones((4, 0))}, "got float64"),
         ({"cond": np.full((4, 1), np.nan)}, "finite cond .* image 0"),
-        ({"cond": np.full((4, 1), "a")}, "of numbers"),
+        ({"cond": np.full((4, 1), "a")}, "of .*numbers"),
         ({"context": np.ones((4, 2))}, r"context \[N, L, D\] of numbers for 4 images"),
         ({"context": np.ones((5, 2, 3))}, "for 4 images"),
         ({"context": np.ones((4, 0, 3))}, "got float64"),
@@ -262,7 +262,7 @@ def test_the_fingerprint_knows_the_conditions():
     ],
 )
 def test_wrong_conditions_are_refused(conditions, match):
-    with pytest.raises(ValueError, match=rf"make_dataset\('x'\).*{match}"):
+    with pytest.raises((ValueError, TypeError), match=rf"make_dataset\('x'\).*{match}"):
         make_dataset(noise(4, 3, 3, 1), None, None, "x", **conditions)
 
 

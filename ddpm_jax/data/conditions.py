@@ -62,7 +62,7 @@ def _numbers(name: str, x: np.ndarray, call: str, count: int | None) -> np.ndarr
     """The condition x as float32; ValueError unless it has its axes and is finite."""
     axes = AXES[name]
     wrong = x.ndim != len(axes) or 0 in x.shape[1:]
-    if wrong or (count is not None and len(x) != count):
+    if wrong or len(x) != (max(1, len(x)) if count is None else count):
         images = "" if count is None else f" for {count} images"
         raise ValueError(
             f"{call} needs {name} [{', '.join(axes)}] of numbers{images}, got {x.dtype} {x.shape}."

@@ -186,8 +186,8 @@ def fingerprint_of(images: np.ndarray, labels: np.ndarray, **conditions: np.ndar
     """Returns the sha256 (hex) of shape and bytes of images [N, H, W, C], labels and conditions.
 
     The order of the examples counts: a run that resumes draws them by index. Raises TypeError for
-    images that are not uint8 and for labels or conditions that are not numbers, ValueError for other
-    shapes.
+    images that are not uint8 and for labels or conditions that are not numbers, ValueError for
+    other shapes.
     """
     call = "fingerprint_of"
     if host_numbers(call, "images", images).dtype != np.uint8 or np.ndim(images) != 4:
