@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
     x = from_pixels(images)
     if not flip and not pad_crop:
         return x
+    keys = cast(Key, keys)
     check_keys("prepare_images", keys, len(x))
     key_crop = fold_in_each(keys, 1) if pad_crop else None
     if flip:

@@ -16,7 +16,7 @@ Everything runs on the host in float64; features come in batches of any size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -269,7 +269,7 @@ def bootstrap_interval(
     check_function(call, "statistic", statistic, "of the arrays, to a number")
     if not isinstance(arrays, Sequence) or isinstance(arrays, str):
         raise TypeError(f"{call} needs arrays, a list of arrays, got {describe(arrays)}.")
-    samples = [host_array(call, "arrays", array) for array in arrays]
+    samples = [host_array(call, "arrays", cast(Any, array)) for array in arrays]
     if not samples or any(s.ndim == 0 or s.shape[0] == 0 for s in samples):
         shapes = [s.shape for s in samples]
         raise ValueError(f"{call} needs arrays of at least one example, got {shapes=}.")

@@ -37,7 +37,8 @@ SMALLEST = 2**14
 
 def is_size(value: Any) -> bool:
     """Whether this is the size of an axis."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and bool(value >= 0)
 
 
 def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:

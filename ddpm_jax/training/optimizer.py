@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -61,7 +61,7 @@ def make_optimizer(
     Raises TypeError for what is not a number, ValueError for values no run could use.
     """
     call = "make_optimizer"
-    above_0 = {"eps": eps}
+    above_0: dict[str, Any] = {"eps": eps}
     if clip_norm is not None:
         above_0["clip_norm"] = clip_norm
     if not callable(learning_rate):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ddpm_jax.forward.checks import check_flag, check_number, check_real, check_steps, is_number
@@ -126,6 +127,6 @@ def update_ema(ema_params: PyTree, params: PyTree, decay: ArrayLike) -> PyTree:
     if ours != theirs:
         raise ValueError(f"{call} needs two trees of equal shapes, got {ours} and {theirs}.")
     check_real(call, decay=decay)
-    if jnp.shape(decay) or (is_number(decay) and not 0.0 <= decay <= 1.0):
+    if jnp.shape(decay) or (is_number(decay) and not 0.0 <= float(np.asarray(decay)) <= 1.0):
         raise ValueError(f"{call} needs one decay in [0, 1], got {describe(decay)}.")
     return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema_params, params)

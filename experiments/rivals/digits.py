@@ -90,4 +90,5 @@ def evenly(total: int, count: int) -> np.ndarray:
 
 def fitted_gaussian(x: np.ndarray) -> Any:
     """The Gaussian with the mean and covariance of vectors x [N, d]: the model to beat."""
-    return scipy.stats.multivariate_normal(x.mean(axis=0), np.cov(x, rowvar=False))
+    covariance: Any = np.cov(x, rowvar=False)
+    return scipy.stats.multivariate_normal(x.mean(axis=0), covariance)
