@@ -74,7 +74,7 @@ def test_what_is_returned_cannot_be_written():
     [
         (np.zeros((2, 4, 4, 1), np.float32), None, None, "uint8"),
         (np.zeros((2, 4, 4), np.uint8), None, None, r"\[N, H, W, C\]"),
-        (np.zeros((0, 4, 4, 1), np.uint8), None, None, "every axis"),
+        (np.zeros((0, 4, 4, 1), np.uint8), None, None, "no axis empty"),
         (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, int), None, "together or neither"),
         (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(3, int), 10, "for 2 images"),
         (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2), 10, "integer labels"),

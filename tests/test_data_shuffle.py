@@ -119,7 +119,7 @@ def test_a_cached_permutation_cannot_be_spoiled():
     [
         ((0, 4, 0), "num_examples"),
         ((2**31, 4, 0), "int32"),
-        ((10, 0, 0), "batch_size ≥ 1, got 0"),
+        ((10, 0, 0), "batch_size, a whole number of at least 1, got 0"),
         ((10, 4, -1), "seed"),
         ((10, 4, 2**64), "seed"),
     ],
@@ -131,7 +131,7 @@ def test_impossible_rules_are_refused(arguments, match):
 
 def test_impossible_steps_are_refused():
     indices = ShuffledIndices(10, 4, 0)
-    with pytest.raises(ValueError, match="step=-1"):
+    with pytest.raises(ValueError, match="step, .*got -1"):
         indices(-1)
-    with pytest.raises(ValueError, match="length=0"):
+    with pytest.raises(ValueError, match="length, .*got 0"):
         indices.chunk(0, 0)

@@ -145,7 +145,7 @@ def test_histogram_and_entropy_of_the_most_probable_classes():
         (np.zeros((0, 10)), r"\[N, K\]"),
         (np.array([[2.0, 3.0]]), "sum to one"),
         (np.array([[1.5, -0.5]]), "≥ 0"),
-        (np.array([[np.nan, 1.0]]), "≥ 0"),
+        (np.array([[np.nan, 1.0]]), "finite"),
     ],
 )
 def test_scores_are_not_taken_for_probabilities(measure, p, words):

@@ -130,5 +130,5 @@ def test_other_paths_are_refused(tmp_path):
         open_images(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="found no image"):
         open_images(tmp_path)
-    with pytest.raises(ValueError, match="batch_size ≥ 1"):
+    with pytest.raises(ValueError, match="batch_size, a whole number of at least 1"):
         open_images(PIXELS).batches(0)

@@ -66,7 +66,7 @@ def test_moments_refuse_other_shapes(shape):
 def test_moments_refuse_what_is_not_finite():
     x = np.zeros((5, 2))
     x[3, 1], x[4, 0] = np.nan, np.inf
-    with pytest.raises(ValueError, match="2 of 5 rows, first in row 3"):
+    with pytest.raises(ValueError, match="first in row 3"):
         moments(x)
 
 
@@ -194,7 +194,7 @@ def test_fitted_gaussian_follows_its_seed_and_keeps_constant_pixels():
 def test_fitted_gaussian_needs_a_spread():
     with pytest.raises(ValueError, match="at least two images"):
         fitted_gaussian_images(np.zeros((1, 8, 8, 1), np.uint8), 4, seed=0)
-    with pytest.raises(ValueError, match="count=0"):
+    with pytest.raises(ValueError, match="count, .*got 0"):
         fitted_gaussian_images(np.zeros((2, 8, 8, 1), np.uint8), 0, seed=0)
 
 

@@ -8,7 +8,9 @@ import numpy.typing as npt
 from ddpm_jax.forward.checks import host_numbers
 
 
-def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDArray[np.floating]:
+def checked_features(
+    caller: str, name: str, features: npt.ArrayLike, columns: str = "D"
+) -> npt.NDArray[np.floating]:
     """Returns features [N, D] as a floating NumPy array, N ≥ 1, without a copy if it is one.
 
     Single precision is kept; callers cast it to float64 block by block, so that 50,000 Inception
@@ -20,8 +22,8 @@ def checked_features(caller: str, name: str, features: npt.ArrayLike) -> npt.NDA
     x = host_numbers(caller, name, features)
     if x.ndim != 2 or x.size == 0:
         raise ValueError(
-            f"{caller} needs {name} [N, D] with N ≥ 1, got shape {x.shape}. "
-            "Features have one row per image; flatten maps first."
+            f"{caller} needs {name} [N, {columns}] with N ≥ 1, one row per image, got shape "
+            f"{x.shape}. Flatten what has more axes."
         )
     if not np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float64)
@@ -43,7 +45,7 @@ def checked_probabilities(caller: str, probabilities: npt.ArrayLike) -> npt.NDAr
 
     Raises as `checked_features` does, and ValueError for rows that are not probabilities.
     """
-    p = checked_features(caller, "probabilities", probabilities).astype(np.float64)
+    p = checked_features(caller, "probabilities", probabilities, "K").astype(np.float64)
     sums = p.sum(axis=1)
     if (p < 0).any() or np.abs(sums - 1).max() > 1e-3:
         raise ValueError(
