@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,7 +55,8 @@ def from_arrays(
     if labels is not None:
         labels = host_numbers(call, "labels", labels)
     classes = None if labels is None or not labels.size else int(labels.max()) + 1
-    conditions = {"cond": cond, "context": context, "context_mask": context_mask}
+    given = {"cond": cond, "context": context, "context_mask": context_mask}
+    conditions: dict[str, Any] = {**given}
     whole = build_dataset(call, images, labels, classes, f"{name}/all", "", **conditions)
     check_holdout(call, holdout)
     held_out = held_out_of(len(images), holdout)
