@@ -99,7 +99,6 @@ class Trajectory(NamedTuple):
 
 def no_state(x_T: Array) -> PyTree:
     """The `init` of samplers without memory."""
-    del x_T
     return ()
 
 
