@@ -16,21 +16,23 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.forward.checks import check_number, check_steps, check_whole
+from ddpm_jax.types import Array, ArrayLike, describe
 
 LARGEST_SIGMA_REL = 12**-0.5
 """Of the uniform profile, γ = 0."""
 
 
-def power_gamma(sigma_rel: float) -> float:
+def power_gamma(sigma_rel: float, call: str = "power_gamma") -> float:
     """γ of the profile of relative width σ_rel = (γ+1)^½ (γ+2)^-1 (γ+3)^-½  (EDM2, §3.1).
 
-    Raises ValueError unless 0 < sigma_rel <= 12^-½, the width of the uniform profile, γ = 0.
+    Raises TypeError, in the name of the call, for what is not a number, and ValueError unless
+    0 < sigma_rel <= 12^-½, the width of the uniform profile, γ = 0.
     """
-    if not 0 < sigma_rel <= LARGEST_SIGMA_REL * (1 + 1e-9):
+    if not 0 < check_number(call, "sigma_rel", sigma_rel) <= LARGEST_SIGMA_REL * (1 + 1e-9):
         raise ValueError(
-            f"a power-function average needs a relative width in (0, {LARGEST_SIGMA_REL:.4f}] "
-            f"(ema_sigma_rel), got {sigma_rel}. Karras et al. (2024) train with 0.05 and 0.1."
+            f"{call}: a power-function average needs a relative width in "
+            f"(0, {LARGEST_SIGMA_REL:.4f}] (ema_sigma_rel), got {sigma_rel}. Karras et al. (2024) train with 0.05 and 0.1."
         )
     # (γ+2)² (γ+3) = (γ+1) / σ_rel².
     square = sigma_rel**-2.0
@@ -39,7 +41,9 @@ def power_gamma(sigma_rel: float) -> float:
 
 def power_ema_decay_at(step: ArrayLike, sigma_rel: float) -> Array:
     """The decay β of the average at update `step` (0-based); 0 at the first."""
-    exponent = power_gamma(sigma_rel) + 1.0
+    call = "power_ema_decay_at"
+    check_steps(call, step, 2**31)
+    exponent = power_gamma(sigma_rel, call) + 1.0
     t = jnp.asarray(step, jnp.float32) + 1.0
     # As 1 - β is about γ / t, the power is taken of 1 - 1/t by its logarithm.
     return jnp.exp(exponent * jnp.log1p(-1.0 / t))
@@ -59,19 +63,26 @@ def post_hoc_weights(
     is the distance that remains, relative to the wanted profile: below 0.1 if the stored steps are
     dense enough.
 
-    Raises ValueError for no averages, and for a step outside 1 … the last stored one.
+    Raises TypeError for what is not pairs of numbers; ValueError for no averages, a width that no
+    profile has, and a step outside 1 … the last stored one.
     """
+    call = "post_hoc_weights"
+    pairs = isinstance(stored, Sequence) and all(np.shape(pair) == (2,) for pair in stored)
+    if not pairs or isinstance(stored, str):
+        raise TypeError(f"{call} needs stored, pairs (step, sigma_rel), got {describe(stored)}.")
     if not stored:
-        raise ValueError("post_hoc_weights needs stored averages, got none.")
+        raise ValueError(f"{call} needs stored averages, got none.")
+    stored = [(check_whole(call, "a stored step", s, least=0), w) for s, w in stored]
+    step = check_whole(call, "step", step, least=0)
     last = max(s for s, _ in stored)
     if not 1 <= step <= last or min(s for s, _ in stored) < 1:
         raise ValueError(
             f"post_hoc_weights needs a step in 1..{last}, the last stored one, got {step}, and "
             f"averages of steps from 1, got {min(s for s, _ in stored)}."
         )
-    t, gamma = np.array([(s, power_gamma(width)) for s, width in stored], np.float64).T
+    t, gamma = np.array([(s, power_gamma(width, call)) for s, width in stored], np.float64).T
     matrix = _inner(t[:, None], gamma[:, None], t, gamma)
-    goal = np.float64(step), power_gamma(sigma_rel)
+    goal = np.float64(step), power_gamma(sigma_rel, call)
     wanted, square = _inner(t, gamma, *goal), _inner(*goal, *goal)
     # Scaled to unit diagonal: early averages have narrow, high profiles.
     scale = np.diag(matrix) ** -0.5

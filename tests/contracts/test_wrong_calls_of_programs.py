@@ -284,6 +284,15 @@ KINDS = WRONG | {
     "positive or None": without("positive", "None") | {"0": lambda v: 0.0},
     "above 0": WRONG["positive"] | {"0": lambda v: 0.0},
     "level": NOT_A_NUMBER | NEGATIVE | {"0": lambda v: 0.0, "1": lambda v: 1.0},
+    "averages": {
+        "None": lambda v: None,
+        "nothing": lambda v: [],
+        "a number": lambda v: 3,
+        "a string": lambda v: "ab",
+        "triples": lambda v: [(*pair, 1) for pair in v],
+        "numbers": lambda v: [10, 20],
+        "exchanged": lambda v: [pair[::-1] for pair in v],
+    },
     "below 1": NOT_A_NUMBER | NEGATIVE | {"1": lambda v: 1.0, "2": lambda v: 2.0},
     "above 1 or None": without("positive", "None") | {"1": lambda v: 1.0},
     "flag or None": without("flag", "None"),
@@ -724,6 +733,15 @@ ROWS = {
     "make_chunk": row(
         training.make_chunk, train_step=("callable", run_chunk), fetch=("callable", run_chunk)
     ),
+    "power_ema_decay_at": row(
+        training.power_ema_decay_at, step=("step", 3), sigma_rel=("below 1", 0.1)
+    ),
+    "post_hoc_weights": row(
+        training.post_hoc_weights,
+        stored=("averages", [(10, 0.05), (20, 0.1)]),
+        step=whole,
+        sigma_rel=("below 1", 0.1),
+    ),
     "ema_decay_at": row(
         training.ema_decay_at, step=("step", 3), decay=("below 1", 0.99), warmup=flag
     ),
@@ -902,8 +920,6 @@ ELSEWHERE = {
     "TrainState": "a record, made by init_state",
     "SpikeGuard": "a record, made by init_spike_guard",
     "init_spike_guard": "has no arguments",
-    "power_ema_decay_at": "no row yet: test_training_power_ema",
-    "post_hoc_weights": "no row yet: test_training_power_ema",
     "StopRequest": "has no arguments",
 }
 BOTH = "two sets of one width: another call that is right"
