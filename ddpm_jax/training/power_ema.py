@@ -32,7 +32,8 @@ def power_gamma(sigma_rel: float, call: str = "power_gamma") -> float:
     if not 0 < check_number(call, "sigma_rel", sigma_rel) <= LARGEST_SIGMA_REL * (1 + 1e-9):
         raise ValueError(
             f"{call}: a power-function average needs a relative width in "
-            f"(0, {LARGEST_SIGMA_REL:.4f}] (ema_sigma_rel), got {sigma_rel}. Karras et al. (2024) train with 0.05 and 0.1."
+            f"(0, {LARGEST_SIGMA_REL:.4f}] (ema_sigma_rel), got {sigma_rel}. "
+            "Karras et al. (2024) train with 0.05 and 0.1."
         )
     # (γ+2)² (γ+3) = (γ+1) / σ_rel².
     square = sigma_rel**-2.0
