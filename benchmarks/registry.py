@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from typing import Literal, get_args
 
 from benchmarks.render import Benchmark
 
-NAMES = (
+Name = Literal[
     "training",
     "utilisation",
     "sampling",
@@ -15,7 +16,8 @@ NAMES = (
     "startup",
     "scaling",
     "precision",
-)
+]
+NAMES: tuple[Name, ...] = get_args(Name)
 
 
 def benchmark(name: str) -> Benchmark:

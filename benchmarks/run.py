@@ -22,20 +22,10 @@ from typing import Any, Literal
 from benchmarks import compiled
 from benchmarks.common import say
 from benchmarks.provenance import ROOT, machine_slug, stamp
-from benchmarks.registry import NAMES, benchmark
+from benchmarks.registry import NAMES, Name, benchmark
 from benchmarks.report import write_page
 from benchmarks.sizes import plan_for, to_json
 
-Name = Literal[
-    "training",
-    "utilisation",
-    "sampling",
-    "memory",
-    "input",
-    "startup",
-    "scaling",
-    "precision",
-]
 Compiled = Literal["compiled"]
 """What compilers make of the programs; not among the measurements, so not in "everything"."""
 SCHEMA = 1
