@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -16,19 +16,11 @@ from ddpm_jax.denoisers.prediction import Variance, is_learned
 from ddpm_jax.forward import (
     ContinuousProcess,
     NoiseSchedule,
-    constant_schedule,
-    cosine_schedule,
-    jsd_schedule,
     karras_timesteps,
-    linear_schedule,
-    quadratic_schedule,
     rescale_zero_terminal_snr,
     respace,
-    schedule_from_noise_levels,
     schedule_from_process,
-    sigmoid_schedule,
     spaced_timesteps,
-    warmup_schedule,
 )
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet
@@ -42,43 +34,14 @@ from ddpm_jax.programs.config import (
 from ddpm_jax.programs.continuous import build_process, table_of_times
 from ddpm_jax.programs.diffusion import check_diffusion
 from ddpm_jax.programs.model import Model, network_cond_features
-from ddpm_jax.samplers import (
-    Sampler,
-    ancestral,
-    annealed_langevin,
-    ddim,
-    deis,
-    dpm_solver_pp,
-    euler_maruyama,
-    heun,
-    predictor_corrector,
-    probability_flow_euler,
-    probability_flow_heun,
-    unipc,
-)
-from ddpm_jax.score import geometric_noise_levels
+from ddpm_jax.programs.named import SAMPLERS, SCHEDULES, SamplerInputs, named
+from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import learning_rate_schedule, make_optimizer
 
 
 def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The noise schedule a configuration names."""
-    T, start, end = config.num_timesteps, config.beta_start, config.beta_end
-    makers = {
-        "linear": lambda: linear_schedule(T, start, end),
-        "quadratic": lambda: quadratic_schedule(T, start, end),
-        "sigmoid": lambda: sigmoid_schedule(T, start, end),
-        "constant": lambda: constant_schedule(T, end),
-        "warmup10": lambda: warmup_schedule(T, start, end, 0.1),
-        "warmup50": lambda: warmup_schedule(T, start, end, 0.5),
-        "cosine": lambda: cosine_schedule(T),
-        "jsd": lambda: jsd_schedule(T),
-        "geometric": lambda: schedule_from_noise_levels(
-            geometric_noise_levels(config.sigma_max, config.sigma_min, T)
-        ),
-    }
-    if config.schedule not in makers:
-        raise ValueError(f"--diffusion.schedule knows {sorted(makers)}, got {config.schedule!r}.")
-    schedule = makers[config.schedule]()
+    schedule = named("--diffusion.schedule", SCHEDULES, config.schedule)(config)
     if config.zero_terminal_snr:
         schedule = rescale_zero_terminal_snr(schedule)
     stretched = " with --diffusion.zero-terminal-snr" if config.zero_terminal_snr else ""
@@ -128,49 +91,9 @@ def build_sampler(
     elif options.variance is not None:
         variance = options.variance
 
-    def in_time(make: Callable[[ContinuousProcess, Any], Sampler]) -> Sampler:
-        if process is None or times is None:
-            raise ValueError(
-                f"--sampler {name} follows the time of a continuous process, and this run has "
-                "--diffusion.process ddpm. Use ddim, heun or ancestral."
-            )
-        if make is euler_maruyama and not float(grid.signal_scale[-1]):
-            raise ValueError(
-                f"--sampler {name} needs a reverse SDE with a finite g at its start, which "
-                "--diffusion.process flow has not. Use ancestral, or probability_flow_heun."
-            )
-        return _on_grid(make(process, times[np.asarray(grid.timesteps)]), grid)
-
-    makers: dict[str, Callable[[], Sampler]] = {
-        "ancestral": lambda: ancestral(grid, variance=variance),
-        "ddim": lambda: ddim(grid, eta=options.eta),
-        "dpm_solver_pp": lambda: dpm_solver_pp(grid),
-        "dpm_solver_pp_sde": lambda: dpm_solver_pp(grid, sde=True),
-        "dpm_solver_pp_3": lambda: dpm_solver_pp(grid, order=3),
-        "dpm_solver_pp_2s": lambda: dpm_solver_pp(grid, singlestep=True),
-        "unipc": lambda: unipc(grid),
-        "deis": lambda: deis(grid, process=schedule),
-        "heun": lambda: heun(grid, churn=options.churn, process=schedule),
-        "annealed_langevin": lambda: annealed_langevin(
-            grid, steps_per_level=options.langevin_steps, rate=options.langevin_rate
-        ),
-        "predictor_corrector": lambda: predictor_corrector(ancestral(grid, variance=variance)),
-        "probability_flow_euler": lambda: in_time(probability_flow_euler),
-        "probability_flow_heun": lambda: in_time(probability_flow_heun),
-        "euler_maruyama": lambda: in_time(euler_maruyama),
-    }
-    if name not in makers:
-        raise ValueError(f"--sampler knows {sorted(makers)}, got {name!r}.")
-    return makers[name]()
-
-
-def _on_grid(sampler: Sampler, grid: NoiseSchedule) -> Sampler:
-    """A sampler over steps 0 … S-1, for denoisers that know these steps as `grid.timesteps`."""
-
-    def step(denoise, *arguments):
-        return sampler.step(lambda x, t: denoise(x, grid.timesteps[t]), *arguments)
-
-    return sampler._replace(schedule=grid, step=step)
+    at_grid = None if times is None else times[np.asarray(grid.timesteps)]
+    inputs = SamplerInputs(grid, schedule, options, variance, process, at_grid)
+    return named("--sampler", SAMPLERS, name)(inputs)
 
 
 def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedule:

@@ -12,26 +12,9 @@ from typing import Literal
 from ddpm_jax.data.registry import check_name
 from ddpm_jax.forward import Spacing
 from ddpm_jax.programs.diffusion import DiffusionConfig as DiffusionConfig
+from ddpm_jax.programs.named import SamplerName
 from ddpm_jax.programs.step_profiler import parse_profile_steps
 from ddpm_jax.programs.trackers import check_tracker
-
-SamplerName = Literal[
-    "ancestral",
-    "ddim",
-    "dpm_solver_pp",
-    "dpm_solver_pp_sde",
-    "dpm_solver_pp_3",
-    "dpm_solver_pp_2s",
-    "unipc",
-    "deis",
-    "heun",
-    "predictor_corrector",
-    "annealed_langevin",
-    "probability_flow_euler",
-    "probability_flow_heun",
-    "euler_maruyama",
-]
-"""Samplers of the programs."""
 
 
 @dataclass(frozen=True)

@@ -9,37 +9,19 @@ flow                  `flow_process`      time_shift
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from ddpm_jax.denoisers.prediction import VarianceKind, is_learned
-from ddpm_jax.losses import (
-    Weighting,
-    edm_weighting,
-    min_snr_weighting,
-    p2_weighting,
-    snr_plus_one_weighting,
-    snr_weighting,
-    truncated_snr_weighting,
-)
+from ddpm_jax.losses import Weighting, edm_weighting
+from ddpm_jax.programs.named import WEIGHTINGS, ScheduleName, WeightingName, named
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """The diffusion process, the network's target and the loss."""
 
-    schedule: Literal[
-        "linear",
-        "quadratic",
-        "constant",
-        "warmup10",
-        "warmup50",
-        "jsd",
-        "cosine",
-        "sigmoid",
-        "geometric",
-    ] = "linear"
+    schedule: ScheduleName = "linear"
     """Noise schedule of ddpm; the paper uses linear. geometric: the noise levels of NCSN."""
     num_timesteps: int = 1000
     """T, the number of steps."""
@@ -61,17 +43,7 @@ class DiffusionConfig:
     """Variance of p_θ(x_{t-1} | x_t): β_t, β̃_t, or learned, which doubles the output channels."""
     loss: Literal["simple", "hybrid", "bound"] = "simple"
     """L_simple; L_hybrid, for a learned variance; or the variational bound itself."""
-    weighting: Literal[
-        "none",
-        "snr",
-        "snr_plus_one",
-        "truncated_snr",
-        "min_snr",
-        "p2",
-        "edm",
-        "bound",
-        "likelihood",
-    ] = "none"
+    weighting: WeightingName = "none"
     """Weight of L_simple at each step, stated for the error of x̂_0, so that it means the same for
     every target. bound belongs to ddpm, likelihood (g² of Song et al. 2021) to continuous time."""
     min_snr_gamma: float = 5.0
@@ -102,18 +74,7 @@ class DiffusionConfig:
 
 def weighting_of(config: DiffusionConfig) -> Weighting:
     """The weighting a configuration names."""
-    makers: dict[str, Callable[[], Weighting]] = {
-        "snr": lambda: snr_weighting,
-        "snr_plus_one": lambda: snr_plus_one_weighting,
-        "truncated_snr": lambda: truncated_snr_weighting,
-        "min_snr": lambda: min_snr_weighting(config.min_snr_gamma),
-        "p2": lambda: p2_weighting(1.0, config.p2_gamma),
-        "edm": lambda: edm_weighting(config.sigma_data),
-    }
-    if config.weighting not in makers:
-        known = ["none", "bound", "likelihood", *sorted(makers)]
-        raise ValueError(f"--diffusion.weighting knows {known}, got {config.weighting!r}.")
-    return makers[config.weighting]()
+    return named("--diffusion.weighting", WEIGHTINGS, config.weighting)(config)
 
 
 def loss_name(config: DiffusionConfig) -> str:
@@ -132,7 +93,7 @@ def loss_name(config: DiffusionConfig) -> str:
 
 LEVELS = ("epsilon", "x_0", "v", "velocity", "score")
 CONTINUOUS = ("uniform", "likelihood", "lognormal", "logit_normal")
-WEIGHTINGS = ("none", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2", "edm")
+OF_SNR = ("none", *WEIGHTINGS)
 ONLY_DDPM = {
     "schedule": ("linear",),
     "loss": ("simple",),
@@ -144,14 +105,14 @@ SDE = {
     **ONLY_DDPM,
     "target": LEVELS,
     "timesteps": CONTINUOUS,
-    "weighting": (*WEIGHTINGS, "likelihood"),
+    "weighting": (*OF_SNR, "likelihood"),
     "time_shift": (1.0,),
 }
 FITTING: dict[str, dict[str, tuple]] = {
     "ddpm": {
         "target": ("epsilon", "x_0", "v", "previous_mean", "score"),
         "timesteps": ("uniform", "stratified", "importance"),
-        "weighting": (*WEIGHTINGS, "bound"),
+        "weighting": (*OF_SNR, "bound"),
         "time_shift": (1.0,),
     },
     "vp": SDE,
@@ -164,7 +125,7 @@ FITTING: dict[str, dict[str, tuple]] = {
         **ONLY_DDPM,
         "target": ("velocity", "v", "x_0"),
         "timesteps": ("uniform", "logit_normal", "lognormal"),
-        "weighting": WEIGHTINGS,
+        "weighting": OF_SNR,
     },
 }
 """The values of each field that go with a process; fields that are not named go with any value."""

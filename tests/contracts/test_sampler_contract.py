@@ -10,6 +10,8 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax import samplers
+from ddpm_jax.programs import named
+from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.samplers.base import step_noise
 from tests.oracles import GaussianData
 
@@ -18,45 +20,44 @@ NO_SIGNAL = dj.jsd_schedule(200)
 
 
 def process_of(grid):
-    """The full process that a grid of these tests was respaced from."""
-    return NO_SIGNAL if grid.signal_scale[-1] == 0 else FULL
+    """The process that a grid of these tests was respaced from; FULL for a traced one."""
+    traced = isinstance(grid.signal_scale, jax.core.Tracer)
+    return NO_SIGNAL if not traced and grid.signal_scale[-1] == 0 else FULL
 
 
-SAMPLERS = {
-    "ancestral large": lambda s: dj.ancestral(s, variance="fixed_large"),
+def of_programs(name):
+    """The sampler that the programs build under this name."""
+    options = SamplerOptions(sampler=name, langevin_steps=20, langevin_rate=0.5)
+    return lambda s: named.SAMPLERS[name](named.SamplerInputs(s, process_of(s), options))
+
+
+# Every sampler of the programs, and some with other options. tests/test_continuous.py has those
+# that follow the time of a continuous process.
+IN_TIME = {"probability_flow_euler", "probability_flow_heun", "euler_maruyama"}
+SAMPLERS = {name: of_programs(name) for name in named.SAMPLERS if name not in IN_TIME} | {
     "ancestral small": lambda s: dj.ancestral(s, variance="fixed_small"),
-    "ddim": lambda s: dj.ddim(s),
     "ddim 0.5": lambda s: dj.ddim(s, eta=0.5),
     "ddim 1": lambda s: dj.ddim(s, eta=1.0),
     "dpm 1": lambda s: samplers.dpm_solver_pp(s, order=1),
-    "dpm 2": lambda s: samplers.dpm_solver_pp(s),
-    "dpm 2 sde": lambda s: samplers.dpm_solver_pp(s, sde=True),
-    "dpm 3": lambda s: samplers.dpm_solver_pp(s, order=3),
-    "dpm 2s": lambda s: samplers.dpm_solver_pp(s, singlestep=True),
     "unipc 1": lambda s: samplers.unipc(s, order=1),
-    "unipc 3": lambda s: samplers.unipc(s),
     "deis 1": lambda s: samplers.deis(s, order=1),
-    "deis 3": lambda s: samplers.deis(s),
     "deis 4": lambda s: samplers.deis(s, order=4, process=process_of(s)),
-    "heun": lambda s: samplers.heun(s),
     "heun churn": lambda s: samplers.heun(s, churn=5.0, process=FULL),
-    "pc ancestral": lambda s: samplers.predictor_corrector(dj.ancestral(s)),
     "pc ddim": lambda s: samplers.predictor_corrector(dj.ddim(s), num_corrections=2),
-    "annealed Langevin": lambda s: samplers.annealed_langevin(s, steps_per_level=20, rate=0.5),
     "inpaint nothing": lambda s: samplers.inpaint(
         samplers.dpm_solver_pp(s), jnp.zeros(()), jnp.zeros((), bool), num_resamples=2
     ),
 }
 EXTRA_EVALUATIONS = {
-    "annealed Langevin",
+    "annealed_langevin",
     "heun",
     "heun churn",
-    "pc ancestral",
+    "predictor_corrector",
     "pc ddim",
     "inpaint nothing",
 }
 # Churn and DEIS's coefficients are computed on the host: there the grid has to be concrete.
-ON_HOST = {"heun churn", "deis 1", "deis 3", "deis 4"}
+ON_HOST = {"heun churn", "deis", "deis 1", "deis 4"}
 SPACINGS = ["fractional", "uniform", "quadratic", "leading", "trailing"]
 EXACT = GaussianData(0.0, 0.5, np.asarray(FULL.alpha_bar, np.float64))
 
