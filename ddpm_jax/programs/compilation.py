@@ -1,13 +1,22 @@
-"""Compiling in the background, so that a stop does not have to wait for the compiler."""
+"""Compiling in the background, where a stop need not wait for it, and keeping what was compiled."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import hashlib
+import os
+import platform
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+
+from ddpm_jax.data.cache import cache_root
 from ddpm_jax.devices import processes
+from ddpm_jax.programs.console import is_program
 from ddpm_jax.training import StopRequest
 
 T = TypeVar("T")
@@ -48,3 +57,51 @@ def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]
+
+
+MAX_KEPT_BYTES = 2**30
+"""Compiled programs beyond this size are removed, those used longest ago first."""
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles in the user's cache folder, for the next start.
+
+    Call it before JAX compiles. It does nothing outside of a program (`run_program`), if the user
+    has set JAX's own options (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE), and if the
+    folder is not the user's alone: whoever may write there can run code as the user.
+    """
+    if not is_program() or jax.config.jax_compilation_cache_dir:  # pyright: ignore
+        return
+    # Programs for CPUs are compiled for one model of CPU, and home folders travel.
+    folder = cache_root() / "compiled" / hashlib.sha256(_cpu().encode()).hexdigest()[:12]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+        own = not hasattr(os, "getuid") or about.st_uid == os.getuid()
+        if not own or (os.name == "posix" and about.st_mode & 0o022):
+            return
+        _remove_oldest(folder)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cpu() -> str:
+    """What tells models of CPUs apart."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        told = [line for line in lines if line.split(":")[0].strip() in ("model name", "flags")]
+        if told:
+            return "\n".join(sorted(set(told)))
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Removes files until MAX_KEPT_BYTES are left, those used longest ago first."""
+    files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
+    total = sum(about.st_size for _, about in files)
+    for path, about in sorted(files, key=lambda file: max(file[1].st_atime, file[1].st_mtime)):
+        if total <= MAX_KEPT_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        total -= about.st_size

@@ -64,6 +64,12 @@ class _Bar(tqdm):
         self.start_t = self.last_print_t = time.time()
         return self.refresh()
 
+    def exclude(self, seconds: float) -> None:
+        """Leaves out of the speed a time in which nothing was counted."""
+        if not self.disable:
+            self.start_t += seconds
+            self.last_print_t += seconds
+
 
 def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: bool = True) -> Any:
     """A progress bar on standard error; where that is no terminal, a line every ten seconds at

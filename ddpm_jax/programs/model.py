@@ -83,20 +83,19 @@ class Model:
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
-        # Runs once: on CPUs, optimising a program of a hundred draws costs more than it saves.
-        fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        return self._state(jax.jit(self.network.init, compiler_options=fast))
+        # Runs once, and its compilation takes longer: on CPUs, LLVM need not optimise it.
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return jax.jit(self._state, compiler_options=quick)(make_key(self.config.seed))
 
     def init_shapes(self) -> TrainState:
         """The shapes of `init`, as `jax.ShapeDtypeStruct`; compiles and draws nothing."""
-        return jax.eval_shape(lambda: self._state(self.network.init))
+        return jax.eval_shape(self._state, make_key(self.config.seed))
 
-    def _state(self, init: Callable[..., PyTree]) -> TrainState:
-        """The state before the first step, with parameters from `init`."""
-        root = make_key(self.config.seed)
+    def _state(self, root: Key) -> TrainState:
+        """The state before the first step, from the seed's key."""
         key_init, key_train = jax.random.split(root)
         x = jnp.zeros((1, *self.image_shape))
-        params = init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
+        params = self.network.init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
         history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
         guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
         extra = len(extra_emas(self.config.optimizer))

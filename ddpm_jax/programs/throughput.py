@@ -14,19 +14,22 @@ class Throughput:
 
     def __init__(self, config: TrainConfig, progress: Any, flops_per_step: float | None):
         self.config, self.progress, self.flops_per_step = config, progress, flops_per_step
-        self.began = time.perf_counter()
+        self.began = self.updated = time.perf_counter()
         self.steps, self.reported = 0, False
 
     def restart(self) -> None:
         """Restarts the clock, after something other than training."""
-        self.began, self.steps = time.perf_counter(), 0
-        self.progress.unpause()
+        now = time.perf_counter()
+        # Not tqdm's unpause(), which leaves out everything since the bar was last drawn.
+        self.progress.exclude(now - self.updated)
+        self.began, self.updated, self.steps = now, now, 0
 
     def update(self, count: int, loss: float) -> None:
         """Counts completed steps and shows the loss of the last one."""
         self.progress.update(count)
         self.steps += count
-        seconds = time.perf_counter() - self.began
+        self.updated = time.perf_counter()
+        seconds = self.updated - self.began
         if seconds <= 0:
             return
         config = self.config

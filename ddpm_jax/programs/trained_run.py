@@ -21,6 +21,7 @@ from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.programs.averages import average_name, restore_params
 from ddpm_jax.programs.build import build_model_of, build_sampler, load_data
+from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data, conditions_for, in_turn
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig
 from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
@@ -97,6 +98,7 @@ class TrainedRun:
         # These must come before the first use of JAX.
         keep_freed_memory(self.config.batch_size, image_shape, self.config.network.channels)
         one_device_per_core()
+        keep_compiled_programs()
         self.model: Model = build_model_of(self.config, data)
         parallel = choose_devices(count=options.num_devices)
         self.devices = parallel.devices

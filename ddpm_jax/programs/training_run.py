@@ -23,6 +23,7 @@ from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.build import build_model_of, build_sampler, heldout_plan, load_data
+from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
 from ddpm_jax.programs.diffusion import loss_name
@@ -79,6 +80,7 @@ class TrainingRun:
         image_shape = data.images.shape[1:]
         # Before JAX starts its threads, which choosing the devices does.
         keep_freed_memory(config.batch_size, image_shape, config.network.channels)
+        keep_compiled_programs()
         # A CPU's cores are separate devices only for sampling (`one_device_per_core`).
         every_core = devices.count is None and one_device_per_core() is not None
         self.parallel: DataParallel = choose_devices(

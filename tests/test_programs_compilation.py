@@ -1,0 +1,98 @@
+"""What programs compile is kept in a folder of the user alone; a bar shows the speed of training."""
+
+import os
+import types
+
+import pytest
+
+from ddpm_jax.programs import compilation, console, throughput
+from tests.small_run import CONFIG
+
+
+class _Config:
+    """JAX's configuration, as far as the cache needs it."""
+
+    def __init__(self, folder=None):
+        self.jax_compilation_cache_dir = folder
+
+    def update(self, name, value):
+        assert name == "jax_compilation_cache_dir"
+        self.jax_compilation_cache_dir = value
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    """Calls `keep_compiled_programs` and returns the folder that JAX then has."""
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
+
+    def call(folder=None, program=True):
+        config = _Config(folder)
+        monkeypatch.setattr(compilation, "jax", types.SimpleNamespace(config=config))
+        monkeypatch.setattr(compilation, "is_program", lambda: program)
+        compilation.keep_compiled_programs()
+        return config.jax_compilation_cache_dir
+
+    return call
+
+
+def test_programs_keep_what_they_compile_by_cpu(keep, tmp_path, monkeypatch):
+    first = keep()
+    assert os.path.dirname(first) == str(tmp_path / "cache" / "compiled")
+    assert os.stat(first).st_mode & 0o777 == 0o700
+    assert keep() == first
+    monkeypatch.setattr(compilation, "_cpu", lambda: "another model")
+    assert keep() not in (None, first)
+
+
+def test_a_users_own_choice_and_other_programs_are_left_alone(keep, tmp_path):
+    assert keep("/my/own") == "/my/own"
+    assert keep(program=False) is None
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_folder_that_others_may_write_is_not_trusted(keep, mode):
+    os.chmod(keep(), mode)
+    assert keep() is None
+
+
+def test_a_folder_that_cannot_be_made_ends_nothing(keep, tmp_path):
+    (tmp_path / "cache").write_text("a file in the way")
+    assert keep() is None
+
+
+def test_the_programs_used_longest_ago_go_first(keep, monkeypatch):
+    folder = keep()
+    for age, name in enumerate(["newest", "used", "oldest"]):
+        path = os.path.join(folder, name)
+        with open(path, "wb") as file:
+            file.write(bytes(100))
+        os.utime(path, (1e9 - 1000 * age, 1e9 - 1000 * age))
+    os.utime(os.path.join(folder, "oldest"), (1e9 - 1000 * 5, 1e9 - 1000 * 5))
+    monkeypatch.setattr(compilation, "MAX_KEPT_BYTES", 250)
+    keep()
+    assert sorted(os.listdir(folder)) == ["newest", "used"]
+    monkeypatch.setattr(compilation, "MAX_KEPT_BYTES", 0)
+    keep()
+    assert os.listdir(folder) == []
+
+
+def test_the_bar_shows_the_speed_of_training_alone(monkeypatch):
+    """Two steps per second, with sheets of samples in between that take a minute each."""
+    now = [1000.0]
+    clock = types.SimpleNamespace(time=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr(console, "time", clock)
+    monkeypatch.setattr(throughput, "time", clock)
+    with console.bar(100, "training") as progress:
+        progress._time = clock.time
+        speed = throughput.Throughput(CONFIG, progress, None)
+        for step in range(1, 101):
+            now[0] += 0.5
+            speed.update(1, 0.1)
+            if step % 20 == 0:
+                now[0] += 60.0
+                speed.restart()
+        shown = progress.format_dict
+        # The first update starts the clock.
+        assert shown["n"] == 100
+        assert shown["elapsed"] == pytest.approx(99 * 0.5)
