@@ -1,4 +1,4 @@
-"""What programs compile is kept in a folder of the user alone; a bar shows the speed of training."""
+"""Programs keep what they compile in a folder of the user alone; bars show training speed."""
 
 import os
 import types

@@ -80,7 +80,6 @@ class TrainingRun:
         image_shape = data.images.shape[1:]
         # Before JAX starts its threads, which choosing the devices does.
         keep_freed_memory(config.batch_size, image_shape, config.network.channels)
-        keep_compiled_programs()
         # A CPU's cores are separate devices only for sampling (`one_device_per_core`).
         every_core = devices.count is None and one_device_per_core() is not None
         self.parallel: DataParallel = choose_devices(
@@ -116,6 +115,7 @@ class TrainingRun:
                 "noise. β of 1e-4 to 0.02 belongs to T = 1000: with T steps scale both by 1000/T.",
                 stacklevel=2,
             )
+        keep_compiled_programs()
         # Built now, so that invalid steps are refused before training rather than after it.
         _ = self.generator, self.sheet_generator
 
