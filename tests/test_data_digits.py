@@ -1,10 +1,13 @@
 """The split of scikit-learn's digits: apart, complete, stratified, the same everywhere."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn import datasets
 
-from ddpm_jax.data import load_digits
+from ddpm_jax.data import digits, load_digits
 from ddpm_jax.data.digits import split_indices
 
 
@@ -56,3 +59,17 @@ def test_the_parts_have_different_fingerprints():
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="\"heldout\", got 'test'"):
         load_digits("test")  # type: ignore
+
+
+def test_the_file_is_read_as_scikit_learn_reads_it(monkeypatch):
+    wanted = datasets.load_digits(return_X_y=True)
+    for found in (digits.importlib.util.find_spec, lambda name: None):
+        monkeypatch.setattr(digits.importlib.util, "find_spec", found)
+        for got, want in zip(digits._levels_and_labels.__wrapped__(), wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_scikit_learn_is_not_imported():
+    """It takes longer to import than JAX."""
+    code = "import sys; from ddpm_jax.data import load_digits; load_digits('train'); "
+    subprocess.run([sys.executable, "-c", code + "assert 'sklearn' not in sys.modules"], check=True)

@@ -6,6 +6,9 @@ Scikit-learn ships its test part: 1,797 digits of 13 writers, sorted by writer.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -29,9 +32,7 @@ def load_digits(split: Literal["train", "heldout"]) -> ImageDataset:
     """
     if split not in ("train", "heldout"):
         raise ValueError(f'load_digits needs split "train" or "heldout", got {split!r}.')
-    from sklearn import datasets
-
-    levels, labels = datasets.load_digits(return_X_y=True)
+    levels, labels = _levels_and_labels()
     if levels.shape != (NUM_DIGITS, 64) or levels.min() != 0 or levels.max() != 16:
         raise ValueError(
             f"load_digits expects scikit-learn's {NUM_DIGITS} digits of 64 levels in 0..16, got "
@@ -40,6 +41,20 @@ def load_digits(split: Literal["train", "heldout"]) -> ImageDataset:
     images = np.round(levels * (255.0 / 16.0)).astype(np.uint8).reshape(-1, 8, 8, 1)
     chosen = split_indices(labels)[0 if split == "train" else 1]
     return make_dataset(images[chosen], labels[chosen], 10, f"digits/{split}")
+
+
+@functools.cache
+def _levels_and_labels() -> tuple[np.ndarray, np.ndarray]:
+    """Grey levels [N, 64] and labels [N], as `sklearn.datasets.load_digits` returns them."""
+    # Importing scikit-learn takes a second, most of it scipy.stats; reading its file, a hundredth.
+    spec = importlib.util.find_spec("sklearn")
+    file = Path(spec.origin if spec and spec.origin else "").parent / "datasets/data/digits.csv.gz"
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        return table[:, :-1], table[:, -1].astype(int)
+    from sklearn import datasets
+
+    return datasets.load_digits(return_X_y=True)
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
