@@ -115,7 +115,8 @@ def test_the_page_says_that_nothing_was_measured(tmp_path):
     page.write_page({"schema": 1, "cases": cases, "left_out": left_out}, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "The compiler's account, not a measurement" in text
-    assert "no: 16 GB" in text and "7,000 cycles" in text and "no such / chip" in text
+    assert "no: 16 GB" in text and "7,000 cycles" in text
+    assert "- **training, 1 device**, no such | chip: v4 float32" in text
     assert json.loads((tmp_path / "results.json").read_text())["cases"] == cases
 
 
@@ -124,7 +125,7 @@ def test_a_chip_whose_compiler_is_missing_is_named_with_the_reason(tmp_path, mon
     choice = compiled.Choice(chips=("v5e",), programs=("held-out",), out=tmp_path)
     assert compiled.run(choice) == 0
     text = (tmp_path / "README.md").read_text()
-    assert "| held-out loss, v5e, float32 | its compiler is not installed |" in text
+    assert "- **held-out loss**, its compiler is not installed: v5e bfloat16, float32" in text
 
 
 # Of the small network's step with jaxlib 0.10.2 and libtpu 0.0.42.1.

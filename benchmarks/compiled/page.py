@@ -50,15 +50,21 @@ def render(page: dict[str, Any]) -> str:
         text += "".join(_collectives(name, e) for name, e in entries.items())
         text += "".join(_parts(name, e) for name, e in entries.items())
     if page["left_out"]:
-        text += "\n## Left out\n\n"
-        text += table(
-            ["program, chip, precision", "reason"],
-            [
-                [name.replace(" | ", ", "), why.replace("|", "/")]
-                for name, why in page["left_out"].items()
-            ],
-        )
+        text += "\n## Left out\n\n" + _left_out(page["left_out"])
     return text
+
+
+def _left_out(reasons: dict[str, str]) -> str:
+    """A list of programs with the reason, and the chips and precisions for which it holds."""
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for name, reason in reasons.items():
+        program, chip, dtype = name.split(" | ")
+        groups.setdefault((program, reason), {}).setdefault(chip, []).append(dtype)
+    lines = []
+    for (program, reason), chips in groups.items():
+        which = "; ".join(f"{chip} {', '.join(dtypes)}" for chip, dtypes in chips.items())
+        lines.append(f"- **{program}**, {reason}: {which}\n")
+    return "".join(lines)
 
 
 def _table(entries: dict[str, Any]) -> str:
