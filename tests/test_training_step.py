@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,3 +223,15 @@ def test_adam_of_the_paper_on_a_known_gradient():
 def test_bad_values_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_train_step_is_traced_once():
+    def loss(params, batch, keys):
+        return params["w"] * batch["x"]
+
+    optimizer = make_optimizer(1e-3)
+    step = jax.jit(chex.assert_max_traces(make_train_step(loss, optimizer), n=1))
+    state = init_state({"w": jnp.float32(1.0)}, optimizer, jax.random.key(0))
+    for value in (1.0, 2.0, 3.0):
+        state, _ = step(state, {"x": jnp.full(4, value), "index": jnp.arange(4)})
+    assert int(state.step) == 3

@@ -18,7 +18,7 @@ from ddpm_jax.denoisers.scheduled import ScheduledDenoiser, check_denoiser
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_batch, check_function, check_steps
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
+from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps, timesteps_at
 from ddpm_jax.types import Array, Denoiser, LevelScore, x_0_of
 
 
@@ -80,7 +80,7 @@ def score_from_denoiser(schedule: NoiseSchedule, denoise: Denoiser) -> LevelScor
         check_steps("score_from_denoiser", level, schedule.num_timesteps, y.shape[:1])
         row = schedule.num_timesteps - 1 - jnp.asarray(level)
         x_t = at_step(schedule.signal_scale, row, y.ndim) * y
-        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[row]), x_t)
+        x_0_hat = x_0_of(denoise(x_t, timesteps_at(schedule, row)), x_t)
         return (x_0_hat - y) * at_step(jnp.exp(schedule.log_snr), row, y.ndim)
 
     return score_fn

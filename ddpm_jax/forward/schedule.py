@@ -114,6 +114,11 @@ def lookup(table: ArrayLike, t: ArrayLike) -> Array:
     return indexed.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
+def timesteps_at(schedule: NoiseSchedule, t: ArrayLike) -> Array:
+    """The network's numbers of steps t; tables of NumPy, too, are read by traced steps."""
+    return jnp.asarray(schedule.timesteps)[t]
+
+
 def rows_of_timesteps(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:
     """The index of each network timestep in `schedule.timesteps`; T (out of range) if absent."""
     network_timesteps = jnp.asarray(schedule.timesteps)

@@ -33,7 +33,7 @@ from ddpm_jax.denoisers.thresholds import Clip, check_clip
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_real, check_steps
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.forward.schedule import check_arguments
+from ddpm_jax.forward.schedule import check_arguments, timesteps_at
 from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, Key, mean_per_example
@@ -107,7 +107,7 @@ def _one_step(
 ) -> tuple[dict[str, Array], Array, Array]:
     """({name: L_t}, ‖x_0 - x̂_0‖²/d, ‖ε - ε̂‖²/d), each [B], at steps t [B]."""
     x_t = q_sample(schedule, x_0, t, noise)
-    output = apply_fn(x_t, jnp.asarray(schedule.timesteps)[t])
+    output = apply_fn(x_t, timesteps_at(schedule, t))
     check_real("the network (apply_fn)", output=output)
     # A bfloat16 output would round the log-variance, and the error it is meant to measure.
     output = output.astype(x_t.dtype)
@@ -186,7 +186,7 @@ def _bound_terms(
         if keys is not None:
             # Keyed by the step of the full process: grids that share a step share its draw, so
             # their bounds differ by the grid alone.
-            stream = fold_in_each(keys, jnp.asarray(schedule.timesteps)[t])
+            stream = fold_in_each(keys, timesteps_at(schedule, t))
             drawn = normal_per_example(stream, x_0.shape[1:], x_0.dtype)
         t = jnp.full(x_0.shape[:1], t)
         return carry, _one_step(schedule, apply_fn, x_0, t, drawn, target, variances, clip)

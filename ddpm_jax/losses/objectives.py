@@ -29,7 +29,7 @@ from ddpm_jax.denoisers.prediction import (
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_number, check_real
 from ddpm_jax.forward.process import q_sample
-from ddpm_jax.forward.schedule import check_arguments
+from ddpm_jax.forward.schedule import check_arguments, timesteps_at
 from ddpm_jax.likelihood.bound import bound_term
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, mean_per_example
 
@@ -153,7 +153,7 @@ def _evaluate(call, schedule, apply_fn, x_0, t, noise) -> tuple[Array, Array, Ar
     shape = check_arguments(call, **arguments)
     t = jnp.broadcast_to(jnp.asarray(t), shape[:1])
     x_t = q_sample(schedule, x_0, t, noise)
-    output = apply_fn(x_t, jnp.asarray(schedule.timesteps)[t])
+    output = apply_fn(x_t, timesteps_at(schedule, t))
     check_real(f"{call} (apply_fn)", output=output)
     return t, x_t, output
 

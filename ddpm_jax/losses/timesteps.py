@@ -177,6 +177,7 @@ def update_loss_history(history: LossHistory, t: Array, losses: Array) -> LossHi
     if jnp.ndim(t) != 1:
         raise ValueError(f"{call} needs one step t per loss, [B], got shape {jnp.shape(t)}.")
     T, length = history.losses.shape
+    history, t = jax.tree.map(jnp.asarray, (history, t))
     same = t[:, None] == t[None, :]
     earlier = jnp.tril(same, k=-1).sum(axis=1)
     later = same.sum(axis=1) - earlier - 1

@@ -23,6 +23,7 @@ from ddpm_jax.denoisers.prediction import (
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
 from ddpm_jax.forward.process import q_sample
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.likelihood.coding import mean_and_standard_error
@@ -112,7 +113,7 @@ def _terms_at(model: Model, variances, params, images, conditions, t, keys):
     """The terms of step t [] for every variance, and the squared errors of x̂_0 and ε̂ [2, b]."""
     schedule, diffusion = model.schedule, model.config.diffusion
     x_0 = prepare_images(images, None, flip=False)
-    noise = normal_per_example(fold_in_each(keys, schedule.timesteps[t]), x_0.shape[1:])
+    noise = normal_per_example(fold_in_each(keys, timesteps_at(schedule, t)), x_0.shape[1:])
     x_t = q_sample(schedule, x_0, t, noise)
     steps = jnp.broadcast_to(t, x_0.shape[:1])
     output = model.bind(params, **conditions)(x_t, steps)

@@ -20,6 +20,7 @@ from ddpm_jax.forward import (
     sigmoid_schedule,
     warmup_schedule,
 )
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.losses import (
     Weighting,
     edm_weighting,
@@ -148,6 +149,6 @@ def _in_time(
 
     def step(denoise, *arguments):
         # The sampler counts 0 … S-1; denoisers know these steps as `grid.timesteps`.
-        return sampler.step(lambda x, t: denoise(x, grid.timesteps[t]), *arguments)
+        return sampler.step(lambda x, t: denoise(x, timesteps_at(grid, t)), *arguments)
 
     return sampler._replace(schedule=grid, step=step)

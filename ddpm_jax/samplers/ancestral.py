@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ddpm_jax.denoisers.prediction import Variance, check_variance, is_learned, reverse_variance
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.process import posterior_mean
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, no_state
 from ddpm_jax.types import Denoised, bcast_right, x_0_of
 
@@ -34,7 +35,7 @@ def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") ->
         )
 
     def step(denoise, x_t, t, noise, state):
-        denoised = denoise(x_t, schedule.timesteps[t])
+        denoised = denoise(x_t, timesteps_at(schedule, t))
         x_0_hat = x_0_of(denoised, x_t)
         variance_output = denoised.variance_output if isinstance(denoised, Denoised) else None
         if is_learned(variance) and variance_output is None:

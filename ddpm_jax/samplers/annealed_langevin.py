@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_flag, check_number, check_whole
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
 from ddpm_jax.types import x_0_of
 
@@ -55,7 +56,7 @@ def annealed_langevin(
         here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)
 
         def estimate(x):
-            return x_0_of(denoise(x, schedule.timesteps[t]), x)
+            return x_0_of(denoise(x, timesteps_at(schedule, t)), x)
 
         def langevin(x, z):
             drift = 0.5 * rate * (here.signal * estimate(x) - x)

@@ -21,6 +21,7 @@ from ddpm_jax.forward.continuous import (
     check_process,
     schedule_from_process,
 )
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, no_state, skip_at_last_step
 from ddpm_jax.types import Array, ArrayLike, bcast_right, x_0_of
 
@@ -125,7 +126,7 @@ def _tables(call: str, process: ContinuousProcess, times: ArrayLike):
 
 def _evaluate(process, grid, denoise, schedule, x_t, t):
     """(x in the process's scale, x̂_0, ε̂, dx/dt) at grid step t [B] for x_t of variance one."""
-    x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]), x_t)
+    x_0_hat = x_0_of(denoise(x_t, timesteps_at(schedule, t)), x_t)
     time = grid[0, t]
     signal, noise, signal_rate, noise_rate = (
         bcast_right(value, x_t.ndim)

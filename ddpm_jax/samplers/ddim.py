@@ -17,6 +17,7 @@ from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_batch, check_function, check_number, check_whole
 from ddpm_jax.forward.process import at_step
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
 from ddpm_jax.types import Array, Denoiser, x_0_of
 
@@ -43,7 +44,7 @@ def ddim(schedule: NoiseSchedule, *, eta: float = 0.0) -> Sampler:
 
     def step(denoise, x_t, t, noise, state):
         here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)
-        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]), x_t)
+        x_0_hat = x_0_of(denoise(x_t, timesteps_at(schedule, t)), x_t)
         epsilon_hat = (x_t - here.signal * x_0_hat) / here.noise
         variance = eta**2 * at_step(schedule.posterior_variance, t, x_t.ndim)
         # Zero at the last step, where the square root has no gradient: keep it away from 0.
@@ -167,8 +168,9 @@ def _encode(
         )
 
     def epsilon_hat(x, t):
-        x_0_hat = x_0_of(denoise(x, jnp.full(x.shape[:1], schedule.timesteps[t])), x)
-        return (x - schedule.signal_scale[t] * x_0_hat) / schedule.noise_scale[t]
+        x_0_hat = x_0_of(denoise(x, jnp.full(x.shape[:1], timesteps_at(schedule, t))), x)
+        here = level_at(schedule, t, 0)
+        return (x - here.signal * x_0_hat) / here.noise
 
     def move(x, t):
         source, target = level_at(schedule, t - 1, 0), level_at(schedule, t, 0)

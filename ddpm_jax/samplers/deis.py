@@ -22,6 +22,7 @@ import numpy as np
 from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_whole
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at
 from ddpm_jax.types import Array, bcast_right, host_array, x_0_of
 
@@ -72,7 +73,7 @@ def deis(
 
     def step(denoise, x_t, t, noise, state):
         here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)
-        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]), x_t)
+        x_0_hat = x_0_of(denoise(x_t, timesteps_at(schedule, t)), x_t)
         epsilon_hat = (x_t - here.signal * x_0_hat) / here.noise
         x_s = there.signal * x_0_hat + there.noise * epsilon_hat
         for j, past in enumerate(state.epsilon_hats):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_flag, check_whole
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, no_state
 from ddpm_jax.samplers.exponential import (
     exponential_integral,
@@ -72,7 +73,7 @@ def dpm_solver_pp(
         )
 
     def step(denoise, x_t, t, noise, state):
-        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]), x_t)
+        x_0_hat = x_0_of(denoise(x_t, timesteps_at(schedule, t)), x_t)
         move = interval(schedule, t, x_t.ndim)
         here, there = move.here, move.there
         integral = move.lost * x_0_hat

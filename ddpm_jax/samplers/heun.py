@@ -17,6 +17,7 @@ import numpy as np
 from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_number
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import (
     Sampler,
     StepResult,
@@ -99,18 +100,18 @@ def heun(
     def step(denoise, x_t, t, noise, state):
         ndim = x_t.ndim
         here, there = level_at(schedule, t, ndim), level_at(schedule, t - 1, ndim)
-        x_hat, signal, sigma, timesteps = x_t, here.signal, here.noise, schedule.timesteps[t]
+        x_hat, signal, sigma, timesteps = x_t, here.signal, here.noise, timesteps_at(schedule, t)
         if raised is not None:
             signal, sigma = bcast_right(raised.signal[t], ndim), bcast_right(raised.noise[t], ndim)
             up = jnp.where(signal == here.signal, 1.0, signal / here.signal)
             x_hat = up * x_t + bcast_right(raised.added[t], ndim) * noise
-            timesteps = raised.timesteps[t]
+            timesteps = timesteps_at(raised, t)
         x_0_hat = x_0_of(denoise(x_hat, timesteps), x_hat)
         epsilon_hat = (x_hat - signal * x_0_hat) / sigma
         euler = (there.signal * x_0_hat + there.noise * epsilon_hat).astype(x_t.dtype)
 
         def corrected(euler):
-            timesteps = schedule.timesteps[jnp.maximum(t - 1, 0)]
+            timesteps = timesteps_at(schedule, jnp.maximum(t - 1, 0))
             x_0_there = x_0_of(denoise(euler, timesteps), euler)
             epsilon_there = (euler - there.signal * x_0_there) / jnp.where(
                 there.noise > 0, there.noise, 1.0

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.forward.checks import check_number, check_whole
 from ddpm_jax.forward.process import at_step
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import (
     Sampler,
     StepResult,
@@ -82,7 +83,7 @@ def predictor_corrector(
         beta = at_step(schedule.beta, s, x_t.ndim)
 
         def langevin(x, z):
-            x_0_hat = x_0_of(denoise(x, schedule.timesteps[s]), x)
+            x_0_hat = x_0_of(denoise(x, timesteps_at(schedule, s)), x)
             score = (there.signal * x_0_hat - x) / there.noise**2
             size = 2.0 * (1.0 - beta) * (snr * norm_ratio(z, score)) ** 2
             return (x + size * score + jnp.sqrt(2.0 * size) * z).astype(x.dtype), None

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_whole
+from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule
 from ddpm_jax.samplers.exponential import (
     History,
@@ -66,7 +67,7 @@ def unipc(schedule: NoiseSchedule, *, order: int = 3) -> Sampler:
         return Memory(no_history(x_T, order), jnp.zeros_like(x_T))
 
     def step(denoise, x_t, t, noise, state):
-        x_0_hat = x_0_of(denoise(x_t, schedule.timesteps[t]), x_t)
+        x_0_hat = x_0_of(denoise(x_t, timesteps_at(schedule, t)), x_t)
         (past, known), ndim = state.history, x_t.ndim
         # UniC: P from t+1 to t, its nodes x̂_0 at t+1, at t (r = 1), and at the steps before.
         came = interval(schedule, jnp.minimum(t + 1, schedule.num_timesteps - 1), ndim)

@@ -173,6 +173,15 @@ def test_the_network_is_fed_the_steps_of_the_full_process(name):
         assert seen == [750, 500, 250, 0]
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_schedule_of_numpys_tables_will_do(name):
+    """Such as `jax.device_get` returns; traced only, as the numbers are the same."""
+    sampler = SAMPLERS[name](jax.device_get(make(name).schedule))
+    keys, x_T = start((3,))
+    made = jax.eval_shape(lambda x, k: dj.sample(sampler, EXACT.denoise, x, keys=k), x_T, keys)
+    assert made.shape == (4, 3)
+
+
 def test_any_network_will_do():
     """Flax NNX and plain functions serve as the network."""
     from flax import nnx
