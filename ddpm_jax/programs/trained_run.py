@@ -166,14 +166,14 @@ class TrainedRun:
         seed: int = 0,
         batch_size: int = 64,
     ) -> np.ndarray:
-        """Draws images: uint8 [count, H, W, C]. Image i depends on the seed and i alone.
+        """Draws uint8 [count, H, W, C], or signals or volumes; each depends on its number and seed.
 
         Args:
             count: number of images.
             sampler: a name from `ddpm-jax list`.
             num_steps: steps of the sampler; None for all T.
             label: class of all images; None to cycle through the classes, if there are any.
-            conditions: "cond" [M, D] or "context" [M, L, D], whose rows images use in turn.
+            conditions: "cond" [M, D], "context" [M, L, D], "concat" [M, H, W, C], used in turn.
             guidance: scale of classifier-free guidance; 1 for none.
             seed: of all noise.
             batch_size: images per batch; changes only speed and memory.
@@ -188,7 +188,7 @@ class TrainedRun:
         generator = self.generator(self.sampler(options), guidance=guidance)
         size = min(count, batch_size)
         labels = self.labels(count, label)
-        given = conditions_for(self.model.condition_widths, conditions or {}, "sample")
+        given = conditions_for(self.model.condition_shapes, conditions or {}, "sample")
         given = in_turn(given, np.arange(count))
         return generator(
             self.params,
@@ -280,7 +280,7 @@ class TrainedRun:
                 f"{want}. Name its own data with --data-path."
             )
         if len(data.images):
-            check_data(self.model.condition_widths, data)
+            check_data(self.model.condition_shapes, data)
         return data
 
     def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
