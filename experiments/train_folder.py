@@ -9,8 +9,8 @@ If there are labels, the network is class-conditional: if the images of each cla
 of their own, if PHOTOS has a dataset.json, or with `--data.labels FILE.csv`, whose columns are file
 and label. `--data.labels none` trains without. The network is small: 64 channels at the full
 resolution, 128 at a half and a quarter of it, and attention at a quarter, which is set when the
-resolution is known, for arrays from their file. 20,000 steps take hours on two CPU cores; for a first look
-`--num-steps 1000 --network.channels 32 --network.num-groups 8`.
+resolution is known, for arrays from their file. 20,000 steps take hours on two CPU cores; for a
+first look `--num-steps 1000 --network.channels 32 --network.num-groups 8`.
 """
 
 import dataclasses
