@@ -19,8 +19,7 @@ from ddpm_jax.data.dataset import (
 )
 from ddpm_jax.data.images import shown
 from ddpm_jax.files import map_npy, read_arrays, user_path
-from ddpm_jax.forward.checks import check_text, host_numbers
-from ddpm_jax.types import SPATIAL_AXES
+from ddpm_jax.forward.checks import check_text, host_numbers, spatial_axes
 
 NAMES = ("images", "labels", *CONDITIONS)
 
@@ -57,7 +56,7 @@ def from_arrays(
     check_text(call, "name", name)
     if not isinstance(images, np.ndarray):
         images = host_numbers(call, "images", images)
-    if spatial_rank in SPATIAL_AXES and images.ndim == spatial_rank + 1:
+    if images.ndim == 1 + len(spatial_axes(call, spatial_rank)):
         images = images[..., None]
     if labels is not None:
         labels = host_numbers(call, "labels", labels)

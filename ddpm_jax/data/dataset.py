@@ -19,8 +19,14 @@ from ddpm_jax.data.conditions import (
     condition_dtype,
     shapes_beside,
 )
-from ddpm_jax.forward.checks import check_number, check_text, host_numbers, host_pixels
-from ddpm_jax.types import SPATIAL_AXES, describe
+from ddpm_jax.forward.checks import (
+    check_number,
+    check_text,
+    host_numbers,
+    host_pixels,
+    spatial_axes,
+)
+from ddpm_jax.types import describe
 
 
 class ImageDataset(NamedTuple):
@@ -117,12 +123,7 @@ def build_dataset(
     **given: np.ndarray | None,
 ) -> ImageDataset:
     """`make_dataset`, in the name of the call."""
-    if spatial_rank not in SPATIAL_AXES:
-        raise ValueError(
-            f"{call} needs spatial_rank 1 (signals), 2 (images) or 3 (volumes), got "
-            f"{describe(spatial_rank)}."
-        )
-    pixels = host_pixels(call, images, f"N{SPATIAL_AXES[spatial_rank]}C")
+    pixels = host_pixels(call, images, f"N{spatial_axes(call, spatial_rank)}C")
     images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
     for what, value in (("num_classes", num_classes), ("fingerprint", fingerprint)):
         kind = int if what == "num_classes" else str
@@ -157,7 +158,7 @@ def build_dataset(
     labels = labels.astype(np.int32, copy=False)
     conditions = checked_conditions(given, call, shapes_beside(images.shape[1:-1]), len(images))
     if fingerprint is None:
-        fingerprint = fingerprint_of(images, labels, **conditions)
+        fingerprint = _fingerprint(images, labels, conditions)
     return _read_only_dataset(
         images, labels, num_classes, name, fingerprint, class_names, conditions
     )
@@ -167,7 +168,7 @@ def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) 
     """The images of a data set chosen by a mask [N] or indices; possibly none."""
     images, labels = dataset.images[chosen], dataset.labels[chosen]
     conditions = {name: x[chosen] for name, x in dataset.conditions.items()}
-    fingerprint = fingerprint_of(images, labels, **conditions)
+    fingerprint = _fingerprint(images, labels, conditions)
     return _read_only_dataset(
         images, labels, dataset.num_classes, name, fingerprint, dataset.class_names, conditions
     )
@@ -212,15 +213,14 @@ class Fingerprint:
 
 
 def fingerprint_of(images: np.ndarray, labels: np.ndarray, **conditions: np.ndarray) -> str:
-    """Returns the sha256 (hex) of shape and bytes of images [N, ..., C], labels and conditions.
+    """Returns the sha256 (hex) of shape and bytes of images [N, H, W, C], labels and conditions.
 
     The order of the examples counts: a run that resumes draws them by index. Raises TypeError for
     images that are not uint8 and for labels or conditions that are not numbers, ValueError for
     other shapes.
     """
     call = "fingerprint_of"
-    found = host_numbers(call, "images", images)
-    if found.dtype != np.uint8 or found.ndim - 2 not in SPATIAL_AXES:
+    if host_numbers(call, "images", images).dtype != np.uint8 or np.ndim(images) != 4:
         raise TypeError(f"{call} needs uint8 images [N, H, W, C], got {describe(images)}.")
     labels = host_numbers(call, "labels", labels)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -228,7 +228,10 @@ def fingerprint_of(images: np.ndarray, labels: np.ndarray, **conditions: np.ndar
             f"{call} needs one integer label per image, [{len(images)}], got {describe(labels)}."
         )
     shapes = shapes_beside(images.shape[1:-1])
-    conditions = checked_conditions(conditions, call, shapes, len(images))
+    return _fingerprint(images, labels, checked_conditions(conditions, call, shapes, len(images)))
+
+
+def _fingerprint(images: np.ndarray, labels: np.ndarray, conditions: dict[str, np.ndarray]) -> str:
     fingerprint = Fingerprint(images.shape)
     for block in _blocks(images):
         fingerprint.update(block)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ddpm_jax.forward.checks import check_whole, host_pixels
-from ddpm_jax.types import SPATIAL_AXES
+from ddpm_jax.forward.checks import host_pixels, spatial_axes
 from ddpm_jax.visualize.files import COLOURS
 
 Pixels = npt.NDArray[np.uint8]
@@ -26,10 +25,7 @@ def as_images(events: npt.ArrayLike, spatial_rank: int) -> Pixels:
 
     Raises TypeError for anything but uint8, ValueError for another shape or rank.
     """
-    check_whole("as_images", "spatial_rank", spatial_rank)
-    axes = SPATIAL_AXES.get(spatial_rank)
-    if axes is None:
-        raise ValueError(f"as_images needs spatial_rank 1, 2 or 3, got {spatial_rank}.")
+    axes = spatial_axes("as_images", spatial_rank)
     pixels = host_pixels("as_images", events, f"N{axes}C")
     if spatial_rank == 1:
         return np.stack([_lines(signal) for signal in pixels])
