@@ -19,7 +19,7 @@ from ddpm_jax.denoisers.continuous import (
     sigma_denoiser_from_process,
 )
 from ddpm_jax.denoisers.denoiser import make_denoiser
-from ddpm_jax.denoisers.guidance import classifier_free
+from ddpm_jax.denoisers.guidance import Scale, classifier_free
 from ddpm_jax.denoisers.prediction import Target, p_mean_variance
 from ddpm_jax.denoisers.sigma import (
     SigmaDenoiser,
@@ -28,6 +28,7 @@ from ddpm_jax.denoisers.sigma import (
 )
 from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.forward import ContinuousProcess, NoiseSchedule
+from ddpm_jax.forward.checks import is_number
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each
 from ddpm_jax.likelihood.bound import bound_term, prior_term
@@ -50,7 +51,7 @@ from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.diffusion import weighting_of
 from ddpm_jax.programs.generator import Conditions, DenoiserOf
 from ddpm_jax.training import TrainState, init_spike_guard, init_state
-from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
+from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right, describe
 
 
 @dataclass(frozen=True)
@@ -243,17 +244,18 @@ class Model:
         given = self.conditions(data, rows)
         return {name: x for name, x in given.items() if name != "label"}
 
-    def guided(self, scale: float, clip: Clip | None = None) -> DenoiserOf:
-        """As `denoiser_of`, with classifier-free guidance. `clip` overrides the run's.
+    def guided(self, scale: Scale, clip: Clip | None = None, rescale: float = 0.0) -> DenoiserOf:
+        """As `denoiser_of`, with `classifier_free` guidance. `clip` overrides the run's.
 
         Raises ValueError for guidance of a network without conditions.
         """
         diffusion = self.config.diffusion
-        if scale != 1.0 and not self._condition_names:
+        guides = not (is_number(scale) and scale == 1.0)
+        if guides and not self._condition_names:
             raise ValueError(
-                f"guidance {scale:g} needs a conditional network, and this run's takes no labels "
-                "and no other condition. Train one with --network.class-conditional, or leave "
-                "guidance at 1."
+                f"guidance {describe(scale)} needs a conditional network, and this run's takes no "
+                "labels and no other condition. Train one with --network.class-conditional, or "
+                "leave guidance at 1."
             )
 
         def denoiser_of(
@@ -262,9 +264,9 @@ class Model:
             conditions["label"] = labels
             given = {name: x for name, x in conditions.items() if x is not None}
             apply_fn = self.bind(params, **given)
-            if scale != 1.0:
-                plain = self.bind(params)
-                apply_fn = classifier_free(apply_fn, plain, scale, variance=diffusion.variance)
+            if guides:
+                options = {"variance": diffusion.variance, "rescale": rescale}
+                apply_fn = classifier_free(apply_fn, self.bind(params), scale, **options)
             return make_denoiser(
                 self.schedule,
                 apply_fn,

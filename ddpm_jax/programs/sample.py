@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data.conditions import written
+from ddpm_jax.denoisers.guidance import guidance_interval
 from ddpm_jax.denoisers.thresholds import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
@@ -61,6 +62,12 @@ class SampleConfig(SamplerOptions, RunOptions):
     None for zeros."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 for none, more for typical images, 0 for unlabelled ones."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only where σ is above the first and at most the second number, such as 0.28 2.9
+    (Kynkäänniemi et al. 2024), σ = √((1-ᾱ)/ᾱ); None for every step."""
+    guidance_rescale: float = 0.0
+    """φ, the share to which the spread of guided outputs becomes that of unguided ones again, such
+    as 0.7 (Lin et al. 2023)."""
     format: Literal["npz", "png", "both", "none"] = "npz"
     """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or
     both. Signals and volumes have no PNG."""
@@ -98,7 +105,10 @@ def sample(config: SampleConfig) -> None:
     clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
     clip = None if config.threshold is None else clips[config.threshold]
     frames_of = min(64, config.count, config.batch_size) if config.gif else 0
-    generator = run.generator(sampler, guidance=config.guidance, clip=clip)
+    scale, rescale = config.guidance, config.guidance_rescale
+    if config.guidance_interval is not None:
+        scale = guidance_interval(run.schedule, scale, *config.guidance_interval)
+    generator = run.generator(sampler, guidance=scale, clip=clip, rescale=rescale)
     steps = sampler.num_steps
     out = run.folder(f"generated/{_name(config, steps, run.step)}")
     say(f"{run.name} at step {run.step:,}: {config.count} images, {config.sampler}, {steps} steps")
@@ -166,9 +176,11 @@ def _plan(config: SampleConfig, run: TrainedRun, steps: int) -> dict[str, Any]:
         *("sampler", "spacing", "eta", "churn", "langevin_steps", "langevin_rate"),
         *("variance", "threshold", "label", "guidance"),
     )
+    guided = {name: getattr(config, name) for name in ("guidance_interval", "guidance_rescale")}
     return {
         **run.provenance(),
         **{name: getattr(config, name) for name in options},
+        **{name: value for name, value in guided.items() if value},
         "num_steps": steps,
     }
 
@@ -192,6 +204,10 @@ def _name(config: SampleConfig, num_steps: int, step: int) -> str:
             parts.append(re.sub(r"[^\w.-]+", "_", f"{name}-{path.stem}"))
     if config.guidance != 1.0:
         parts.append(f"guidance{config.guidance:g}")
+    if config.guidance_interval is not None:
+        parts.append("from{:g}to{:g}".format(*config.guidance_interval))
+    if config.guidance_rescale:
+        parts.append(f"rescale{config.guidance_rescale:g}")
     average = average_name(config)
     if average != "ema":
         parts.append("no-ema" if average == "last" else average)
