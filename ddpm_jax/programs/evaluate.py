@@ -116,7 +116,7 @@ def evaluate(config: EvaluateConfig) -> None:
     _say_what_is_left_out(run, config, features.name, count, len(heldout))
     plan = _plan(run, config, count)
     if conditions:
-        plan["conditions"] = {"data": data.name, "fingerprint": data.fingerprint}
+        plan["conditions"] = {"name": data.name, "fingerprint": data.fingerprint}
     out = run.folder(f"evaluation/{_name(config, plan)}")
     processes.on_leader(lambda: remember_plan(out, plan))
     generator = run.generator(run.sampler(config), guidance=config.guidance)

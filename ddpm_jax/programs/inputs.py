@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.data import prepare_images
 from ddpm_jax.data.augment import AUGMENT_FEATURES, augment_geometry
 from ddpm_jax.data.pipeline import augment_images
 from ddpm_jax.forward.pixels import from_pixels
@@ -74,13 +73,14 @@ def augmented(
     With "edm" the vector `cond` gets the numbers that tell the network how.
     """
     moves = {name: name in kind for name in ("flip", "pad_crop")}
-    x_0, given = prepare_images(images, keys, **moves), dict(conditions)
+    x, given, channels = from_pixels(images), dict(conditions), images.shape[-1]
     if "concat" in given:
-        given["concat"] = augment_images(given["concat"], keys, **moves)
+        x = jnp.concatenate([x, given["concat"]], axis=-1)
+    x = augment_images(x, keys, **moves)
     if kind == "edm":
-        if "concat" in given:
-            given["concat"], _ = augment_geometry(given["concat"], keys)
-        x_0, how = augment_geometry(x_0, keys)
+        x, how = augment_geometry(x, keys)
         vectors = (given["cond"], how) if "cond" in given else (how,)
         given["cond"] = jnp.concatenate(vectors, axis=1)
-    return x_0, given
+    if "concat" in given:
+        x, given["concat"] = x[..., :channels], x[..., channels:]
+    return x, given
