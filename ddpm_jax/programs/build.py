@@ -228,7 +228,7 @@ def build_model(
     )
     return Model(
         config=config,
-        image_shape=image_shape,
+        image_shape=tuple(image_shape),
         num_classes=num_classes,
         cond_features=cond_features,
         context_features=context_features,
