@@ -94,11 +94,11 @@ def test_losses_and_samples_are_those_of_data_with_an_axis_of_one_more(tmp_path,
 def test_a_run_from_file_to_samples(tmp_path, rank):
     data = events(rank)
     np.save(tmp_path / "own.npy", data)
-    report = dataclasses.replace(CONFIG.report, sample_every=100, sample_count=4, sample_steps=4)
+    report = dataclasses.replace(CONFIG.report, sample_every=300, sample_count=4, sample_steps=4)
     config = dataclasses.replace(
         CONFIG,
         run_dir=tmp_path / "run",
-        num_steps=200,
+        num_steps=600,
         data=DataConfig(name="arrays", path=tmp_path / "own.npy", spatial_rank=rank),
         report=report,
     )
