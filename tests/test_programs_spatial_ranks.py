@@ -176,7 +176,10 @@ def test_resumed_and_split_over_devices_a_run_is_the_same(tmp_path, rank):
     # Volumes are streamed from the host, signals stay on the devices.
     devices = DevicesConfig(backend="shard_map", count=8, resident_gib=2.0 if rank == 1 else 0.0)
     split = params_after("split", dataclasses.replace(config, devices=devices))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, split)
+    # Biases before a normalisation have no gradient but rounding, of which Adam makes 1e-5.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole, split)
+    start = load_run(tmp_path / "split").model.init().params
+    assert np.abs(whole["conv_in"]["kernel"] - start["conv_in"]["kernel"]).max() > 0.01
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
