@@ -107,7 +107,7 @@ def test_samples_are_nearer_to_their_own_array_than_to_others(tmp_path, resident
         np.savez(tmp_path / "wrong.npz", **arrays)
         with pytest.raises(ValueError, match=rf"--concat .*{match}"):
             sample(dataclasses.replace(options, concat=tmp_path / "wrong.npz"))
-    with pytest.raises(ValueError, match=r"needs concat \(1, 4, 4, 1\) beside .*\(1, 2, 4, 1\)"):
+    with pytest.raises(ValueError, match=r"needs concat \(1, 4, 4, 1\), .*\(1, 2, 4, 1\)"):
         run.apply_fn(jnp.zeros((1, 4, 4, 1)), jnp.zeros(1, int), concat=jnp.zeros((1, 2, 4, 1)))
     with pytest.raises(ValueError, match="from x_t alone"):
         to_diffusers(ToDiffusers(run_dir=tmp_path / "run"))
