@@ -3,7 +3,7 @@
 Shape legend, used by every docstring:
 
     B           batch
-    H, W, C     height, width, channels (images are NHWC)
+    H, W, C     height, width, channels (images are NHWC); signals are [L, C], volumes [D, H, W, C]
     T           number of steps of the diffusion process
     S           number of steps of a sampler's grid
     [B, ...]    a batch of events of any shape: images, vectors, or plain scalars [B]
@@ -26,6 +26,9 @@ ArrayLike = jax.typing.ArrayLike
 Key = jax.Array  # a typed key, as `jax.random.key` makes them
 Device = Any  # a jax.Device: that name is a function's value to type checkers
 PyTree = Any
+
+SPATIAL_AXES = {1: "L", 2: "HW", 3: "DHW"}
+"""The axes of space of signals, images and volumes, by their number."""
 
 
 class ApplyFn(Protocol):

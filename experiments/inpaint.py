@@ -28,6 +28,7 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk
+from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.run_directory import RunDirectoryError, to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, initial_noise, inpaint
@@ -82,6 +83,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     """
     _check(config)
     run = TrainedRun(config)
+    need_pictures(run, "inpaint")
     shape = run.model.image_shape
     known = read_mask(config.mask, shape, config.seed)
     data = run.need_heldout(1)

@@ -30,6 +30,7 @@ from ddpm_jax.programs.build import build_grid
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk, depth_counts
+from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.run_directory import to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, ddim, ddim_encode, lerp, slerp
@@ -85,6 +86,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     """
     _check(config)
     run = TrainedRun(config)
+    need_pictures(run, "interpolate")
     data = run.need_heldout(2)
     first, second = _chosen_pairs(config, data)
     label = None if config.label is None else run.labels(1, config.label)

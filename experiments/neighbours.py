@@ -23,6 +23,7 @@ from ddpm_jax.files import read_arrays, write_json
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
+from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.run_directory import RunDirectoryError, to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -78,6 +79,7 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
     run = TrainedRun(config)
+    need_pictures(run, "neighbours")
     labels = run.labels(config.count, config.label)
     train, heldout = run.train_data.images, run.need_heldout(1).images
     if not max(config.neighbours, 2) <= len(train):

@@ -29,6 +29,7 @@ from ddpm_jax.programs.build import build_grid
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk, depth_counts
+from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.run_directory import to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, initial_noise
@@ -88,6 +89,7 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
     """
     _check(config)
     run = TrainedRun(config)
+    need_pictures(run, "progressive")
     labels = run.labels(config.count, config.label)
     grid = build_grid(
         run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)

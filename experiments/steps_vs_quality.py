@@ -28,6 +28,7 @@ from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
+from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, grid_steps, initial_noise
 from ddpm_jax.samplers.base import step_noise
@@ -87,6 +88,7 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     if not config.steps or min(config.steps) < 1:
         raise ValueError(f"--steps needs numbers of at least 1, got {config.steps}.")
     run = TrainedRun(config)
+    need_pictures(run, "steps_vs_quality")
     real = run.need_heldout(2).images[: config.count]
     out = run.folder("steps_vs_quality")
     T = run.model.schedule.num_timesteps

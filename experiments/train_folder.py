@@ -3,13 +3,14 @@
     python experiments/train_folder.py --data.path PHOTOS --data.resolution 32
     python experiments/sample.py --run-dir runs/folder --sampler ddim --num-steps 50
     python experiments/sample.py --run-dir runs/folder --sampler ddim --num-steps 50 --guidance 3
+    python experiments/train_folder.py --data.name arrays --data.path MINE.npz
 
 If there are labels, the network is class-conditional: if the images of each class lie in a folder
 of their own, if PHOTOS has a dataset.json, or with `--data.labels FILE.csv`, whose columns are file
 and label. `--data.labels none` trains without. The network is small: 64 channels at the full
 resolution, 128 at a half and a quarter of it, and attention at a quarter, which is set when the
-resolution is known. 20,000 steps take hours on two CPU cores; for a first look
-`--num-steps 1000 --network.channels 32 --network.num-groups 8`.
+resolution is known, for arrays from their file. 20,000 steps take hours on two CPU cores; for a
+first look `--num-steps 1000 --network.channels 32 --network.num-groups 8`.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from ddpm_jax.data.folder import list_images
 from ddpm_jax.data.images import size_of
 from ddpm_jax.data.labels import read_labels
 from ddpm_jax.files import user_path
+from ddpm_jax.programs.build import load_data
 from ddpm_jax.programs.config import (
     DataConfig,
     DiffusionConfig,
@@ -58,10 +60,13 @@ def fitted(config: TrainConfig) -> TrainConfig:
             network = dataclasses.replace(network, class_conditional=True)
     if not network.class_conditional:
         report = dataclasses.replace(report, guidance=1.0)
-    if data.resolution is not None and not network.attention_resolutions:
+    height = None if data.resolution is None else size_of(data.resolution)[0]
+    if data.name == "arrays" and not network.attention_resolutions:
+        height = load_data(data, "train").images.shape[1]
+    if height is not None and not network.attention_resolutions:
         halvings = min(2, len(network.channel_multipliers) - 1)
-        height = size_of(data.resolution)[0] // network.patch_size >> halvings
-        network = dataclasses.replace(network, attention_resolutions=(height,))
+        attended = height // network.patch_size >> halvings
+        network = dataclasses.replace(network, attention_resolutions=(attended,))
     return dataclasses.replace(config, network=network, report=report)
 
 

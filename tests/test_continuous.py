@@ -206,6 +206,27 @@ def test_straight_path_from_its_end():
     np.testing.assert_allclose(heun, MEAN + STD * np.asarray(X_T), atol=3e-3)
 
 
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (samplers.probability_flow_euler, 6),
+        (samplers.probability_flow_heun, 11),
+        (samplers.euler_maruyama, 6),
+    ],
+)
+def test_samplers_in_time_evaluate_the_network_as_often_as_they_say(make, count):
+    seen = []
+
+    def denoise(x_t, t):
+        jax.debug.callback(lambda step: seen.append(int(step)), t[0], ordered=True)
+        return 0.5 * x_t
+
+    keys = dj.example_keys(jax.random.key(0), jnp.arange(1))
+    dj.sample(make(PROCESSES["vp"], GRID), denoise, X_0[:1], keys=keys)
+    jax.effects_barrier()
+    assert len(seen) == count and set(seen) == set(range(STEPS))
+
+
 def test_heun_of_the_edm_process_is_edms():
     process = PROCESSES["edm"]
     got, want = (solve(process, SOLVERS[name][0], 12, "x_0") for name in ("heun", "heun in σ"))

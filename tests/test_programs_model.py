@@ -178,16 +178,32 @@ def test_heldout_losses_are_the_loss_and_the_bounds_estimate():
     np.testing.assert_allclose(got[:, 1], bound, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, jnp.arange(1.0, B + 1), lambda t: t / 3])
 def test_guidance_moves_along_the_difference_of_two_predictions(scale):
+    """By one scale for all, one per example or one per step."""
     model = model_of(classes=True, clip=False)
     x, t = jnp.ones((B, *SHAPE)), jnp.full((B,), 9)
     got = model.guided(scale)(0.7, LABELS)(x, t)
     plain = 0.7 * x + 0.09
     labelled = plain + 0.1 * LABELS.reshape(-1, 1, 1, 1)
-    epsilon = plain + scale * (labelled - plain)
+    scales = jnp.broadcast_to(scale(t) if callable(scale) else jnp.asarray(scale), (B,))
+    epsilon = plain + scales.reshape(-1, 1, 1, 1) * (labelled - plain)
     wanted = dj.predict_x_0(model.schedule, epsilon, x, t, target="epsilon")
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaled_guidance_has_the_spread_of_the_labelled_prediction(share):
+    class Widens:
+        def apply(self, variables, x, t, label=None):
+            return x * (1.0 if label is None else 1.0 + label.reshape(-1, 1, 1, 1))
+
+    model = dataclasses.replace(model_of(classes=True, clip=False, target="x_0"), network=Widens())
+    x = jax.random.normal(jax.random.key(0), (B, *SHAPE))
+    got = model.guided(3.0, rescale=share)({}, LABELS)(x, jnp.full((B,), 9))
+    labelled, guided = 1.0 + LABELS, 1.0 + 3.0 * LABELS
+    width = (share * labelled / guided + 1.0 - share) * guided
+    np.testing.assert_allclose(got, x * width.reshape(-1, 1, 1, 1), rtol=1e-4)
 
 
 def test_initial_parameters_are_the_networks_own():

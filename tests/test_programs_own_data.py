@@ -94,7 +94,7 @@ def test_vectors_condition_a_run_from_file_to_samples(tmp_path, resident):
     assert levels[0::2].mean() - levels[1::2].mean() > 120
     if resident:
         np.save(tmp_path / "cond.npy", np.ones((2, 4)))
-        with pytest.raises(ValueError, match=r"--cond .* needs cond \[M, 3\]"):
+        with pytest.raises(ValueError, match=r"--cond .* needs cond \[N, 3\]"):
             sample(dataclasses.replace(options, cond=tmp_path / "cond.npy"))
 
 
@@ -165,8 +165,11 @@ def test_tokens_condition_a_run_from_file_to_samples(tmp_path, resident):
     if not resident:
         return
     for arrays, match in (
-        ({"context": np.ones((2, 4, 3))}, r"needs context \[M, L, 2\] .* got \[2, 4, 3\]"),
-        ({"context": np.ones((2, 2))}, r"needs context \[N, L, D\] of numbers, got float64"),
+        ({"context": np.ones((2, 4, 3))}, r"needs context \[N, L, 2\] .* got float64 \(2, 4, 3\)"),
+        (
+            {"context": np.ones((2, 2))},
+            r"needs context \[N, L, 2\] of numbers, got float64 \(2, 2\)",
+        ),
         ({"context": np.full((2, 4, 2), np.nan)}, "finite context"),
         ({"context": wanted, "context_mask": np.ones((8, 3), bool)}, r"context_mask \[8, 4\]"),
         ({"tokens": wanted}, "no array `context`"),
@@ -179,7 +182,7 @@ def test_tokens_condition_a_run_from_file_to_samples(tmp_path, resident):
         sample(dataclasses.replace(options, cond=tmp_path / "cond.npy"))
     for other, match in (({}, "has none"), ({"context": np.ones((256, 1, 3))}, r"\[\d+, 1, 3\]")):
         np.savez(tmp_path / "own.npz", images=told_by_one_token()[0], **other)
-        with pytest.raises(ValueError, match=f"needs context of width 2.*{match}"):
+        with pytest.raises(ValueError, match=rf"needs context \[N, L, 2\].*{match}"):
             _ = load_run(tmp_path / "run").heldout_data
 
 
@@ -187,7 +190,7 @@ def test_held_out_data_need_the_conditions_of_the_training_data(tmp_path):
     images, context = told_by_one_token(64)
     whole = from_arrays(images, context=context)
     plain = from_arrays(images)
-    with pytest.raises(ValueError, match="needs context of width 2"):
+    with pytest.raises(ValueError, match=r"needs context \[N, L, 2\]"):
         train(
             dataclasses.replace(CONFIG, run_dir=tmp_path / "run"),
             data=lambda split: (whole if split == "train" else plain)(split),

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.visualize import (
+    as_images,
     files,
     image_grid,
     plots,
@@ -495,3 +496,28 @@ assert "matplotlib.pyplot" not in sys.modules
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("channels, shown", [(1, [0]), (2, [0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_images_and_volumes_are_shown_by_what_a_sheet_can_show(channels, shown):
+    volumes = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3, channels), np.uint8)
+    images = volumes[:, 2]
+    np.testing.assert_array_equal(as_images(images, 2), images[..., shown])
+    np.testing.assert_array_equal(as_images(volumes, 3), images[..., shown])
+
+
+def test_signals_are_lines_with_255_at_the_top():
+    levels = np.array([0, 128, 255], np.uint8)
+    flat = np.repeat(levels[:, None, None], 10, axis=1)
+    drawn = as_images(flat, 1) != 255
+    for picture, row in zip(drawn.any(-1), (63, 31, 0), strict=True):
+        np.testing.assert_array_equal(np.flatnonzero(picture.any(1)), [row])
+        assert picture[row].all()
+    rising = as_images(np.arange(0, 256, 17).astype(np.uint8)[None, :, None], 1)[0]
+    rows, columns = np.nonzero((rising != 255).any(-1))
+    assert np.corrcoef(rows, columns)[0, 1] < -0.99
+    # Each channel has a colour of its own; long signals are not wider than a tile.
+    both = np.broadcast_to(np.array([20, 200], np.uint8), (1, 1000, 2))
+    picture = as_images(both, 1)[0]
+    assert picture.shape == (64, 256, 3)
+    assert len({tuple(pixel) for pixel in picture[:, 0]}) == 3

@@ -19,7 +19,7 @@ from ddpm_jax.data.dataset import (
 )
 from ddpm_jax.data.images import shown
 from ddpm_jax.files import map_npy, read_arrays, user_path
-from ddpm_jax.forward.checks import check_text, host_numbers
+from ddpm_jax.forward.checks import check_text, host_numbers, spatial_axes
 
 NAMES = ("images", "labels", *CONDITIONS)
 
@@ -31,6 +31,8 @@ def from_arrays(
     cond: np.ndarray | None = None,
     context: np.ndarray | None = None,
     context_mask: np.ndarray | None = None,
+    concat: np.ndarray | None = None,
+    spatial_rank: int = 2,
     holdout: float = 0.1,
     name: str = "arrays",
 ) -> Callable[[Literal["train", "heldout"]], ImageDataset]:
@@ -41,6 +43,10 @@ def from_arrays(
     cond          numbers [N, D], a vector per image that conditions the network
     context       numbers [N, L, D], L tokens per image that condition the network
     context_mask  bool [N, L], False for tokens that are not there; None for all
+    concat        [N, H, W, C'], an array of the images' size that the network gets beside x_t:
+                  uint8 pixels, or other numbers as they are
+    spatial_rank  1 for signals [N, L, C], 3 for volumes [N, D, H, W, C], in place of images; the
+                  axis of a single channel may be left out, as that of grey images
     holdout       share of the images that is held out, evenly spaced; 0 for none
 
     Raises what `make_dataset` raises, and ValueError for a share that is not in [0, 1) or leaves
@@ -50,14 +56,14 @@ def from_arrays(
     check_text(call, "name", name)
     if not isinstance(images, np.ndarray):
         images = host_numbers(call, "images", images)
-    if images.ndim == 3:
+    if images.ndim == 1 + len(spatial_axes(call, spatial_rank)):
         images = images[..., None]
     if labels is not None:
         labels = host_numbers(call, "labels", labels)
     classes = None if labels is None or not labels.size else int(labels.max()) + 1
-    given = {"cond": cond, "context": context, "context_mask": context_mask}
-    conditions: dict[str, Any] = {**given}
-    whole = build_dataset(call, images, labels, classes, f"{name}/all", "", **conditions)
+    given: dict[str, Any] = {"cond": cond, "context": context, "context_mask": context_mask}
+    given |= {"concat": concat, "spatial_rank": spatial_rank}
+    whole = build_dataset(call, images, labels, classes, f"{name}/all", "", **given)
     check_holdout(call, holdout)
     held_out = held_out_of(len(images), holdout)
     if held_out.all():
@@ -82,11 +88,12 @@ def load_arrays(
     *,
     path: str | os.PathLike[str],
     holdout: float = 0.1,
+    spatial_rank: int = 2,
 ) -> ImageDataset:
     """Loads the split of an .npy of images, or of an .npz with the arrays of `from_arrays`.
 
-    An .npy is mapped, not read; with images held out, as in an
-    .npz, they are copied to memory.
+    An .npy is mapped, not read; with images held out, as in an .npz, they are copied to memory.
+    Signals and volumes are called `images` in an .npz, too.
 
     Raises ValueError naming the file if it is damaged, holds other arrays, or has more than 4 GiB
     to copy; FileNotFoundError if it is missing.
@@ -110,10 +117,13 @@ def load_arrays(
                     f"it has more than {MEMORY_BYTES:,} bytes, and holding images out copies them; "
                     "map it whole with --data.holdout 0"
                 )
-        return from_arrays(**arrays, holdout=holdout, name=name)(split)
+        load = from_arrays(**arrays, spatial_rank=spatial_rank, holdout=holdout, name=name)
+        return load(split)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{shown(file)} is no data set of arrays: {error} It needs to be an .npy of uint8 "
-            "images [N, H, W, C], or an .npz with `images` and, if there are any, integer `labels` "
-            "[N], `cond` [N, D], `context` [N, L, D] and `context_mask` [N, L]."
+            "images [N, H, W, C] (with --data.spatial-rank 1 signals [N, L, C], with 3 volumes "
+            "[N, D, H, W, C]), or an .npz with `images` and, if there are any, integer `labels` "
+            "[N], `cond` [N, D], `context` [N, L, D], `context_mask` [N, L] and `concat` "
+            "[N, H, W, C]."
         ) from error

@@ -1,8 +1,11 @@
-"""What images are conditioned on besides a class: a vector each, or tokens each.
+"""What images are conditioned on besides a class: a vector each, tokens each, or an array each.
 
 cond          float32 [N, D], a vector per image
 context       float32 [N, L, D], L tokens per image, in no order of their own
 context_mask  bool [N, L], False for tokens that are not there; an image may have none
+concat        [N, H, W, C], an array of the image's size, concatenated to x_t along the channels:
+              a small image enlarged, a masked one, a map of classes. uint8 are pixels, which the
+              network gets in [-1, 1]; other numbers are float32, which it gets as they are.
 """
 
 from __future__ import annotations
@@ -14,42 +17,62 @@ import numpy as np
 
 from ddpm_jax.forward.checks import host_numbers
 
-CONDITIONS = {"cond": np.float32, "context": np.float32, "context_mask": np.bool_}
-"""The conditions by name, with their dtypes."""
-AXES = {"cond": ("N", "D"), "context": ("N", "L", "D")}
+CONDITIONS = ("cond", "context", "context_mask", "concat")
+Shape = tuple[int | str, ...]
+"""The shape of one image's condition; a letter stands for any length."""
+
+
+def shapes_beside(space: tuple[int, ...]) -> dict[str, Shape]:
+    """The shapes of the conditions of images of this size, [H, W] or of another rank."""
+    return {"cond": ("D",), "context": ("L", "D"), "concat": (*space, "C")}
+
+
+def fits(found: tuple[int, ...], wanted: Shape) -> bool:
+    """Whether a condition of one image has the wanted shape."""
+    return len(found) == len(wanted) and all(
+        length > 0 and (isinstance(want, str) or want == length)
+        for length, want in zip(found, wanted, strict=True)
+    )
+
+
+def written(wanted: Shape, first: str = "N") -> str:
+    """The shape of the conditions of several images, as errors name it: [N, L, D]."""
+    return f"[{', '.join(map(str, (first, *wanted)))}]"
+
+
+def condition_dtype(name: str, x: np.ndarray) -> np.dtype:
+    """The dtype in which the condition x of this name is kept."""
+    if name == "context_mask":
+        return np.dtype(np.bool_)
+    return np.dtype(np.uint8 if name == "concat" and x.dtype == np.uint8 else np.float32)
 
 
 def checked_conditions(
-    given: Mapping[str, Any], call: str, count: int | None = None
+    given: Mapping[str, Any], call: str, shapes: Mapping[str, Shape], count: int | None = None
 ) -> dict[str, np.ndarray]:
     """Returns the conditions that are not None, in their dtypes, and a mask for every context.
 
     Args:
-        given: finite numbers cond [N, D] and context [N, L, D]; context_mask [N, L] of bools or of
-            0 and 1, or None for all tokens.
+        given: finite numbers cond, context and concat; context_mask [N, L] of bools or of 0 and 1,
+            or None for all tokens.
         call: the name of the caller in errors.
+        shapes: the shape per image of each of the three, as `shapes_beside` returns them.
         count: N; None for any number.
 
     Raises TypeError for what is no array of numbers, ValueError for anything else.
     """
-    unknown = sorted(given.keys() - CONDITIONS.keys())
+    unknown = sorted(given.keys() - set(CONDITIONS))
     if unknown:
         raise ValueError(f"{call} knows the conditions {', '.join(CONDITIONS)}, got {unknown}.")
     arrays = {name: x for name, x in given.items() if x is not None}
-    for name in arrays:
-        numbers = name in AXES
-        arrays[name] = (
-            host_numbers(call, name, arrays[name]) if numbers else np.asarray(arrays[name])
-        )
-    found = {name: _numbers(name, arrays[name], call, count) for name in AXES if name in arrays}
-    mask = arrays.get("context_mask")
+    mask = arrays.pop("context_mask", None)
+    found = {name: _numbers(name, x, call, shapes[name], count) for name, x in arrays.items()}
     if "context" not in found:
         if mask is not None:
             raise ValueError(f"{call} got a context_mask without a context. Pass the tokens, too.")
         return found
     shape = found["context"].shape[:2]
-    if mask is None:
-        mask = np.ones(shape, np.bool_)
+    mask = np.ones(shape, np.bool_) if mask is None else np.asarray(mask)
     if mask.shape != shape or mask.dtype.kind not in "biu" or not np.isin(mask, (0, 1)).all():
         raise ValueError(
             f"{call} needs a context_mask {list(shape)} of bools, True for tokens that are there, "
@@ -58,16 +81,15 @@ def checked_conditions(
     return {**found, "context_mask": mask.astype(np.bool_, copy=False)}
 
 
-def _numbers(name: str, x: np.ndarray, call: str, count: int | None) -> np.ndarray:
-    """The condition x as float32; ValueError unless it has its axes and is finite."""
-    axes = AXES[name]
-    wrong = x.ndim != len(axes) or 0 in x.shape[1:]
-    if wrong or len(x) != (max(1, len(x)) if count is None else count):
+def _numbers(name: str, x: Any, call: str, shape: Shape, count: int | None) -> np.ndarray:
+    """The condition x in its dtype; ValueError unless it has this shape and is finite."""
+    x = host_numbers(call, name, x)
+    if not fits(x.shape[1:], shape) or len(x) != (max(1, len(x)) if count is None else count):
         images = "" if count is None else f" for {count} images"
         raise ValueError(
-            f"{call} needs {name} [{', '.join(axes)}] of numbers{images}, got {x.dtype} {x.shape}."
+            f"{call} needs {name} {written(shape)} of numbers{images}, got {x.dtype} {x.shape}."
         )
-    x = x.astype(np.float32, copy=False)
+    x = x.astype(condition_dtype(name, x), copy=False)
     finite = np.isfinite(x)
     if not finite.all():
         row = int(np.argwhere(~finite)[0, 0])

@@ -1,4 +1,7 @@
-"""What every loader returns: uint8 images, int32 labels, and a fingerprint of their content."""
+"""What every loader returns: uint8 images, int32 labels, and a fingerprint of their content.
+
+Signals [N, L, C] and volumes [N, D, H, W, C] are data sets, too, and are called images here.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.conditions import CONDITIONS, checked_conditions
-from ddpm_jax.forward.checks import check_number, check_text, host_numbers, host_pixels
+from ddpm_jax.data.conditions import (
+    CONDITIONS,
+    checked_conditions,
+    condition_dtype,
+    shapes_beside,
+)
+from ddpm_jax.forward.checks import (
+    check_number,
+    check_text,
+    host_numbers,
+    host_pixels,
+    spatial_axes,
+)
 from ddpm_jax.types import describe
 
 
 class ImageDataset(NamedTuple):
     """Decoded images with their labels, ready to be indexed.
 
-    images       uint8 [N, H, W, C], read-only; often a memory map of a cached `.npy`
+    images       uint8 [N, H, W, C], read-only; often a memory map of a cached `.npy`. Or signals
+                 [N, L, C], or volumes [N, D, H, W, C]
     labels       int32 [N], 0 ≤ label < num_classes; zeros if the source has none
     num_classes  number of classes, or None if the source has no labels
     name         the data set and its split, as in "cifar10/train"
@@ -28,6 +43,8 @@ class ImageDataset(NamedTuple):
     class_names  the name of each class, or None if they are unknown
     context      float32 [N, L, D], L tokens per image that networks are conditioned on; or None
     context_mask bool [N, L], False for tokens that are not there; None without a context
+    concat       uint8 or float32 [N, H, W, C'], an array per image that networks get beside x_t; or
+                 None
     """
 
     images: np.ndarray
@@ -39,10 +56,16 @@ class ImageDataset(NamedTuple):
     class_names: tuple[str, ...] | None = None
     context: np.ndarray | None = None
     context_mask: np.ndarray | None = None
+    concat: np.ndarray | None = None
+
+    @property
+    def spatial_rank(self) -> int:
+        """The number of axes of space: 1 for signals, 2 for images, 3 for volumes."""
+        return np.ndim(self.images) - 2
 
     @property
     def conditions(self) -> dict[str, np.ndarray]:
-        """What the data set has of `cond`, `context` and `context_mask`."""
+        """What the data set has of `cond`, `context`, `context_mask` and `concat`."""
         found = {name: getattr(self, name) for name in CONDITIONS}
         return {name: x for name, x in found.items() if x is not None}
 
@@ -57,14 +80,17 @@ def make_dataset(
     cond: np.ndarray | None = None,
     context: np.ndarray | None = None,
     context_mask: np.ndarray | None = None,
+    concat: np.ndarray | None = None,
     class_names: tuple[str, ...] | None = None,
+    spatial_rank: int = 2,
 ) -> ImageDataset:
     """Builds an `ImageDataset` from arrays and checks what every consumer relies on.
 
-    images [N, H, W, C] must be uint8; labels [N] integers below `num_classes`, or None with
-    `num_classes=None`; cond [N, D], context [N, L, D] and context_mask [N, L] as
-    `checked_conditions` has them, or None. The fingerprint is computed unless given. The arrays are
-    not copied; the data set holds read-only views of them.
+    images must be uint8 [N, H, W, C], with spatial_rank=1 [N, L, C] and with 3 [N, D, H, W, C];
+    labels [N] integers below `num_classes`, or None with `num_classes=None`; cond [N, D], context
+    [N, L, D], context_mask [N, L] and concat, of the images' size, as `data.conditions` has them,
+    or None. The fingerprint is computed unless given. The arrays are not copied; the data set holds
+    read-only views of them.
 
     Raises TypeError or ValueError for anything else, including an empty data set.
     """
@@ -80,6 +106,8 @@ def make_dataset(
         cond=cond,
         context=context,
         context_mask=context_mask,
+        concat=concat,
+        spatial_rank=spatial_rank,
     )
 
 
@@ -91,10 +119,11 @@ def build_dataset(
     name: str,
     fingerprint: str | None = None,
     class_names: tuple[str, ...] | None = None,
+    spatial_rank: int = 2,
     **given: np.ndarray | None,
 ) -> ImageDataset:
     """`make_dataset`, in the name of the call."""
-    pixels = host_pixels(call, images)
+    pixels = host_pixels(call, images, f"N{spatial_axes(call, spatial_rank)}C")
     images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
     for what, value in (("num_classes", num_classes), ("fingerprint", fingerprint)):
         kind = int if what == "num_classes" else str
@@ -127,9 +156,9 @@ def build_dataset(
             f"{call} needs one name per class, got {len(class_names)} names for {num_classes=}."
         )
     labels = labels.astype(np.int32, copy=False)
-    conditions = checked_conditions(given, call, len(images))
+    conditions = checked_conditions(given, call, shapes_beside(images.shape[1:-1]), len(images))
     if fingerprint is None:
-        fingerprint = fingerprint_of(images, labels, **conditions)
+        fingerprint = _fingerprint(images, labels, conditions)
     return _read_only_dataset(
         images, labels, num_classes, name, fingerprint, class_names, conditions
     )
@@ -139,7 +168,7 @@ def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) 
     """The images of a data set chosen by a mask [N] or indices; possibly none."""
     images, labels = dataset.images[chosen], dataset.labels[chosen]
     conditions = {name: x[chosen] for name, x in dataset.conditions.items()}
-    fingerprint = fingerprint_of(images, labels, **conditions)
+    fingerprint = _fingerprint(images, labels, conditions)
     return _read_only_dataset(
         images, labels, dataset.num_classes, name, fingerprint, dataset.class_names, conditions
     )
@@ -176,7 +205,8 @@ class Fingerprint:
         self._hash.update(f"labels int32 [{len(labels)}]\n".encode())
         self._hash.update(np.ascontiguousarray(labels, "<i4").tobytes())
         for name in sorted(conditions):
-            dtype, x = np.dtype(CONDITIONS[name]), conditions[name]
+            x = conditions[name]
+            dtype = condition_dtype(name, x)
             self._hash.update(f"{name} {dtype} {list(x.shape)}\n".encode())
             self._hash.update(np.ascontiguousarray(x, dtype.newbyteorder("<")).tobytes())
         return self._hash.hexdigest()
@@ -197,7 +227,11 @@ def fingerprint_of(images: np.ndarray, labels: np.ndarray, **conditions: np.ndar
         raise ValueError(
             f"{call} needs one integer label per image, [{len(images)}], got {describe(labels)}."
         )
-    conditions = checked_conditions(conditions, call, len(images))
+    shapes = shapes_beside(images.shape[1:-1])
+    return _fingerprint(images, labels, checked_conditions(conditions, call, shapes, len(images)))
+
+
+def _fingerprint(images: np.ndarray, labels: np.ndarray, conditions: dict[str, np.ndarray]) -> str:
     fingerprint = Fingerprint(images.shape)
     for block in _blocks(images):
         fingerprint.update(block)

@@ -31,12 +31,13 @@ PADDING = 4
 def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: bool = False) -> Array:
     """Maps uint8 images [B, H, W, C] to float32 in [-1, 1], with random augmentation.
 
-    flip      mirror left and right with probability ½
+    flip      mirror left and right with probability ½; signals [B, L, C] end to end
     pad_crop  shift by up to 4 pixels in each direction: pad by reflection, then crop (He et al.
               2016, §4.2, who pad with zeros)
 
     Each example draws from its own key, keys [B], so that the result does not depend on how a batch
     is distributed over devices. Without augmentation, keys may be None. Traceable.
+    `augment_images` does the same to floats.
 
     Raises TypeError for images that are not uint8, and for missing or untyped keys; ValueError for
     keys of another shape than [B], and for images too small to be padded by reflection.
@@ -45,7 +46,14 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
         raise TypeError(f"prepare_images needs uint8 images in 0..255, got {describe(images)}.")
     check_flag("prepare_images", "flip", flip)
     check_flag("prepare_images", "pad_crop", pad_crop)
-    x = from_pixels(images)
+    return augment_images(from_pixels(images), keys, flip=flip, pad_crop=pad_crop)
+
+
+def augment_images(x: Array, keys: Key | None, *, flip: bool, pad_crop: bool = False) -> Array:
+    """Mirrors and shifts x [B, H, W, C], or signals or volumes, as `prepare_images` does.
+
+    What happens to an example depends on its key alone: arrays of one size stay aligned.
+    """
     if not flip and not pad_crop:
         return x
     keys = cast(Key, keys)
@@ -53,23 +61,24 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
     key_crop = fold_in_each(keys, 1) if pad_crop else None
     if flip:
         mirrored = jax.vmap(jax.random.bernoulli)(keys)
-        x = jnp.where(bcast_right(mirrored, x.ndim), x[:, :, ::-1], x)
+        x = jnp.where(bcast_right(mirrored, x.ndim), jnp.flip(x, -2), x)
     return x if key_crop is None else _pad_crop(x, key_crop)
 
 
 def _pad_crop(x: Array, keys: Key) -> Array:
     """Pads x [B, H, W, C] by reflection and crops it at random to its size."""
-    if min(x.shape[1:3]) <= PADDING:
+    space = x.shape[1:-1]
+    if min(space) <= PADDING:
         raise ValueError(
             f"prepare_images with pad_crop=True needs images of more than {PADDING} pixels per "
-            f"side, got {x.shape[1]}×{x.shape[2]}. Leave pad_crop out (--data.augment)."
+            f"side, got {'×'.join(map(str, space))}. Leave pad_crop out (--data.augment)."
         )
-    sides = (PADDING, PADDING)
-    padded = jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode="reflect")
+    sides = ((PADDING, PADDING),) * len(space)
+    padded = jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="reflect")
 
     def crop(image: Array, key: Key) -> Array:
-        top, left = jax.random.randint(key, (2,), 0, 2 * PADDING + 1, jnp.int32)
-        return jax.lax.dynamic_slice(image, (top, left, 0), x.shape[1:])
+        corner = jax.random.randint(key, (len(space),), 0, 2 * PADDING + 1, jnp.int32)
+        return jax.lax.dynamic_slice(image, (*corner, 0), x.shape[1:])
 
     return jax.vmap(crop)(padded, keys)
 
@@ -89,7 +98,7 @@ class BatchChunk(NamedTuple):
     indices     int32 [K, B] into the data set
     images      uint8 [K, B, H, W, C]
     labels      int32 [K, B]
-    conditions  what the data set has of cond [K, B, D], context [K, B, L, D], context_mask
+    conditions  what the data set has of cond [K, B, D], context [K, B, L, D], context_mask, concat
     """
 
     step: int

@@ -27,6 +27,7 @@ from ddpm_jax.data.mnist import load_mnist
 from ddpm_jax.data.svhn import load_svhn
 from ddpm_jax.data.tfds import load_tfds
 from ddpm_jax.forward.checks import check_kind, check_text
+from ddpm_jax.types import SPATIAL_AXES
 
 Split = Literal["train", "heldout"]
 DataSet = Callable[[Split], ImageDataset | None]
@@ -47,6 +48,7 @@ class DataOptions(NamedTuple):
     holdout     share of the images that is held out, where there is no held-out split
     labels      "auto", "none", or a file or column of labels
     channels    "auto", 1 or 3, where both are possible
+    spatial_rank  1 if arrays are signals, 2 if images, 3 if volumes
     """
 
     path: Path | None = None
@@ -56,6 +58,7 @@ class DataOptions(NamedTuple):
     holdout: float = 0.1
     labels: str = "auto"
     channels: Literal["auto", 1, 3] = "auto"
+    spatial_rank: Literal[1, 2, 3] = 2
 
     def only(self, *names: str) -> dict[str, Any]:
         """These options as keyword arguments."""
@@ -86,7 +89,9 @@ DATA_SETS: dict[str, Callable[[Split, DataOptions], ImageDataset]] = {
         **o.only("holdout", "channels", "labels", "cache_dir"),
     ),
     "arrays": lambda split, o: load_arrays(
-        split, path=_given(o.path, "arrays", "--data.path FILE.npy or FILE.npz"), holdout=o.holdout
+        split,
+        path=_given(o.path, "arrays", "--data.path FILE.npy or FILE.npz"),
+        **o.only("holdout", "spatial_rank"),
     ),
 }
 PREFIXES: dict[str, Callable[[str, Split, DataOptions], ImageDataset]] = {
@@ -159,6 +164,7 @@ def load_from(function: DataSet, split: Split, name: str) -> ImageDataset:
         )
     if not len(dataset.images) and split == "heldout":
         return dataset
+    rank = dataset.spatial_rank
     return make_dataset(
         dataset.images,
         dataset.labels if dataset.num_classes is not None else None,
@@ -166,6 +172,7 @@ def load_from(function: DataSet, split: Split, name: str) -> ImageDataset:
         dataset.name,
         fingerprint=dataset.fingerprint,
         class_names=dataset.class_names,
+        spatial_rank=rank if rank in SPATIAL_AXES else 2,
         **dataset.conditions,
     )
 

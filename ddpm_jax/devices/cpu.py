@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def keep_freed_memory(batch_size: int, image_shape: tuple[int, ...], channels: i
     run already have heaps of their own, too small for large blocks. It does nothing and returns
     False if JAX may find an accelerator or the C library is not glibc.
     """
-    map_bytes = 4 * batch_size * image_shape[0] * image_shape[1] * channels
+    map_bytes = 4 * batch_size * math.prod(image_shape[:-1]) * channels
     if map_bytes < LARGE_MAP_BYTES or may_have_accelerators():
         return False
     if not sys.platform.startswith("linux"):

@@ -14,7 +14,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.types import Array, describe, host_array
+from ddpm_jax.types import SPATIAL_AXES, Array, describe, host_array
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
@@ -55,6 +55,16 @@ def check_whole(call: str, name: str, value: Any, *, least: int = 1, remedy: str
             f"{remedy}"
         )
     return int(value)
+
+
+def spatial_axes(call: str, spatial_rank: Any) -> str:
+    """The axes of space of signals (1), images (2) or volumes (3); ValueError for other ranks."""
+    if is_number(spatial_rank) and spatial_rank in SPATIAL_AXES:
+        return SPATIAL_AXES[spatial_rank]
+    raise ValueError(
+        f"{call} needs spatial_rank 1 (signals), 2 (images) or 3 (volumes), got "
+        f"{describe(spatial_rank)}."
+    )
 
 
 def check_floating_dtype(call: str, dtype: Any) -> None:

@@ -236,12 +236,17 @@ def check_images(unet: Any, x: Array) -> None:
     # PyTorch's order of axes, in all likelihood.
     swapped = rank == 2 and height <= 4 < min(x.shape[2], x.shape[3])
     hint = " Images [B, C, H, W] need x.transpose(0, 2, 3, 1) first." if swapped else ""
+    events, sides = {
+        1: ("signals", "their lengths"),
+        2: ("images", "height and width"),
+        3: ("volumes", "depth, height and width"),
+    }[rank]
     if min(space) < 1 or any(length % multiple for length in space):
         first = "" if patch == 1 else f"takes patches of {patch}×{patch} pixels and "
         smaller = "" if patch == 1 else " or a smaller patch_size"
         raise ValueError(
-            f"UNet {first}halves its images {halvings} times, so height and width must be "
-            f"multiples of {multiple}, got {size}. Pad or resize the images, or use "
+            f"UNet {first}halves its {events} {halvings} times, so {sides} must be "
+            f"multiples of {multiple}, got {size}. Pad or resize the {events}, or use "
             f"fewer channel_multipliers{smaller}.{hint}"
         )
     heights = [height // patch >> level for level in range(halvings + 1)]

@@ -50,7 +50,8 @@ class UNet(nn.Module):
     paper uses multipliers (1, 1, 2, 2, 4, 4), attention at 16 and no dropout: 113,673,219.
 
     An image to condition on (super-resolution, inpainting) needs no attribute: concatenate it to x
-    along the channels, and set `out_channels` to the channels of the prediction.
+    along the channels, and set `out_channels` to the channels of the prediction. The training
+    program does so with data that have an array `concat`.
 
     Attributes:
         channels: width of the first level.

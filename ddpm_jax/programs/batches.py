@@ -35,9 +35,9 @@ class TrainingBatches:
         self._stream: PrefetchedBatches | None = None
         if run.resident:
             data = run.train_data
-            self.dataset = run.parallel.replicate(
-                {"image": as_rows(data.images), **run.model.conditions(data)}
-            )
+            arrays = {"image": data.images, **run.model.conditions(data)}
+            rows = {name: as_rows(arrays[name]) for name in arrays.keys() & {"image", "concat"}}
+            self.dataset = run.parallel.replicate({**arrays, **rows})
         else:
             self._stream = PrefetchedBatches(
                 run.train_data,

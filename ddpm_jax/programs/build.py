@@ -33,7 +33,8 @@ from ddpm_jax.programs.config import (
 )
 from ddpm_jax.programs.continuous import build_process, table_of_times
 from ddpm_jax.programs.diffusion import check_diffusion
-from ddpm_jax.programs.model import Model, network_cond_features
+from ddpm_jax.programs.inputs import input_shape, network_cond_features
+from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.named import SAMPLERS, SCHEDULES, SamplerInputs, named
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import learning_rate_schedule, make_optimizer
@@ -126,6 +127,7 @@ def load_data(
         holdout=config.holdout,
         labels=labels,
         channels=config.channels,
+        spatial_rank=config.spatial_rank,
     )
     return load_named(config.name, split, options)
 
@@ -137,6 +139,7 @@ def build_network(
     num_classes: int | None,
     cond_features: int | None = None,
     context_features: int | None = None,
+    spatial_rank: int = 2,
     remat: bool = False,
 ) -> UNet:
     """The U-Net of a configuration.
@@ -151,27 +154,17 @@ def build_network(
             f"{config.channels}, and divide it: with one channel per group, normalisation removes "
             f"the time embedding.{f' {suited[-1]} would do.' if suited else ''}"
         )
+    options: dict[str, Any] = {**vars(config), "dtype": jnp.dtype(config.dtype)}
+    del options["class_conditional"]
+    for name in ("channel_multipliers", "attention_resolutions"):
+        options[name] = tuple(options[name])
     return UNet(
-        channels=config.channels,
-        channel_multipliers=tuple(config.channel_multipliers),
-        num_res_blocks=config.num_res_blocks,
-        attention_resolutions=tuple(config.attention_resolutions),
-        dropout=config.dropout,
+        **options,
         out_channels=out_channels,
-        num_groups=config.num_groups,
         num_classes=num_classes,
         cond_features=cond_features,
         context_features=context_features,
-        downsample_padding=config.downsample_padding,
-        num_heads=config.num_heads,
-        head_channels=config.head_channels,
-        middle_attention=config.middle_attention,
-        scale_shift=config.scale_shift,
-        embedding_order=config.embedding_order,
-        embedding_shift=config.embedding_shift,
-        norm_epsilon=config.norm_epsilon,
-        patch_size=config.patch_size,
-        dtype=jnp.dtype(config.dtype),
+        spatial_rank=spatial_rank,
         remat=remat,
     )
 
@@ -182,13 +175,19 @@ def build_model(
     num_classes: int | None,
     cond_features: int | None = None,
     context_features: int | None = None,
+    concat_features: int | None = None,
 ) -> Model:
     """The model of a configuration; checks the network on the image shape without computing.
 
     Raises ValueError for a configuration that no run could use, before anything is compiled.
     """
-    height, width, channels = image_shape
+    channels, spatial_rank = image_shape[-1], len(image_shape) - 1
     check_diffusion(config.diffusion)
+    if config.data.augment == "edm" and spatial_rank != 2:
+        raise ValueError(
+            "--data.augment edm rotates and stretches images, and these data have "
+            f"{spatial_rank} axes of space. Use flip, pad_crop or none."
+        )
     if not config.network.class_conditional:
         num_classes = None
     elif num_classes is None:
@@ -210,11 +209,11 @@ def build_model(
         num_classes=num_classes,
         cond_features=network_cond_features(config, cond_features),
         context_features=context_features,
+        spatial_rank=spatial_rank,
         remat=config.devices.remat,
     )
-    jax.eval_shape(
-        network.init, make_key(0), jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
-    )
+    x = jax.ShapeDtypeStruct((1, *input_shape(image_shape, concat_features)), jnp.float32)
+    jax.eval_shape(network.init, make_key(0), x, jnp.zeros((1,), jnp.int32))
     optimizer = make_optimizer(
         learning_rate_schedule(
             config.optimizer.learning_rate,
@@ -229,10 +228,11 @@ def build_model(
     )
     return Model(
         config=config,
-        image_shape=(height, width, channels),
+        image_shape=tuple(image_shape),
         num_classes=num_classes,
         cond_features=cond_features,
         context_features=context_features,
+        concat_features=concat_features,
         schedule=schedule,
         process=process,
         times=times,
@@ -243,12 +243,12 @@ def build_model(
 
 def build_model_of(config: TrainConfig, data: Mapping[str, Any]) -> Model:
     """The model of a configuration and of the facts `data` about its data set, `data_facts`."""
-    known = ("num_classes", "cond_features", "context_features")
+    known = ("num_classes", "cond_features", "context_features", "concat_features")
     return build_model(config, tuple(data["image_shape"]), *map(data.get, known))
 
 
 def as_rows(images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C] as rows [N, H·W·C], the form of a data set on the device.
+    """Images [N, H, W, C] as rows [N, H·W·C], the form of a data set on the device; others alike.
 
     A TPU's compiler changes the layout of u8[N, H, W, C] before it can look up images: one copy of
     the whole data set per dispatch (benchmarks/NOTES.md). Rows need none.

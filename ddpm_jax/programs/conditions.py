@@ -1,4 +1,4 @@
-"""The vectors and tokens that images are conditioned on: from files, and for each image in turn."""
+"""What images are conditioned on besides a class: from files, from data, and for each in turn."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import numpy as np
 
 from ddpm_jax.data import ImageDataset
 from ddpm_jax.data.cache import MEMORY_BYTES
-from ddpm_jax.data.conditions import checked_conditions
+from ddpm_jax.data.conditions import CONDITIONS, Shape, checked_conditions, fits, written
 from ddpm_jax.files import map_npy, read_arrays, user_path
 
 
-def read_conditions(files: Mapping[str, Path | None], widths: Mapping[str, int]) -> dict[str, Any]:
+def read_conditions(
+    files: Mapping[str, Path | None], shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
     """Reads the conditions that the network takes; see `conditions_for`.
 
     Args:
-        files: for each condition, "cond" or "context", an .npy of it, an .npz that holds it by its
-            name (and maybe `context_mask`), or None.
-        widths: the width D of the conditions that the network takes.
+        files: for each condition, "cond", "context" or "concat", an .npy of it, an .npz that holds
+            it by its name (and maybe `context_mask`), or None.
+        shapes: the shape per image of the conditions that the network takes.
 
     Raises ValueError that names the option, for a file that cannot be used or does not fit.
     """
@@ -38,38 +40,31 @@ def read_conditions(files: Mapping[str, Path | None], widths: Mapping[str, int])
                 arrays = {name: map_npy(user_path(path))}
         except ValueError as error:
             raise ValueError(f"{call} cannot be used: {error}.") from error
-        found.update(conditions_for(widths, arrays, call))
+        found.update(conditions_for(shapes, arrays, call))
     return found
 
 
 def conditions_for(
-    widths: Mapping[str, int], given: Mapping[str, Any], call: str
+    shapes: Mapping[str, Shape], given: Mapping[str, Any], call: str
 ) -> dict[str, np.ndarray]:
-    """The conditions as the network takes them: cond [M, D], context [M, L, D], context_mask.
+    """The conditions as the network takes them: cond [M, D], context [M, L, D], …
 
-    Raises ValueError for those that it does not take, of another width, or not finite.
+    Raises ValueError for those that it does not take, of another shape, or not finite.
     """
-    found = checked_conditions(given, call)
-    for name in found.keys() - {"context_mask"}:
-        if name not in widths:
+    for name in given.keys() & set(CONDITIONS) - {"context_mask"}:
+        if name not in shapes and given[name] is not None:
             raise ValueError(f"{call}: this run's network takes no {name}. Leave it out.")
-        if found[name].shape[-1] != widths[name]:
-            axes = ", ".join(("M", "L")[: found[name].ndim - 1])
-            raise ValueError(
-                f"{call} needs {name} [{axes}, {widths[name]}] for this run's network, got "
-                f"{list(found[name].shape)}."
-            )
-    return found
+    return checked_conditions(given, call, shapes)
 
 
-def check_data(widths: Mapping[str, int], data: ImageDataset) -> None:
-    """Raises ValueError unless the data have the conditions of these widths."""
-    for name, width in widths.items():
+def check_data(shapes: Mapping[str, Shape], data: ImageDataset) -> None:
+    """Raises ValueError unless the data have the conditions of these shapes."""
+    for name, shape in shapes.items():
         found = data.conditions.get(name)
-        if found is None or found.shape[-1] != width:
+        if found is None or not fits(found.shape[1:], shape):
             have = "none" if found is None else str(list(found.shape))
             raise ValueError(
-                f"{data.name} needs {name} of width {width}, on which this run's network is "
+                f"{data.name} needs {name} {written(shape)}, on which this run's network is "
                 f"conditioned, and has {have}."
             )
 

@@ -35,6 +35,9 @@ class DataConfig:
     """Resize and centre-crop images to this size: 64, or HEIGHTxWIDTH such as 48x64."""
     channels: Literal["auto", 1, 3] = "auto"
     """1 for grey, 3 for RGB; auto: grey if all images are stored in grey."""
+    spatial_rank: Literal[1, 2, 3] = 2
+    """What arrays are: 1 for signals [N, L, C], 2 for images [N, H, W, C], 3 for volumes
+    [N, D, H, W, C]."""
     labels: str = "auto"
     """Source of the labels of your own images: a .csv or .json file, or none. auto: class folders
     or dataset.json, if the network is class-conditional."""
@@ -42,9 +45,10 @@ class DataConfig:
     """Share of the images to hold out from training if the data have no held-out split; 0 for
     none."""
     augment: Literal["none", "flip", "pad_crop", "flip_pad_crop", "edm"] = "none"
-    """flip: mirror each training image left to right with probability ½; pad_crop: shift it by up
-    to 4 pixels, padded by reflection; edm: mirror, scale, rotate, stretch and shift it, and tell
-    the network how, so that samples are not augmented."""
+    """flip: mirror each training image left to right (a signal end to end) with probability ½;
+    pad_crop: shift it by up to 4 pixels, padded by reflection; edm: mirror, scale, rotate, stretch
+    and shift it, and tell the network how, so that samples are not augmented. What is concatenated
+    to an image is moved with it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class NetworkConfig:
     """Side of the square patches, in pixels, that the network takes as its pixels; 1 for none."""
     class_conditional: bool = False
     """Condition the network on labels, some of which are dropped in training (for guidance). If the
-    data have vectors `cond` or tokens `context`, they condition the network in any case."""
+    data have vectors `cond`, tokens `context` or arrays `concat`, they condition the network in any
+    case."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the network's arithmetic; parameters, statistics, softmax and loss stay
     float32."""

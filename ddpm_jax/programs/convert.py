@@ -160,6 +160,13 @@ def to_diffusers(config: ToDiffusers) -> None:
             f"a run with --diffusion.process {diffusion.process} has no DDPMScheduler: its network "
             "takes other inputs. Export it as a program (export.py), or as weights (to-weights)."
         )
+    shape = run.model.image_shape
+    if len(shape) != 3 or run.model.concat_features is not None:
+        raise ValueError(
+            f"{run.name} is a run on arrays of shape {list(shape)}, with concat_features="
+            f"{run.model.concat_features}; a DDPMPipeline makes images [H, W, C] from x_t alone. "
+            "Export it as weights (to-weights)."
+        )
     if diffusion.exploding:
         raise ValueError(
             "the network of a run with --diffusion.exploding takes x_0 + σ ε; DDPMScheduler "
@@ -177,9 +184,7 @@ def to_diffusers(config: ToDiffusers) -> None:
     )
     out = config.out or run.root / "diffusers"
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
-    written = save_diffusers(
-        out, run.model.network, run.params, run.model.image_shape, process, run.model.schedule
-    )
+    written = save_diffusers(out, run.model.network, run.params, shape, process, run.model.schedule)
     which = _parameters(config)
     say(f"{run.name} at step {run.step:,}: {which} parameters, as a DDPMPipeline in {out}")
     for path in written:

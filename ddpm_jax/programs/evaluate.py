@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from ddpm_jax.programs.metrics import (
     not_measurable,
     pixel_features,
 )
+from ddpm_jax.programs.pictures import are_pictures
 from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -53,6 +55,8 @@ COLUMNS = {
     "density": "density",
     "coverage": "coverage",
 }
+MOST_VALUES = 4096
+"""The largest arrays that are no images whose values are compared as they are."""
 BITS_NEED = "needs 2 held-out images, whose spread gives the error"
 
 
@@ -68,7 +72,8 @@ class EvaluateConfig(SamplerOptions, RunOptions):
     guidance: float = 1.0
     """Classifier-free guidance of a class-conditional run."""
     features: Literal["auto", "inception", "pixels"] = "auto"
-    """What is compared; auto: Inception-v3 from 32×32 pixels on, the pixels themselves below."""
+    """What is compared; auto: Inception-v3 from 32×32 pixels on, the pixels themselves below, as
+    the values of signals and volumes."""
     inception: Path | None = None
     """The published Inception weights (.pth or .safetensors); None for the copy in the cache."""
     download: bool = False
@@ -105,12 +110,18 @@ def evaluate(config: EvaluateConfig) -> None:
     features = processes.everywhere(lambda: _features(run, config))
     count = _count(run, config)
     heldout = run.heldout_data.images[:count]
+    conditions, data = {}, run.heldout_data if len(heldout) else run.train_data
+    if run.model.condition_shapes:
+        conditions = run.model.other_conditions(data)
     _say_what_is_left_out(run, config, features.name, count, len(heldout))
     plan = _plan(run, config, count)
+    if conditions:
+        plan["conditions"] = {"name": data.name, "fingerprint": data.fingerprint}
     out = run.folder(f"evaluation/{_name(config, plan)}")
     processes.on_leader(lambda: remember_plan(out, plan))
     generator = run.generator(run.sampler(config), guidance=config.guidance)
-    sample_shards(run, generator, out, count=count, batch_size=config.batch_size)
+    size = config.batch_size
+    sample_shards(run, generator, out, count=count, batch_size=size, conditions=conditions)
 
     def samples() -> Iterator[np.ndarray]:
         return read_shards(out, count, run.model.image_shape)
@@ -154,10 +165,23 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _features(run: TrainedRun, config: EvaluateConfig) -> Features:
     name = config.features
+    shape = run.model.image_shape
+    pictures = are_pictures(shape)
     if name == "auto":
-        name = "inception" if min(run.model.image_shape[:2]) >= 32 else "pixels"
+        name = "inception" if pictures and min(shape[:2]) >= 32 else "pixels"
     if name == "pixels":
-        return pixel_features(run.model.image_shape)
+        if not pictures and math.prod(shape) > MOST_VALUES:
+            raise ValueError(
+                f"{run.name} makes arrays of shape {list(shape)}: Inception-v3 sees images with 1 "
+                f"or 3 channels only, and the covariance of more than {MOST_VALUES:,} values is "
+                "too large. Measure the bits/dim: ddpm-jax likelihood."
+            )
+        return pixel_features(shape)
+    if not pictures:
+        raise ValueError(
+            f"--features inception needs images with 1 or 3 channels, and {run.name} makes arrays "
+            f"of shape {list(shape)}. Compare their values: --features pixels."
+        )
     cached = cache_root(config.cache_dir) / "inception"
     if config.inception is None and not config.download and not any(cached.glob("*.pth")):
         raise ValueError(

@@ -43,6 +43,8 @@ def export(config: ExportConfig) -> None:
     run = TrainedRun(config)
     if config.label is not None:
         run.labels(1, config.label)
+    for name in run.model.condition_shapes:
+        say(f"the program has no input {name}: it makes images without this condition")
     sampler = run.sampler(config)
     steps = sampler.num_steps
     out = run.options.out

@@ -27,7 +27,8 @@ DenoiserOf = Callable[..., Denoiser]
 `Conditions` are keyword arguments."""
 Conditions = Mapping[str, Any]
 """What a network is conditioned on besides the step, each by its name and with one row per image:
-"label" int [B], "cond" [B, D], "context" [B, L, D], "context_mask" bool [B, L], or nothing."""
+"label" int [B], "cond" [B, D], "context" [B, L, D], "context_mask" bool [B, L], "concat"
+[B, H, W, C'], or nothing."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
@@ -35,7 +36,10 @@ class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
 
 
 class Generated(NamedTuple):
-    """uint8 images [N, H, W, C] and frames of x_t [F, N', H, W, C], or None without frames."""
+    """uint8 images [N, H, W, C] and frames of x_t [F, N', H, W, C], or None without frames.
+
+    Signals and volumes have one axis of space less or more.
+    """
 
     images: np.ndarray
     frames: np.ndarray | None
@@ -61,7 +65,7 @@ class Generator:
     Args:
         sampler: a sampler over its grid.
         denoiser_of: see DenoiserOf.
-        shape: the shape of one image, [H, W, C].
+        shape: the shape of one image, [H, W, C], or of another event.
         devices: the devices to use; None for the default device. A single process uses no more
             devices than there are images.
         target_chunks: the least number of chunks that the grid is cut into. There is a frame and a

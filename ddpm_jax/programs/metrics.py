@@ -28,7 +28,7 @@ class Features(NamedTuple):
         name: "inception" or "pixels".
         fingerprint: of network, weights, resize and precision.
         main: which of its outputs the metrics of pairs use.
-        of: images [n, H, W, C] -> {name: [n, D]}.
+        of: images [n, H, W, C] -> {name: [n, D]}; signals and volumes come as [n, 1, D, C].
         batch_size: images a call.
     """
 
@@ -99,7 +99,7 @@ def look(
             done = total
 
         summary = evaluation.summarize_features(
-            source(),
+            map(_as_images, source()),
             of,
             moments=moments,
             keep=(logits,) if known else (),
@@ -107,6 +107,11 @@ def look(
             on_progress=tell,
         )
     return Seen(summary.moments, np.concatenate(kept), summary.features.get(logits))
+
+
+def _as_images(pieces: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The values of signals and volumes as those of images one pixel high."""
+    return pieces if pieces.ndim == 4 else pieces.reshape(len(pieces), 1, -1, pieces.shape[-1])
 
 
 def look_at_reference(data: ImageDataset, features: Features, cache_dir: Path | None) -> Seen:

@@ -12,14 +12,14 @@ import numpy as np
 import optax
 
 from ddpm_jax.data import BatchChunk, ImageDataset, prepare_images
-from ddpm_jax.data.augment import AUGMENT_FEATURES, augment_geometry
+from ddpm_jax.data.conditions import Shape
 from ddpm_jax.denoisers.continuous import (
     ContinuousTarget,
     denoiser_from_process,
     sigma_denoiser_from_process,
 )
 from ddpm_jax.denoisers.denoiser import make_denoiser
-from ddpm_jax.denoisers.guidance import classifier_free
+from ddpm_jax.denoisers.guidance import Scale, classifier_free
 from ddpm_jax.denoisers.prediction import Target, p_mean_variance
 from ddpm_jax.denoisers.sigma import (
     SigmaDenoiser,
@@ -28,6 +28,7 @@ from ddpm_jax.denoisers.sigma import (
 )
 from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.forward import ContinuousProcess, NoiseSchedule
+from ddpm_jax.forward.checks import is_number
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each
 from ddpm_jax.likelihood.bound import bound_term, prior_term
@@ -44,13 +45,13 @@ from ddpm_jax.losses import (
     update_loss_history,
 )
 from ddpm_jax.nn import UNet
-from ddpm_jax.programs import continuous
+from ddpm_jax.programs import continuous, inputs
 from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.diffusion import weighting_of
 from ddpm_jax.programs.generator import Conditions, DenoiserOf
 from ddpm_jax.training import TrainState, init_spike_guard, init_state
-from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right
+from ddpm_jax.types import ApplyFn, Array, Denoiser, Key, PyTree, bcast_right, describe
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class Model:
 
     Attributes:
         config: the run's configuration.
-        image_shape: [H, W, C].
+        image_shape: [H, W, C]; [L, C] for signals, [D, H, W, C] for volumes.
         num_classes: the number of classes; None for a network without labels.
         cond_features: the width D of the vectors that condition the network; None for none.
         context_features: the width D of the tokens that condition it; None for none.
+        concat_features: the channels of the array that it gets beside x_t; None for none.
         schedule: the schedule of the full process; of a continuous one, the table at `times`.
         network: the Flax module.
         optimizer: the Optax transformation.
@@ -71,13 +73,14 @@ class Model:
     """
 
     config: TrainConfig
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int | None
     schedule: NoiseSchedule
     network: UNet
     optimizer: optax.GradientTransformation
     cond_features: int | None = None
     context_features: int | None = None
+    concat_features: int | None = None
     process: ContinuousProcess | None = None
     times: np.ndarray | None = None
 
@@ -94,7 +97,7 @@ class Model:
     def _state(self, root: Key) -> TrainState:
         """The state before the first step, from the seed's key."""
         key_init, key_train = jax.random.split(root)
-        x = jnp.zeros((1, *self.image_shape))
+        x = jnp.zeros((1, *inputs.input_shape(self.image_shape, self.concat_features)))
         params = self.network.init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
         history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
         guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
@@ -118,18 +121,16 @@ class Model:
     ) -> Any:
         """The losses [b], each with t, ε, flip, dropout and label drawn from its example's key.
 
-        `batch["image"]` is uint8 [b, H, W, C], or [b, H·W·C] as `programs.build.as_rows` stores it.
+        `batch["image"]` is uint8 [b, H, W, C], or [b, H·W·C] as `programs.build.as_rows` stores it,
+        and so is `batch["concat"]`.
         For loss-aware sampling of t: `(weighted losses, {"t", "loss"})`, as `make_train_step`
         expects of losses with a state.
         """
         key_t, key_noise, key_flip, key_dropout, key_label = split_each(keys, 5)
         images = batch["image"].reshape(keys.shape[0], *self.image_shape)
-        x_0 = prepare_images(images, key_flip, **_augmentation(self.config))
-        options = self._dropped(batch, key_label)
-        if self.config.data.augment == "edm":
-            x_0, how = augment_geometry(x_0, key_flip)
-            vectors = (options["cond"], how) if "cond" in options else (how,)
-            options["cond"] = jnp.concatenate(vectors, axis=1)
+        x_0, options = inputs.augmented(
+            self.config.data.augment, images, self._dropped(batch, key_label), key_flip
+        )
         noise = normal_per_example(key_noise, x_0.shape[1:])
         options["dropout_keys"] = key_dropout
         diffusion, T = self.config.diffusion, self.schedule.num_timesteps
@@ -152,17 +153,12 @@ class Model:
 
     def _dropped(self, batch: Any, keys: Key) -> dict[str, Any]:
         """The conditions of a batch, those of some examples replaced by none."""
-        share = self.config.diffusion.label_dropout
-        none = {"label": self.num_classes, "cond": 0.0, "context_mask": False}
         given = {name: batch[name] for name in self._condition_names}
-        if not given:
-            return {}
-        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
-        for name in none:
-            if name in given:
-                here = bcast_right(dropped, given[name].ndim)
-                given[name] = jnp.where(here, none[name], given[name])
-        return given
+        if "concat" in given:
+            shape = (len(keys), *self.image_shape[:-1], self.concat_features)
+            given["concat"] = inputs.from_pixels_or_numbers(given["concat"].reshape(shape))
+        share = self.config.diffusion.label_dropout
+        return inputs.drop_conditions(given, keys, share, self.num_classes)
 
     def heldout_losses(
         self, params: PyTree, images: Array, conditions: Conditions, t: Array, keys: Key
@@ -219,16 +215,20 @@ class Model:
         return self.guided(1.0)(params, labels, **conditions)
 
     @property
-    def condition_widths(self) -> dict[str, int]:
-        """The width D of the conditions besides the label that the network takes, by name."""
-        widths = {"cond": self.cond_features, "context": self.context_features}
-        return {name: width for name, width in widths.items() if width is not None}
+    def condition_shapes(self) -> dict[str, Shape]:
+        """The shapes per image of the conditions besides the label that the network takes."""
+        shapes: dict[str, Any] = {
+            "cond": (self.cond_features,),
+            "context": ("L", self.context_features),
+            "concat": (*self.image_shape[:-1], self.concat_features),
+        }
+        return {name: shape for name, shape in shapes.items() if shape[-1] is not None}
 
     @property
     def _condition_names(self) -> tuple[str, ...]:
         label = () if self.num_classes is None else ("label",)
         mask = () if self.context_features is None else ("context_mask",)
-        return (*label, *self.condition_widths, *mask)
+        return (*label, *self.condition_shapes, *mask)
 
     def conditions(
         self, data: ImageDataset | BatchChunk, rows: Any = slice(None)
@@ -237,16 +237,25 @@ class Model:
         given = {"label": data.labels, **data.conditions}
         return {name: given[name][rows] for name in self._condition_names}
 
-    def guided(self, scale: float, clip: Clip | None = None) -> DenoiserOf:
-        """As `denoiser_of`, with classifier-free guidance. `clip` overrides the run's.
+    def other_conditions(
+        self, data: ImageDataset, rows: Any = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """What conditions this network on rows of data besides their labels."""
+        given = self.conditions(data, rows)
+        return {name: x for name, x in given.items() if name != "label"}
+
+    def guided(self, scale: Scale, clip: Clip | None = None, rescale: float = 0.0) -> DenoiserOf:
+        """As `denoiser_of`, with `classifier_free` guidance. `clip` overrides the run's.
 
         Raises ValueError for guidance of a network without conditions.
         """
         diffusion = self.config.diffusion
-        if scale != 1.0 and not self._condition_names:
+        guides = not (is_number(scale) and scale == 1.0)
+        if guides and not self._condition_names:
             raise ValueError(
-                f"guidance {scale:g} needs a class-conditional network, and this run's takes no "
-                "labels. Train one with --network.class-conditional, or leave guidance at 1."
+                f"guidance {describe(scale)} needs a conditional network, and this run's takes no "
+                "labels and no other condition. Train one with --network.class-conditional, or "
+                "leave guidance at 1."
             )
 
         def denoiser_of(
@@ -255,9 +264,9 @@ class Model:
             conditions["label"] = labels
             given = {name: x for name, x in conditions.items() if x is not None}
             apply_fn = self.bind(params, **given)
-            if scale != 1.0:
-                plain = self.bind(params)
-                apply_fn = classifier_free(apply_fn, plain, scale, variance=diffusion.variance)
+            if guides:
+                options = {"variance": diffusion.variance, "rescale": rescale}
+                apply_fn = classifier_free(apply_fn, self.bind(params), scale, **options)
             return make_denoiser(
                 self.schedule,
                 apply_fn,
@@ -310,9 +319,15 @@ class Model:
         cond = options.get("cond")
         if cond is not None and self.config.data.augment == "edm":
             # Zeros for the augmentation, unless training has given its vector.
-            missing = network_cond_features(self.config, self.cond_features) - cond.shape[1]
+            missing = inputs.network_cond_features(self.config, self.cond_features) - cond.shape[1]
             options["cond"] = jnp.pad(cond, ((0, 0), (0, missing)))
-        return lambda x, step: self.network.apply({"params": params}, x, step, **options)
+        concat = options.pop("concat", None)
+
+        def apply(x: Array, step: Array) -> Any:
+            x = inputs.concatenated(x, concat, self.concat_features)
+            return self.network.apply({"params": params}, x, step, **options)
+
+        return apply
 
     def sigma_denoiser(self, params: PyTree, **options: Any) -> SigmaDenoiser:
         """The denoiser `(y, sigma) -> x̂_0` of every noise level, not clipped.
@@ -329,15 +344,3 @@ class Model:
     def cycled_labels(self, count: int) -> np.ndarray | None:
         """The labels 0, 1, …, K-1, 0, … of `count` images; None for a network without labels."""
         return None if self.num_classes is None else np.arange(count) % self.num_classes
-
-
-def network_cond_features(config: TrainConfig, cond_features: int | None) -> int | None:
-    """The width of the network's `cond`: the data's vectors, then the augmentation's."""
-    if config.data.augment != "edm":
-        return cond_features
-    return (cond_features or 0) + AUGMENT_FEATURES
-
-
-def _augmentation(config: TrainConfig) -> dict[str, bool]:
-    """The configuration's options of `prepare_images`."""
-    return {name: name in config.data.augment for name in ("flip", "pad_crop")}

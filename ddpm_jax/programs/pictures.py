@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddpm_jax import visualize
 from ddpm_jax.programs.console import bar
 from ddpm_jax.programs.generator import Conditions, Generated, Generator
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.types import PyTree
+
+if TYPE_CHECKING:
+    from ddpm_jax.programs.trained_run import TrainedRun
 
 
 def draw_images(
@@ -41,6 +46,33 @@ def draw_images(
             on_progress=progress.update,
             should_stop=should_stop,
         )
+
+
+def are_pictures(image_shape: tuple[int, ...]) -> bool:
+    """Whether arrays of this shape are grey or RGB images, rather than signals or volumes."""
+    return len(image_shape) == 3 and image_shape[-1] in (1, 3)
+
+
+def need_pictures(run: TrainedRun, call: str) -> None:
+    """Raises RunDirectoryError, in the name of the call, unless the run makes pictures."""
+    if not are_pictures(run.model.image_shape):
+        raise RunDirectoryError(
+            f"{call} draws images [H, W, C] with C 1 or 3, and {run.name} makes arrays of shape "
+            f"{list(run.model.image_shape)}. `ddpm-jax sample --format npz` and `ddpm-jax "
+            "likelihood` take such a run."
+        )
+
+
+def save_sheet(path: Path, samples: np.ndarray) -> None:
+    """Writes a sheet of samples [N, ..., C], as images that show them."""
+    visualize.save_grid(path, visualize.as_images(samples, samples.ndim - 2))
+
+
+def save_film(path: Path, frames: np.ndarray) -> None:
+    """Writes a GIF of the frames [F, N, ..., C] of samples, as images that show them."""
+    flat = frames.reshape(-1, *frames.shape[2:])
+    images = visualize.as_images(flat, flat.ndim - 2)
+    visualize.save_gif(path, images.reshape(*frames.shape[:2], *images.shape[1:]))
 
 
 def save_loss_curve(log: Path, path: Path, title: str) -> None:

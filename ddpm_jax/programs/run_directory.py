@@ -188,12 +188,13 @@ def _check_sizes(config: TrainConfig) -> None:
 def _check_data(data: dict[str, Any]) -> None:
     """Raises ValueError unless these are the facts of a data set that a run writes."""
     shape, classes = data["image_shape"], data.get("num_classes")
-    if len(shape) != 3 or not all(type(n) is int and 0 < n <= 1 << 16 for n in shape):
-        raise ValueError(f"data.image_shape is {shape}, not [H, W, C]")
+    ranks, whole = range(2, 5), all(type(n) is int and 0 < n <= 1 << 16 for n in shape)
+    if len(shape) not in ranks or not whole:
+        raise ValueError(f"data.image_shape is {shape}, not [H, W, C], [L, C] or [D, H, W, C]")
     if classes is not None and (type(classes) is not int or not 0 < classes <= 1_000_000):
         raise ValueError(f"data.num_classes is {classes!r}")
     names = data.get("class_names")
-    for name in ("cond_features", "context_features"):
+    for name in ("cond_features", "context_features", "concat_features"):
         features = data.get(name)
         if features is not None and (type(features) is not int or not 0 < features <= 1_000_000):
             raise ValueError(f"data.{name} is {features!r}")

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ddpm_jax import visualize
+from ddpm_jax.data.conditions import written
+from ddpm_jax.denoisers.guidance import guidance_interval
 from ddpm_jax.denoisers.thresholds import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
@@ -21,6 +22,7 @@ from ddpm_jax.programs.averages import average_name
 from ddpm_jax.programs.conditions import read_conditions
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.console import say
+from ddpm_jax.programs.pictures import need_pictures, save_film, save_sheet
 from ddpm_jax.programs.shards import (
     join_shards,
     read_shards,
@@ -32,6 +34,8 @@ from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
 GRID = 400
 """The largest number of images in the grid."""
+FILES = ("cond", "context", "concat")
+"""The options that name files of conditions."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,20 @@ class SampleConfig(SamplerOptions, RunOptions):
     context: Path | None = None
     """An .npy of the tokens [M, L, D] to condition the images on, in turn, or an .npz of `context`
     and `context_mask` [M, L]; None for no token."""
+    concat: Path | None = None
+    """An .npy of the arrays [M, H, W, C], of the images' size, to condition the images on, in turn;
+    None for zeros."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 for none, more for typical images, 0 for unlabelled ones."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only where σ is above the first and at most the second number, such as 0.28 2.9
+    (Kynkäänniemi et al. 2024), σ = √((1-ᾱ)/ᾱ); None for every step."""
+    guidance_rescale: float = 0.0
+    """φ, the share to which the spread of guided outputs becomes that of unguided ones again, such
+    as 0.7 (Lin et al. 2023)."""
     format: Literal["npz", "png", "both", "none"] = "npz"
     """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or
-    both."""
+    both. Signals and volumes have no PNG."""
     gif: bool = True
     """Also write a GIF that shows the first 64 images during sampling."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -79,16 +92,23 @@ def sample(config: SampleConfig) -> None:
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
     run.labels(config.count, config.label)  # refuses a class that the run does not have
-    files = {"cond": config.cond, "context": config.context}
-    for name, width in run.model.condition_widths.items():
+    if config.format in ("png", "both"):
+        need_pictures(run, f"--format {config.format}")
+    files = {name: getattr(config, name) for name in FILES}
+    shapes = run.model.condition_shapes
+    for name, shape in shapes.items():
         if files[name] is None:
-            say(f"without --{name} FILE.npy (of width {width}), images have no such condition")
-    conditions = read_conditions(files, run.model.condition_widths)
+            given = f"--{name} FILE.npy {written(shape, 'M')}"
+            say(f"without {given}, images have no such condition")
+    conditions = read_conditions(files, shapes)
     sampler = run.sampler(config)
     clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
     clip = None if config.threshold is None else clips[config.threshold]
     frames_of = min(64, config.count, config.batch_size) if config.gif else 0
-    generator = run.generator(sampler, guidance=config.guidance, clip=clip)
+    scale, rescale = config.guidance, config.guidance_rescale
+    if config.guidance_interval is not None:
+        scale = guidance_interval(run.schedule, scale, *config.guidance_interval)
+    generator = run.generator(sampler, guidance=scale, clip=clip, rescale=rescale)
     steps = sampler.num_steps
     out = run.folder(f"generated/{_name(config, steps, run.step)}")
     say(f"{run.name} at step {run.step:,}: {config.count} images, {config.sampler}, {steps} steps")
@@ -105,7 +125,7 @@ def sample(config: SampleConfig) -> None:
         label=config.label,
         conditions=conditions,
         frames_of=frames_of,
-        on_frames=lambda frames: visualize.save_gif(out / "denoising.gif", frames),
+        on_frames=lambda frames: save_film(out / "denoising.gif", frames),
     )
     processes.on_leader(lambda: _write(config, out, plan, run.model.image_shape))
 
@@ -123,7 +143,7 @@ def _write(
         shown.append(images[: GRID - sum(map(len, shown))])
         if sum(map(len, shown)) >= min(GRID, config.count):
             break
-    visualize.save_grid(out / "grid.png", np.concatenate(shown))
+    save_sheet(out / "grid.png", np.concatenate(shown))
     written = [out / "grid.png"]
     if config.gif:
         written.append(out / "denoising.gif")
@@ -156,9 +176,11 @@ def _plan(config: SampleConfig, run: TrainedRun, steps: int) -> dict[str, Any]:
         *("sampler", "spacing", "eta", "churn", "langevin_steps", "langevin_rate"),
         *("variance", "threshold", "label", "guidance"),
     )
+    guided = {name: getattr(config, name) for name in ("guidance_interval", "guidance_rescale")}
     return {
         **run.provenance(),
         **{name: getattr(config, name) for name in options},
+        **{name: value for name, value in guided.items() if value},
         "num_steps": steps,
     }
 
@@ -176,11 +198,16 @@ def _name(config: SampleConfig, num_steps: int, step: int) -> str:
     parts += [str(part) for part in (config.variance, config.threshold) if part is not None]
     if config.label is not None:
         parts.append(re.sub(r"[^\w.-]+", "_", f"label{config.label}"))
-    for name, path in (("cond", config.cond), ("context", config.context)):
+    for name in FILES:
+        path = getattr(config, name)
         if path is not None:
             parts.append(re.sub(r"[^\w.-]+", "_", f"{name}-{path.stem}"))
     if config.guidance != 1.0:
         parts.append(f"guidance{config.guidance:g}")
+    if config.guidance_interval is not None:
+        parts.append("from{:g}to{:g}".format(*config.guidance_interval))
+    if config.guidance_rescale:
+        parts.append(f"rescale{config.guidance_rescale:g}")
     average = average_name(config)
     if average != "ema":
         parts.append("no-ema" if average == "last" else average)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ddpm_jax.data import ImageDataset
 from ddpm_jax.data.registry import is_function
+from ddpm_jax.denoisers.guidance import Scale
 from ddpm_jax.denoisers.prediction import Target
 from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.devices import processes
@@ -146,13 +147,14 @@ class TrainedRun:
         self,
         label: ArrayLike | None = None,
         *,
-        guidance: float = 1.0,
+        guidance: Scale = 1.0,
         clip: Clip | None = None,
+        rescale: float = 0.0,
         **conditions: Array | None,
     ) -> Denoiser:
-        """The network's denoiser `(x_t, t) -> x̂_0` for `Conditions`, with guidance."""
+        """The denoiser `(x_t, t) -> x̂_0` for `Conditions`, guided as by `classifier_free`."""
         labels = None if label is None else jnp.asarray(label)
-        return self.model.guided(guidance, clip)(self.params, labels, **conditions)
+        return self.model.guided(guidance, clip, rescale)(self.params, labels, **conditions)
 
     def sample(
         self,
@@ -166,14 +168,14 @@ class TrainedRun:
         seed: int = 0,
         batch_size: int = 64,
     ) -> np.ndarray:
-        """Draws images: uint8 [count, H, W, C]. Image i depends on the seed and i alone.
+        """Draws uint8 [count, H, W, C], or signals or volumes; each depends on its number and seed.
 
         Args:
             count: number of images.
             sampler: a name from `ddpm-jax list`.
             num_steps: steps of the sampler; None for all T.
             label: class of all images; None to cycle through the classes, if there are any.
-            conditions: "cond" [M, D] or "context" [M, L, D], whose rows images use in turn.
+            conditions: "cond" [M, D], "context" [M, L, D], "concat" [M, H, W, C], used in turn.
             guidance: scale of classifier-free guidance; 1 for none.
             seed: of all noise.
             batch_size: images per batch; changes only speed and memory.
@@ -186,17 +188,14 @@ class TrainedRun:
             )
         options = SamplerOptions(cast(Any, sampler), num_steps=num_steps)
         generator = self.generator(self.sampler(options), guidance=guidance)
-        size = min(count, batch_size)
-        labels = self.labels(count, label)
-        given = conditions_for(self.model.condition_widths, conditions or {}, "sample")
-        given = in_turn(given, np.arange(count))
+        given = conditions_for(self.model.condition_shapes, conditions or {}, "sample")
         return generator(
             self.params,
             seed=seed,
             count=count,
-            batch_size=size,
-            labels=labels,
-            conditions=given,
+            batch_size=min(count, batch_size),
+            labels=self.labels(count, label),
+            conditions=in_turn(given, np.arange(count)),
         ).images
 
     def folder(self, name: str) -> Path:
@@ -251,10 +250,9 @@ class TrainedRun:
         return data
 
     def _load(self, split: Any) -> ImageDataset:
-        given = {"path": self.options.data_path, "name": self.options.data_name}
-        given = {name: value for name, value in given.items() if value is not None}
-        # Ignore cache_dir, download and functions of the stored config: it may come from someone
-        # else.
+        options = {"path": self.options.data_path, "name": self.options.data_name}
+        given = {name: value for name, value in options.items() if value is not None}
+        # The stored config may be someone else's: without its cache_dir, download and functions.
         config = dataclasses.replace(self.config.data, cache_dir=None, download=False, **given)
         if is_function(config.name) and "name" not in given:
             raise RunDirectoryError(
@@ -280,7 +278,7 @@ class TrainedRun:
                 f"{want}. Name its own data with --data-path."
             )
         if len(data.images):
-            check_data(self.model.condition_widths, data)
+            check_data(self.model.condition_shapes, data)
         return data
 
     def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
@@ -321,14 +319,15 @@ class TrainedRun:
         self,
         sampler: Sampler,
         *,
-        guidance: float = 1.0,
+        guidance: Scale = 1.0,
         clip: Clip | None = None,
+        rescale: float = 0.0,
         target_chunks: int = 40,
     ) -> Generator:
         """A generator of images on this run's devices; call it with this run's `params`."""
         return Generator(
             sampler,
-            self.model.guided(guidance, clip),
+            self.model.guided(guidance, clip, rescale),
             self.model.image_shape,
             devices=self.devices,
             target_chunks=target_chunks,
@@ -343,9 +342,8 @@ class TrainedRun:
 def load_run(source: str | Path, **options: Any) -> TrainedRun:
     """Opens a trained model: a run directory, a folder of weights, or a pretrained model's name.
 
-    `options` are the other fields of `RunOptions`: checkpoint, ema, ema_decay, ema_sigma_rel,
-    data_path, num_devices, seed.
-    A folder takes precedence over a name. Raises what `TrainedRun` raises.
+    `options` are the other fields of `RunOptions`. A folder takes precedence over a name. Raises
+    what `TrainedRun` raises.
     """
     if isinstance(source, str) and source in pretrained_names() and not Path(source).exists():
         return TrainedRun(RunOptions(pretrained=source, **options))

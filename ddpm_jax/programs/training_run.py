@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import visualize
 from ddpm_jax.data import DataSet, ImageDataset, ShuffledIndices, fits_on_device
 from ddpm_jax.data.registry import load_from
 from ddpm_jax.devices import processes
@@ -53,8 +52,8 @@ def data_facts(data: ImageDataset) -> dict[str, Any]:
     }
     if data.class_names is not None:
         facts["class_names"] = list(data.class_names)
-    for name, condition in (("cond", data.cond), ("context", data.context)):
-        if condition is not None:
+    for name, condition in data.conditions.items():
+        if name != "context_mask":
             facts[f"{name}_features"] = condition.shape[-1]
     return facts
 
@@ -92,7 +91,7 @@ class TrainingRun:
         )
         self.model: Model = build_model_of(config, data_facts(data))
         if len(self.heldout_data.images):
-            check_data(self.model.condition_widths, self.heldout_data)
+            check_data(self.model.condition_shapes, self.heldout_data)
         self.train_step = make_train_step(
             self.model.training_losses,
             self.model.optimizer,
@@ -199,13 +198,12 @@ class TrainingRun:
         except Stopped:
             return
         if processes.is_leader():
-            visualize.save_grid(self.sheet_path(step), made.images)
+            pictures.save_sheet(self.sheet_path(step), made.images)
 
     def sample_conditions(self, count: int) -> Conditions:
         """What sheets of samples are conditioned on besides labels: held-out, or training's."""
         data = self.heldout_data if len(self.heldout_data.images) else self.train_data
-        given = self.model.conditions(data, np.arange(count) % len(data.images))
-        return {name: x for name, x in given.items() if name != "label"}
+        return self.model.other_conditions(data, np.arange(count) % len(data.images))
 
     def sheet_path(self, step: int) -> Path:
         """The file of a step's sheet of samples."""
@@ -274,9 +272,9 @@ class TrainingRun:
         )
 
         def save() -> None:
-            visualize.save_grid(paths[0], made.images)
+            pictures.save_sheet(paths[0], made.images)
             if made.frames is not None:
-                visualize.save_gif(paths[1], made.frames)
+                pictures.save_film(paths[1], made.frames)
             title = f"{self.train_data.name}: {loss_name(self.config.diffusion)}"
             pictures.save_loss_curve(root / "log.jsonl", paths[2], title)
 

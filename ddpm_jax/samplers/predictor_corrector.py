@@ -43,7 +43,8 @@ def predictor_corrector(
     alone give 0.30: 284, 0.74, 0.43, 0.34, 0.32 and 0.30 in 1, 2, 4, 16, 32 and 256 dimensions.
     Sampling warns below 32.
 
-    Needs predictor.num_draws + num_corrections draws and 1 + num_corrections evaluations per step.
+    Needs predictor.num_draws + num_corrections draws and 1 + num_corrections evaluations per step,
+    one evaluation at the last.
     The trajectory's x̂_0 is the predictor's.
 
     Args:

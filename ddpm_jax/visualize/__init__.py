@@ -10,6 +10,7 @@ raises TypeError for anything but uint8; all raise ValueError for other shapes, 
 does not end in their file type.
 """
 
+from ddpm_jax.visualize.events import as_images as as_images
 from ddpm_jax.visualize.fields import Arrows as Arrows
 from ddpm_jax.visualize.fields import Heatmap as Heatmap
 from ddpm_jax.visualize.fields import Line as Line

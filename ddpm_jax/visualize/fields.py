@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ddpm_jax.forward.checks import check_number, check_text, check_whole, host_numbers
 from ddpm_jax.types import describe
 from ddpm_jax.visualize.files import (
+    COLOURS,
     DPI,
     INK,
     PathLike,
@@ -27,7 +28,6 @@ from ddpm_jax.visualize.files import (
     checked_path,
     write_figure,
 )
-from ddpm_jax.visualize.plots import _COLOURS as COLOURS
 from ddpm_jax.visualize.plots import label_logarithms
 
 if TYPE_CHECKING:

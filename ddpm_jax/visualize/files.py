@@ -20,6 +20,8 @@ PathLike = str | os.PathLike[str]
 
 DPI = 150
 INK = "#30343b"
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without their pale yellow.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def checked_path(caller: str, path: PathLike, suffix: str) -> Path:

@@ -10,16 +10,21 @@ import numpy.typing as npt
 
 from ddpm_jax.forward.checks import check_flag, check_number, check_text, check_whole, host_numbers
 from ddpm_jax.types import describe
-from ddpm_jax.visualize.files import DPI, INK, PathLike, check_ticks, checked_path, write_figure
+from ddpm_jax.visualize.files import (
+    COLOURS,
+    DPI,
+    INK,
+    PathLike,
+    check_ticks,
+    checked_path,
+    write_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike]
-
-# Okabe and Ito's colours, which colour-blind readers can distinguish, without their pale yellow.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def save_curves(
@@ -62,8 +67,8 @@ def save_curves(
 
 def _stroke(i: int) -> dict[str, str]:
     """Colour and line style of the i-th curve; the style changes when the colours repeat."""
-    style = ("-", "--", ":")[i // len(_COLOURS) % 3]
-    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": style}
+    style = ("-", "--", ":")[i // len(COLOURS) % 3]
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": style}
 
 
 def save_loss_curve(
@@ -95,13 +100,13 @@ def save_loss_curve(
         check_whole(call, "window", window, remedy="1 does not smooth.")
     if logy is not None:
         check_flag(call, "logy", logy)
-    raw = _line(call, "training", (steps, losses), color=_COLOURS[0], linewidth=0.6, alpha=0.35)
+    raw = _line(call, "training", (steps, losses), color=COLOURS[0], linewidth=0.6, alpha=0.35)
     half = (min(raw.y.size // 50, 1000) if window is None else window) // 2
     mean = _running_mean(raw.y, half)
     name = f"training, mean of {2 * half + 1} values"
-    lines = [raw, _line(call, name, (raw.x, mean), color=_COLOURS[0], linewidth=1.6)]
+    lines = [raw, _line(call, name, (raw.x, mean), color=COLOURS[0], linewidth=1.6)]
     if heldout is not None:
-        marks = {"color": _COLOURS[1], "marker": "o", "markersize": 3.5, "linewidth": 0.9}
+        marks = {"color": COLOURS[1], "marker": "o", "markersize": 3.5, "linewidth": 0.9}
         lines.append(_line(call, "held-out", heldout, **marks))
     if logy is None:
         positive = all((line.y[np.isfinite(line.y)] > 0).all() for line in lines)

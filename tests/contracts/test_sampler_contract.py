@@ -48,13 +48,14 @@ SAMPLERS = {name: of_programs(name) for name in named.SAMPLERS if name not in IN
         samplers.dpm_solver_pp(s), jnp.zeros(()), jnp.zeros((), bool), num_resamples=2
     ),
 }
-EXTRA_EVALUATIONS = {
-    "annealed_langevin",
-    "heun",
-    "heun churn",
-    "predictor_corrector",
-    "pc ddim",
-    "inpaint nothing",
+# The evaluations per step of samplers that document more than one, and those of their last step.
+EVALUATIONS = {
+    "annealed_langevin": (21, 21),
+    "heun": (2, 1),
+    "heun churn": (2, 1),
+    "predictor_corrector": (2, 1),
+    "pc ddim": (3, 1),
+    "inpaint nothing": (2, 1),
 }
 # Churn and DEIS's coefficients are computed on the host: there the grid has to be concrete.
 ON_HOST = {"heun churn", "deis", "deis 1", "deis 4"}
@@ -166,7 +167,9 @@ def test_the_network_is_fed_the_steps_of_the_full_process(name):
         sigma = np.exp(-0.5 * np.asarray(FULL.log_snr))
         raised = [np.abs(sigma - np.sqrt(2) * sigma[t]).argmin() for t in (750, 500, 250, 0)]
         assert seen[0::2] == raised and seen[1::2] == [500, 250, 0]
-    elif name in EXTRA_EVALUATIONS:
+    elif name in EVALUATIONS:
+        each, last = EVALUATIONS[name]
+        assert len(seen) == 3 * each + last
         assert set(seen) == {750, 500, 250, 0} and seen[0] == 750 and seen[-1] == 0
         assert seen == sorted(seen, reverse=True)
     else:

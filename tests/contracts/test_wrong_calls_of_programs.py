@@ -99,9 +99,11 @@ def prefetch(dataset, indices, *, start_step, chunk_length, share, depth):
         raise error.__cause__ from None
 
 
-def arrays_of(images, labels, *, cond, holdout, name):
+def arrays_of(images, labels, *, cond, spatial_rank, holdout, name):
     """`from_arrays` and both splits."""
-    load = data.from_arrays(images, labels, cond=cond, holdout=holdout, name=name)
+    load = data.from_arrays(
+        images, labels, cond=cond, spatial_rank=spatial_rank, holdout=holdout, name=name
+    )
     return load("train").images, load("heldout").images
 
 
@@ -403,6 +405,7 @@ KINDS = WRONG | {
         "fewer": lambda v: ("a",),
         "numbers": lambda v: (1, 2),
     },
+    "rank": NOT_A_NUMBER | {"0": lambda v: 0, "4": lambda v: 4, "signals": lambda v: 1},
     "digest": {"a number": lambda v: 3, "bytes": lambda v: b"0"},
     "pixels of keys": WRONG["keys"],
     "panels": {
@@ -488,6 +491,7 @@ KINDS = WRONG | {
     "opacity": NOT_A_NUMBER | NEGATIVE | {"2": lambda v: 2.0},
 }
 
+rank = ("rank", 2)
 images, seed, npz = ("images", PIXELS), ("from 0", 0), ("path with an ending", PLACE / "new.npz")
 features, others = ("features", FEATURES), ("other features", FEATURES + 1.0)
 shares, progress = ("shares", SHARES), ("some callable", None)
@@ -772,6 +776,7 @@ ROWS = {
         images=("images", PIXELS),
         labels=("labels", LABELS),
         cond=cond,
+        spatial_rank=rank,
         holdout=holdout,
         name=name,
     ),
@@ -780,6 +785,7 @@ ROWS = {
         split=split,
         path=("path", PLACE / "images.npz"),
         holdout=holdout,
+        spatial_rank=rank,
     ),
     "cache_root": row(data.cache_root, cache_dir=("path or None", PLACE / "cache")),
     "fingerprint_of": row(fingerprint, images=images, labels=("labels", LABELS), cond=cond),
@@ -792,6 +798,7 @@ ROWS = {
         fingerprint=("digest", None),
         cond=cond,
         class_names=("class names", ("a", "b")),
+        spatial_rank=rank,
     ),
     "load_digits": row(data.load_digits, split=split),
     "load_folder": row(
@@ -827,6 +834,7 @@ ROWS = {
         share=("slice", slice(0, 2)),
         depth=whole,
     ),
+    "as_images": row(visualize.as_images, events=("images", PIXELS), spatial_rank=rank),
     "image_grid": row(visualize.image_grid, images=("colour or grey", PIXELS), **sheet),
     "save_grid": row(visualize.save_grid, path=png, images=("colour or grey", PIXELS), **sheet),
     "save_gif": row(
