@@ -48,7 +48,7 @@ class ImageDataset(NamedTuple):
                  None
     """
 
-    images: np.ndarray | StreamedImages
+    images: np.ndarray
     labels: np.ndarray
     num_classes: int | None
     name: str
