@@ -92,7 +92,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     if labels is not None and config.label is None:
         labels = data.labels[chosen]
     sampler = run.sampler(config)
-    baseline = run.train_data.images.mean(axis=0, dtype=np.float64)
+    baseline = np.mean(run.train_data.images, axis=0, dtype=np.float64)
     out = run.folder("inpaint")
     say(
         f"{run.name} at step {run.step:,}: {len(chosen)} images, {config.completions} "
@@ -179,7 +179,7 @@ def measure(truth, completed, known, baseline) -> dict[str, float]:
     }
 
 
-def read_mask(mask: str, shape: tuple[int, int, int], seed: int) -> np.ndarray:
+def read_mask(mask: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Makes or reads a mask, bool [H, W, 1], True where the image is known.
 
     Raises ValueError for an unknown name, a file of another size, and a mask that hides nothing or

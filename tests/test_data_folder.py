@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from ddpm_jax.data import folder as folder_module
-from ddpm_jax.data import load_folder
-from ddpm_jax.data.folder import list_images
+from ddpm_jax.data import load_folder, streamed
+from ddpm_jax.data.image_files import list_images
 from ddpm_jax.data.images import decode_image
 from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.run_directory import RunDirectoryError, from_json, to_json
@@ -541,13 +541,13 @@ def test_all_unreadable_entries_are_named_in_one_error(tmp_path, monkeypatch):
 
 def test_a_large_folder_is_announced_and_refused_without_room(photos, monkeypatch, capsys):
     root, _, _ = photos
-    monkeypatch.setattr(folder_module, "ANNOUNCED_BYTES", 5 * 6 * 6 * 3)
+    monkeypatch.setattr(streamed, "ANNOUNCED_BYTES", 5 * 6 * 6 * 3)
     usage = shutil.disk_usage(root)._replace(free=5 * 6 * 6 * 3 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="539 bytes free, and the decoded images need 540. Make room"):
-        load_folder(root, 6)
-    assert "decoding 5 images" in (said := capsys.readouterr().err)
-    assert "540 bytes" in said and os.environ["DDPM_JAX_CACHE"] in said
+        load_folder(root, 6, stream="never")
+    assert "5 images take 540 bytes decoded" in (said := capsys.readouterr().err)
+    assert "539 bytes free" in said and os.environ["DDPM_JAX_CACHE"] in said
 
 
 def run_of(folder, place, **options):

@@ -21,6 +21,7 @@ from ddpm_jax.data.registry import DataOptions as DataOptions
 from ddpm_jax.data.registry import DataSet as DataSet
 from ddpm_jax.data.registry import load_named as load_named
 from ddpm_jax.data.shuffle import ShuffledIndices as ShuffledIndices
+from ddpm_jax.data.streamed import StreamedImages as StreamedImages
 from ddpm_jax.data.svhn import load_svhn as load_svhn
 from ddpm_jax.data.tfds import load_tfds as load_tfds
 from ddpm_jax.data.tfds_builder import prepare_cifar10_tfds as prepare_cifar10_tfds

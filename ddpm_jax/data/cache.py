@@ -8,12 +8,13 @@ entry. Images decoded by an unfinished writer can be reused (`unfinished_rows`).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
 from ddpm_jax.data.unfinished import num_rows, record_of
-from ddpm_jax.files import map_npy, read_json_object, sync, user_path, write_json
+from ddpm_jax.files import (
+    map_npy,
+    read_json_object,
+    sync,
+    user_path,
+    write_atomically,
+    write_json,
+)
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory if the cache cannot be written
@@ -248,6 +256,45 @@ def write_entry(
     except OSError as error:
         warnings.warn(f"{name} could not be cached: {error}", stacklevel=3)
         return make_dataset(images, labels, num_classes, name)
+
+
+def streamed_fingerprint(
+    root: Path,
+    key: str,
+    shape: tuple[int, ...],
+    labels: np.ndarray,
+    blocks: Callable[[], Iterable[np.ndarray]],
+) -> str:
+    """The fingerprint of streamed images; decoded ones have the same.
+
+    The first time all images are decoded for it, in `blocks` uint8 [n, H, W, C], which may also
+    fill in `labels` int32 [N]. After that both are read from the cache folder `root`, under a key
+    of what the images are decoded from.
+    """
+    note, kept = root / f"streamed-{key}.json", root / f"streamed-{key}.labels.npy"
+    try:
+        about, stored = read_json_object(note), np.array(map_npy(kept))
+        digest = hashlib.sha256(stored.tobytes()).hexdigest()
+        if about == {"shape": list(shape), "labels": digest, "fingerprint": about["fingerprint"]}:
+            labels[:] = stored
+            return str(about["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        pass  # not there, or damaged
+    fingerprint = Fingerprint(shape)
+    for block in blocks():
+        fingerprint.update(block)
+    found = fingerprint.hexdigest(labels)
+    digest = hashlib.sha256(labels.tobytes()).hexdigest()
+    try:
+        write_atomically(kept, lambda file: np.save(file, labels))
+        write_json(note, {"shape": list(shape), "labels": digest, "fingerprint": found})
+    except OSError as error:
+        warnings.warn(
+            f"The cache folder {root} cannot be written ({error}): the images are read once more "
+            "next time. Pass a writable cache_dir.",
+            stacklevel=4,
+        )
+    return found
 
 
 def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ddpm_jax.data.conditions import (
     condition_dtype,
     shapes_beside,
 )
+from ddpm_jax.data.streamed import StreamedImages
 from ddpm_jax.forward.checks import (
     check_number,
     check_text,
@@ -32,8 +33,8 @@ from ddpm_jax.types import describe
 class ImageDataset(NamedTuple):
     """Decoded images with their labels, ready to be indexed.
 
-    images       uint8 [N, H, W, C], read-only; often a memory map of a cached `.npy`. Or signals
-                 [N, L, C], or volumes [N, D, H, W, C]
+    images       uint8 [N, H, W, C], read-only; often a memory map of a cached `.npy`, or
+                 `StreamedImages`. Or signals [N, L, C], or volumes [N, D, H, W, C]
     labels       int32 [N], 0 ≤ label < num_classes; zeros if the source has none
     num_classes  number of classes, or None if the source has no labels
     name         the data set and its split, as in "cifar10/train"
@@ -71,7 +72,7 @@ class ImageDataset(NamedTuple):
 
 
 def make_dataset(
-    images: np.ndarray,
+    images: np.ndarray | StreamedImages,
     labels: np.ndarray | None,
     num_classes: int | None,
     name: str,
@@ -113,7 +114,7 @@ def make_dataset(
 
 def build_dataset(
     call: str,
-    images: np.ndarray,
+    images: np.ndarray | StreamedImages,
     labels: np.ndarray | None,
     num_classes: int | None,
     name: str,
@@ -123,8 +124,9 @@ def build_dataset(
     **given: np.ndarray | None,
 ) -> ImageDataset:
     """`make_dataset`, in the name of the call."""
-    pixels = host_pixels(call, images, f"N{spatial_axes(call, spatial_rank)}C")
-    images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
+    if not isinstance(images, StreamedImages):
+        pixels = host_pixels(call, images, f"N{spatial_axes(call, spatial_rank)}C")
+        images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
     for what, value in (("num_classes", num_classes), ("fingerprint", fingerprint)):
         kind = int if what == "num_classes" else str
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
@@ -165,10 +167,19 @@ def build_dataset(
 
 
 def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) -> ImageDataset:
-    """The images of a data set chosen by a mask [N] or indices; possibly none."""
-    images, labels = dataset.images[chosen], dataset.labels[chosen]
+    """The images of a data set chosen by a mask [N] or indices; possibly none.
+
+    Those of a streamed data set are not decoded: its fingerprint and the choice identify them.
+    """
+    labels = dataset.labels[chosen]
     conditions = {name: x[chosen] for name, x in dataset.conditions.items()}
-    fingerprint = _fingerprint(images, labels, conditions)
+    if isinstance(dataset.images, StreamedImages):
+        images = dataset.images.subset(chosen)
+        rows = np.arange(len(dataset.images), dtype="<i8")[chosen].tobytes()
+        fingerprint = hashlib.sha256(dataset.fingerprint.encode() + rows).hexdigest()
+    else:
+        images = dataset.images[chosen]
+        fingerprint = _fingerprint(images, labels, conditions)
     return _read_only_dataset(
         images, labels, dataset.num_classes, name, fingerprint, dataset.class_names, conditions
     )
@@ -231,27 +242,29 @@ def fingerprint_of(images: np.ndarray, labels: np.ndarray, **conditions: np.ndar
     return _fingerprint(images, labels, checked_conditions(conditions, call, shapes, len(images)))
 
 
-def _fingerprint(images: np.ndarray, labels: np.ndarray, conditions: dict[str, np.ndarray]) -> str:
+def _fingerprint(images: Any, labels: np.ndarray, conditions: dict[str, np.ndarray]) -> str:
     fingerprint = Fingerprint(images.shape)
     for block in _blocks(images):
         fingerprint.update(block)
     return fingerprint.hexdigest(labels, **conditions)
 
 
-def _blocks(images: np.ndarray, num_bytes: int = 1 << 24) -> Iterable[np.ndarray]:
+def _blocks(images: Any, num_bytes: int = 1 << 24) -> Iterable[np.ndarray]:
     """Slices images [N, ...] into blocks of about `num_bytes`."""
     size = max(1, num_bytes // max(1, math.prod(images.shape[1:])))
     return (images[start : start + size] for start in range(0, len(images), size))
 
 
-def _read_only(x: np.ndarray) -> np.ndarray:
+def _read_only(x: Any) -> Any:
+    if isinstance(x, StreamedImages):
+        return x
     view = x.view()
     view.flags.writeable = False
     return view
 
 
 def _read_only_dataset(
-    images: np.ndarray,
+    images: np.ndarray | StreamedImages,
     labels: np.ndarray,
     num_classes: int | None,
     name: str,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,7 +54,8 @@ def _levels_and_labels() -> tuple[np.ndarray, np.ndarray]:
         return table[:, :-1], table[:, -1].astype(int)
     from sklearn import datasets
 
-    return datasets.load_digits(return_X_y=True)
+    found: Any = datasets.load_digits(return_X_y=True)
+    return found
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

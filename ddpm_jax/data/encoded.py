@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.cache import EntryWriter, read_entry
-from ddpm_jax.data.dataset import ImageDataset, held_out_of, split_dataset
+from ddpm_jax.data.cache import EntryWriter, read_entry, streamed_fingerprint
+from ddpm_jax.data.dataset import ImageDataset, held_out_of, make_dataset, split_dataset
 from ddpm_jax.data.download import progress_bar
 from ddpm_jax.data.images import decode_image, is_grey, open_image, size_of
+from ddpm_jax.data.streamed import Stream, StreamedImages, check_stream, is_streamed
 
 BLOCK = 256
 
@@ -22,14 +26,19 @@ class Encoded(NamedTuple):
 
     content      what the images are, for the cache: a text that changes when they do
     count        number of images
-    read         yields (content of an image file, label or None), in order, anew at each call
+    fetch        maps indices to pairs (content of an image file, label or None)
     class_names  of each class, or None without labels
     """
 
     content: str
     count: int
-    read: Callable[[], Iterable[tuple[bytes, int | None]]]
+    fetch: Callable[[Sequence[int]], list[tuple[bytes, int | None]]]
     class_names: tuple[str, ...] | None
+
+    def read(self) -> Iterator[tuple[bytes, int | None]]:
+        """Yields all pairs in order, fetched in blocks."""
+        for start in range(0, self.count, BLOCK):
+            yield from self.fetch(range(start, min(start + BLOCK, self.count)))
 
 
 def decode_dataset(
@@ -39,12 +48,14 @@ def decode_dataset(
     *,
     resolution: int | str | None,
     channels: Literal["auto", 1, 3],
+    stream: Stream,
 ) -> ImageDataset:
-    """Decodes and caches a split; at its own size without a resolution, which must be one for all.
+    """Decodes a split into the cache, or streams it; without a resolution at its images' one size.
 
     Raises ValueError naming the image for one that cannot be read or has another size, and OSError
     if the disk of the cache has no room, before anything is decoded.
     """
+    check_stream(name, stream)
     if not source.count:
         raise ValueError(f"{name} has no images.")
     options = f"{source.content} {resolution} {channels}"
@@ -55,26 +66,44 @@ def decode_dataset(
     grey = channels == 1 or (channels == "auto" and all(is_grey(x) for x, _ in source.read()))
     size = _first_size(source, name) if resolution is None else size_of(resolution)
     shape = (source.count, *size, 1 if grey else 3)
-    labels = None if source.class_names is None else np.zeros(source.count, np.int32)
-    block: list[np.ndarray] = []
-    with (
-        EntryWriter(root, key, shape) as writer,
-        progress_bar(None, name, source.count, unit="image") as report,
-    ):
-        for i, (content, label) in enumerate(source.read()):
-            where = f"image {i} of {name}"
-            if resolution is None:
-                _check_size(content, size, where)
-            block.append(decode_image(content, size, grey=grey, name=where)[0])
-            if labels is not None:
-                labels[i] = _checked_label(label, source.class_names or (), where)
-            if len(block) == BLOCK or i + 1 == source.count:
-                writer.append(np.stack(block))
-                block.clear()
-                report(i + 1, source.count)
-        classes = None if source.class_names is None else len(source.class_names)
-        dataset = writer.finish(labels, classes, name, {"kind": "encoded", "content": key})
-    return dataset._replace(class_names=source.class_names)
+    names = source.class_names
+    labels = None if names is None else np.zeros(source.count, np.int32)
+
+    def decode(i: int, content: bytes) -> np.ndarray:
+        where = f"image {i} of {name}"
+        if resolution is None:
+            _check_size(content, size, where)
+        return decode_image(content, size, grey=grey, name=where)[0]
+
+    def blocks() -> Iterator[np.ndarray]:
+        block: list[np.ndarray] = []
+        with progress_bar(None, name, source.count, unit="image") as report:
+            for i, (content, label) in enumerate(source.read()):
+                block.append(decode(i, content))
+                if labels is not None:
+                    labels[i] = _checked_label(label, names or (), f"image {i} of {name}")
+                if len(block) == BLOCK or i + 1 == source.count:
+                    yield np.stack(block)
+                    block.clear()
+                    report(i + 1, source.count)
+
+    classes = None if names is None else len(names)
+    if not is_streamed(stream, name, source.count, math.prod(shape), root):
+        with EntryWriter(root, key, shape) as writer:
+            for block in blocks():
+                writer.append(block)
+            dataset = writer.finish(labels, classes, name, {"kind": "encoded", "content": key})
+        return dataset._replace(class_names=names)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, "decode-images")
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        rows = indices.tolist()
+        return np.stack(list(pool.map(decode, rows, (x for x, _ in source.fetch(rows)))))
+
+    stored = np.zeros(source.count, np.int32) if labels is None else labels
+    fingerprint = streamed_fingerprint(root, key, shape, stored, blocks)
+    images = StreamedImages(read, shape)
+    return make_dataset(images, labels, classes, name, fingerprint=fingerprint, class_names=names)
 
 
 def choose_split(
@@ -101,7 +130,7 @@ def hold_out(dataset: ImageDataset, split: str, holdout: float, name: str) -> Im
 
 
 def _first_size(source: Encoded, name: str) -> tuple[int, int]:
-    with open_image(next(iter(source.read()))[0], f"image 0 of {name}") as image:
+    with open_image(source.fetch([0])[0][0], f"image 0 of {name}") as image:
         return image.height, image.width
 
 

@@ -6,10 +6,9 @@ import hashlib
 import math
 import os
 import re
-import sys
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -17,42 +16,33 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry
-from ddpm_jax.data.dataset import ImageDataset, check_holdout, fingerprint_of, held_out_of
+from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry, streamed_fingerprint
+from ddpm_jax.data.dataset import (
+    ImageDataset,
+    check_holdout,
+    fingerprint_of,
+    held_out_of,
+    make_dataset,
+)
 from ddpm_jax.data.download import Progress, progress_bar
+from ddpm_jax.data.image_files import ImageFile, list_images
 from ddpm_jax.data.images import (
     FILTER,
-    FORMATS,
-    SUFFIXES,
     Notes,
     decode_image,
     is_grey,
-    is_image,
     list_errors,
     shown,
     size_of,
 )
 from ddpm_jax.data.labels import read_labels
+from ddpm_jax.data.streamed import Stream, StreamedImages, check_stream, is_streamed
 from ddpm_jax.data.unfinished import Row, unfinished_rows
-from ddpm_jax.files import check_regular, user_path
+from ddpm_jax.files import user_path
 from ddpm_jax.forward.checks import check_function, check_whole
 from ddpm_jax.types import describe
 
 BLOCK = 64  # images that a thread decodes at a time
-ANNOUNCED_BYTES = 2**28
-"""From this size on, a cache entry is announced before it is written."""
-COMPANIONS = frozenset(
-    ".txt .json .jsonl .csv .tsv .xml .html .md .yaml .yml .ini .log .py .sh .db".split()
-)
-"""Captions, labels and lists, which lie beside images and are left out without a warning."""
-
-
-class ImageFile(NamedTuple):
-    """An image file of a folder: its path within it, with "/", its size in bytes and its mtime."""
-
-    name: str
-    size: int
-    mtime_ns: int
 
 
 def load_folder(
@@ -64,6 +54,7 @@ def load_folder(
     channels: Literal["auto", 1, 3] = 3,
     labels: str | os.PathLike[str] = "none",
     cache_dir: str | os.PathLike[str] | None = None,
+    stream: Stream = "auto",
     num_workers: int | None = None,
     max_pixels: int = 89_478_485,
     progress: Progress | None = None,
@@ -77,6 +68,8 @@ def load_folder(
     channels       3 for RGB, 1 for luminance, or "auto": 1 if all images are stored as grey
     labels         "none", "auto" or a file; see `labels.read_labels`
     cache_dir      where the decoded array is kept (`cache_root`)
+    stream         "always" decodes images where they are used and keeps none, "never" decodes all
+                   once, "auto" streams what the disk of the cache has no room for
     num_workers    decoding threads (all processors); Pillow decodes and resizes outside the GIL
     max_pixels     larger images are refused as decompression bombs (Pillow: over 178,956,970)
     progress       called with (images decoded, N); by default a tqdm bar
@@ -88,7 +81,8 @@ def load_folder(
 
     The array is decoded on the first call, not held in memory, and stored under a key of all file
     names, sizes and times and of the options, so a changed folder is decoded again. Images that
-    were decoded before a failure are not decoded again.
+    were decoded before a failure are not decoded again. Streamed images are decoded once on the
+    first call as well, which checks them; the data set has the same fingerprint either way.
 
     Raises FileNotFoundError for a missing folder; ValueError for one without images and, naming up
     to 20, for files that are not readable images; OSError for links to nowhere, pipes and devices
@@ -108,6 +102,7 @@ def load_folder(
         check_whole(call, "num_workers", num_workers)
     if progress is not None:
         check_function(call, "progress", progress, "(images decoded, N)")
+    check_stream(call, stream)
     root = cache_root(cache_dir)
     if split not in ("all", "train", "heldout"):
         raise ValueError(f'load_folder needs split "all", "train" or "heldout", got {split!r}.')
@@ -148,29 +143,49 @@ def load_folder(
 
     grey = channels == 1 or (channels == "auto" and is_all_grey())
     shape = (len(files), *size, 1 if grey else 3)
-    num_bytes = math.prod(shape)
-    if num_bytes >= ANNOUNCED_BYTES:
-        print(
-            f"decoding {len(files):,} images of {shown(folder)} into {num_bytes:,} bytes in {root}",
-            file=sys.stderr,
-            flush=True,
-        )
+    streamed = is_streamed(stream, name, len(files), math.prod(shape), root)
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.resolve().name)[:40]
     sources = [bytes.fromhex(_digest([f], f"{side} {grey} {FILTER}")[:32]) for f in files]
-    rows, failed = unfinished_rows(root, shape, set(sources))
+    rows, failed = ({}, []) if streamed else unfinished_rows(root, shape, set(sources))
     decoder = _Decoder(folder, shape, grey, max_pixels, rows)
-    done, errors, notes = 0, [], []
-    with (
-        EntryWriter(root, f"folder-{readable}-{digest}", shape, failed) as writer,
-        progress_bar(progress, name, len(files), unit="image") as report,
-        closing(decoder.blocks(files, sources, num_workers)) as blocks,
-    ):
-        for block in blocks:
+    errors, notes = [], []
+
+    def decoded() -> Iterator[_Block]:
+        done = 0
+        with (
+            progress_bar(progress, name, len(files), unit="image") as report,
+            closing(decoder.blocks(files, sources, num_workers)) as blocks,
+        ):
+            for block in blocks:
+                yield block
+                errors.extend(block.errors)
+                notes.extend(note for _, note in block.sources)
+                done += len(block.pixels)
+                report(done, len(files))
+
+    if streamed:
+
+        def pixels() -> Iterator[np.ndarray]:
+            yield from (block.pixels for block in decoded())
+            if errors:
+                raise ValueError(list_errors(errors, len(files), folder))
+
+        given = np.zeros(len(files), np.int32) if numbers is None else numbers.astype(np.int32)
+        fingerprint = streamed_fingerprint(root, digest, shape, given, pixels)
+        if notes:
+            _warn_of(folder, files, notes, side)
+        read = decoder.reader(files, num_workers)
+        return make_dataset(
+            StreamedImages(read, shape),
+            numbers,
+            num_classes,
+            name,
+            fingerprint=fingerprint,
+            class_names=class_names,
+        )
+    with EntryWriter(root, f"folder-{readable}-{digest}", shape, failed) as writer:
+        for block in decoded():
             writer.append(block.pixels, block.sources)
-            errors += block.errors
-            notes += [note for _, note in block.sources]
-            done += len(block.pixels)
-            report(done, len(files))
         if errors:
             kept = f"\nThe others stay decoded in {root} for the next start." * writer.on_disk
             raise ValueError(list_errors(errors, len(files), folder) + kept)
@@ -178,63 +193,6 @@ def load_folder(
         dataset = writer.finish(numbers, num_classes, name, origin)
     _warn_of(folder, files, notes, side)
     return dataset._replace(class_names=class_names)
-
-
-def list_images(folder: Path) -> list[ImageFile]:
-    """Lists the image files under `folder` by the rules of `load_folder`, sorted.
-
-    Raises FileNotFoundError for a missing folder, ValueError for one without images, OSError for
-    what has the name of an image and cannot be read as a file, and for unreadable subfolders.
-    """
-    if not folder.is_dir():
-        there = "is not a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(
-            f"load_folder got {shown(folder)}, which {there}. Pass the folder of the images "
-            "(--data.path)."
-        )
-    found, left_out, errors = [], [], []
-    pending, seen = [("", folder)], set()
-    while pending:
-        prefix, place = pending.pop()
-        try:
-            status = place.stat()
-            if (status.st_dev, status.st_ino) in seen:  # reached before, through a link
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(place) as entries:
-                inside = [entry for entry in entries if not entry.name.startswith(".")]
-        except OSError as error:
-            errors.append(str(error))
-            continue
-        for entry in inside:
-            ending = os.path.splitext(entry.name)[1].lower()
-            try:
-                if entry.is_dir():
-                    pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
-                elif ending in SUFFIXES or (
-                    ending not in COMPANIONS and entry.is_file() and is_image(Path(entry.path))
-                ):
-                    status = check_regular(Path(entry.path))
-                    found.append(ImageFile(prefix + entry.name, status.st_size, status.st_mtime_ns))
-                elif ending not in COMPANIONS:
-                    left_out.append(prefix + entry.name)
-            except OSError as error:
-                errors.append(str(error))
-    if errors:
-        raise OSError(list_errors(sorted(errors), len(found) + len(errors), folder))
-    if left_out:
-        names = ", ".join(map(shown, sorted(left_out)[:5])) + ", …" * (len(left_out) > 5)
-        warnings.warn(
-            f"{len(left_out)} files in {shown(folder)} are not images in a format that is read "
-            f"({', '.join(FORMATS)}) and are left out: {names}. Convert images among them to PNG.",
-            stacklevel=3,
-        )
-    if not found:
-        raise ValueError(
-            f"load_folder found no image in {shown(folder)} and its subfolders. Images are "
-            f"{', '.join(FORMATS)} files."
-        )
-    return sorted(found, key=lambda file: os.fsencode(file.name))
 
 
 def _digest(files: Iterable[ImageFile], options: str) -> str:
@@ -298,6 +256,18 @@ class _Decoder(NamedTuple):
                     yield waiting.popleft().result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def reader(
+        self, files: Sequence[ImageFile], num_workers: int | None
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of indices [n] that decodes these files: uint8 [n, R, R, C]."""
+        pool = ThreadPoolExecutor(num_workers or os.cpu_count() or 1, "decode-images")
+
+        def decode(i: int) -> np.ndarray:
+            file, size = self.folder / files[i].name, self.shape[1:3]
+            return decode_image(file, size, grey=self.grey, max_pixels=self.max_pixels)[0]
+
+        return lambda indices: np.stack(list(pool.map(decode, indices.tolist())))
 
     def _decode(self, files: Sequence[ImageFile], sources: Sequence[bytes]) -> _Block:
         block = _Block(np.zeros((len(files), *self.shape[1:]), np.uint8), [], [])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.encoded import Encoded, choose_split, decode_dataset, hold_out
+from ddpm_jax.data.streamed import Stream
 from ddpm_jax.files import user_path
 
 INSTALL = 'pip install "ddpm_jax[hf]"  (datasets)'
@@ -24,6 +26,7 @@ def load_hugging_face(
     holdout: float = 0.1,
     cache_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
+    stream: Stream = "auto",
 ) -> ImageDataset:
     """Loads a data set of the hub ("OWNER/NAME") or a folder of parquet, image or arrow files.
 
@@ -31,6 +34,7 @@ def load_hugging_face(
     labels      "auto", "none" to leave them out, or the name of their column
     holdout     share of `train` to hold out if there is neither `test` nor `validation`
     download    whether it may be fetched; else only what `datasets` has on this machine is read
+    stream      as in `load_folder`
 
     The images are the column `image`, or the only column of images, and the labels `label`, or the
     only column with classes, if there is one. No code of a data set is run.
@@ -58,7 +62,7 @@ def load_hugging_face(
     source = Encoded(
         content=f"{data._fingerprint} {len(data)}",
         count=len(data),
-        read=lambda: _examples(data, image, label),
+        fetch=lambda indices: _fetch(data, indices, image, label),
         class_names=None if label is None else tuple(data.features[label].names),
     )
     dataset = decode_dataset(
@@ -67,6 +71,7 @@ def load_hugging_face(
         cache_root(cache_dir),
         resolution=resolution,
         channels=channels,
+        stream=stream,
     )
     return hold_out(dataset, split, holdout, f"{title}/{split}") if share else dataset
 
@@ -103,17 +108,22 @@ _SAVED = ("dataset_dict.json", "state.json")
 """Marks of what `save_to_disk` wrote."""
 
 
-def _examples(data: Any, image: str, label: str | None) -> Iterator[tuple[bytes, int | None]]:
-    for i, row in enumerate(data):
-        stored = row[image] or {}
+def _fetch(
+    data: Any, indices: Sequence[int], image: str, label: str | None
+) -> list[tuple[bytes, int | None]]:
+    rows = data[list(indices)]
+    labels = [None] * len(indices) if label is None else rows[label]
+    found = []
+    for i, stored, its in zip(indices, rows[image], labels, strict=True):
+        stored = stored or {}
         if stored.get("bytes") is not None:
             content = stored["bytes"]
         elif stored.get("path"):
-            with open(stored["path"], "rb") as file:
-                content = file.read()
+            content = Path(stored["path"]).read_bytes()
         else:
             raise ValueError(f"row {i} of the data set has no image.")
-        yield content, None if label is None else row[label]
+        found.append((content, its))
+    return found
 
 
 def _column(data: Any, kind: type, usual: str, name: str) -> str | None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.shuffle import ShuffledIndices
+from ddpm_jax.data.streamed import StreamedImages
 from ddpm_jax.forward.checks import check_flag, check_function, check_kind, check_whole
 from ddpm_jax.forward.pixels import from_pixels
 from ddpm_jax.keys import check_keys, fold_in_each
@@ -84,9 +85,14 @@ def _pad_crop(x: Array, keys: Key) -> Array:
 
 
 def fits_on_device(dataset: ImageDataset, limit_bytes: int) -> bool:
-    """Whether images, labels and conditions take at most `limit_bytes` of device memory."""
+    """Whether images, labels and conditions take at most `limit_bytes` of device memory.
+
+    Streamed images never do: they are decoded step by step.
+    """
     check_kind("fits_on_device", "dataset", dataset, ImageDataset, "data.make_dataset")
     check_whole("fits_on_device", "limit_bytes", limit_bytes, least=0)
+    if isinstance(dataset.images, StreamedImages):
+        return False
     arrays = (dataset.images, dataset.labels, *dataset.conditions.values())
     return sum(x.nbytes for x in arrays) <= limit_bytes
 

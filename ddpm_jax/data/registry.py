@@ -24,6 +24,7 @@ from ddpm_jax.data.fashion_mnist import load_fashion_mnist
 from ddpm_jax.data.folder import load_folder
 from ddpm_jax.data.hugging_face import load_hugging_face
 from ddpm_jax.data.mnist import load_mnist
+from ddpm_jax.data.streamed import Stream
 from ddpm_jax.data.svhn import load_svhn
 from ddpm_jax.data.tfds import load_tfds
 from ddpm_jax.forward.checks import check_kind, check_text
@@ -49,6 +50,7 @@ class DataOptions(NamedTuple):
     labels      "auto", "none", or a file or column of labels
     channels    "auto", 1 or 3, where both are possible
     spatial_rank  1 if arrays are signals, 2 if images, 3 if volumes
+    stream      "auto", "always" or "never": whether images are decoded while they are used
     """
 
     path: Path | None = None
@@ -59,6 +61,7 @@ class DataOptions(NamedTuple):
     labels: str = "auto"
     channels: Literal["auto", 1, 3] = "auto"
     spatial_rank: Literal[1, 2, 3] = 2
+    stream: Stream = "auto"
 
     def only(self, *names: str) -> dict[str, Any]:
         """These options as keyword arguments."""
@@ -70,7 +73,7 @@ def _official(split: Split) -> Any:
 
 
 FILES = ("path", "cache_dir", "download")
-STORED = ("resolution", "channels", "labels", "holdout", "cache_dir")
+STORED = ("resolution", "channels", "labels", "holdout", "cache_dir", "stream")
 
 DATA_SETS: dict[str, Callable[[Split, DataOptions], ImageDataset]] = {
     "digits": lambda split, o: load_digits(split),
@@ -86,7 +89,7 @@ DATA_SETS: dict[str, Callable[[Split, DataOptions], ImageDataset]] = {
         _given(o.path, "folder", "--data.path FOLDER"),
         _given(o.resolution, "folder", "--data.resolution PIXELS"),
         split=split,
-        **o.only("holdout", "channels", "labels", "cache_dir"),
+        **o.only("holdout", "channels", "labels", "cache_dir", "stream"),
     ),
     "arrays": lambda split, o: load_arrays(
         split,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_jax.data import tfds_reader
 from ddpm_jax.data.cache import cache_root, signature
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.encoded import Encoded, choose_split, decode_dataset, hold_out
+from ddpm_jax.data.streamed import Stream
 from ddpm_jax.files import user_path
 
 
@@ -24,6 +23,7 @@ def load_tfds(
     labels: str = "auto",
     holdout: float = 0.1,
     cache_dir: str | os.PathLike[str] | None = None,
+    stream: Stream = "auto",
 ) -> ImageDataset:
     """Loads a prepared data set, such as "oxford_flowers102" or "imagenet_resized/32x32".
 
@@ -31,6 +31,7 @@ def load_tfds(
     resolution  needed if the images differ in size
     labels      "auto", or "none" to leave them out
     holdout     share of `train` to hold out if the data set has neither `test` nor `validation`
+    stream      as in `load_folder`
 
     The images are the feature `image`, or else the only feature that is an image. The labels are
     the feature `label`, or else the only one with classes, if any.
@@ -63,7 +64,7 @@ def load_tfds(
     source = Encoded(
         content=f"{signature('tfds', folder, files)} {image} {label}",
         count=builder.info.splits[stored].num_examples,
-        read=lambda: _examples(tfds, folder, stored, image, label),
+        fetch=tfds_reader.fetcher(folder, stored, image, label),
         class_names=names,
     )
     dataset = decode_dataset(
@@ -72,15 +73,9 @@ def load_tfds(
         cache_root(cache_dir),
         resolution=resolution,
         channels=channels,
+        stream=stream,
     )
     return hold_out(dataset, split, holdout, f"tfds:{name}/{split}") if share else dataset
-
-
-def _examples(
-    tfds: Any, folder: Path, split: str, image: str, label: str | None
-) -> Iterator[tuple[bytes, int | None]]:
-    for example in tfds_reader.examples(folder, split, image):
-        yield example[image], None if label is None else int(example[label])
 
 
 def _feature(builder: Any, kind: type, usual: str, name: str) -> str | None:

@@ -12,7 +12,7 @@ import io
 import operator
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,19 +106,34 @@ def read_prepared(
     return images, labels
 
 
-def examples(folder: Path, split: str, image: str) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a split, with images as the stored bytes.
+def fetcher(
+    folder: Path, split: str, image: str, label: str | None
+) -> Callable[[Sequence[int]], list[tuple[bytes, int | None]]]:
+    """A function of indices that reads examples of a split: stored images, and labels.
 
-    Raises as `read_prepared` does.
+    Raises as `read_prepared` does, now for a data set that cannot be opened.
     """
     import_tfds()
-    try:
-        yield from _in_blocks(_open(folder, split, image))
-    except Exception as error:
-        raise ValueError(
+
+    def failed(error: Exception) -> ValueError:
+        return ValueError(
             f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
             "Delete the folder and prepare it again."
-        ) from error
+        )
+
+    try:
+        source = _open(folder, split, image)
+    except Exception as error:
+        raise failed(error) from error
+
+    def fetch(indices: Sequence[int]) -> list[tuple[bytes, int | None]]:
+        try:
+            found = source.__getitems__(list(indices))
+        except Exception as error:
+            raise failed(error) from error
+        return [(x[image], None if label is None else int(x[label])) for x in found]
+
+    return fetch
 
 
 def _open(folder: Path, split: str, image: str) -> Any:

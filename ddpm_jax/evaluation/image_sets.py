@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.data.dataset import Fingerprint
-from ddpm_jax.data.folder import list_images
+from ddpm_jax.data.image_files import list_images
 from ddpm_jax.data.images import decode_image, list_errors, open_image, shown
 from ddpm_jax.files import array_names, open_array, open_npz, read_exactly, user_path
 from ddpm_jax.forward.checks import check_text, check_whole, host_pixels

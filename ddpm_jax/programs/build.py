@@ -128,6 +128,7 @@ def load_data(
         labels=labels,
         channels=config.channels,
         spatial_rank=config.spatial_rank,
+        stream=config.stream,
     )
     return load_named(config.name, split, options)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_jax.data.registry import check_name
+from ddpm_jax.data.streamed import Stream
 from ddpm_jax.forward import Spacing
 from ddpm_jax.programs.diffusion import DiffusionConfig as DiffusionConfig
 from ddpm_jax.programs.named import SamplerName
@@ -44,6 +45,9 @@ class DataConfig:
     holdout: float = 0.1
     """Share of the images to hold out from training if the data have no held-out split; 0 for
     none."""
+    stream: Stream = "auto"
+    """Whether to decode images of folders, tfds: and hf: while they are used. auto: if their cache
+    has no room for all of them; never: all once, before training."""
     augment: Literal["none", "flip", "pad_crop", "flip_pad_crop", "edm"] = "none"
     """flip: mirror each training image left to right (a signal end to end) with probability ½;
     pad_crop: shift it by up to 4 pixels, padded by reflection; edm: mirror, scale, rotate, stretch

@@ -24,6 +24,7 @@ FREE_FIELDS = (
     "data.download",
     "data.labels",
     "data.channels",
+    "data.stream",
     "devices.",
     "distributed.",
     "report.",

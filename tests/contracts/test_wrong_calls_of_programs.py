@@ -197,6 +197,13 @@ TREE = {
     "strings": lambda v: {"kernel": "a"},
     "a function": lambda v: np.ones,
 }
+
+
+def stream(read, shape):
+    """`StreamedImages` and an access: what `read` returns is checked then."""
+    return data.StreamedImages(read, shape)[:2]
+
+
 KINDS = WRONG | {
     "images": IMAGES,
     "colour or grey": IMAGES | {"two channels": lambda v: np.repeat(v, 2, axis=-1)},
@@ -825,6 +832,11 @@ ROWS = {
     ),
     "ShuffledIndices": row(data.ShuffledIndices, num_examples=whole, batch_size=whole, seed=seed),
     "ShuffledIndices()": row(INDICES.chunk, step=("from 0", 3), length=("whole", 2)),
+    "StreamedImages": row(
+        stream,
+        read=("function", lambda indices: PIXELS[indices]),
+        shape=("event shape", PIXELS.shape),
+    ),
     "PrefetchedBatches": row(
         prefetch,
         dataset=("dataset", DATASET),
