@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ddpm_jax
 from ddpm_jax.programs import cli
@@ -45,10 +46,21 @@ def run(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_the_source_archive_has_what_its_tests_read(installed):
+def test_the_source_archive_has_every_file_of_the_project(installed):
+    """What git knows, or at least what the tests and `.ci/run` read."""
     _, source = installed
-    for name in ("tests/conftest.py", "docs/research.md", "README.md", "benchmarks", ".ci/run"):
-        assert (source / name).exists(), name
+    names = ["tests/conftest.py", "docs/research.md", "README.md", "mkdocs.yml", ".ci/run"]
+    git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode == 0 and (ROOT / ".git").exists():
+        names = [name for name in git.stdout.splitlines() if (ROOT / name).exists()]
+        assert len(names) > 500
+    assert [name for name in names if not (source / name).exists()] == []
+
+
+def test_the_workflow_runs_the_checks():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert any(step.get("run") == "bash .ci/run" for step in steps)
 
 
 def test_the_installed_command_knows_every_script(installed, tmp_path):

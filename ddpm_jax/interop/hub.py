@@ -115,15 +115,17 @@ def _fetch(api: Any, repository: str, commit: str, file: Any, cache: Path) -> Pa
                     force_download=force,
                 )
             )
-        found = _digest(path, git=file.lfs is None)
+        size, found = path.stat().st_size, None
+        if size == file.size:
+            found = _digest(path, git=file.lfs is None)
         if found == wanted:
             return path.parents[name.count("/")]
         # The file and the link to it, or a damaged file of the cache would be taken again.
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     raise ValueError(
-        f"{name} of {repository} at {commit} arrived with the digest {found}, not {wanted}. "
-        "Nothing was kept. A proxy or captive portal may have answered."
+        f"{name} of {repository} at {commit} arrived with {size:,} bytes, digest {found}, not "
+        f"{file.size:,} bytes, {wanted}. Nothing was kept. A proxy or captive portal may have answered."
     )
 
 
@@ -148,7 +150,9 @@ def publish(
     from huggingface_hub import CommitOperationAdd
 
     with _explained(f"push to {repository}"):
-        api.create_repo(repository, private=private, exist_ok=True)
+        # A token may be allowed to write here, and not to make repositories.
+        if not api.repo_exists(repository):
+            api.create_repo(repository, private=private)
         if branch is not None:
             api.create_branch(repository, branch=branch, exist_ok=True)
         commit = api.create_commit(
@@ -247,6 +251,8 @@ def _explanation(error: BaseException) -> tuple[type[Exception], str]:
         return OSError, f"it is too large, or the storage is full ({said})."
     if status is not None and status < 500:
         return OSError, f"the hub refuses: {said}"
+    if type(error) is ValueError:  # of the model card, whose front matter the hub checks
+        return ValueError, " ".join(str(error).split())
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
         return ValueError, (
             f"its answer cannot be understood ({error!r}). A proxy or captive portal may have "

@@ -30,6 +30,9 @@ class ExportConfig(SamplerOptions, RunOptions):
     """Platforms on which the program can run."""
     label: int | None = None
     """Class of all images, for a class-conditional run; None for no class."""
+    conditions: bool = True
+    """Give the program the run's other conditions as its last arguments: cond [B, D], or context
+    [B, L, D] and context_mask [B, L]. Without, it makes images with none of them."""
     guidance: float = 1.0
     """Scale of classifier-free guidance, fixed in the program."""
 
@@ -54,6 +57,13 @@ def export(config: ExportConfig) -> None:
         raise RunDirectoryError(f"--out {out} is a folder. Name a file for the program.")
     make_writable(out.parent)
     say(f"{run.name} at step {run.step:,}: {config.sampler}, {steps} steps")
+    shapes: dict[str, tuple[int | str, ...]] = {}
+    if config.conditions:
+        axes: dict[str, tuple[str, ...]] = {"context": ("L",)}
+        for name, width in run.model.condition_widths.items():
+            shapes[name] = (*axes.get(name, ()), width)
+        if "context" in shapes:
+            shapes["context_mask"] = ("L",)
     exported = export_sampler(
         sampler,
         run.model.guided(config.guidance),
@@ -62,10 +72,11 @@ def export(config: ExportConfig) -> None:
         inputs=config.inputs,
         batch_size=config.batch_size,
         label=config.label,
+        conditions=shapes,
         platforms=config.platforms,
     )
     options = ("sampler", "spacing", "eta", "churn", "variance", "label", "guidance", "inputs")
-    about = {name: getattr(config, name) for name in options}
+    about = {name: getattr(config, name) for name in options} | {"conditions": list(shapes)}
     save_program(out, exported, {**run.provenance(), **about, "num_steps": steps})
     load_program(out)
     arguments = ", ".join(str(aval) for aval in exported.in_avals)

@@ -33,7 +33,7 @@ def model_card(
     }
     name = repository.rpartition("/")[2]
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", f"# {name}", ""]
-    steps = min(SHEET_STEPS, len(run.model.times))
+    steps = min(SHEET_STEPS, run.schedule.num_timesteps)
     options = f"--sampler ddim --num-steps {steps} --seed {run.options.seed}"
     if sheet_count:
         lines += [f"![Samples]({SHEET})", ""]

@@ -86,7 +86,7 @@ def push(config: PushConfig) -> Published:
         config_path, weights_path = write_weights(run, folder, config.dtype)
         paths = [config_path, weights_path]
         if config.sheet_count:
-            steps = min(SHEET_STEPS, len(run.model.times))
+            steps = min(SHEET_STEPS, run.schedule.num_timesteps)
             images = run.sample(
                 config.sheet_count, sampler="ddim", num_steps=steps, seed=config.seed
             )
