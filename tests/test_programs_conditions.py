@@ -13,8 +13,8 @@ from ddpm_jax.interop.stablehlo import load_program
 from ddpm_jax.programs.config import DataConfig
 from ddpm_jax.programs.convert import ToDiffusers, ToWeights, to_diffusers, to_weights
 from ddpm_jax.programs.export import ExportConfig, export
-from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.programs.trained_run import load_run
+from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import Checkpoints
 from tests.small_run import CONFIG
 
@@ -82,9 +82,7 @@ def test_interpolation_uses_a_row_for_each_pair(conditioned, tmp_path):
     assert not np.array_equal(given.images[ddpm], plain.images[ddpm])
     # Each pair on its own, with its row: the same images.
     np.save(tmp_path / "second.npy", np.load(rows)[1:2])
-    alone = dataclasses.replace(
-        config, first=(1,), second=(3,), **{name: tmp_path / "second.npy"}
-    )
+    alone = dataclasses.replace(config, first=(1,), second=(3,), **{name: tmp_path / "second.npy"})
     again = interpolate.interpolate(alone).images["cross-fade"]
     assert (again[0] == given.images["cross-fade"][1]).all()
     np.save(tmp_path / "wrong.npy", np.ones((2, 3, 7)))

@@ -65,6 +65,7 @@ def fetch_files(
                     repository, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS
                 )
             )
+            listed = {file.rfilename: file for file in info.siblings or ()}
     except ConnectionError:
         folder = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / str(revision)
         if not folder.is_dir():
@@ -74,7 +75,6 @@ def fetch_files(
         return Fetched(folder, folder.name)
     if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
         raise ValueError(f"the hub does not say which commit {where} is, but {info.sha!r}.")
-    listed = {file.rfilename: file for file in info.siblings or ()}
     chosen = [name for name in choose(listed, where) if name is not None]
     for name in chosen:
         _check_listed(listed[name], where)
@@ -91,7 +91,7 @@ def _check_listed(file: Any, where: str) -> None:
     name, digest = file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id
     limit = MAX_BYTES if name.endswith(".safetensors") else JSON_BYTES
     inside = not name.startswith("/") and ".." not in Path(name).parts
-    if not (inside and name.endswith(SUFFIXES) and type(file.size) is int and digest):
+    if not (inside and name.endswith(SUFFIXES) and type(file.size) is int and type(digest) is str):
         raise ValueError(
             f"{name!r} of {where} is not fetched: only {', '.join(SUFFIXES)} with a size and a "
             "digest are."
@@ -125,7 +125,8 @@ def _fetch(api: Any, repository: str, commit: str, file: Any, cache: Path) -> Pa
         path.unlink(missing_ok=True)
     raise ValueError(
         f"{name} of {repository} at {commit} arrived with {size:,} bytes, digest {found}, not "
-        f"{file.size:,} bytes, {wanted}. Nothing was kept. A proxy or captive portal may have answered."
+        f"{file.size:,} bytes, {wanted}. Nothing was kept. A proxy or captive portal may have "
+        "answered."
     )
 
 

@@ -129,8 +129,8 @@ def export_sampler(
     )
     if bake:
         return _export(lambda *given: program(params, *given), platforms)(*arguments)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    return _export(program, platforms)(shapes, *arguments)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    return _export(program, platforms)(params, *arguments)
 
 
 def _sizes(batch_size: int | None, shapes: Mapping[str, Sequence[int | str]]) -> tuple[Any, Any]:

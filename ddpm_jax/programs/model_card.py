@@ -73,8 +73,9 @@ def _about(run: TrainedRun, weights: Mapping[str, Any]) -> Iterator[tuple[str, A
     yield "loss", f"{diffusion.loss}, weighting {diffusion.weighting}"
     yield "training step", f"{run.step:,}, batches of {config.batch_size:,}"
     yield "parameters", f"{count_parameters(run.params):,}, {weights['dtype']}"
-    yield "average", {"ema": f"EMA, decay {config.optimizer.ema_decay:g}", "last": "none"}.get(
-        average, average
+    yield (
+        "average",
+        {"ema": f"EMA, decay {config.optimizer.ema_decay:g}", "last": "none"}.get(average, average),
     )
     yield f"sha256 of {WEIGHTS}", weights["sha256"]
     yield "sha256 of the checkpoint", run.checkpoint_sha256

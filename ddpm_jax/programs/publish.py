@@ -126,9 +126,9 @@ def pull(config: PullConfig) -> Path:
     run = TrainedRun(RunOptions(fetched.folder))
     draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        shutil.copytree(
-            fetched.folder, draft, ignore=lambda _, names: set(names) - set(choose_weights(names, ""))
-        )
+        draft.mkdir(parents=True)
+        for name in choose_weights([path.name for path in fetched.folder.iterdir()], str(out)):
+            shutil.copyfile(fetched.folder / name, draft / name)
         source = {"repository": config.repository, "commit": fetched.commit}
         write_json(
             draft / "config.json", {**read_json_object(draft / "config.json"), "pulled": source}
@@ -137,7 +137,9 @@ def pull(config: PullConfig) -> Path:
             out.rmdir()
         draft.rename(out)
     except OSError as error:
-        raise RunDirectoryError(f"{out} cannot be written ({error}). Choose another with --out.") from error
+        raise RunDirectoryError(
+            f"{out} cannot be written ({error}). Choose another with --out."
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     say(f"{config.repository} at {fetched.commit}, step {run.step:,}: now in {out}")

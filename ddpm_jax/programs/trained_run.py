@@ -51,8 +51,8 @@ class RunOptions:
     run_dir: Path = Path("runs/digits")
     """The --run-dir of a training run, or a folder with exported weights."""
     pretrained: str | None = None
-    """Instead of a run: a trained model shipped with the package, such as digits, or one of the hub,
-    hub:OWNER/NAME@REVISION."""
+    """Instead of a run: a trained model shipped with the package, such as digits, or one on the
+    hub, hub:OWNER/NAME@REVISION."""
     out: Path | None = None
     """Where to write; None for a folder in RUN_DIR named after the options."""
     seed: int = 0
