@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import queue
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ddpm_jax.data import cache_root
+from ddpm_jax.data.download import ANSWER_SECONDS, within
 
-T = TypeVar("T")
-ANSWER_SECONDS = 4.0  # until the hub's first answer, including name look-up and connection
+COMMIT = re.compile("[0-9a-f]{40}")
 JSON_BYTES = 1 << 22
 MAX_BYTES = 1 << 40
 SUFFIXES = (".safetensors", ".json", ".png")
@@ -60,73 +58,57 @@ def fetch_files(
     cache = (cache_dir or cache_root()) / "hub"
     try:
         with _explained(f"fetch {where}"):
-            info = _within(
-                lambda: api.model_info(
-                    repository, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS
-                )
+            info = within(
+                ANSWER_SECONDS,
+                lambda: api.model_info(repository, revision=revision, files_metadata=True),
             )
             listed = {file.rfilename: file for file in info.siblings or ()}
     except ConnectionError:
         folder = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / str(revision)
-        if not folder.is_dir():
+        if not (COMMIT.fullmatch(str(revision)) and folder.is_dir()):
             raise
         names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
         list(choose(names, where))
         return Fetched(folder, folder.name)
-    if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
+    if not COMMIT.fullmatch(str(info.sha)):
         raise ValueError(f"the hub does not say which commit {where} is, but {info.sha!r}.")
-    chosen = [name for name in choose(listed, where) if name is not None]
-    for name in chosen:
-        _check_listed(listed[name], where)
-    folder = None
-    for name in chosen:
-        folder = _fetch(api, repository, info.sha, listed[name], cache)
-    if folder is None:
-        raise ValueError(f"{where} has none of the files that are needed.")
-    return Fetched(folder, info.sha)
-
-
-def _check_listed(file: Any, where: str) -> None:
-    """Raises ValueError for a file of another kind, too large, or without size and digest."""
-    name, digest = file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id
-    limit = MAX_BYTES if name.endswith(".safetensors") else JSON_BYTES
-    inside = not name.startswith("/") and ".." not in Path(name).parts
-    if not (inside and name.endswith(SUFFIXES) and type(file.size) is int and type(digest) is str):
-        raise ValueError(
-            f"{name!r} of {where} is not fetched: only {', '.join(SUFFIXES)} with a size and a "
-            "digest are."
-        )
-    if not 0 <= file.size <= limit:
-        raise ValueError(f"{name} of {where} has {file.size:,} bytes; the limit is {limit:,}.")
+    chosen = [listed[name] for name in choose(listed, where) if name is not None]
+    folders = {_fetch(api, repository, info.sha, file, cache) for file in chosen}
+    return Fetched(folders.pop(), info.sha)
 
 
 def _fetch(api: Any, repository: str, commit: str, file: Any, cache: Path) -> Path:
-    """Fetches one file, checks it against its digest, and returns the folder of the commit."""
+    """Fetches one file, checks it against size and digest, and returns the commit's folder."""
     name, wanted = file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id
+    what = f"{name} of {repository} at {commit}"
+    limit = MAX_BYTES if name.endswith(".safetensors") else JSON_BYTES
+    if not (name.endswith(SUFFIXES) and type(file.size) is int and type(wanted) is str):
+        raise ValueError(
+            f"{what} is not fetched: only {', '.join(SUFFIXES)} with a size and a digest are."
+        )
+    if not 0 <= file.size <= limit:
+        raise ValueError(f"{what} has {file.size:,} bytes; the limit is {limit:,}.")
+    size = found = None
     for force in (False, True):
-        with _explained(f"fetch {name} of {repository} at {commit}"):
-            path = Path(
-                api.hf_hub_download(
-                    repository,
-                    name,
-                    revision=commit,
-                    cache_dir=cache,
-                    etag_timeout=ANSWER_SECONDS,
-                    force_download=force,
-                )
+        with _explained(f"fetch {what}"):
+            got = api.hf_hub_download(
+                repository,
+                name,
+                revision=commit,
+                cache_dir=cache,
+                etag_timeout=ANSWER_SECONDS,
+                force_download=force,
             )
-        size, found = path.stat().st_size, None
-        if size == file.size:
-            found = _digest(path, git=file.lfs is None)
-        if found == wanted:
+        path = Path(got)
+        size = path.stat().st_size
+        if size == file.size and (found := _digest(path, git=not file.lfs)) == wanted:
             return path.parents[name.count("/")]
-        # The file and the link to it, or a damaged file of the cache would be taken again.
+        # The file and the link to it, or the cache would give it again.
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     raise ValueError(
-        f"{name} of {repository} at {commit} arrived with {size:,} bytes, digest {found}, not "
-        f"{file.size:,} bytes, {wanted}. Nothing was kept. A proxy or captive portal may have "
-        "answered."
+        f"{what} arrived with {size:,} bytes, digest {found}, not {file.size:,} bytes, {wanted}. "
+        "Nothing was kept. A proxy or captive portal may have answered."
     )
 
 
@@ -181,7 +163,7 @@ def check_push(repository: str) -> Any:
     if get_token() is None:
         raise PermissionError(f"cannot push to {repository} without a token. {LOG_IN} may write.")
     with _explained(f"push to {repository}"):
-        _within(api.whoami)
+        within(ANSWER_SECONDS, api.whoami)
     return api
 
 
@@ -199,27 +181,6 @@ def _api() -> Any:
         ) from error
     # huggingface_hub reads the variable only when it is imported.
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="ddpm_jax")
-
-
-def _within(call: Callable[[], T]) -> T:
-    """What `call` returns or raises, if it does so within a few seconds."""
-    # In a thread: the time-out of a socket does not cover the look-up of its name.
-    answer: queue.SimpleQueue = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answer.put((call(), None))
-        except Exception as error:
-            answer.put((None, error))
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        value, error = answer.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        raise ConnectionError(f"no answer within {ANSWER_SECONDS:g} s") from None
-    if error is not None:
-        raise error
-    return value
 
 
 @contextlib.contextmanager
@@ -252,7 +213,8 @@ def _explanation(error: BaseException) -> tuple[type[Exception], str]:
         return OSError, f"it is too large, or the storage is full ({said})."
     if status is not None and status < 500:
         return OSError, f"the hub refuses: {said}"
-    if type(error) is ValueError:  # of the model card, whose front matter the hub checks
+    # The hub checks the model card's front matter, huggingface_hub names and revisions.
+    if type(error) is ValueError or isinstance(error, errors.HFValidationError):
         return ValueError, " ".join(str(error).split())
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
         return ValueError, (
