@@ -69,6 +69,7 @@ def test_a_pushed_run_comes_back_bit_for_bit(hub, ada, run_dir, tmp_path):
     assert pulled == {"repository": "ada/tiny", "commit": commit}
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_model_is(hub, ada, run_dir):
     options = {"features": "pixels", "sampler": "ddim", "num_steps": 2, "count": 10}
     evaluate(EvaluateConfig(run_dir=run_dir, bits_count=0, bootstrap=0, **options))
@@ -112,6 +113,7 @@ def test_branches_and_visibility(hub, ada, run_dir):
     assert dj.load_run("hub:ada/open@half").name == f"hub:ada/open@{second}"
 
 
+@pytest.mark.slow
 def test_the_programs_take_names_of_the_hub(hub, ada, run_dir, tmp_path):
     program("push.py", "ada/tiny", "--run-dir", run_dir, "--sheet-count", 0)
     program("pull.py", "ada/tiny")
