@@ -53,7 +53,7 @@ def fetch_files(
     FileNotFoundError, PermissionError or OSError for what the hub refuses; ValueError for files
     that are not what the hub says of them. A file that fails its check is removed.
     """
-    _check(repository)
+    check_repository(repository)
     api, where = _api(), f"{repository} at {revision or 'main'}"
     cache = (cache_dir or cache_root()) / "hub"
     try:
@@ -130,8 +130,7 @@ def publish(
     repository has changed.
     """
     api = check_push(repository)
-    from huggingface_hub import CommitOperationAdd
-
+    add = _library().CommitOperationAdd
     with _explained(f"push to {repository}"):
         # A token may be allowed to write here, and not to make repositories.
         if not api.repo_exists(repository):
@@ -140,7 +139,7 @@ def publish(
             api.create_branch(repository, branch=branch, exist_ok=True)
         commit = api.create_commit(
             repository,
-            [CommitOperationAdd(name, str(path)) for name, path in files.items()],
+            [add(name, str(path)) for name, path in files.items()],
             commit_message=message,
             revision=branch,
         ).oid
@@ -156,31 +155,35 @@ def check_push(repository: str) -> Any:
     Raises ValueError for no OWNER/NAME, ImportError without huggingface_hub, PermissionError
     without a valid token, ConnectionError without an answer within 4 s.
     """
-    _check(repository)
+    check_repository(repository)
     api = _api()
-    from huggingface_hub import get_token
-
-    if get_token() is None:
+    if _library().get_token() is None:
         raise PermissionError(f"cannot push to {repository} without a token. {LOG_IN} may write.")
     with _explained(f"push to {repository}"):
         within(ANSWER_SECONDS, api.whoami)
     return api
 
 
-def _check(repository: str) -> None:
+def check_repository(repository: str) -> None:
+    """Raises ValueError unless this is OWNER/NAME."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
         raise ValueError(f"a repository of the hub is OWNER/NAME, got {repository!r}.")
 
 
-def _api() -> Any:
+def _library() -> Any:
     try:
-        from huggingface_hub import HfApi
+        import huggingface_hub.errors  # type: ignore
     except ImportError as error:
         raise ImportError(
             f"the hub needs huggingface_hub, which is not installed ({error}). Run: {INSTALL}"
         ) from error
-    # huggingface_hub reads the variable only when it is imported.
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="ddpm_jax")
+    return huggingface_hub
+
+
+def _api() -> Any:
+    # huggingface_hub itself reads the variable only when it is imported.
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    return _library().HfApi(endpoint=endpoint, library_name="ddpm_jax")
 
 
 @contextlib.contextmanager
@@ -197,8 +200,7 @@ def _explained(what: str) -> Iterator[None]:
 
 def _explanation(error: BaseException) -> tuple[type[Exception], str]:
     """The built-in error for an error, and the reason in words."""
-    from huggingface_hub import errors
-
+    errors = _library().errors
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
     if isinstance(error, errors.GatedRepoError):

@@ -202,12 +202,13 @@ def to_weights(config: ToWeights) -> None:
 
 def write_weights(run: TrainedRun, out: Path, dtype: WeightsDtype) -> list[Path]:
     """Writes a run's parameters and configuration into a folder; returns the two files."""
-    # Paths of the machine that trained mean nothing elsewhere.
     data = dataclasses.replace(run.config.data, path=None, cache_dir=None)
     name = Path("runs") / run.config.run_dir.name
     values = {
-        **run.facts,
-        "config": to_json(dataclasses.replace(run.config, run_dir=name, data=data)),
+        **_without_folders(run.facts),
+        "config": _without_folders(
+            to_json(dataclasses.replace(run.config, run_dir=name, data=data))
+        ),
         "weights": {
             "step": run.step,
             "checkpoint_sha256": run.checkpoint_sha256,
@@ -215,6 +216,15 @@ def write_weights(run: TrainedRun, out: Path, dtype: WeightsDtype) -> list[Path]
         },
     }
     return save_weights(out, run.params, values, dtype)
+
+
+def _without_folders(value: Any) -> Any:
+    """A value of JSON with absolute paths cut to their last part: elsewhere they mean nothing."""
+    if isinstance(value, dict):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _parameters(options: RunOptions) -> str:

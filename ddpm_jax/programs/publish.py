@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from ddpm_jax import visualize
 from ddpm_jax.files import read_json_object, user_path, write_json
-from ddpm_jax.interop.hub import check_push, fetch_files, publish
+from ddpm_jax.interop.hub import check_push, check_repository, fetch_files, publish
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
 from ddpm_jax.programs.model_card import SHEET_STEPS, model_card
@@ -38,7 +38,7 @@ class PushConfig(RunOptions):
     license: str = "unknown"
     """License of the weights, in the hub's spelling, such as apache-2.0."""
     message: str | None = None
-    """Message of the commit; None for one that names the training step."""
+    """Message of the commit; None for the training step."""
     dtype: WeightsDtype = "float32"
     """Precision of the stored weights; float16 halves the file. Computation stays in float32."""
     sheet_count: int = 16
@@ -101,7 +101,7 @@ def push(config: PushConfig) -> Published:
         commit = publish(
             config.repository,
             {path.name: path for path in paths},
-            config.message or f"{run.name} at step {run.step:,}",
+            config.message or f"Training step {run.step:,}",
             private=not config.public,
             branch=config.branch,
             tag=config.tag,
@@ -117,6 +117,7 @@ def pull(config: PullConfig) -> Path:
     Raises what `TrainedRun` and `interop.hub.fetch_files` raise, and RunDirectoryError if the
     folder is in use. The folder appears complete or not at all.
     """
+    check_repository(config.repository)
     out = user_path(config.out or Path("runs") / config.repository.rpartition("/")[2])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunDirectoryError(f"{out} is not empty. Choose another folder with --out.")
