@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -55,6 +57,28 @@ def test_the_source_archive_has_every_file_of_the_project(installed):
         names = [name for name in git.stdout.splitlines() if (ROOT / name).exists()]
         assert len(names) > 500
     assert [name for name in names if not (source / name).exists()] == []
+
+
+def test_every_extra_that_is_named_exists():
+    """In errors and pages; a package of an extra is not one of the default install, too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras, default = project["optional-dependencies"], project["dependencies"]
+    files = [*(ROOT / "ddpm_jax").rglob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    named = {
+        extra
+        for path in files
+        for extra in re.findall(r"(?:ddpm_jax|-e '\.)\[(\w+)\]", path.read_text(encoding="utf-8"))
+    }
+    assert {"hub", "hf", "cuda12"} <= named <= extras.keys()
+
+    def names(lines):
+        return {re.match(r"[\w-]+", line)[0] for line in lines}
+
+    for extra in ("hub", "hf", "wandb", "mlflow", "trackio"):
+        assert not names(extras[extra]) & names(default)
+    # TFDS is one of the project's own packages, and TensorFlow none.
+    assert "tensorflow-datasets" in names(default)
+    assert not any("tensorflow" in names(lines) for lines in (default, *extras.values()))
 
 
 def test_the_workflow_runs_the_checks():

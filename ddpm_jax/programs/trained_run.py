@@ -49,7 +49,7 @@ class RunOptions:
     """Which run and step to load, and where its data and devices are."""
 
     run_dir: Path = Path("runs/digits")
-    """The --run-dir of a training run, or a folder with exported weights."""
+    """The --run-dir of a training run, a folder with exported weights, or a model's name."""
     pretrained: str | None = None
     """Instead of a run: a trained model shipped with the package, such as digits, or one on the
     hub, hub:OWNER/NAME@REVISION."""
