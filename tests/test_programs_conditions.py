@@ -70,6 +70,7 @@ def test_an_exported_program_takes_conditions(conditioned, tmp_path):
     assert np.abs(plain - images).max() > 3
 
 
+@pytest.mark.slow
 def test_interpolation_uses_a_row_for_each_pair(conditioned, tmp_path):
     """The ends of DDIM's row are its inversion with the pair's own condition, by the library."""
     name, run_dir, rows = conditioned
