@@ -67,6 +67,8 @@ class InterpolateConfig(RunOptions):
     condition."""
     context: Path | None = None
     """An .npy of tokens [M, L, D], or an .npz of `context` and `context_mask`, likewise."""
+    concat: Path | None = None
+    """An .npy of arrays [M, H, W, C], likewise."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
 
@@ -96,8 +98,8 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     data = run.need_heldout(2)
     first, second = _chosen_pairs(config, data)
     label = None if config.label is None else run.labels(1, config.label)
-    files = {"cond": config.cond, "context": config.context}
-    conditions = read_conditions(files, run.model.condition_widths)
+    files = {name: getattr(config, name) for name in ("cond", "context", "concat")}
+    conditions = read_conditions(files, run.model.condition_shapes)
     conditions = in_turn(conditions, np.arange(len(first)))
     grid = build_grid(
         run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)

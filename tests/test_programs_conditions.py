@@ -23,11 +23,11 @@ SEED = {"inputs": "seed", "batch_size": 4, "platforms": ("cpu",)}
 SHORT = {"sampler": "ddim", "num_steps": 3}
 
 
-@pytest.fixture(scope="module", params=["cond", "context"])
+@pytest.fixture(scope="module", params=["cond", "context", "concat"])
 def conditioned(request, tmp_path_factory):
     """A run on images of 4×4 with vectors or tokens of width 2, and rows to condition on."""
     folder, numbers = tmp_path_factory.mktemp("conditioned"), np.random.default_rng(0)
-    shape = {"cond": (2,), "context": (3, 2)}[request.param]
+    shape = {"cond": (2,), "context": (3, 2), "concat": (4, 4, 2)}[request.param]
     rows = numbers.normal(size=(40, *shape)).astype(np.float32)
     images = numbers.integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
     np.savez(folder / "own.npz", images=images, **{request.param: rows})
@@ -91,7 +91,8 @@ def test_interpolation_uses_a_row_for_each_pair(conditioned, tmp_path):
     assert np.abs(made[:, 0] - wanted).mean() < 1
     for other in (inverted(x_0, {}), inverted(x_0, {name: np.load(rows)[1::-1]})):
         assert np.abs(made[:, 0] - np.asarray(other, int)).mean() > 2
-    np.save(tmp_path / "wrong.npy", np.ones((2, 3, 7)))
+    rank = np.load(rows).ndim
+    np.save(tmp_path / "wrong.npy", np.ones((2, 3, 3, 7)[-rank:]))
     with pytest.raises(ValueError, match=f"--{name} .*needs {name}"):
         interpolate.interpolate(dataclasses.replace(config, **{name: tmp_path / "wrong.npy"}))
 

@@ -39,7 +39,10 @@ PROGRAMS = {
     "from-diffusers": (FromDiffusers(), ["run-dir", "data-path", "folder", "cache-dir"]),
     "from-tensorflow": (FromTensorFlow(), ["run-dir", "data-path", "file"]),
     "to-diffusers": (ToDiffusers(), ["run-dir", "out", "data-path"]),
-    "interpolate": (InterpolateConfig(), ["run-dir", "out", "data-path", "cond", "context"]),
+    "interpolate": (
+        InterpolateConfig(),
+        ["run-dir", "out", "data-path", "cond", "context", "concat"],
+    ),
     "push": (PushConfig(), ["run-dir", "out", "data-path"]),
     "pull": (PullConfig(), ["out", "cache-dir"]),
     "to-weights": (ToWeights(), ["run-dir", "out", "data-path"]),

@@ -31,8 +31,9 @@ class ExportConfig(SamplerOptions, RunOptions):
     label: int | None = None
     """Class of all images, for a class-conditional run; None for no class."""
     conditions: bool = True
-    """Give the program the run's other conditions as its last arguments: cond [B, D], or context
-    [B, L, D] and context_mask [B, L]. Without, it makes images with none of them."""
+    """Give the program the run's other conditions as its last arguments: cond [B, D], context
+    [B, L, D] with context_mask [B, L], concat [B, H, W, C] in [-1, 1]. Without, it makes images
+    with none of them."""
     guidance: float = 1.0
     """Scale of classifier-free guidance, fixed in the program."""
 
@@ -46,8 +47,6 @@ def export(config: ExportConfig) -> None:
     run = TrainedRun(config)
     if config.label is not None:
         run.labels(1, config.label)
-    for name in run.model.condition_shapes:
-        say(f"the program has no input {name}: it makes images without this condition")
     sampler = run.sampler(config)
     steps = sampler.num_steps
     out = run.options.out
@@ -57,13 +56,9 @@ def export(config: ExportConfig) -> None:
         raise RunDirectoryError(f"--out {out} is a folder. Name a file for the program.")
     make_writable(out.parent)
     say(f"{run.name} at step {run.step:,}: {config.sampler}, {steps} steps")
-    shapes: dict[str, tuple[int | str, ...]] = {}
-    if config.conditions:
-        axes: dict[str, tuple[str, ...]] = {"context": ("L",)}
-        for name, width in run.model.condition_widths.items():
-            shapes[name] = (*axes.get(name, ()), width)
-        if "context" in shapes:
-            shapes["context_mask"] = ("L",)
+    shapes = dict(run.model.condition_shapes) if config.conditions else {}
+    if "context" in shapes:
+        shapes["context_mask"] = shapes["context"][:1]
     exported = export_sampler(
         sampler,
         run.model.guided(config.guidance),

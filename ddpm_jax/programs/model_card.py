@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ddpm_jax.data.conditions import written
 from ddpm_jax.files import read_json_object
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.averages import average_name
@@ -63,10 +64,10 @@ def _about(run: TrainedRun, weights: Mapping[str, Any]) -> Iterator[tuple[str, A
     average = average_name(run.options)
     yield "data", data["name"]
     yield "fingerprint of the data", data.get("fingerprint") or "unknown"
-    yield "images", " × ".join(map(str, data["image_shape"])) + " (height × width × channels)"
+    yield "shape", " × ".join(map(str, data["image_shape"])) + " (channels last)"
     yield "classes", data.get("num_classes") if config.network.class_conditional else "none"
-    for name, width in run.model.condition_widths.items():
-        yield f"condition `{name}`", f"vectors of width {width}"
+    for name, shape in run.model.condition_shapes.items():
+        yield f"condition `{name}`", written(shape)
     yield "process", process
     yield "the network predicts", diffusion.target
     yield "variance", diffusion.variance

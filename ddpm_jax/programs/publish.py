@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from tyro.conf import Positional
 
-from ddpm_jax import visualize
 from ddpm_jax.files import read_json_object, user_path, write_json
 from ddpm_jax.interop.hub import check_push, check_repository, fetch_files, publish
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
 from ddpm_jax.programs.model_card import SHEET_STEPS, model_card
+from ddpm_jax.programs.pictures import save_sheet
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import HUB, SHEET, WeightsDtype, choose_weights
@@ -90,7 +90,7 @@ def push(config: PushConfig) -> Published:
             images = run.sample(
                 config.sheet_count, sampler="ddim", num_steps=steps, seed=config.seed
             )
-            visualize.save_grid(folder / SHEET, images)
+            save_sheet(folder / SHEET, images)
             paths.append(folder / SHEET)
         paths.append(folder / "README.md")
         about = read_json_object(config_path)["weights"]
