@@ -2,7 +2,7 @@
 
     python experiments/convert.py from-diffusers --folder FOLDER --run-dir runs/cifar10-google
     python experiments/convert.py from-diffusers --download google/ddpm-cifar10-32 \\
-        --revision 40-HEX-DIGITS --run-dir runs/cifar10-google
+        --revision COMMIT --run-dir runs/cifar10-google
     python experiments/convert.py from-tensorflow --file variables.npz --run-dir runs/cifar10-2020
     python experiments/convert.py to-diffusers --run-dir runs/digits --out FOLDER
     python experiments/convert.py to-weights --run-dir runs/digits --out FOLDER --dtype float16

@@ -27,6 +27,7 @@ from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, make_key, normal_per_example
 from ddpm_jax.programs.build import build_grid
+from ddpm_jax.programs.conditions import in_turn, read_conditions
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess, common_chunk, depth_counts
@@ -61,6 +62,13 @@ class InterpolateConfig(RunOptions):
     """Fixed-point corrections per step of DDIM's encoding; more reconstruct better."""
     label: int | None = None
     """Class used for all decoding, for a class-conditional run; None for no class."""
+    cond: Path | None = None
+    """An .npy of vectors [M, D] for encoding and decoding: pair i uses row i, in turn; None for no
+    condition."""
+    context: Path | None = None
+    """An .npy of tokens [M, L, D], or an .npz of `context` and `context_mask`, likewise."""
+    concat: Path | None = None
+    """An .npy of arrays [M, H, W, C], likewise."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
 
@@ -90,6 +98,9 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     data = run.need_heldout(2)
     first, second = _chosen_pairs(config, data)
     label = None if config.label is None else run.labels(1, config.label)
+    files = {name: getattr(config, name) for name in ("cond", "context", "concat")}
+    conditions = read_conditions(files, run.model.condition_shapes)
+    conditions = in_turn(conditions, np.arange(len(first)))
     grid = build_grid(
         run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
     )
@@ -100,7 +111,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
         f"{run.name} at step {run.step:,}: {len(first)} pairs, {config.points} points each, "
         f"{grid.num_timesteps} steps"
     )
-    rows = _interpolations(config, run, grid, ends, label)
+    rows = _interpolations(config, run, grid, ends, label, conditions)
     shares = np.linspace(0.0, 1.0, config.points)
     numbers = {
         name: _measure(images, rows["cross-fade"], ends, run.train_data, classify)
@@ -161,13 +172,16 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     return InterpolateResult(rows, numbers, files)
 
 
-def _interpolations(config, run, grid, ends, label) -> dict[str, np.ndarray]:
+def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.ndarray]:
     """All pairs by every method, {method: uint8 [pairs, points, H, W, C]}; ends [2, pairs, …]."""
     count, shape, total = ends.shape[1], run.model.image_shape, grid.num_timesteps
     a, b = (from_pixels(end) for end in ends)
     streams = np.repeat(np.arange(count), config.points)
     share = np.tile(np.linspace(0.0, 1.0, config.points, dtype=np.float32), count)
-    labels = None if label is None else np.resize(label, len(streams))
+    given = {
+        "labels": None if label is None else np.resize(label, len(streams)),
+        "conditions": in_turn(conditions, streams),
+    }
 
     def along(mix, x, y):
         """Every pair at every λ, [pairs · points, ...]."""
@@ -193,9 +207,9 @@ def _interpolations(config, run, grid, ends, label) -> dict[str, np.ndarray]:
     )
 
     @jax.jit
-    def encode(params, x_0):
+    def encode(params, x_0, conditions):
         labels = None if label is None else np.resize(label, len(x_0)).astype(np.int32)
-        denoise = unclipped(params, labels)
+        denoise = unclipped(params, labels, **conditions)
         return ddim_encode(grid, denoise, x_0, last_step=last, corrections=config.corrections)
 
     # The same noise for both ends, so that mixing does not weaken it.
@@ -212,13 +226,13 @@ def _interpolations(config, run, grid, ends, label) -> dict[str, np.ndarray]:
                 along(lerp, x, y),
                 steps[total - depth :],
                 streams,
-                labels=labels,
+                **given,
                 on_progress=progress.update,
             )
             rows[f"DDPM, t = {int(grid.timesteps[depth - 1])}"] = trajectory.x
         latents = []
         for end in (a, b):
-            latents.append(encode(run.params, end))
+            latents.append(encode(run.params, end, conditions))
             jax.block_until_ready(latents[-1])
             progress.update(count * per_image)
         trajectory = reverse_ddim(
@@ -226,7 +240,7 @@ def _interpolations(config, run, grid, ends, label) -> dict[str, np.ndarray]:
             along(slerp, *latents),
             steps[total - last - 1 :],
             streams,
-            labels=labels,
+            **given,
             on_progress=progress.update,
         )
         rows[f"DDIM, t = {int(grid.timesteps[last])}"] = trajectory.x

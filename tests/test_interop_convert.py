@@ -1,11 +1,8 @@
 """Runs made of other libraries' models, and back; the hub, played by a server on this machine."""
 
 import dataclasses
-import hashlib
-import http.server
 import json
 import shutil
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +13,12 @@ from flax import traverse_util
 from ddpm_jax.interop import (
     ImportedModel,
     Process,
-    hub,
+    choose_pipeline_files,
     load_diffusers,
     save_diffusers,
     tensorflow_name,
 )
+from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs.build import build_model, build_schedule
 from ddpm_jax.programs.config import (
@@ -38,6 +36,7 @@ from ddpm_jax.programs.convert import (
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, from_json, to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.training import Checkpoints
+from tests.fake_hub import serving
 from tests.reference_unet import random_params
 from tests.reference_unet import unet as reference_unet
 
@@ -53,7 +52,6 @@ UNET = UNet(
 )
 SHAPE = (8, 8, 1)
 PROCESS = Process("cosine", 30, 1e-3, 0.2, True, "v", "learned_range", False)
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 def same(a, b):
@@ -154,8 +152,6 @@ def test_a_broken_pipeline_leaves_no_run(pipeline, tmp_path):
 def test_the_options_that_go_together(tmp_path):
     with pytest.raises(ValueError, match="needs --folder or --download, got None and None"):
         convert(FromDiffusers(tmp_path))
-    with pytest.raises(ValueError, match="needs --revision"):
-        convert(FromDiffusers(tmp_path, download="google/ddpm-cifar10-32"))
 
 
 def test_runs_without_counterpart_are_refused(imported, tmp_path):
@@ -229,98 +225,54 @@ def test_other_projects_settings_are_runs(tmp_path):
     assert run.model.network == unet.clone(dtype=jnp.dtype("float32"))
 
 
-class FakeHub:
-    """Serves a folder as the hub serves a repository; `changed` replaces what is sent of a file."""
-
-    def __init__(self, folder):
-        self.asked, self.changed = [], {}
-        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-        files = {name: (folder / name).read_bytes() for name in names}
-        hub = self
-
-        def describe(name, content):
-            if name.endswith(".safetensors"):
-                digest = hashlib.sha256(content).hexdigest()
-                lfs = {"size": len(content), "sha256": digest, "pointerSize": 134}
-                return {"rfilename": name, "size": len(content), "blobId": "0" * 40, "lfs": lfs}
-            header = f"blob {len(content)}\0".encode()
-            blob = hashlib.sha1(header + content).hexdigest()
-            return {"rfilename": name, "size": len(content), "blobId": blob}
-
-        listing = [describe(*file) for file in files.items()]
-        listing.append({"rfilename": "README.md", "size": 3, "blobId": "1" * 40})
-        answers = {
-            f"/api/models/some/model/revision/{REVISION}?blobs=true": json.dumps(
-                {"id": "some/model", "sha": REVISION, "siblings": listing}
-            ).encode()
-        }
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                hub.asked.append(self.path)
-                prefix = f"/some/model/resolve/{REVISION}/"
-                name = self.path.removeprefix(prefix)
-                content = answers.get(self.path, hub.changed.get(name, files.get(name)))
-                self.send_response(200 if content is not None else 404)
-                self.send_header("Content-Length", str(len(content or b"")))
-                self.end_headers()
-                self.wfile.write(content or b"")
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-
 @pytest.fixture
-def fake_hub(pipeline):
-    served = FakeHub(pipeline)
-    yield served
-    served.server.shutdown()
-    served.server.server_close()
+def fake_hub(pipeline, tmp_path):
+    """A hub with the pipeline and a README; `commit` is its newest."""
+    files = {p.relative_to(pipeline).as_posix(): p for p in pipeline.rglob("*") if p.is_file()}
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    with serving(tmp_path / "cache") as served:
+        served.commit = served.repository("some/model", {**contents, "README.md": b"Read me."})
+        yield served
 
 
-def fetch(served, cache):
-    return hub.fetch_pipeline("some/model", REVISION, cache_dir=cache, endpoint=served.url)
+def fetch(revision="main"):
+    return fetch_files("some/model", revision, choose_pipeline_files)
 
 
-def test_a_repository_is_fetched_once_and_only_what_is_needed(fake_hub, params, tmp_path):
-    folder = fetch(fake_hub, tmp_path)
+def test_a_repository_is_fetched_once_and_only_what_is_needed(fake_hub, params):
+    folder, commit = fetch()
+    assert commit == folder.name == fake_hub.commit
     assert same(load_diffusers(folder).params, params)
-    assert len(fake_hub.asked) == 5
-    assert not any("README" in path for path in fake_hub.asked)
-    fetch(fake_hub, tmp_path)
-    assert len(fake_hub.asked) == 6
+    assert not any("README" in line for line in fake_hub.asked)
+
+    def downloads(revision):
+        del fake_hub.asked[:]
+        assert fetch(revision) == (folder, commit)
+        return sum(line.startswith("GET /some") for line in fake_hub.asked)
+
+    assert downloads("main") == downloads(commit) == 0
     (folder / "unet/config.json").write_bytes(b"damaged")
-    fetch(fake_hub, tmp_path)
-    assert len(fake_hub.asked) == 8
+    assert downloads(commit) == 1
     assert load_diffusers(folder).unet == UNET
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"])
 def test_a_file_that_is_not_what_the_hub_says_is_not_kept(fake_hub, pipeline, tmp_path, name):
     for content in (b"something else", (pipeline / name).read_bytes()[::-1]):
-        fake_hub.changed[name] = content
-        with pytest.raises(ValueError, match="sent .*not the .* bytes"):
-            fetch(fake_hub, tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.name == name.split("/")[-1]]
+        fake_hub.send[name] = content
+        with pytest.raises((ValueError, ConnectionError), match=f"{name} of some/model"):
+            fetch()
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert b"something else" not in kept and content not in kept
 
 
-def test_a_revision_is_a_commit(tmp_path):
-    for revision in ("main", "v1.0", REVISION[:10], REVISION.upper()):
-        with pytest.raises(ValueError, match="40 hex digits.*can be moved"):
-            hub.fetch_pipeline("some/model", revision, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="OWNER/NAME"):
-        hub.fetch_pipeline("../../etc", REVISION, cache_dir=tmp_path)
-
-
-def test_without_an_answer_it_says_so(tmp_path):
-    with pytest.raises(ConnectionError, match="copy the repository's files here"):
-        hub.fetch_pipeline(
-            "some/model", REVISION, cache_dir=tmp_path, endpoint="http://127.0.0.1:9"
-        )
+def test_a_pipeline_of_the_hub_becomes_a_run_of_a_commit(fake_hub, params, tmp_path):
+    """A branch may move; what config.json records may not."""
+    convert(FromDiffusers(tmp_path / "run", data_name="digits", download="some/model"))
+    run = TrainedRun(RunOptions(tmp_path / "run"))
+    assert same(run.params, params)
+    assert run.facts["source"]["repository"] == "some/model"
+    assert run.facts["source"]["revision"] == fake_hub.commit
 
 
 def test_a_checkpoint_of_step_0_is_the_newest(imported):

@@ -118,6 +118,39 @@ def test_weights_as_an_argument_and_a_label():
     assert not np.array_equal(program.call(other, start(2)), program.call(PARAMS, start(2)))
 
 
+@pytest.mark.parametrize("inputs,batch_size", [("x_T", None), ("seed", 3)])
+def test_conditions_are_the_last_arguments(inputs, batch_size):
+    """A vector [B, 2] and any number of tokens [B, L, 2] with their mask, against the sampler's."""
+
+    def conditioned(params, labels, *, cond, context, context_mask):
+        tokens = jnp.where(context_mask[..., None], context, 0.0).sum(1)
+        shift = (cond + tokens) @ params["mix"]
+        network = lambda x, t: jnp.sin(x) + shift[:, None, None, None]  # noqa: E731
+        return dj.make_denoiser(SCHEDULE, network)
+
+    sampler = SAMPLERS["ancestral"]
+    shapes = {"cond": (2,), "context": ("L", 2), "context_mask": ("L",)}
+    options = {"inputs": inputs, "batch_size": batch_size, "conditions": shapes}
+    program = through_bytes(export_sampler(sampler, conditioned, PARAMS, SHAPE, **options))
+    numbers = np.random.default_rng(2)
+    keys = dj.example_keys(jax.random.key(7), jnp.arange(3, dtype=jnp.uint32))
+    x_T = start(3) if inputs == "x_T" else dj.initial_noise(keys, SHAPE)
+    for length in (1, 4):
+        given = {
+            "cond": numbers.normal(size=(3, 2)).astype(np.float32),
+            "context": numbers.normal(size=(3, length, 2)).astype(np.float32),
+            "context_mask": numbers.random((3, length)) < 0.5,
+        }
+        first = (x_T, jnp.uint32(7)) if inputs == "x_T" else (jnp.uint32(7), jnp.uint32(0))
+        images = program.call(*first, *given.values())
+        denoise = conditioned(PARAMS, None, **given)
+        close(images, dj.to_pixels(dj.sample(sampler, denoise, x_T, keys=keys)))
+        other = program.call(*first, -given["cond"], *list(given.values())[1:])
+        assert not np.array_equal(images, other)
+    with pytest.raises(ValueError, match="[Ss]hape"):
+        program.call(*first, given["cond"][:2], *list(given.values())[1:])
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "ddim.stablehlo"

@@ -2,13 +2,16 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ddpm_jax
 from ddpm_jax.programs import cli
@@ -45,10 +48,43 @@ def run(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_the_source_archive_has_what_its_tests_read(installed):
+def test_the_source_archive_has_every_file_of_the_project(installed):
+    """What git knows, or at least what the tests and `.ci/run` read."""
     _, source = installed
-    for name in ("tests/conftest.py", "docs/research.md", "README.md", "benchmarks", ".ci/run"):
-        assert (source / name).exists(), name
+    names = ["tests/conftest.py", "docs/research.md", "README.md", "mkdocs.yml", ".ci/run"]
+    git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode == 0 and (ROOT / ".git").exists():
+        names = [name for name in git.stdout.splitlines() if (ROOT / name).exists()]
+        assert len(names) > 500
+    assert [name for name in names if not (source / name).exists()] == []
+
+
+def test_every_extra_that_is_named_exists():
+    """In errors and pages; a package of an extra is not one of the default install, too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras, default = project["optional-dependencies"], project["dependencies"]
+    files = [*(ROOT / "ddpm_jax").rglob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    named = {
+        extra
+        for path in files
+        for extra in re.findall(r"(?:ddpm_jax|-e '\.)\[(\w+)\]", path.read_text(encoding="utf-8"))
+    }
+    assert {"hub", "hf", "cuda12"} <= named <= extras.keys()
+
+    def names(lines):
+        return {re.match(r"[\w-]+", line)[0] for line in lines}
+
+    for extra in ("hub", "hf", "wandb", "mlflow", "trackio"):
+        assert not names(extras[extra]) & names(default)
+    # TFDS is one of the project's own packages, and TensorFlow none.
+    assert "tensorflow-datasets" in names(default)
+    assert not any("tensorflow" in names(lines) for lines in (default, *extras.values()))
+
+
+def test_the_workflow_runs_the_checks():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert any(step.get("run") == "bash .ci/run" for step in steps)
 
 
 def test_the_installed_command_knows_every_script(installed, tmp_path):

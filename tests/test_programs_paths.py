@@ -15,9 +15,11 @@ from ddpm_jax.programs.convert import FromDiffusers, FromTensorFlow, ToDiffusers
 from ddpm_jax.programs.evaluate import EvaluateConfig
 from ddpm_jax.programs.export import ExportConfig
 from ddpm_jax.programs.paths import NAMES_OR_FILES, local_path, with_local_paths
+from ddpm_jax.programs.publish import PullConfig, PushConfig
 from ddpm_jax.programs.run_directory import RunDirectory
 from ddpm_jax.programs.sample import SampleConfig
 from inpaint import InpaintConfig
+from interpolate import InterpolateConfig
 from neighbours import NeighboursConfig
 from solvers import SolversConfig
 from tests.small_run import make_run, program
@@ -37,6 +39,12 @@ PROGRAMS = {
     "from-diffusers": (FromDiffusers(), ["run-dir", "data-path", "folder", "cache-dir"]),
     "from-tensorflow": (FromTensorFlow(), ["run-dir", "data-path", "file"]),
     "to-diffusers": (ToDiffusers(), ["run-dir", "out", "data-path"]),
+    "interpolate": (
+        InterpolateConfig(),
+        ["run-dir", "out", "data-path", "cond", "context", "concat"],
+    ),
+    "push": (PushConfig(), ["run-dir", "out", "data-path"]),
+    "pull": (PullConfig(), ["out", "cache-dir"]),
     "to-weights": (ToWeights(), ["run-dir", "out", "data-path"]),
 }
 OPTIONS = [(name, option) for name, (_, options) in PROGRAMS.items() for option in options]

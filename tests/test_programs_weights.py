@@ -1,6 +1,7 @@
 """Trained models as two files: what comes with the package, and runs written out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,6 +44,20 @@ def test_weights_are_the_runs(run_dir, tmp_path):
         made = again.sample(4, sampler="ddim", num_steps=4)
         assert np.abs(images.astype(int) - made).max() <= largest
     assert again.config.data.path is None
+
+
+def test_weights_do_not_tell_of_the_folders_of_this_machine(run_dir, tmp_path):
+    """Wherever config.json names one: the folder of a run's weights may be published."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    about = json.loads((tmp_path / "run/config.json").read_text())
+    about["config"] |= {"run_dir": "/home/ada/runs/a", "init_from": "/home/ada/runs/b"}
+    about["config"]["data"] |= {"path": "/home/ada/c", "labels": "/home/ada/labels.csv"}
+    about["source"] = {"folder": "/home/ada/d", "sha256": {"e/f": "0"}}
+    (tmp_path / "run/config.json").write_text(json.dumps(about))
+    to_weights(ToWeights(tmp_path / "run", out=tmp_path / "out"))
+    text = (tmp_path / "out/config.json").read_text()
+    assert "ada" not in text and '"init_from": "b"' in text and '"e/f": "0"' in text
+    assert dj.load_run(tmp_path / "out").config.data.labels == "labels.csv"
 
 
 def test_the_sampling_program_takes_weights(tmp_path, monkeypatch):

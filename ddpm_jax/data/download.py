@@ -11,7 +11,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, called repeatedly: bytes of a download, images of a folder."""
 
@@ -102,24 +104,34 @@ def _open(urls: Sequence[str]):
 
 def _try_open(url: str, seconds: float):
     """Opens `url`, or returns the reason why it could not be opened."""
+    try:
+        return within(seconds, lambda: urllib.request.urlopen(url, timeout=STALL_SECONDS))
+    except TimeoutError:
+        return f"{url} did not answer within {seconds:g} s"
+    except Exception as error:
+        return f"{url} could not be opened: {error}"
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """Returns or raises what `call` does; TimeoutError if that takes longer."""
     # In a thread: the timeout of a socket does not cover the name look-up, which takes many times
     # as long on some machines without a network.
     answer: queue.SimpleQueue = queue.SimpleQueue()
 
-    def connect() -> None:
+    def run() -> None:
         try:
-            answer.put(urllib.request.urlopen(url, timeout=STALL_SECONDS))
+            answer.put((call(), None))
         except Exception as error:
-            answer.put(error)
+            answer.put((None, error))
 
-    threading.Thread(target=connect, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        response = answer.get(timeout=seconds)
+        value, error = answer.get(timeout=seconds)
     except queue.Empty:
-        return f"{url} did not answer within {seconds:g} s"
-    if isinstance(response, Exception):
-        return f"{url} could not be opened: {response}"
-    return response
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return value
 
 
 def _pieces(response, url: str) -> Iterator[bytes]:

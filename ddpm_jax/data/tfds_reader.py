@@ -22,7 +22,7 @@ import numpy as np
 from ddpm_jax.data.images import check_png_rows, is_deep
 from ddpm_jax.files import user_path
 
-INSTALL = 'pip install "ddpm_jax[tfds]"  (tensorflow-datasets, array_record, importlib_resources)'
+INSTALL = "pip install tensorflow-datasets array_record importlib_resources"
 
 
 def default_data_dir() -> Path:

@@ -1,147 +1,239 @@
-"""The files of a pipeline in a repository of the Hugging Face hub, at one commit, over plain HTTPS.
+"""Models on the Hugging Face hub: files fetched at one commit, and published as one commit.
 
-What the hub says of each file (its size and git's or sha256 digest) is asked once, for the commit;
-every file is checked against it, so a file already here is not fetched again.
+The library huggingface_hub speaks with the hub: tokens (`hf auth login`, HF_TOKEN), HF_ENDPOINT,
+resumed downloads. Added here are digests, limits of size, a deadline and clear errors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import queue
+import os
 import re
-import threading
-import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddpm_jax.data import cache_root
-from ddpm_jax.data.download import download_file
-from ddpm_jax.files import parse_json_object, write_atomically, write_json
-from ddpm_jax.interop import choose_pipeline_files
+from ddpm_jax.data.download import ANSWER_SECONDS, within
 
-ENDPOINT = "https://huggingface.co"
-ANSWER_SECONDS = 4.0
-SMALL_BYTES = 1 << 22  # a list of files, a configuration
+COMMIT = re.compile("[0-9a-f]{40}")
+JSON_BYTES = 1 << 22
 MAX_BYTES = 1 << 40
+SUFFIXES = (".safetensors", ".json", ".png")
+"""What is fetched: nothing that is executed when it is read."""
+INSTALL = 'pip install "ddpm_jax[hub]"'
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that"
 
 
-def fetch_pipeline(
+class Fetched(NamedTuple):
+    """A folder of fetched files, and the commit that they belong to, 40 hex digits."""
+
+    folder: Path
+    commit: str
+
+
+def fetch_files(
     repository: str,
-    revision: str,
+    revision: str | None,
+    choose: Callable[[Iterable[str], str], Iterable[str | None]],
     *,
     cache_dir: Path | None = None,
-    endpoint: str = ENDPOINT,
-) -> Path:
-    """Fetches the JSON files and safetensors of a pipeline at a commit; returns their folder.
+) -> Fetched:
+    """Fetches some files of a repository at one commit, unless the cache has them.
 
     repository  OWNER/NAME on the hub
-    revision    a commit by its 40 hex digits: branches and tags can be moved to other weights
-    cache_dir   above the folder; None for the user's cache
+    revision    a commit, branch or tag; None for `main`
+    choose      `choose(names, where)`, the names to fetch; ValueError if they are not there
+    cache_dir   None for the user's cache
 
-    Raises ValueError for another revision, a repository without safetensors, or a file that is not
-    what the hub says of it; ConnectionError when the hub does not answer, after 4 s.
+    Without an answer, a commit is taken from the cache if it is complete there.
+
+    Raises ImportError without huggingface_hub; ConnectionError without an answer within 4 s;
+    FileNotFoundError, PermissionError or OSError for what the hub refuses; ValueError for files
+    that are not what the hub says of them. A file that fails its check is removed.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
-        raise ValueError(f"--download needs a repository OWNER/NAME, got {repository!r}.")
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+    check_repository(repository)
+    api, where = _api(), f"{repository} at {revision or 'main'}"
+    cache = (cache_dir or cache_root()) / "hub"
+    try:
+        with _explained(f"fetch {where}"):
+            info = within(
+                ANSWER_SECONDS,
+                lambda: api.model_info(repository, revision=revision, files_metadata=True),
+            )
+            listed = {file.rfilename: file for file in info.siblings or ()}
+    except ConnectionError:
+        folder = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / str(revision)
+        if not (COMMIT.fullmatch(str(revision)) and folder.is_dir()):
+            raise
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        list(choose(names, where))
+        return Fetched(folder, folder.name)
+    if not COMMIT.fullmatch(str(info.sha)):
+        raise ValueError(f"the hub does not say which commit {where} is, but {info.sha!r}.")
+    chosen = [listed[name] for name in choose(listed, where) if name is not None]
+    folders = {_fetch(api, repository, info.sha, file, cache) for file in chosen}
+    return Fetched(folders.pop(), info.sha)
+
+
+def _fetch(api: Any, repository: str, commit: str, file: Any, cache: Path) -> Path:
+    """Fetches one file, checks it against size and digest, and returns the commit's folder."""
+    name, wanted = file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id
+    what = f"{name} of {repository} at {commit}"
+    limit = MAX_BYTES if name.endswith(".safetensors") else JSON_BYTES
+    if not (name.endswith(SUFFIXES) and type(file.size) is int and type(wanted) is str):
         raise ValueError(
-            f"--revision must be a commit by its 40 hex digits, got {revision!r}. A branch or tag "
-            "can be moved to other weights, and results would no longer say which they are of. "
-            "The hub shows the commits of a repository under Files and versions, History."
+            f"{what} is not fetched: only {', '.join(SUFFIXES)} with a size and a digest are."
         )
-    where = f"{repository} at {revision}"
-    listed = _listing(f"{endpoint}/api/models/{repository}/revision/{revision}?blobs=true", where)
-    chosen = choose_pipeline_files(listed, where)
-    folder = (cache_dir or cache_root()) / "hub" / repository.replace("/", "--") / revision
-    for name in filter(None, chosen):
-        _fetch(
-            f"{endpoint}/{repository}/resolve/{revision}/{name}", folder / name, listed[name], where
-        )
-    write_json(
-        folder / "source.json",
-        {"repository": repository, "revision": revision, "files": list(filter(None, chosen))},
+    if not 0 <= file.size <= limit:
+        raise ValueError(f"{what} has {file.size:,} bytes; the limit is {limit:,}.")
+    size = found = None
+    for force in (False, True):
+        with _explained(f"fetch {what}"):
+            got = api.hf_hub_download(
+                repository,
+                name,
+                revision=commit,
+                cache_dir=cache,
+                etag_timeout=ANSWER_SECONDS,
+                force_download=force,
+            )
+        path = Path(got)
+        size = path.stat().st_size
+        if size == file.size and (found := _digest(path, git=not file.lfs)) == wanted:
+            return path.parents[name.count("/")]
+        # The file and the link to it, or the cache would give it again.
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    raise ValueError(
+        f"{what} arrived with {size:,} bytes, digest {found}, not {file.size:,} bytes, {wanted}. "
+        "Nothing was kept. A proxy or captive portal may have answered."
     )
-    return folder
 
 
-def _listing(url: str, where: str) -> dict[str, dict[str, Any]]:
-    """What the hub says of every file, by name."""
+def publish(
+    repository: str,
+    files: Mapping[str, Path],
+    message: str,
+    *,
+    private: bool = True,
+    branch: str | None = None,
+    tag: str | None = None,
+) -> str:
+    """Publishes files as one commit and returns it; makes the repository or branch if needed.
+
+    private  whether a repository that is made here is private; an existing one stays as it is
+    tag      a name for the commit
+
+    Raises what `check_push` does, and OSError if the hub refuses. If it fails, no file of the
+    repository has changed.
+    """
+    api = check_push(repository)
+    add = _library().CommitOperationAdd
+    with _explained(f"push to {repository}"):
+        # A token may be allowed to write here, and not to make repositories.
+        if not api.repo_exists(repository):
+            api.create_repo(repository, private=private)
+        if branch is not None:
+            api.create_branch(repository, branch=branch, exist_ok=True)
+        commit = api.create_commit(
+            repository,
+            [add(name, str(path)) for name, path in files.items()],
+            commit_message=message,
+            revision=branch,
+        ).oid
+    if tag is not None:
+        with _explained(f"tag {repository} at {commit}, which was pushed, as {tag}"):
+            api.create_tag(repository, tag=tag, revision=commit)
+    return commit
+
+
+def check_push(repository: str) -> Any:
+    """Returns huggingface_hub's interface if there is a token and the hub accepts it.
+
+    Raises ValueError for no OWNER/NAME, ImportError without huggingface_hub, PermissionError
+    without a valid token, ConnectionError without an answer within 4 s.
+    """
+    check_repository(repository)
+    api = _api()
+    if _library().get_token() is None:
+        raise PermissionError(f"cannot push to {repository} without a token. {LOG_IN} may write.")
+    with _explained(f"push to {repository}"):
+        within(ANSWER_SECONDS, api.whoami)
+    return api
+
+
+def check_repository(repository: str) -> None:
+    """Raises ValueError unless this is OWNER/NAME."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
+        raise ValueError(f"a repository of the hub is OWNER/NAME, got {repository!r}.")
+
+
+def _library() -> Any:
     try:
-        files = parse_json_object(_small(url))["siblings"]
-        listed = {file["rfilename"]: dict(file) for file in files}
-        if not all(type(name) is str for name in listed):
-            raise TypeError("a name that is no text")
-        return listed
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{url} did not answer with a list of the files of {where} ({error!r}). A proxy or "
-            "captive portal may have answered."
+        import huggingface_hub.errors  # type: ignore
+    except ImportError as error:
+        raise ImportError(
+            f"the hub needs huggingface_hub, which is not installed ({error}). Run: {INSTALL}"
         ) from error
+    return huggingface_hub
 
 
-def _fetch(url: str, destination: Path, said: dict[str, Any], where: str) -> None:
-    """Fetches one file and checks it against what the hub says of it."""
-    stored = said.get("lfs")
+def _api() -> Any:
+    # huggingface_hub itself reads the variable only when it is imported.
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    return _library().HfApi(endpoint=endpoint, library_name="ddpm_jax")
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns errors of huggingface_hub and of the network into built-in ones with a remedy."""
     try:
-        size, digest = (stored or said)["size"], stored["sha256"] if stored else said["blobId"]
-        if type(size) is not int or not 0 <= size <= MAX_BYTES or type(digest) is not str:
-            raise ValueError(f"size {size!r}, digest {digest!r}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"the hub does not say which size and digest {destination.name} of {where} has, so it "
-            "cannot be checked. Fetch the folder by other means and convert it from there."
-        ) from error
-    kind = "sha256" if stored else "git"
-    if destination.is_file() and destination.stat().st_size == size:
-        if _digest(destination, kind) == digest:
-            return
-    if stored:
-        download_file([url], destination, size=size, sha256=digest)
-        return
-    content = _small(url)
-    if len(content) != size or _git_digest(content) != digest:
-        raise ValueError(
-            f"{url} sent {len(content):,} bytes, not the {size:,} bytes of git blob {digest}. "
-            "Nothing was kept. A proxy or captive portal may have answered."
+        yield
+    except Exception as error:
+        # An error of an upload hides behind a RuntimeError that only names the file.
+        found = (error.__cause__ if isinstance(error, RuntimeError) else None) or error
+        kind, why = _explanation(found)
+        raise kind(f"cannot {what}: {why}") from error
+
+
+def _explanation(error: BaseException) -> tuple[type[Exception], str]:
+    """The built-in error for an error, and the reason in words."""
+    errors = _library().errors
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    said = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
+    if isinstance(error, errors.GatedRepoError):
+        return PermissionError, f"it is gated. Accept its terms on its page. {LOG_IN} may read it."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FileNotFoundError, "there is no such branch, tag or commit."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return FileNotFoundError, f"there is none, or it is private. {LOG_IN} may read it."
+    if status in (401, 403):
+        return PermissionError, f"the hub does not permit it ({said}). {LOG_IN} may do so."
+    if status in (402, 413, 507):
+        return OSError, f"it is too large, or the storage is full ({said})."
+    if status is not None and status < 500:
+        return OSError, f"the hub refuses: {said}"
+    # The hub checks the model card's front matter, huggingface_hub names and revisions.
+    if type(error) is ValueError or isinstance(error, errors.HFValidationError):
+        return ValueError, " ".join(str(error).split())
+    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
+        return ValueError, (
+            f"its answer cannot be understood ({error!r}). A proxy or captive portal may have "
+            "answered."
         )
-    write_atomically(destination, content)
+    if type(error) in (OSError, PermissionError):
+        return OSError, f"{error}. Choose a writable --cache-dir with enough space."
+    return ConnectionError, (
+        f"{said or repr(error)}. Check the network; without one, copy the files here by other "
+        "means and name their folder."
+    )
 
 
-def _digest(path: Path, kind: str) -> str:
-    if kind == "git":
-        return _git_digest(path.read_bytes())
+def _digest(path: Path, *, git: bool) -> str:
+    if git:
+        content = path.read_bytes()
+        return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _git_digest(content: bytes) -> str:
-    """The name git gives to this content."""
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-
-
-def _small(url: str) -> bytes:
-    """The content at `url`, of a few MB at most, within a few seconds."""
-    # In a thread: the time-out of a socket does not cover the look-up of its name.
-    answer: queue.SimpleQueue = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as response:
-                # One byte more than is taken shows that there are more.
-                answer.put(response.read(SMALL_BYTES + 1))
-        except Exception as error:
-            answer.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        content = answer.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        content = TimeoutError(f"no answer within {ANSWER_SECONDS:g} s")
-    if isinstance(content, Exception):
-        raise ConnectionError(
-            f"{url} could not be fetched: {content}. Check repository and revision; without a "
-            "network, copy the repository's files here by other means and name their folder."
-        ) from content
-    if len(content) > SMALL_BYTES:
-        raise ValueError(f"{url} sent more than {SMALL_BYTES:,} bytes, which it should not.")
-    return content

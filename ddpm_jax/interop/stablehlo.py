@@ -31,13 +31,14 @@ INPUTS: tuple[Inputs, ...] = ("x_T", "x_T_noise", "seed")
 
 def export_sampler(
     sampler: Sampler,
-    denoiser_of: Callable[[PyTree, Any], Denoiser],
+    denoiser_of: Callable[..., Denoiser],
     params: PyTree,
     shape: tuple[int, ...],
     *,
     inputs: Inputs = "x_T",
     batch_size: int | None = None,
     label: int | None = None,
+    conditions: Mapping[str, Sequence[int | str]] | None = None,
     bake: bool = True,
     platforms: Sequence[str] | None = None,
 ) -> jax.export.Exported:
@@ -50,14 +51,20 @@ def export_sampler(
     inputs="seed"       seed and first, both uint32 []: images first … first+B-1 of that seed, as
                         the sampling program makes them; needs a batch_size
 
+    and then the `conditions`, one argument each.
+
     Args:
         sampler: any sampler; "x_T_noise" needs one that draws noise.
-        denoiser_of: `denoiser_of(params, labels) -> denoise`, labels being [B] or None.
+        denoiser_of: `denoiser_of(params, labels, **conditions) -> denoise`, labels being [B] or
+            None.
         params: of the network.
         shape: of one image, [H, W, C].
         inputs: see above.
         batch_size: B; None leaves it open, so that one program serves every B ≥ 1.
         label: the class of all images, None for none.
+        conditions: the shapes per image of the other conditions, by name, such as {"cond": (D,),
+            "context": ("L", D)}; a name in place of a number leaves that size open. Of float32,
+            but masks ("…_mask") of bool.
         bake: True: the weights are constants of the program. False: `params` is its first
             argument, with the tree structure given here.
         platforms: where it may run, of "cpu", "cuda", "rocm", "tpu"; None for where JAX runs now.
@@ -78,40 +85,61 @@ def export_sampler(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"export_sampler needs batch_size >= 1 or None, got {batch_size}.")
 
-    def draw(params: PyTree, x_T: Array, keys: Any, noise: Any) -> Array:
+    shapes = dict(conditions or {})
+
+    def draw(params: PyTree, x_T: Array, keys: Any, noise: Any, given: Sequence[Array]) -> Array:
         labels = None if label is None else jnp.full(x_T.shape[:1], label, jnp.int32)
-        denoise = denoiser_of(params, labels)
+        denoise = denoiser_of(params, labels, **dict(zip(shapes, given, strict=True)))
         return to_pixels(sample(sampler, denoise, x_T, keys=keys, noise=noise))
 
     def keys_of(seed: Array, first: Array | int, count: Any) -> Array:
         return example_keys(make_key(seed), first + jnp.arange(count, dtype=jnp.uint32))
 
-    def from_start(params, x_T, seed=None):
-        keys = None if seed is None else keys_of(seed, 0, x_T.shape[0])
-        return draw(params, x_T, keys, None)
+    def from_start(params, x_T, *given):
+        return draw(params, x_T, None, None, given)
 
-    def from_noise(params, x_T, noise):
-        return draw(params, x_T, None, noise)
+    def from_start_and_seed(params, x_T, seed, *given):
+        return draw(params, x_T, keys_of(seed, 0, x_T.shape[0]), None, given)
 
-    def from_seed(params, seed, first):
+    def from_noise(params, x_T, noise, *given):
+        return draw(params, x_T, None, noise, given)
+
+    def from_seed(params, seed, first, *given):
         keys = keys_of(seed, first, batch_size)
         x_T = initial_noise(keys, shape)
-        return draw(params, x_T, keys if sampler.stochastic else None, None)
+        return draw(params, x_T, keys if sampler.stochastic else None, None, given)
 
-    B: Any = jax.export.symbolic_shape("b")[0] if batch_size is None else batch_size
+    B, sizes = _sizes(batch_size, shapes)
     x_T = jax.ShapeDtypeStruct((B, *shape), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.uint32)
     draws = (sampler.num_draws,) if sampler.num_draws > 1 else ()
     noise = jax.ShapeDtypeStruct((sampler.num_steps, *draws, B, *shape), jnp.float32)
+    start = (from_start_and_seed, (x_T, number)) if sampler.stochastic else (from_start, (x_T,))
     program, arguments = {
-        "x_T": (from_start, (x_T, number) if sampler.stochastic else (x_T,)),
+        "x_T": start,
         "x_T_noise": (from_noise, (x_T, noise)),
         "seed": (from_seed, (number, number)),
     }[inputs]
+    arguments += tuple(
+        jax.ShapeDtypeStruct(
+            (B, *(sizes.get(size, size) for size in sizes_of)),
+            jnp.bool_ if name.endswith("_mask") else jnp.float32,
+        )
+        for name, sizes_of in shapes.items()
+    )
     if bake:
         return _export(lambda *given: program(params, *given), platforms)(*arguments)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    return _export(program, platforms)(shapes, *arguments)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    return _export(program, platforms)(params, *arguments)
+
+
+def _sizes(batch_size: int | None, shapes: Mapping[str, Sequence[int | str]]) -> tuple[Any, Any]:
+    """The batch size, and the open sizes of the shapes by name; symbols of one scope."""
+    names = sorted({size for shape in shapes.values() for size in shape if isinstance(size, str)})
+    open_sizes = [*(["b"] if batch_size is None else []), *(name.lower() for name in names)]
+    symbols: Any = jax.export.symbolic_shape(", ".join(open_sizes)) if open_sizes else ()
+    B = symbols[0] if batch_size is None else batch_size
+    return B, dict(zip(names, symbols[len(symbols) - len(names) :], strict=True))
 
 
 def save_program(

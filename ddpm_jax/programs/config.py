@@ -240,7 +240,8 @@ class TrainConfig:
     """End the run after this many consecutive steps with a NaN or infinite loss or gradient, or a
     spike."""
     init_from: Path | None = None
-    """Trained weights to start a new run from: a run directory or a diffusers folder."""
+    """Trained weights to start a new run from: a run directory, a folder of weights, a diffusers
+    folder, a pretrained model's name, or hub:OWNER/NAME@REVISION."""
     init_weights: Literal["ema", "raw"] = "ema"
     """Which weights to take from init_from: the moving average (ema) or the parameters themselves
     (raw)."""

@@ -13,6 +13,7 @@ import jax
 from ddpm_jax.interop import (
     ImportedModel,
     Process,
+    choose_pipeline_files,
     load_diffusers,
     pipeline_files,
     read_npz,
@@ -20,7 +21,7 @@ from ddpm_jax.interop import (
     save_diffusers,
     unet_from_tensorflow,
 )
-from ddpm_jax.interop.hub import fetch_pipeline
+from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.programs.averages import average_name
@@ -55,9 +56,9 @@ class FromDiffusers(ImportOptions):
     folder: Path | None = None
     """The pipeline's folder. Only .safetensors and JSON are read; pickles are refused."""
     download: str | None = None
-    """Instead of a folder: OWNER/NAME on huggingface.co, with --revision."""
+    """Instead of a folder: OWNER/NAME on huggingface.co."""
     revision: str | None = None
-    """The commit to download, 40 hex digits."""
+    """The commit, branch or tag to download; None for main. config.json records the commit."""
     cache_dir: Path | None = None
     """Where to keep downloaded files; None for the user's cache folder."""
 
@@ -119,13 +120,10 @@ def from_diffusers(config: FromDiffusers) -> None:
             f"{config.download}."
         )
     if config.download is not None:
-        if config.revision is None:
-            raise ValueError(
-                f"--download {config.download} needs --revision, the commit by its 40 hex digits: "
-                "without one, the download could change from day to day."
-            )
-        source |= {"repository": config.download, "revision": config.revision}
-        folder = fetch_pipeline(config.download, config.revision, cache_dir=config.cache_dir)
+        folder, commit = fetch_files(
+            config.download, config.revision, choose_pipeline_files, cache_dir=config.cache_dir
+        )
+        source |= {"repository": config.download, "revision": commit}
     else:
         assert config.folder is not None
         folder = config.folder
@@ -197,21 +195,36 @@ def to_weights(config: ToWeights) -> None:
     out = config.out or run.root / "weights"
     if (out / "checkpoints").exists():
         raise RunDirectoryError(f"{out} is a run directory. Choose another folder with --out.")
-    # Paths of the machine that trained mean nothing elsewhere.
+    say(f"{run.name} at step {run.step:,}: its weights in {out}")
+    for path in write_weights(run, out, config.dtype):
+        say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
+
+
+def write_weights(run: TrainedRun, out: Path, dtype: WeightsDtype) -> list[Path]:
+    """Writes a run's parameters and configuration into a folder; returns the two files."""
     data = dataclasses.replace(run.config.data, path=None, cache_dir=None)
     name = Path("runs") / run.config.run_dir.name
     values = {
-        **run.facts,
-        "config": to_json(dataclasses.replace(run.config, run_dir=name, data=data)),
+        **_without_folders(run.facts),
+        "config": _without_folders(
+            to_json(dataclasses.replace(run.config, run_dir=name, data=data))
+        ),
         "weights": {
             "step": run.step,
             "checkpoint_sha256": run.checkpoint_sha256,
-            "parameters": _parameters(config),
+            "parameters": _parameters(run.options),
         },
     }
-    say(f"{run.name} at step {run.step:,}: its weights in {out}")
-    for path in save_weights(out, run.params, values, config.dtype):
-        say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
+    return save_weights(out, run.params, values, dtype)
+
+
+def _without_folders(value: Any) -> Any:
+    """A value of JSON with absolute paths cut to their last part: elsewhere they mean nothing."""
+    if isinstance(value, dict):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _parameters(options: RunOptions) -> str:

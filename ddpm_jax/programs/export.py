@@ -30,6 +30,10 @@ class ExportConfig(SamplerOptions, RunOptions):
     """Platforms on which the program can run."""
     label: int | None = None
     """Class of all images, for a class-conditional run; None for no class."""
+    conditions: bool = True
+    """Give the program the run's other conditions as its last arguments: cond [B, D], context
+    [B, L, D] with context_mask [B, L], concat [B, H, W, C] in [-1, 1]. Without, it makes images
+    with none of them."""
     guidance: float = 1.0
     """Scale of classifier-free guidance, fixed in the program."""
 
@@ -43,8 +47,6 @@ def export(config: ExportConfig) -> None:
     run = TrainedRun(config)
     if config.label is not None:
         run.labels(1, config.label)
-    for name in run.model.condition_shapes:
-        say(f"the program has no input {name}: it makes images without this condition")
     sampler = run.sampler(config)
     steps = sampler.num_steps
     out = run.options.out
@@ -54,6 +56,9 @@ def export(config: ExportConfig) -> None:
         raise RunDirectoryError(f"--out {out} is a folder. Name a file for the program.")
     make_writable(out.parent)
     say(f"{run.name} at step {run.step:,}: {config.sampler}, {steps} steps")
+    shapes = dict(run.model.condition_shapes) if config.conditions else {}
+    if "context" in shapes:
+        shapes["context_mask"] = shapes["context"][:1]
     exported = export_sampler(
         sampler,
         run.model.guided(config.guidance),
@@ -62,10 +67,11 @@ def export(config: ExportConfig) -> None:
         inputs=config.inputs,
         batch_size=config.batch_size,
         label=config.label,
+        conditions=shapes,
         platforms=config.platforms,
     )
     options = ("sampler", "spacing", "eta", "churn", "variance", "label", "guidance", "inputs")
-    about = {name: getattr(config, name) for name in options}
+    about = {name: getattr(config, name) for name in options} | {"conditions": list(shapes)}
     save_program(out, exported, {**run.provenance(), **about, "num_steps": steps})
     load_program(out)
     arguments = ", ".join(str(aval) for aval in exported.in_avals)

@@ -241,10 +241,11 @@ class ReverseProcess:
         def start(key, x, streams, condition):
             return example_keys(key, streams), sampler_of(condition).init(x)
 
-        def run(params, x, state, keys, labels, condition, steps):
+        def run(params, x, state, keys, labels_and_others, condition, steps):
             sampler = _keeping_x_0_hat(sampler_of(condition), steps[0])
             noise_keys = keys if sampler.stochastic else None
-            denoise = denoiser_of(params, labels)
+            labels, others = labels_and_others
+            denoise = denoiser_of(params, labels, **others)
             x, state, _ = advance(sampler, denoise, x, (state, x), steps, keys=noise_keys)
             return x, *state
 
@@ -259,6 +260,7 @@ class ReverseProcess:
         streams: np.ndarray,
         *,
         labels: np.ndarray | None = None,
+        conditions: Conditions | None = None,
         condition: np.ndarray | None = None,
         keep: bool = False,
         on_progress: Callable[[int], None] = lambda steps: None,
@@ -271,6 +273,7 @@ class ReverseProcess:
             steps: steps of the grid, falling.
             streams: integers [N]; examples with equal numbers draw equal noise.
             labels: one class per example [N], for class-conditional networks.
+            conditions: other conditions of the network by name, [N, ...] each.
             condition: an array [N, ...] that `sampler_of` receives batch by batch.
             keep: also return x and x̂_0 before every chunk.
             on_progress: called with the number of examples × steps done since the last call.
@@ -291,17 +294,20 @@ class ReverseProcess:
             batch = (
                 np.asarray(x[rows], np.float32),
                 streams[rows].astype(np.uint32),
-                None if labels is None else labels[rows].astype(np.int32),
+                (
+                    None if labels is None else labels[rows].astype(np.int32),
+                    {name: given[rows] for name, given in (conditions or {}).items()},
+                ),
                 None if condition is None else condition[rows],
             )
-            now, batch_streams, batch_labels, batch_condition = split.put(batch, size)
+            now, batch_streams, batch_own, batch_condition = split.put(batch, size)
             keys, state = self._start(key, now, batch_streams, batch_condition)
             kept = []
             for begin in range(0, len(steps), self._chunk):
                 part = steps[begin : begin + self._chunk].astype(np.int32)
                 before = now
                 now, state, x_0_hat = self._run(
-                    self._params, now, state, keys, batch_labels, batch_condition, part
+                    self._params, now, state, keys, batch_own, batch_condition, part
                 )
                 if keep:
                     kept.append(np.asarray(jax.device_get((before, x_0_hat)))[:, :real])

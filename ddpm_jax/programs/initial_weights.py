@@ -23,8 +23,9 @@ from ddpm_jax.programs.console import say
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory
 from ddpm_jax.programs.weights import (
+    find_model,
     has_weights,
-    pretrained_folder,
+    is_model_name,
     pretrained_names,
     read_weights,
 )
@@ -73,8 +74,9 @@ def begin_with_weights(
 
 def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, Any]]:
     """The configuration, the parameters, and where they came from."""
-    if not source.exists() and str(source) in pretrained_names():
-        source = pretrained_folder(str(source))
+    name = str(source)
+    if is_model_name(source):
+        name, source, _ = find_model(name)
     if (source / "config.json").is_file():
         directory = RunDirectory(source)
         config, facts = directory.read()
@@ -83,7 +85,7 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
         like = choose_devices(count=1).placeholder(model.init_shapes())
         if has_weights(source):
             params, step, digest = read_weights(source, facts.get("weights", {}), like.ema_params)
-            about = {"from": str(source), "kind": "weights", "step": step, "sha256": digest}
+            about = {"from": name, "kind": "weights", "step": step, "sha256": digest}
             return config, fetch(params), {**about, "data": data}
         with Checkpoints(directory.checkpoints, writable=False) as checkpoints:
             state = restore_state(checkpoints, like)
@@ -95,8 +97,8 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
     if not (source / "model_index.json").is_file():
         raise ValueError(
             f"--init-from {source} is no run directory or folder of weights (config.json), no "
-            "pipeline of diffusers (model_index.json), and no model that comes with the package "
-            f"({', '.join(pretrained_names())})."
+            "pipeline of diffusers (model_index.json), and no name of a model "
+            f"({', '.join(pretrained_names())}, hub:OWNER/NAME@REVISION)."
         )
     from ddpm_jax.interop import load_diffusers
     from ddpm_jax.programs.convert import FromDiffusers, train_config

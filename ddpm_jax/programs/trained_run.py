@@ -30,7 +30,7 @@ from ddpm_jax.programs.generator import Conditions, Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, make_writable
-from ddpm_jax.programs.weights import has_weights, pretrained_folder, pretrained_names, read_weights
+from ddpm_jax.programs.weights import find_model, has_weights, is_model_name, read_weights
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import DataParallel, choose_devices
 from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree
@@ -49,9 +49,10 @@ class RunOptions:
     """Which run and step to load, and where its data and devices are."""
 
     run_dir: Path = Path("runs/digits")
-    """The --run-dir of a training run, or a folder with exported weights."""
+    """The --run-dir of a training run, a folder with exported weights, or a model's name."""
     pretrained: str | None = None
-    """Instead of a run: a trained model shipped with the package, such as digits."""
+    """Instead of a run: a trained model shipped with the package, such as digits, or one on the
+    hub, hub:OWNER/NAME@REVISION."""
     out: Path | None = None
     """Where to write; None for a folder in RUN_DIR named after the options."""
     seed: int = 0
@@ -87,10 +88,8 @@ class TrainedRun:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
         self.options = options = with_local_paths(options)
         source, self.root, self.name = options.run_dir, options.run_dir, str(options.run_dir)
-        if options.pretrained is not None:
-            source = pretrained_folder(options.pretrained)
-            self.root = Path("runs") / f"pretrained-{options.pretrained}"
-            self.name = f"pretrained {options.pretrained}"
+        if options.pretrained is not None or is_model_name(source):
+            self.name, source, self.root = find_model(options.pretrained or self.name)
         self.directory = RunDirectory(source)
         self.config: TrainConfig
         self.config, self.facts = self.directory.read()
@@ -340,11 +339,10 @@ class TrainedRun:
 
 
 def load_run(source: str | Path, **options: Any) -> TrainedRun:
-    """Opens a trained model: a run directory, a folder of weights, or a pretrained model's name.
+    """Opens a trained model: a run directory, a folder of weights, or a model's name.
 
-    `options` are the other fields of `RunOptions`. A folder takes precedence over a name. Raises
-    what `TrainedRun` raises.
+    A name is that of a model in the package, or `hub:OWNER/NAME@REVISION`; the run's `name` then
+    has the commit. A folder takes precedence over a name. `options` are the other fields of
+    `RunOptions`. Raises what `TrainedRun` raises.
     """
-    if isinstance(source, str) and source in pretrained_names() and not Path(source).exists():
-        return TrainedRun(RunOptions(pretrained=source, **options))
     return TrainedRun(RunOptions(Path(source), **options))

@@ -3,15 +3,17 @@
 config.json        as in a run directory, with `weights`: the step, and the sha256 of the file
 weights.safetensors    the averaged parameters, float32 or float16, named by their place in the tree
 
-Every program that takes a run directory takes such a folder, too.
+Every program that takes a run directory takes such a folder, too, and the name of a model: one that
+comes with the package, or `hub:OWNER/NAME@REVISION`.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,11 +21,14 @@ from flax import traverse_util
 
 import ddpm_jax
 from ddpm_jax.files import write_json
+from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.interop.tensors import read_safetensors, write_safetensors
 from ddpm_jax.types import PyTree
 
 PRETRAINED = Path(ddpm_jax.__file__).parent / "pretrained"
 WEIGHTS = "weights.safetensors"
+SHEET = "samples.png"
+HUB = "hub:"
 WeightsDtype = Literal["float32", "float16"]
 
 
@@ -32,17 +37,54 @@ def pretrained_names() -> list[str]:
     return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{WEIGHTS}"))
 
 
-def pretrained_folder(name: str) -> Path:
-    """The folder of a trained model that comes with the package; ValueError for another name."""
+class NamedModel(NamedTuple):
+    """A model's name in results, its folder, and where results go unless the user says."""
+
+    name: str
+    folder: Path
+    results: Path
+
+
+def is_model_name(source: str | Path) -> bool:
+    """Whether this is the name of a model, and no folder that exists."""
+    text = str(source)
+    return (text in pretrained_names() or text.startswith(HUB)) and not Path(text).exists()
+
+
+def find_model(name: str) -> NamedModel:
+    """The model of this name, fetched from the hub if need be.
+
+    Raises ValueError for another name, and what `fetch_files` raises.
+    """
+    if name.startswith(HUB):
+        repository, _, revision = name.removeprefix(HUB).partition("@")
+        fetched = fetch_files(repository, revision or None, choose_weights)
+        pinned = f"{HUB}{repository}@{fetched.commit}"
+        results = f"hub-{repository.replace('/', '-')}-{fetched.commit[:8]}"
+        return NamedModel(pinned, fetched.folder, Path("runs") / results)
     names = pretrained_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"--pretrained knows {', '.join(names)}, got {name!r}.{meant} A run of your own is "
-            "named by --run-dir."
+            f"--pretrained knows {', '.join(names)} and {HUB}OWNER/NAME@REVISION, got {name!r}."
+            f"{meant} A run of your own is named by --run-dir."
         )
-    return PRETRAINED / name
+    results = Path("runs") / f"pretrained-{name}"
+    return NamedModel(f"pretrained {name}", PRETRAINED / name, results)
+
+
+def choose_weights(names: Iterable[str], where: str) -> list[str]:
+    """The files to fetch of a repository on the hub; ValueError if it holds no model of ours."""
+    present = set(names)
+    if "config.json" in present and WEIGHTS in present:
+        return ["config.json", WEIGHTS, *({SHEET} & present)]
+    remedy = f"It has {sorted(present)[:8] or 'no files'}."
+    if any(name.endswith("scheduler_config.json") for name in present):
+        remedy = (
+            "It is a pipeline of diffusers: ddpm-jax convert from-diffusers --download OWNER/NAME."
+        )
+    raise ValueError(f"{where} has no config.json and {WEIGHTS} of this package. {remedy}")
 
 
 def has_weights(folder: Path) -> bool:
