@@ -63,12 +63,11 @@ class InterpolateConfig(RunOptions):
     label: int | None = None
     """Class used for all decoding, for a class-conditional run; None for no class."""
     cond: Path | None = None
-    """An .npy of vectors [M, D] for encoding and decoding: pair i uses row i, in turn; None for no
-    condition."""
+    """An .npy of vectors [M, D] for encoding and decoding; pair i uses row i, in turn."""
     context: Path | None = None
-    """An .npy of tokens [M, L, D], or an .npz of `context` and `context_mask`, likewise."""
+    """Likewise, tokens [M, L, D], or an .npz of `context` and `context_mask`."""
     concat: Path | None = None
-    """An .npy of arrays [M, H, W, C], likewise."""
+    """Likewise, arrays [M, H, W, C]."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
 
@@ -99,8 +98,8 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     first, second = _chosen_pairs(config, data)
     label = None if config.label is None else run.labels(1, config.label)
     files = {name: getattr(config, name) for name in ("cond", "context", "concat")}
-    conditions = read_conditions(files, run.model.condition_shapes)
-    conditions = in_turn(conditions, np.arange(len(first)))
+    given = read_conditions(files, run.model.condition_shapes)
+    conditions = in_turn(given, np.arange(len(first)))
     grid = build_grid(
         run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
     )
