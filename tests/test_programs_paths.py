@@ -50,8 +50,8 @@ PROGRAMS = {
 OPTIONS = [(name, option) for name, (_, options) in PROGRAMS.items() for option in options]
 ACCEPTED = ["a b", "[x]", "mult=[1,2]", "a*", "a?", "back\\slash", "Ünïcödé", "a#%41", "../up"]
 REFUSED = {
-    "gs://bucket/run": "is an address",
-    "s3://bucket/run": "is an address",
+    "nosuch://bucket/run": "is an address",
+    "nosuch://../run": "names no folder of a bucket",
     "http://host/run": "is an address",
     "file:///tmp/run": "is an address",
     os.fsdecode(b"not \xff utf-8"): "is not UTF-8",
@@ -124,6 +124,7 @@ def test_library_calls_expand_too(monkeypatch):
     assert RunDirectory("~/runs/a").root == Path("/somewhere/runs/a")
     config = TrainConfig(Path("~/a"), 1, data=DataConfig(path=Path("~/b")))
     assert with_local_paths(config).data.path == Path("/somewhere/b")
+    assert with_local_paths(SampleConfig(data_path="~/b")).data_path == Path("/somewhere/b")
     with pytest.raises(ValueError, match="NUL"):
         RunDirectory("a\0b")
 

@@ -24,6 +24,7 @@ from ddpm_jax.forward import (
 )
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet
+from ddpm_jax.programs.buckets import check_fetched
 from ddpm_jax.programs.config import (
     DataConfig,
     DiffusionConfig,
@@ -118,6 +119,7 @@ def load_data(
     `labelled`: whether the network takes labels. If not, the labels of a user's own images are read
     only if the configuration names their file.
     """
+    check_fetched(config.path)
     labels = config.labels if labelled or config.labels != "auto" else "none"
     options = DataOptions(
         path=config.path,

@@ -27,7 +27,8 @@ class DataConfig:
     folder or arrays for your own images at `path`; tfds:NAME; hf:NAME_OR_FOLDER; or
     package.module:function, a function of your own that takes the split."""
     path: Path | None = None
-    """Local file or folder. None: look in the cache, then for a prepared TFDS data set."""
+    """File or folder, local or in a bucket (gs://…, s3://…), which is fetched once. None: look in
+    the cache, then for a prepared TFDS data set."""
     cache_dir: Path | None = None
     """Where to keep decoded images; None for the user's cache folder."""
     download: bool = False
@@ -229,7 +230,7 @@ class TrainConfig:
     """A training run. The same command resumes it."""
 
     run_dir: Path
-    """Folder for everything that the run writes."""
+    """Folder for everything that the run writes, local or in a bucket (gs://…, s3://…)."""
     num_steps: int
     """Total number of training steps."""
     batch_size: int = 128

@@ -125,9 +125,9 @@ def run_program(
     one; `first` is taken where there is no such word.
 
     Errors of the user's making (wrong values, files, folders) print without a traceback and exit
-    with 2; a training run that diverged exits with 1, one that hangs with 75 (`training.watchdog`);
-    anything else is a bug and keeps its traceback. Where nobody reads what is printed any more, or
-    it goes to a full disk, the program goes on without.
+    with 2; a training run that diverged exits with 1, one that hangs with 75 (`training.watchdog`),
+    as do results that could not be uploaded; anything else is a bug and keeps its traceback. Where
+    nobody reads what is printed any more, or it goes to a full disk, the program goes on without.
     """
     global _program
     with forgiving_output():
@@ -153,12 +153,17 @@ def _read_command_line(default: Any, description: str | None, first: str | None)
 
 
 def _run(program: Callable[[C], Any], config: C) -> None:
+    from ddpm_jax.programs.buckets import UnsentError, push_outputs
     from ddpm_jax.programs.compilation import CompilationStopped
     from ddpm_jax.programs.run_directory import RunDirectoryError
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
     try:
         program(with_local_paths(config))
+        push_outputs()
+    except UnsentError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(75)
     except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
         if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error, program):
             raise

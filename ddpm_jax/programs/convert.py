@@ -25,6 +25,8 @@ from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.programs.averages import average_name
+from ddpm_jax.programs.bucket_files import Bucket
+from ddpm_jax.programs.buckets import address_of, shown
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.console import quantity, say
@@ -289,10 +291,12 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
     directory = RunDirectory(options.run_dir)
     directory.acquire()
     try:
-        if directory.config.exists() or directory.checkpoints.exists():
+        address = address_of(directory.root)
+        taken = directory.config.exists() or directory.checkpoints.exists()
+        if taken or (address is not None and Bucket(address).files()):
             raise RunDirectoryError(
-                f"{options.run_dir} already holds a run. Choose another folder with --run-dir; "
-                "nothing was changed."
+                f"{shown(options.run_dir)} already holds a run. Choose another folder with "
+                "--run-dir; nothing was changed."
             )
         say(f"writing {quantity(count_parameters(model.params))} parameters to {options.run_dir}")
         key = jax.random.split(make_key(config.seed))[1]

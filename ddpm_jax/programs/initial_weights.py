@@ -17,6 +17,7 @@ import numpy as np
 
 from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.programs.averages import restore_state
+from ddpm_jax.programs.buckets import readable_run, shown
 from ddpm_jax.programs.build import build_model_of
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import say
@@ -74,9 +75,10 @@ def begin_with_weights(
 
 def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, Any]]:
     """The configuration, the parameters, and where they came from."""
-    name = str(source)
+    name = shown(source)
     if is_model_name(source):
         name, source, _ = find_model(name)
+    source = readable_run(source)
     if (source / "config.json").is_file():
         directory = RunDirectory(source)
         config, facts = directory.read()
@@ -90,13 +92,13 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
         with Checkpoints(directory.checkpoints, writable=False) as checkpoints:
             state = restore_state(checkpoints, like)
         if state is None:
-            raise ValueError(f"--init-from {source} is a run without a checkpoint yet.")
+            raise ValueError(f"--init-from {name} is a run without a checkpoint yet.")
         params = state.ema_params if weights == "ema" else state.params
-        about = {"from": str(source), "kind": "run", "step": int(state.step), "data": data}
+        about = {"from": name, "kind": "run", "step": int(state.step), "data": data}
         return config, fetch(params), about
     if not (source / "model_index.json").is_file():
         raise ValueError(
-            f"--init-from {source} is no run directory or folder of weights (config.json), no "
+            f"--init-from {name} is no run directory or folder of weights (config.json), no "
             "pipeline of diffusers (model_index.json), and no name of a model "
             f"({', '.join(pretrained_names())}, hub:OWNER/NAME@REVISION)."
         )
@@ -105,7 +107,7 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
 
     model = load_diffusers(source)
     config = train_config(FromDiffusers(), model)
-    return config, jax.device_get(model.params), {"from": str(source), "kind": "diffusers"}
+    return config, jax.device_get(model.params), {"from": name, "kind": "diffusers"}
 
 
 def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:

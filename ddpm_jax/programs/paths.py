@@ -1,35 +1,31 @@
-"""Paths given as options: local, readable in reports, with ~ expanded."""
+"""Paths given as options: local or in a bucket, readable in reports, with ~ expanded."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ddpm_jax.files import user_path
+from ddpm_jax.programs.buckets import find_address, localized
 
 C = TypeVar("C", bound=Any)
 NAMES_OR_FILES = ("labels", "mask")
 """Options of text that may name a file."""
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def local_path(path: str | Path, option: str) -> Path:
     """The path with a leading ~ expanded; `option` is named where it is refused.
 
-    Raises ValueError for an address such as gs://…, which is no local path, and for names that are
-    not UTF-8, which config.json could not hold.
+    Of an address such as gs://BUCKET/KEY it is the local path that stands for it (`buckets`), with
+    a copy of what is there if the option names something to read.
+
+    Raises ValueError for addresses that no bucket can have and for names that are not UTF-8, which
+    config.json could not hold; BucketError for a bucket that cannot be read.
     """
     text = os.fspath(path)
     flag = f"--{option.replace('_', '-')}"
-    scheme = _SCHEME.match(text)
-    if scheme:
-        raise ValueError(
-            f"{flag} {text} is an address ({scheme[1]}://), not a local path. Mount it or copy "
-            "it to a local folder, and name that one."
-        )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -39,7 +35,8 @@ def local_path(path: str | Path, option: str) -> Path:
         ) from error
     if "\0" in text:
         raise ValueError(f"{flag} {ascii(text)} has a NUL in it, as no path may.")
-    return user_path(text)
+    address = find_address(text)
+    return user_path(text) if address is None else localized(address, option, flag)
 
 
 def with_local_paths(config: C, prefix: str = "") -> C:
@@ -47,7 +44,8 @@ def with_local_paths(config: C, prefix: str = "") -> C:
     changes = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if isinstance(value, Path):
+        # From Python a path may be text.
+        if isinstance(value, Path) or (isinstance(value, str) and "Path" in str(f.type)):
             changes[f.name] = local_path(value, prefix + f.name)
         elif f.name in NAMES_OR_FILES and isinstance(value, str):
             changes[f.name] = str(local_path(value, prefix + f.name))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_jax.files import read_json_object, write_json
+from ddpm_jax.programs.buckets import shown
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.paths import local_path
 from ddpm_jax.programs.run_lock import InUseError, RunLock
@@ -215,7 +216,7 @@ def to_json(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Path):
-            return str(value)
+            return shown(value)
         return list(value) if isinstance(value, tuple) else value
 
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}

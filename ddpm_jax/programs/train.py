@@ -22,12 +22,15 @@ from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import is_program, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.initial_weights import begin_with_weights
+from ddpm_jax.programs.mirror import mirrored
+from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectoryError, flatten, to_json, without_names
 from ddpm_jax.programs.trackers import OnRecord, recording
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.programs.training_session import train_steps
 from ddpm_jax.training import Checkpoints, StopRequest, TrainState
 from ddpm_jax.training.logs import read_jsonl
+from ddpm_jax.training.loop import StopAtOnce
 from ddpm_jax.training.watchdog import Watchdog
 
 Finish = Callable[[TrainingRun, TrainState, StopRequest], None]
@@ -75,6 +78,7 @@ def train(
     MismatchedCheckpointError before training if something is wrong, and NonFiniteError when
     training diverges.
     """
+    config = with_local_paths(config)
     if data is not None:
         name = dataclasses.replace(config.data, name=PASSED)
         config = dataclasses.replace(config, data=name)
@@ -93,7 +97,11 @@ def train(
         if processes.num_processes() > 1:
             stop.share()
         try:
-            return _train(run, stop, finish, on_record)
+            with mirrored(run.directory, config.report, stop):
+                return _train(run, stop, finish, on_record)
+        except StopAtOnce:
+            say("stopped while the run was fetched; the same command starts it")
+            return None
         finally:
             run.directory.release()
 

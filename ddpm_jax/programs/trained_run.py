@@ -21,6 +21,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.programs.averages import average_name, restore_params
+from ddpm_jax.programs.buckets import readable_run, shown
 from ddpm_jax.programs.build import build_model_of, build_sampler, load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data, conditions_for, in_turn
@@ -49,7 +50,7 @@ class RunOptions:
     """Which run and step to load, and where its data and devices are."""
 
     run_dir: Path = Path("runs/digits")
-    """The --run-dir of a training run, a folder with exported weights, or a model's name."""
+    """A run directory or folder of weights, local or in a bucket (gs://…); or a model's name."""
     pretrained: str | None = None
     """Instead of a run: a trained model shipped with the package, such as digits, or one on the
     hub, hub:OWNER/NAME@REVISION."""
@@ -69,8 +70,8 @@ class RunOptions:
     data_path: Path | None = None
     """Where the run's data are, if they have moved since training."""
     data_name: str | None = None
-    """The run's data, as --data.name in training. Required if they come from a function of your
-    own: a run's folder must not decide which code is executed."""
+    """The run's data, as --data.name in training. Required for a function of your own: a run's
+    folder must not decide which code is executed."""
     num_devices: int | None = None
     """Devices to split each batch over; None for all. On a CPU each core is a device, up to eight.
     Changes the speed, not the results."""
@@ -87,7 +88,8 @@ class TrainedRun:
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
         self.options = options = with_local_paths(options)
-        source, self.root, self.name = options.run_dir, options.run_dir, str(options.run_dir)
+        source = readable_run(options.run_dir, options.checkpoint, options.ema_sigma_rel)
+        self.root, self.name = options.run_dir, shown(options.run_dir)
         if options.pretrained is not None or is_model_name(source):
             self.name, source, self.root = find_model(options.pretrained or self.name)
         self.directory = RunDirectory(source)

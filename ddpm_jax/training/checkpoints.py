@@ -164,9 +164,7 @@ class Checkpoints:
         except Exception as error:
             self._sweep(incoming.name)
             raise CheckpointWriteError(_failure(self.folder, step, error)) from error
-        for old in self.steps()[: -self.keep]:
-            if self.keep_every and old % self.keep_every == 0:
-                continue
+        for old in superseded(self.steps(), self.keep, self.keep_every):
             # Rename first: a kill during the removal must not leave half a step under a final name.
             doomed = self.folder / f"{INCOMING}{old}-old"
             (self.folder / str(old)).rename(doomed)
@@ -287,6 +285,11 @@ class Checkpoints:
             f"continuing from step {used}.",
             stacklevel=5,
         )
+
+
+def superseded(steps: list[int], keep: int, keep_every: int) -> list[int]:
+    """Those of the ascending steps that are removed: neither among the newest nor kept for good."""
+    return [step for step in steps[:-keep] if not keep_every or step % keep_every]
 
 
 def _failure(folder: Path, step: int, error: Exception) -> str:

@@ -32,6 +32,7 @@ FAMILIES = (
     "nonfinite",
     "data",
     "writers",
+    "bucket",
     "network",
     "hang",
     "ranks",

@@ -8,6 +8,7 @@ FAULT is JSON. The product knows nothing of it: what it calls is replaced in thi
                                                  when the first was asked for goes to the file
     {"slow": 0.05}                               every step takes so many seconds more
     {"time_saves": "FILE"}                       seconds of every save, one a line
+    {"bucket": 3.0}                              fake:// is known, and locks end after such seconds
 """
 
 from __future__ import annotations
@@ -147,7 +148,22 @@ def time_saves(path: str) -> None:
     Checkpoints.save = save
 
 
-FAULTS = {"loss": loss, "hang": hang, "slow": slow, "names": names, "time_saves": time_saves}
+def bucket(lease: float) -> None:
+    """Runs may lie in the buckets of `tests.fake_bucket`, and what is there is read often."""
+    import tests.fake_bucket  # noqa: F401 - registers the scheme
+    from ddpm_jax.programs import bucket_lock, mirror
+
+    bucket_lock.LEASE, mirror.POLL_SECONDS = lease, 0.1
+
+
+FAULTS = {
+    "loss": loss,
+    "hang": hang,
+    "slow": slow,
+    "names": names,
+    "time_saves": time_saves,
+    "bucket": bucket,
+}
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -1,0 +1,279 @@
+"""Folders and files in buckets, such as gs://BUCKET/KEY, and their local copies.
+
+Every program works on local files. An address given as a path becomes a path in the cache:
+
+    <cache>/buckets/work/gs/BUCKET/KEY              for what is written (run_dir, out)
+    <cache>/buckets/read/gs/BUCKET/KEY/@ID/NAME     a copy of what is read
+
+`address_of` is the inverse. What a program wrote is pushed when it ends (`push_outputs`); a
+training run is pushed while it trains (`mirror`). ID identifies the content of every file, so a
+copy is complete, never changes, and is fetched once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddpm_jax.data.cache import cache_root
+from ddpm_jax.data.download import progress_bar
+from ddpm_jax.devices import processes
+from ddpm_jax.programs.bucket_files import Bucket, BucketError, Files
+
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+NO_BUCKETS = ("file", "local", "http", "https", "data")
+"""Schemes of fsspec that are no place for a folder, or need no copy of it."""
+KEPT_SECONDS = 7 * 86400.0
+"""Copies of what an address held earlier are kept for so long after their last use."""
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+written: dict[Path, float] = {}
+"""Local folders that stand for addresses, and when they were last pushed."""
+
+
+class UnsentError(BucketError):
+    """Results are complete, but only on this machine."""
+
+
+def find_address(path: str | os.PathLike[str]) -> str | None:
+    """The address that a text or path is (`Path` turns // into /), or None."""
+    found = _ADDRESS.fullmatch(os.fspath(path))
+    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
+
+
+def check_address(address: str, flag: str) -> None:
+    """Raises ValueError unless there is a file system for the address; asks no server."""
+    import fsspec
+
+    scheme, _, rest = address.partition("://")
+    if scheme in NO_BUCKETS:
+        raise ValueError(
+            f"{flag} {address} is an address ({scheme}://), neither a local path nor a bucket. "
+            "Mount it or copy it to a local folder, and name that one."
+        )
+    if not rest or ".." in rest.split("/"):
+        raise ValueError(f"{flag} {address} names no folder of a bucket, as gs://BUCKET/FOLDER.")
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        extra = EXTRAS.get(scheme)
+        remedy = f'pip install "ddpm_jax[{extra}]"' if extra else str(error)
+        raise ValueError(
+            f"{flag} {address} needs a package that is not installed: {remedy}."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{flag} {address} is an address ({scheme}://) that fsspec does not know. Use gs:// or "
+            "s3://, or copy it to a local folder and name that one."
+        ) from error
+
+
+def localized(address: str, option: str, flag: str) -> Path:
+    """The local path that stands for the address in this option; what is read is fetched.
+
+    `init_from` stays as it is: it is fetched where a run begins, and not when it is resumed.
+    """
+    check_address(address, flag)
+    last = option.rpartition(".")[2]
+    if last == "cache_dir":
+        raise ValueError(
+            f"{flag} {address}: caches are local, as they are mapped into memory. Leave {flag} "
+            "out, or name a local folder."
+        )
+    if last == "init_from":
+        return Path(address)
+    if last not in ("run_dir", "out"):
+        return fetch(address)
+    path = _place("work", address)
+    written.setdefault(path, time.time() - 1)  # the clock of a file system may lag
+    return path
+
+
+def address_of(path: Path) -> str | None:
+    """The address that a path in the cache stands for, or None."""
+    for area in ("work", "read"):
+        root = _root() / area
+        if root in path.absolute().parents:
+            scheme, *parts = path.absolute().relative_to(root).parts
+            if area == "read":
+                parts = itertools.takewhile(lambda part: not part.startswith("@"), parts)
+            return f"{scheme}://{'/'.join(parts)}"
+    return None
+
+
+def shown(path: Path) -> str:
+    """A path as config.json and messages give it: by its address, if it has one."""
+    return address_of(path) or find_address(path) or str(path)
+
+
+def _root() -> Path:
+    return cache_root().absolute() / "buckets"
+
+
+def _place(area: str, address: str) -> Path:
+    scheme, _, rest = address.partition("://")
+    return _root() / area / scheme / rest
+
+
+def _identity(info: dict[str, Any]) -> list[str]:
+    """What changes when a file does: its size, and the tag or time that the server gives it."""
+    tags = ("ETag", "etag", "md5Hash", "generation", "mtime", "created")
+    return [str(info.get("size")), *(str(info[tag]) for tag in tags if tag in info)]
+
+
+def fetch(address: str, choose: Callable[[Files], Files] = lambda files: files) -> Path:
+    """A local copy of an address, or of those of its files that are chosen.
+
+    Raises BucketError if there is nothing, or it cannot be read, or the disk has no room for it.
+    """
+    bucket = Bucket(address)
+    for attempt in range(3):
+        try:
+            return _fetch(bucket, choose(bucket.files()))
+        except FileNotFoundError as error:  # a running training removed it since it was listed
+            if attempt == 2:
+                raise BucketError(f"{address} changes while it is read: {error}") from error
+    raise AssertionError
+
+
+def _fetch(bucket: Bucket, files: Files) -> Path:
+    from ddpm_jax.programs.console import quantity, say  # which imports this module
+
+    if not files:
+        raise BucketError(f"{bucket.address} holds no files, or does not exist.")
+    what = json.dumps({name: _identity(files[name]) for name in sorted(files)})
+    place = _place("read", bucket.address)
+    whole = place / f"@{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    result = whole / place.name
+    if result.exists():
+        os.utime(whole)
+        return result
+    partial = whole.with_name(f".{whole.name}.partial")
+    draft = partial / place.name
+    missing = {n: draft / n if n else draft for n in files if not (draft / n).is_file()}
+    size = sum(int(files[name]["size"]) for name in missing)
+    partial.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(partial).free
+    if free < size:
+        raise BucketError(
+            f"{bucket.address} has {size:,} bytes, and {partial} has room for {free:,}. Set "
+            "DDPM_JAX_CACHE to a folder on another disk."
+        )
+    say(f"fetching {bucket.address}: {len(missing):,} files, {quantity(size, 'B')}")
+    names, done = list(missing), 0
+    with progress_bar(None, place.name, size, unit="B") as report:
+        for first in range(0, len(names), 64):
+            some = names[first : first + 64]
+            bucket.get({name: missing[name] for name in some})
+            for name in some:
+                if (got := missing[name].stat().st_size) != int(files[name]["size"]):
+                    raise BucketError(f"{name} of {bucket.address} came with {got:,} bytes")
+                done += got
+            report(done, size)
+    for old in place.glob("@*"):
+        if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.rename(partial, whole)
+    except OSError:
+        if not result.exists():  # or another process was faster
+            raise
+    return result
+
+
+def committed_steps(files: Files) -> list[int]:
+    """The steps of a run's complete checkpoints, ascending: those that have a manifest."""
+    found = (re.fullmatch(r"checkpoints/(\d+)/manifest\.json", name) for name in files)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def fetch_run(address: str, step: int | None = None, *, all_steps: bool = False) -> Path:
+    """A local copy of what reading a run needs: config.json, and a checkpoint or the weights.
+
+    A damaged newest checkpoint is left out with a warning. Raises BucketError if there is no
+    checkpoint of `step`, or the run cannot be read.
+    """
+    from ddpm_jax.training.manifest import DamagedCheckpointError, verify_manifest
+
+    def choose(files: Files, wanted: list[int]) -> Files:
+        folders = tuple(f"checkpoints/{s}/" for s in wanted)
+        return {n: i for n, i in files.items() if n == "config.json" or n.startswith(folders)}
+
+    steps = committed_steps(files := Bucket(address).files())
+    if not steps:
+        weights = {n: files[n] for n in ("config.json", "weights.safetensors") if n in files}
+        visible = {name: info for name, info in files.items() if not is_hidden(name)}
+        return fetch(address, lambda _: weights if len(weights) == 2 else visible)
+    if step is not None and step not in steps:
+        raise BucketError(f"{address} has no checkpoint of step {step}; it has {steps}.")
+    if all_steps:
+        return fetch(address, lambda files: choose(files, committed_steps(files)))
+    if step is not None:
+        return fetch(address, functools.partial(choose, wanted=[step]))
+    for newest in reversed(steps):
+        path = fetch(address, functools.partial(choose, wanted=[newest]))
+        try:
+            verify_manifest(path / "checkpoints" / str(newest))
+            return path
+        except DamagedCheckpointError as error:
+            warnings.warn(f"damaged checkpoint in {address}: {error}", stacklevel=2)
+    raise BucketError(f"{address} has no intact checkpoint; it has {steps}.")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or one of its folders has a name that begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def readable_run(path: Path, step: int | None = None, sigma_rel: float | None = None) -> Path:
+    """The path itself, or `fetch_run` of the address that it is or stands for; every checkpoint
+    for an average of width `sigma_rel`."""
+    address = address_of(path) or find_address(path)
+    return path if address is None else fetch_run(address, step, all_steps=sigma_rel is not None)
+
+
+def check_fetched(path: Path | None) -> None:
+    """Raises ValueError for data of a stored configuration that are in a bucket."""
+    if path is not None and (address := find_address(path)) is not None:
+        raise ValueError(
+            f"the data are at {address}, and a stored configuration does not decide what is "
+            f"fetched. Name them: --data.path {address}."
+        )
+
+
+def push_outputs() -> None:
+    """Pushes what this process has written for run_dir and out options that are addresses.
+
+    Raises UnsentError if that fails; the local files are kept.
+    """
+    from ddpm_jax.programs.console import say
+
+    for root, since in list(written.items()) if processes.is_leader() else ():
+        now, sources = time.time(), {}
+        for path in [root, *root.rglob("*")]:
+            name = path.relative_to(root).as_posix() if path != root else ""
+            nearest = next(folder for folder in (path, *path.parents) if folder in written)
+            if nearest == root and path.is_file() and not is_hidden(name):
+                if path.stat().st_mtime > since:
+                    sources[name] = path
+        address = address_of(root)
+        if sources and address is not None:
+            try:
+                bucket = Bucket(address)
+                # What describes other files comes after them, a checkpoint's manifest at the end.
+                rank = {n: n.endswith(".json") + n.endswith("manifest.json") for n in sources}
+                for turn in range(3):
+                    bucket.put({n: path for n, path in sources.items() if rank[n] == turn})
+            except BucketError as error:
+                raise UnsentError(f"{error} The results are kept in {root}; copy them.") from error
+            say(f"pushed {len(sources)} files to {address}")
+        written[root] = now
