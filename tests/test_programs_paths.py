@@ -30,7 +30,7 @@ PROGRAMS = {
         TrainConfig(Path("run"), 1),
         ["run-dir", "init-from", "data.path", "data.cache-dir", "data.labels"],
     ),
-    "sample": (SampleConfig(), ["run-dir", "out", "data-path", "cond", "context"]),
+    "sample": (SampleConfig(), ["run-dir", "out", "data-path", "cond", "context", "concat"]),
     "evaluate": (EvaluateConfig(), ["run-dir", "out", "data-path", "inception", "cache-dir"]),
     "inpaint": (InpaintConfig(), ["run-dir", "out", "data-path", "mask"]),
     "neighbours": (NeighboursConfig(), ["run-dir", "out", "data-path", "samples"]),
