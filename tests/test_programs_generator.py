@@ -5,7 +5,8 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.devices.batched import RowSplit
-from ddpm_jax.programs.generator import Generator, Stopped, chunk_length
+from ddpm_jax.programs.chunks import chunk_length
+from ddpm_jax.programs.generator import Generator, Stopped
 
 FULL = dj.linear_schedule()
 SHAPE = (4, 4, 3)
@@ -106,8 +107,9 @@ def test_chunk_length_divides():
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        ({"count": 0}, "count >= 1"),
+        ({"count": 0}, "count, a whole number"),
         ({"count": 4, "batch_size": 0}, "batch_size"),
+        ({"count": 4, "start": 2**32}, "32 bits"),
         ({"count": 4, "labels": np.zeros(3, int)}, "labels with one row per image"),
         ({"count": 4, "conditions": {"cond": np.zeros((3, 2))}}, "cond with one row per image"),
     ],
