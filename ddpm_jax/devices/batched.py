@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 
 from ddpm_jax.devices import mesh
 from ddpm_jax.devices.mesh import ROWS, WHOLE
-from ddpm_jax.forward.checks import check_function, check_whole
+from ddpm_jax.forward.checks import check_function, check_kind, check_whole
 from ddpm_jax.types import Device, PyTree, describe
 
 
@@ -57,6 +57,7 @@ class RowSplit:
         in_specs, out_specs  for each argument and for the result: ROWS, WHOLE, or another spec
         """
         check_function("map", "function", function, "of arrays")
+        check_kind("map", "in_specs", in_specs, Sequence, "ROWS or WHOLE for each argument")
         # With shard_map, unlike jit alone, no compiler can decide to gather the rows on one device.
         # Unchecked: a sampler's state may hold constants, which are equal on all devices anyway.
         return jax.jit(

@@ -11,9 +11,10 @@ class RunOptions:
     """Which run and step to load, and where its data and devices are."""
 
     run_dir: Path = Path("runs/digits")
-    """The --run-dir of a training run, or a folder with exported weights."""
+    """A run directory or folder of weights, local or in a bucket (gs://…); or a model's name."""
     pretrained: str | None = None
-    """Instead of a run: a trained model shipped with the package, such as digits."""
+    """Instead of a run: a trained model shipped with the package, such as digits, or one on the
+    hub, hub:OWNER/NAME@REVISION."""
     out: Path | None = None
     """Where to write; None for a folder in RUN_DIR named after the options."""
     seed: int = 0
@@ -30,8 +31,8 @@ class RunOptions:
     data_path: Path | None = None
     """Where the run's data are, if they have moved since training."""
     data_name: str | None = None
-    """The run's data, as --data.name in training. Required if they come from a function of your
-    own: a run's folder must not decide which code is executed."""
+    """The run's data, as --data.name in training. Required for a function of your own: a run's
+    folder must not decide which code is executed."""
     num_devices: int | None = None
     """Devices to split each batch over; None for all. On a CPU each core is a device, up to eight.
     Changes the speed, not the results."""

@@ -168,7 +168,8 @@ class TrainedRun:
         batch_size = check_whole("sample", "batch_size", batch_size)
         options = SamplerOptions(cast(Any, sampler), num_steps=num_steps)
         generator = self.generator(self.sampler(options), guidance=guidance)
-        given = conditions_for(self.model.condition_shapes, conditions or {}, "sample")
+        given = {} if conditions is None else conditions
+        given = conditions_for(self.model.condition_shapes, given, "sample")
         return generator(
             self.params,
             seed=seed,

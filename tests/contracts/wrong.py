@@ -448,7 +448,13 @@ def outcome(name: str, make, *others: str) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if not frame.filename.startswith(PACKAGE):
             return f"raised elsewhere, {pathlib.Path(frame.filename).name}: {error}"[:200]
-        names = (public, "apply_fn", "a denoiser must return", "--data.", *others)
+        names = (
+            public.rpartition(".")[2],
+            "apply_fn",
+            "a denoiser must return",
+            "--data.",
+            *others,
+        )
         named = any(said in str(error) for said in names)
         return "" if named else f"the call is not named: {error}"[:200]
     except Exception as error:  # another kind of error: not ours
@@ -480,6 +486,7 @@ class Net(NamedTuple):
     elsewhere   public names without a row, and why
     kinds       what can be wrong with an argument of each kind
     passed_on   functions that pass their arguments to another, which errors name instead
+    methods     classes whose public methods need rows, too, as "Class.method"
     """
 
     rooms: Sequence[ModuleType]
@@ -489,11 +496,19 @@ class Net(NamedTuple):
     kinds: Mapping[str, Mapping[str, Any]] = WRONG
     classes: bool = False
     passed_on: Mapping[str, str] = {}
+    methods: Sequence[type] = ()
 
     def missing(self) -> set[str]:
         """Public names without a row, and rows of names that are gone."""
         rows = {name for name in self.rows if "(" not in name}
-        return public_names(self.rooms, self.classes) ^ (rows | self.elsewhere.keys())
+        methods = {
+            f"{kind.__name__}.{name}"
+            for kind in self.methods
+            for name, value in vars(kind).items()
+            if inspect.isfunction(value) and not name.startswith("_")
+        }
+        known = rows | self.elsewhere.keys()
+        return (public_names(self.rooms, self.classes) | methods) ^ known
 
     def wrong_calls(self, name: str) -> Iterator[tuple[str, str, Callable[[], Any]]]:
         """(argument, what is wrong, the call) for a row."""
