@@ -336,7 +336,39 @@ WRONG = {
         "an array": lambda v: jnp.ones(3, bool),
         "traced": TRACED,
     },
-    "scale": {k: v for k, v in VALUES.items()} | {"a scale per row": lambda v: jnp.ones(4)},
+    "scale": VALUES
+    | {
+        "a scale per row": lambda v: jnp.ones(4),
+        "a scale [1]": lambda v: jnp.ones(1),
+        "a column": lambda v: jnp.ones((3, 1)),
+        "nan": lambda v: float("nan"),
+        "inf": lambda v: np.float32("inf"),
+        "one of them nan": lambda v: jnp.array([1.0, jnp.nan, 2.0]),
+        "a function to inf": lambda v: lambda timesteps: -jnp.inf,
+        "a function to text": lambda v: lambda timesteps: "2",
+    },
+    "known": VALUES
+    | {
+        "nan": lambda v: v * jnp.nan,
+        "a batch of one": lambda v: v[:1],
+        "an axis of one": lambda v: v[:, :1],
+        "a batch of two": lambda v: v[:2],
+        "an axis more": lambda v: v[None],
+    },
+    "data on levels": VALUES
+    | SHAPES
+    | {
+        "twice as large": lambda v: 2 * v,
+        "0 to 255": lambda v: 127.5 * (v + 1),
+        "nan": lambda v: v * jnp.nan,
+    },
+    "uniform draws": VALUES
+    | SHAPES
+    | {
+        "normal draws": lambda v: 3 * v - 1.5,
+        "-1 to 1": lambda v: 2 * v - 1,
+        "nan": lambda v: v * jnp.nan,
+    },
     "per row": {k: v for k, v in VALUES.items() if k != "int32"}
     | {
         "int32": lambda v: jnp.ones(3, jnp.int32),
