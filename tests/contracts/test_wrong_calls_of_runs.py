@@ -526,7 +526,7 @@ NET = Net(
     methods=(trained_run.TrainedRun, batched.RowSplit),
     passed_on={
         "load_diffusers": "pipeline_files",
-        "save_diffusers": "unet_to_diffusers_config process_to_diffusers_config unet_params_to_diffusers",
+        "save_diffusers": "unet_to_diffusers_config process_to_diffusers_config unet_params_to",
         "choose_pipeline_files": "is no folder of a DDPMPipeline is a pickle",
         "TrainedRun": "--seed choose_devices pretrained TrainingRun weights",
         "load_run": "TrainedRun --seed choose_devices",
