@@ -179,6 +179,14 @@ def _check_free(address: str) -> None:
         ) from error
 
 
+def pin_random_numbers() -> None:
+    """Makes threefry draw as JAX does by default, which JAX_THREEFRY_PARTITIONABLE=0 changes.
+
+    With that setting every draw has other values, so that a seed would mean other images.
+    """
+    jax.config.update("jax_threefry_partitionable", True)
+
+
 def num_processes() -> int:
     """The number of processes; does not initialise the devices if there is only one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1

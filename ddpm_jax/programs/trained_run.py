@@ -73,6 +73,7 @@ class TrainedRun:
         self.config, self.facts = self.directory.read()
         data = self.facts["data"]
         image_shape = tuple(data["image_shape"])
+        processes.pin_random_numbers()
         # These must come before the first use of JAX.
         keep_freed_memory(self.config.batch_size, image_shape, self.config.network.channels)
         one_device_per_core()

@@ -435,6 +435,7 @@ ROWS = {
         heartbeat_seconds=whole,
         start_seconds=whole,
     ),
+    "pin_random_numbers": row(processes.pin_random_numbers),
     "num_processes": row(processes.num_processes),
     "is_leader": row(processes.is_leader),
     "everywhere": row(processes.everywhere, work=work),
