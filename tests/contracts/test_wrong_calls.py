@@ -827,6 +827,21 @@ def test_the_right_call_is_right(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_float32_stays_float32_where_float64_is_enabled(name):
+    """A constant of NumPy, unlike one of Python, would make float64 of it: in half of a gradient."""
+
+    def kinds():
+        leaves = jax.tree.leaves(call(ROWS[name], {}))
+        return [x.dtype for x in leaves if isinstance(x, jax.Array)]
+
+    right = kinds()
+    with jax.enable_x64(True):
+        wide = kinds()
+    floats = [(a, b) for a, b in zip(right, wide, strict=True) if jnp.issubdtype(a, jnp.floating)]
+    assert all(a == b for a, b in floats), floats
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_wrong_calls_raise_an_error_of_ours(name):
     faults = NET.faults(name)
     assert not faults, "\n".join([name, *faults])
