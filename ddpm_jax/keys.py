@@ -20,8 +20,8 @@ from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 def make_key(seed: ArrayLike) -> Key:
     """The key of a seed [], always threefry's: JAX_DEFAULT_PRNG_IMPL does not change it.
 
-    Raises TypeError unless the seed is one integer, ValueError unless it has 32 bits: JAX would drop
-    the higher ones, so that seeds 2³² apart meant one key. A traced seed is not checked.
+    Raises TypeError unless the seed is one integer, ValueError unless it is in 0..2³²-1: JAX would
+    drop the higher bits, so that seeds 2³² apart meant one key. A traced seed is not checked.
 
     >>> dj.keys.make_key(0).shape
     ()

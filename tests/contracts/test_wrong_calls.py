@@ -828,7 +828,7 @@ def test_the_right_call_is_right(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_float32_stays_float32_where_float64_is_enabled(name):
-    """A constant of NumPy, unlike one of Python, would make float64 of it: in half of a gradient."""
+    """A constant of NumPy, unlike one of Python, makes float64 of it, which breaks gradients."""
 
     def kinds():
         leaves = jax.tree.leaves(call(ROWS[name], {}))
