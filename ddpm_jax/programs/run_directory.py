@@ -138,6 +138,8 @@ class RunDirectory:
         """
         try:
             values = read_json_object(self.config)
+            if not {"config", "data"} <= values.keys():
+                raise ValueError("it is no run's: `config` or `data` is missing")
             config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
             _check_sizes(config)
             _check_data(values["data"])
