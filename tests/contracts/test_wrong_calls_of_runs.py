@@ -567,6 +567,8 @@ PROGRAMS = {
     "export": (export.export, export.ExportConfig(pretrained="digits")),
     "convert": (convert.convert, convert.ToWeights(pretrained="digits")),
 }
+UNFIT = (1j, b"bytes", {1: 2})
+"""Values of no field."""
 WRONG_VALUES = {
     int: (1.5, "1", True, None, [1], float("nan"), np.ones(1), 2**63),
     float: ("1", True, None, [1.0], float("nan"), float("inf"), 1j, jnp.ones(1)),
@@ -586,10 +588,10 @@ def wrong_values(hint):
         kept = [v for v in parts[0] if all(any(v is w for w in part) for part in parts[1:])]
         return [v for v in kept if v is not None or type(None) not in arguments]
     if origin is typing.Literal:
-        return [3.5, None, "another", ["another"], np.ones(2)]
+        return [3.5, None, "another", ["another"], np.ones(2), *UNFIT]
     if dataclasses.is_dataclass(hint):
-        return [3, None, "text", hint, {"name": "digits"}]
-    return list(WRONG_VALUES[origin or hint])
+        return [3, None, "text", hint, *UNFIT]
+    return [*WRONG_VALUES[origin or hint], *UNFIT]
 
 
 FIELDS = [
