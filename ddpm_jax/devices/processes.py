@@ -187,6 +187,11 @@ def pin_random_numbers() -> None:
     jax.config.update("jax_threefry_partitionable", True)
 
 
+def pin_single_precision() -> None:
+    """Makes programs compute in float32, which JAX_ENABLE_X64=1 changes, and with it every draw."""
+    jax.config.update("jax_enable_x64", False)
+
+
 def num_processes() -> int:
     """The number of processes; does not initialise the devices if there is only one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1

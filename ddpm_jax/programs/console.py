@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ddpm_jax.devices.processes import PeerError, is_leader
+from ddpm_jax.devices.processes import PeerError, is_leader, pin_single_precision
 from ddpm_jax.programs.paths import with_local_paths
 
 C = TypeVar("C")
@@ -153,16 +153,13 @@ def _read_command_line(default: Any, description: str | None, first: str | None)
 
 
 def _run(program: Callable[[C], Any], config: C) -> None:
-    import jax
-
     from ddpm_jax.programs.buckets import UnsentError, push_outputs
     from ddpm_jax.programs.compilation import CompilationStopped
     from ddpm_jax.programs.run_directory import RunDirectoryError
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
     try:
-        # In double precision every draw would have other values, and a seed another meaning.
-        jax.config.update("jax_enable_x64", False)
+        pin_single_precision()
         program(with_local_paths(config))
         push_outputs()
     except UnsentError as error:

@@ -436,6 +436,7 @@ ROWS = {
         start_seconds=whole,
     ),
     "pin_random_numbers": row(processes.pin_random_numbers),
+    "pin_single_precision": row(processes.pin_single_precision),
     "num_processes": row(processes.num_processes),
     "is_leader": row(processes.is_leader),
     "everywhere": row(processes.everywhere, work=work),

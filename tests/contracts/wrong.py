@@ -44,7 +44,7 @@ class Row(NamedTuple):
     arguments: dict[str, Argument]
 
 
-def row(function, **arguments):
+def row(function, /, **arguments):
     return Row(function, {name: Argument(*pair) for name, pair in arguments.items()})
 
 
