@@ -157,8 +157,9 @@ class Generator:
         check_function(call, "on_progress", on_progress, "(steps done) -> None")
         check_function(call, "should_stop", should_stop, "() -> bool")
         labels = None if labels is None else host_table(call, "labels", labels, integer=True)
-        conditions = {} if conditions is None else conditions
-        check_kind(call, "conditions", conditions, Mapping, "arrays by name")
+        given = {} if conditions is None else conditions
+        check_kind(call, "conditions", given, Mapping, "arrays by name")
+        conditions = {name: np.asarray(x) for name, x in given.items()}
         for name, given in {"labels": labels, **conditions}.items():
             if given is not None and np.shape(given)[:1] != (count,):
                 raise ValueError(

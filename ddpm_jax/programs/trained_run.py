@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data import ImageDataset
@@ -41,7 +40,7 @@ from ddpm_jax.programs.run_options import RunOptions as RunOptions
 from ddpm_jax.programs.weights import find_model, has_weights, is_model_name, read_weights
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import DataParallel, choose_devices
-from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree
+from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree, as_array
 
 DATA_OPTIONS = {
     "--data.path": "--data-path",
@@ -136,7 +135,7 @@ class TrainedRun:
         **conditions: Array | None,
     ) -> Denoiser:
         """The denoiser `(x_t, t) -> x̂_0` for `Conditions`, guided as by `classifier_free`."""
-        labels = None if label is None else jnp.asarray(label)
+        labels = None if label is None else as_array("denoiser", "label", label)
         return self.model.guided(guidance, clip, rescale)(self.params, labels, **conditions)
 
     def sample(

@@ -132,9 +132,9 @@ def opened(options):
     return trained_run.TrainedRun(options).name
 
 
-def opened_by_name(source, **options):
+def opened_by_name(source, *, seed, num_devices):
     """`load_run`, likewise."""
-    return trained_run.load_run(source, **options).name
+    return trained_run.load_run(source, seed=seed, num_devices=num_devices).name
 
 
 def denoise(label, *, guidance, clip):
@@ -179,7 +179,7 @@ KINDS = PROGRAM_KINDS | {
     }
     | {
         "nan": lambda v: {k: x * np.nan for k, x in v.items()},
-        "too large": lambda v: {k: x + 1e39 for k, x in v.items()},
+        "too large": lambda v: {k: x.astype(float) + 1e39 for k, x in v.items()},
     },
     "config": NAMED
     | {"another": lambda v: {"_class_name": "VQModel"}, "unknown": lambda v: {**v, "new": 1}},
@@ -272,6 +272,12 @@ KINDS = PROGRAM_KINDS | {
         "an array": lambda v: np.ones((2, 3)),
         "a label": lambda v: {"label": [1, 2]},
         "another than the network's": lambda v: {"cond": np.ones((2, 3))},
+    },
+    "rows by name": {
+        "a number": lambda v: 3,
+        "an array": lambda v: np.ones((2, 3)),
+        "fewer rows": lambda v: {"cond": np.ones((1, 3))},
+        "a number by name": lambda v: {"cond": 3},
     },
     "labels of images": {
         "a number": lambda v: 3,
@@ -405,10 +411,7 @@ ROWS = {
     "RowSplit": row(split_over, devices=("devices of a mesh", DEVICES)),
     "RowSplit.round_up": row(SPLIT.round_up, size=whole),
     "RowSplit.map": row(
-        SPLIT.map,
-        function=("callable", jnp.sin),
-        in_specs=("specs", (mesh.ROWS,)),
-        out_specs=("unchecked", mesh.ROWS),
+        SPLIT.map, function=("callable", jnp.sin), in_specs=("specs", (mesh.ROWS,))
     ),
     "RowSplit.put": row(SPLIT.put, rows=("rows", np.ones((3, 2))), size=whole),
     "RowSplit.replicate": row(SPLIT.replicate, tree=("unchecked", np.ones(3))),
@@ -493,7 +496,7 @@ ROWS = {
         batch_size=whole,
         start=("seed of images", 0),
         labels=("labels of images", None),
-        conditions=("conditions", None),
+        conditions=("rows by name", None),
         frames_of=("from 0", 1),
         on_progress=("callable", lambda steps: None),
         should_stop=work,
@@ -518,10 +521,16 @@ ELSEWHERE = {
     "check_devices": "a check, which names its caller",
     "ReverseProcess": "a part of the studies: test_studies",
 }
+DOCUMENTED = {
+    ("process_from_diffusers_config", "config", "nothing"): (
+        "what DDPMScheduler has without a setting",
+        lambda result, right: (result.schedule, result.num_timesteps) == ("linear", 1000),
+    ),
+}
 NET = Net(
     (interop, *ROOMS),
     ROWS,
-    {},
+    DOCUMENTED,
     ELSEWHERE,
     KINDS,
     classes=True,
@@ -529,8 +538,8 @@ NET = Net(
     passed_on={
         "load_diffusers": "pipeline_files",
         "save_diffusers": "unet_to_diffusers_config process_to_diffusers_config unet_params_to",
-        "choose_pipeline_files": "is no folder of a DDPMPipeline is a pickle",
-        "TrainedRun": "--seed choose_devices pretrained TrainingRun weights",
+        "choose_pipeline_files": "DDPMPipeline pickle",
+        "TrainedRun": "--seed choose_devices",
         "load_run": "TrainedRun --seed choose_devices",
         "TrainedRun.apply_fn": "UNet network",
         "TrainedRun.denoiser": "UNet guidance",
@@ -557,6 +566,10 @@ def test_the_right_call_is_right(name):
 def test_wrong_calls_raise_an_error_of_ours(name):
     faults = NET.faults(name)
     assert not faults, "\n".join([name, *faults])
+
+
+def test_documented_meanings_are_reached():
+    assert not NET.unreached()
 
 
 # Configurations: what programs are called with, from Python as from the command line.
