@@ -169,6 +169,12 @@ TENSORS_BY_NAME = NAMED | {
     "one less": lambda v: dict(list(v.items())[1:]),
     "one more": lambda v: {**v, "more": np.ones(3)},
 }
+
+
+def without(kind, *names):
+    return {name: change for name, change in PROGRAM_KINDS[kind].items() if name not in names}
+
+
 FINITE = NOT_A_NUMBER | {"inf": lambda v: float("inf")}
 KINDS = PROGRAM_KINDS | {
     "tensors": TENSORS_BY_NAME,
@@ -186,6 +192,9 @@ KINDS = PROGRAM_KINDS | {
     "unet": OBJECT | {"parameters": lambda v: PARAMS, "a class": lambda v: dj.UNet},
     "process": OBJECT | {"a config": lambda v: SCHEDULER},
     "table of the process": OBJECT | {"of another length": lambda v: dj.cosine_schedule(9)},
+    # Where the right value is None, which is never traced.
+    "count or None": without("whole or None", "traced"),
+    "number or None": without("from 0 or None", "traced"),
     "path of names": {
         "None": lambda v: None,
         "text": lambda v: "conv_in/kernel",
@@ -395,8 +404,8 @@ ROWS = {
         params=("unchecked", jnp.float32(0.5)),
         shape=("image shape", (2, 2, 1)),
         inputs=("inputs", "x_T"),
-        batch_size=("whole or None", None),
-        label=("from 0 or None", None),
+        batch_size=("count or None", None),
+        label=("number or None", None),
         bake=flag,
         platforms=("platforms", ("cpu",)),
     ),
@@ -432,8 +441,8 @@ ROWS = {
         processes.connect,
         auto=("flag", False),
         coordinator=("text or None", None),
-        num_processes=("whole or None", None),
-        process_id=("from 0 or None", None),
+        num_processes=("count or None", None),
+        process_id=("number or None", None),
         bind=("text or None", None),
         heartbeat_seconds=whole,
         start_seconds=whole,
@@ -522,6 +531,10 @@ ELSEWHERE = {
     "ReverseProcess": "a part of the studies: test_studies",
 }
 DOCUMENTED = {
+    ("batches", "count, size", "exchanged"): (
+        "two numbers of one range: another call that is right",
+        lambda result, right: result == [slice(0, 4)],
+    ),
     ("process_from_diffusers_config", "config", "nothing"): (
         "what DDPMScheduler has without a setting",
         lambda result, right: (result.schedule, result.num_timesteps) == ("linear", 1000),
