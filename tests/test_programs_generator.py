@@ -125,10 +125,9 @@ def test_bad_values_are_named(arguments, words):
         make()(jnp.float32(1.0), seed=0, **arguments)
 
 
-@pytest.mark.parametrize("params", [jnp.nan, jnp.inf])
-def test_images_with_nan_do_not_become_black_ones(params):
+def test_images_with_nan_do_not_become_black_ones():
     with pytest.raises(ValueError, match="NaN or ±∞, which would become black"):
-        make(sampler=dj.ddim, num_steps=2)(jnp.float32(params) * jnp.zeros(()), seed=0, count=2)
+        make(sampler=dj.ddim, num_steps=2)(jnp.float32(jnp.nan), seed=0, count=2)
 
 
 @pytest.fixture
