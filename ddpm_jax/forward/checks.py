@@ -248,9 +248,7 @@ def host_values(x: Any) -> np.ndarray | None:
     return np.asarray(x)
 
 
-def check_shape(
-    call: str, name: str, shape: Any, axes: str | None = None
-) -> tuple[int, ...]:
+def check_shape(call: str, name: str, shape: Any, axes: str | None = None) -> tuple[int, ...]:
     """The shape as a tuple, of any number of axes without `axes`.
 
     Raises TypeError unless it has a positive whole number per axis.

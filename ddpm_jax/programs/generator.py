@@ -159,7 +159,7 @@ class Generator:
         labels = None if labels is None else host_table(call, "labels", labels, integer=True)
         given = {} if conditions is None else conditions
         check_kind(call, "conditions", given, Mapping, "arrays by name")
-        conditions = {name: np.asarray(x) for name, x in given.items()}
+        conditions = {name: np.asarray(x) for name, x in given.items() if x is not None}
         for name, given in {"labels": labels, **conditions}.items():
             if given is not None and np.shape(given)[:1] != (count,):
                 raise ValueError(

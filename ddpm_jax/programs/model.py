@@ -327,8 +327,9 @@ class Model:
 
         def apply(x: Array, step: Array) -> Any:
             if jnp.shape(x)[len(self.image_shape) :] != self.image_shape[-1:]:
-                wanted = f"[B, …, {self.image_shape[-1]}]"
-                raise ValueError(f"this run's network takes x_t {wanted}, got {describe(x)}.")
+                raise ValueError(
+                    f"this run's network takes x_t of {self.image_shape}, got {x.shape}."
+                )
             x = inputs.concatenated(x, concat, self.concat_features)
             return self.network.apply({"params": params}, x, step, **options)
 
