@@ -125,8 +125,7 @@ def classifier_free(
     """
     for name, network in {"conditional": conditional, "unconditional": unconditional}.items():
         check_function("classifier_free", name, network, "(x_t, timesteps) -> output")
-    if not callable(scale):
-        check_scale("classifier_free", scale)
+    check_scale("classifier_free", scale)
     check_variance("classifier_free", variance)
     if not 0.0 <= check_number("classifier_free", "rescale", rescale) <= 1.0:
         raise ValueError(
@@ -184,8 +183,7 @@ def classifier_guided(
     check_function(
         "classifier_guided", "log_probability", log_probability, "(x_t, timesteps) -> log p"
     )
-    if not callable(scale):
-        check_scale("classifier_guided", scale)
+    check_scale("classifier_guided", scale)
     check_target("classifier_guided", target)
     check_variance("classifier_guided", variance)
 
@@ -233,8 +231,13 @@ def _scale(call: str, scale: Scale, x_t: Array, timesteps: Array) -> Array:
     return bcast_right(per_example(call, "scale", scale, x_t), x_t.ndim)
 
 
-def check_scale(call: str, scale: ArrayLike) -> None:
-    """Raises TypeError unless the scale is real, ValueError unless it is finite, as far as seen."""
+def check_scale(call: str, scale: Scale) -> None:
+    """Raises TypeError unless the scale is real, ValueError unless it is finite, as far as seen.
+
+    A function of the timesteps is checked when it is called.
+    """
+    if callable(scale):
+        return
     if not is_number(scale):
         check_real(call, scale=scale)
     check_finite(call, scale=scale)

@@ -250,8 +250,7 @@ class Model:
         Raises ValueError for guidance of a network without conditions.
         """
         diffusion = self.config.diffusion
-        if not callable(scale):
-            check_scale("guidance", scale)
+        check_scale("guidance", scale)
         guides = not (is_number(scale) and scale == 1.0)
         if guides and not self._condition_names:
             raise ValueError(
@@ -327,9 +326,7 @@ class Model:
 
         def apply(x: Array, step: Array) -> Any:
             if jnp.shape(x)[len(self.image_shape) :] != self.image_shape[-1:]:
-                raise ValueError(
-                    f"this run's network takes x_t of {self.image_shape}, got {x.shape}."
-                )
+                raise ValueError(f"this run's network takes {self.image_shape}, got {describe(x)}.")
             x = inputs.concatenated(x, concat, self.concat_features)
             return self.network.apply({"params": params}, x, step, **options)
 
