@@ -60,6 +60,7 @@ def guidance_interval(
     Array([1., 3., 1.], dtype=float32)
     """
     check_arguments("guidance_interval", schedule=schedule)
+    check_real("guidance_interval", scale=scale)
     check_scale("guidance_interval", scale)
     low, high = (
         check_number("guidance_interval", name, value)
