@@ -12,6 +12,7 @@ import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 
@@ -19,12 +20,14 @@ from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 def make_key(seed: ArrayLike) -> Key:
     """The key of a seed [], always threefry's: JAX_DEFAULT_PRNG_IMPL does not change it.
 
-    Raises TypeError unless the seed is one integer.
+    Raises TypeError unless the seed is one integer, ValueError unless it is in 0..2³²-1: JAX would
+    drop the higher bits, so that seeds 2³² apart meant one key. A traced seed is not checked.
 
     >>> dj.keys.make_key(0).shape
     ()
     """
     _check_integer("make_key", "a seed", seed)
+    _check_32_bits("make_key", "a seed", seed)
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -32,18 +35,19 @@ def example_keys(key: Key, index: ArrayLike) -> Key:
     """One key per example [B], from one key [] and the examples' global indices, int [B].
 
     Raises TypeError if `key` is not a typed key or `index` not of integers, and ValueError for
-    other shapes and for keys of "rbg" generators.
+    other shapes, for keys of "rbg" generators, and for indices of NumPy beyond 0..2³²-1.
 
     >>> dj.example_keys(jax.random.key(0), jnp.arange(4)).shape
     (4,)
     """
     _check_key("example_keys", key, "one key [], such as jax.random.key(0)", ())
-    index = as_array("example_keys", "index", index)
+    given, index = index, as_array("example_keys", "index", index)
     if not jnp.issubdtype(index.dtype, jnp.integer) or index.ndim != 1:
         raise TypeError(
             "example_keys needs the examples' indices, int [B], such as jnp.arange(B); got "
             f"{describe(index)}."
         )
+    _check_32_bits("example_keys", "indices", given)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
@@ -122,6 +126,13 @@ def _check_integer(call: str, name: str, value: ArrayLike) -> None:
         number is None or (number.ndim == 0 and jnp.issubdtype(number.dtype, jnp.integer))
     ):
         raise TypeError(f"{call} needs {name}, one integer [], got {describe(value)}.")
+
+
+def _check_32_bits(call: str, name: str, value: ArrayLike) -> None:
+    """Raises ValueError for a number of Python or NumPy beyond 0..2³²-1; arrays of JAX pass."""
+    host = np.zeros(1, int) if isinstance(value, jax.Array) else np.asarray(value)
+    if host.size and not (0 <= host.min() and host.max() < 2**32):
+        raise ValueError(f"{call} needs {name} in 0..2³²-1, got {host.min()}..{host.max()}.")
 
 
 def _check_key(call: str, key: Key, wanted: str, shape: tuple[int, ...] | None) -> None:

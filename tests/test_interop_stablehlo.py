@@ -212,5 +212,5 @@ def test_inputs_that_do_not_go_together():
         export("ddim", inputs="x_T_noise")
     with pytest.raises(ValueError, match="needs a batch_size"):
         export("ddim", inputs="seed")
-    with pytest.raises(ValueError, match="batch_size >= 1"):
+    with pytest.raises(ValueError, match="batch_size, a whole number"):
         export("ddim", batch_size=0)

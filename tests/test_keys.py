@@ -28,6 +28,17 @@ def test_the_default_generator_does_not_change_a_seeds_key():
         assert jax.random.key_data(jax.random.key(7)).shape != plain.shape
 
 
+@pytest.mark.parametrize("number", [-1, 2**32, 2**40, 2**64, np.int64(-1), np.uint64(2**33)])
+def test_a_seed_or_index_of_more_than_32_bits_is_not_cut(number):
+    """JAX drops the higher bits: 2⁴⁰ would be the key of 0."""
+    with pytest.raises(ValueError, match="make_key needs a seed in 0..2³²-1"):
+        make_key(number)
+    if abs(int(number)) < 2**63:
+        with pytest.raises(ValueError, match="example_keys needs indices in 0..2³²-1"):
+            dj.example_keys(jax.random.key(0), np.array([0, int(number)]))
+    assert make_key(2**32 - 1).shape == make_key(np.int32(7)).shape == ()
+
+
 ONE = jax.random.key(0)
 TWO = jax.random.split(ONE, 2)
 OTHER = [jax.random.split(jax.random.key(0, impl=impl), 4) for impl in ("rbg", "unsafe_rbg")]

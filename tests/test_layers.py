@@ -73,7 +73,9 @@ def test_pure_rooms_neither_compile_nor_print(path):
 def test_few_files_configure_jax():
     """The number of a CPU's devices, and where programs keep what they compile."""
     configuring = {name_of(p) for p in MODULES if "config.update" in p.read_text()}
-    assert configuring == {"devices/cpu.py", "programs/compilation.py"}
+    assert configuring == {
+        *("devices/cpu.py", "devices/processes.py", "programs/compilation.py"),
+    }
 
 
 def test_importing_the_core_loads_no_heavy_library():

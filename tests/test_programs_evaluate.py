@@ -242,6 +242,26 @@ def test_data_and_run_of_a_plan_are_known_by_content_not_by_name(tmp_path, chang
             shards.remember_plan(tmp_path, {**PLAN, **change})
 
 
+def test_shards_without_a_plan_are_nobodys(tmp_path, monkeypatch):
+    """As a kill during the removal of shards left them: they may be of any settings."""
+    (tmp_path / "shards").mkdir()
+    shards.remember_plan(tmp_path, PLAN)
+    (tmp_path / "shards" / "000000.npz").write_bytes(b"images")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.shutil, "rmtree", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shards.remove_shards(tmp_path)
+    with pytest.raises(RunDirectoryError, match="other settings"):
+        shards.remember_plan(tmp_path, {**PLAN, "seed": 1})
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(RunDirectoryError, match="no plan.json says of which settings"):
+        shards.remember_plan(tmp_path, PLAN)
+    shards.remove_shards(tmp_path)
+    shards.remember_plan(tmp_path, PLAN)
+    shards.remove_shards(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 class Progress:
     """A bar that only counts."""
 

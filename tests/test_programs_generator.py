@@ -1,3 +1,5 @@
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,12 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.devices.batched import RowSplit
-from ddpm_jax.programs.generator import Generator, Stopped, chunk_length
+from ddpm_jax.programs.chunks import chunk_length
+from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.generator import Generator, Stopped
+from ddpm_jax.programs.training_run import TrainingRun
+from tests.small_run import CONFIG
 
 FULL = dj.linear_schedule()
 SHAPE = (4, 4, 3)
@@ -106,8 +113,9 @@ def test_chunk_length_divides():
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        ({"count": 0}, "count >= 1"),
+        ({"count": 0}, "count, a whole number"),
         ({"count": 4, "batch_size": 0}, "batch_size"),
+        ({"count": 4, "start": 2**32}, "32 bits"),
         ({"count": 4, "labels": np.zeros(3, int)}, "labels with one row per image"),
         ({"count": 4, "conditions": {"cond": np.zeros((3, 2))}}, "cond with one row per image"),
     ],
@@ -115,3 +123,37 @@ def test_chunk_length_divides():
 def test_bad_values_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         make()(jnp.float32(1.0), seed=0, **arguments)
+
+
+def test_images_with_nan_do_not_become_black_ones():
+    with pytest.raises(ValueError, match="NaN or ±∞, which would become black"):
+        make(sampler=dj.ddim, num_steps=2)(jnp.float32(jnp.nan), seed=0, count=2)
+
+
+@pytest.fixture
+def other_draws():
+    """JAX as the environment may set it: with each setting every draw has other values."""
+    settings = {"jax_threefry_partitionable": False, "jax_enable_x64": True}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_a_seed_means_the_same_whatever_jax_is_set_to(other_draws, monkeypatch):
+    pinned = []
+
+    def program(config):
+        pinned.append(jax.config.jax_enable_x64)
+        for opened in (lambda: dj.load_run("digits", num_devices=1), lambda: TrainingRun(CONFIG)):
+            jax.config.update("jax_threefry_partitionable", False)
+            opened()
+            pinned.append(not jax.config.jax_threefry_partitionable)
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    run_program(program, SamplerOptions(), None)
+    assert pinned == [False] * 3

@@ -112,7 +112,8 @@ def test_another_network_or_process_is_refused_and_named(source, part, changes, 
     assert words in str(refused.value)
 
 
-def test_a_pipeline_gives_its_weights(source, tmp_path):
+@pytest.mark.parametrize("layout", ["folders", "top", "top without an index"])
+def test_a_pipeline_gives_its_weights(source, tmp_path, layout):
     plain = changed("network", class_conditional=False)
     diffusion = dataclasses.replace(SHORT.diffusion, variance="fixed_large", loss="simple")
     config = dataclasses.replace(plain, diffusion=diffusion)
@@ -125,10 +126,17 @@ def test_a_pipeline_gives_its_weights(source, tmp_path):
     save_diffusers(
         tmp_path, run.model.network, params, run.model.image_shape, process, run.model.schedule
     )
+    if layout != "folders":
+        for file in [p for p in tmp_path.rglob("*") if p.is_file()]:
+            file.rename(tmp_path / file.name)
+    if layout == "top without an index":
+        (tmp_path / "model_index.json").unlink()
     config = dataclasses.replace(config, seed=7)
     _, state, record = begin(config, tmp_path)
     assert record["kind"] == "diffusers"
     assert_same(state.params, params)
+    with pytest.raises(ValueError, match="one set of weights.*--init-weights raw"):
+        begin(config, tmp_path, "raw")
 
 
 @pytest.mark.parametrize("what", ["empty", "nothing", "no checkpoint"])

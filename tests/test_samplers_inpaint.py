@@ -125,11 +125,15 @@ def test_bad_calls_are_named(kwargs, words):
 
 @pytest.mark.parametrize(
     "known,mask",
-    [((8, 8, 3), (8, 8)), ((8, 8, 3), (8, 8, 2)), ((8, 8), (8, 8, 3)), ((5, 8, 8, 3), ())],
+    [
+        *(((8, 8, 3), (8, 8)), ((8, 8, 3), (8, 8, 2)), ((8, 8), (8, 8, 3)), ((5, 8, 8, 3), ())),
+        # One known image is that of every sample without its batch axis, [H, W, C].
+        *(((1, 8, 8, 3), (8, 8, 3)), ((8, 8, 1), (8, 8, 3)), ((4, 1, 8, 3), ())),
+    ],
 )
 def test_shapes_that_do_not_fit_the_samples_are_refused(known, mask):
     """A mask without its channel axis would be aligned with the wrong axes where sizes agree."""
     sampler = inpaint(dj.ddim(FULL), jnp.zeros(known), jnp.ones(mask, bool))
     keys = dj.example_keys(jax.random.key(0), np.arange(4))
-    with pytest.raises(ValueError, match=r"axes of size 1 are broadcast"):
+    with pytest.raises(ValueError, match="of the samples' shape"):
         dj.sample(sampler, lambda x, t: 0.5 * x, jnp.zeros((4, 8, 8, 3)), keys=keys)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ddpm_jax.data import load_digits
 from ddpm_jax.evaluation import rms_difference, rms_pairwise
-from ddpm_jax.programs.generator import common_chunk, depth_counts
+from ddpm_jax.programs.chunks import common_chunk, depth_counts
 from inpaint import MASKS, measure, read_mask
 from neighbours import NeighboursConfig, study_neighbours, summary
 from tests.small_run import make_run, program

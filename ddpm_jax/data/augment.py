@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.keys import split_each
+from ddpm_jax.keys import normal_per_example, split_each
 from ddpm_jax.types import Array, Key
 
 AUGMENT_FEATURES = 9
@@ -31,10 +31,10 @@ def augment_geometry(images: Array, keys: Key) -> tuple[Array, Array]:
     reflection at the borders; an unchanged or mirrored image keeps its exact values.
     """
     key_which, key_size, key_angle = split_each(keys, 3)
-    which = jax.vmap(lambda key: jax.random.uniform(key, (6,)))(key_which)
+    which = jax.vmap(lambda key: jax.random.uniform(key, (6,), jnp.float32))(key_which)
     which = which < jnp.array([[0.5, *[PROBABILITY] * 5]])  # mirror, flip, scale, …, shift
-    size = jax.vmap(lambda key: jax.random.normal(key, (4,)))(key_size)
-    angle = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-jnp.pi, maxval=jnp.pi))(
+    size = normal_per_example(key_size, (4,))
+    angle = jax.vmap(lambda key: jax.random.uniform(key, (2,), jnp.float32, -jnp.pi, jnp.pi))(
         key_angle
     )
     mirror, flip = which[:, 0].astype(jnp.float32), which[:, 1].astype(jnp.float32)

@@ -21,7 +21,13 @@ from ddpm_jax.denoisers.prediction import (
     split_output,
 )
 from ddpm_jax.forward import NoiseSchedule, lookup
-from ddpm_jax.forward.checks import check_function, check_number, check_real, is_number
+from ddpm_jax.forward.checks import (
+    check_finite,
+    check_function,
+    check_number,
+    check_real,
+    is_number,
+)
 from ddpm_jax.forward.process import at_step, posterior_coefficients
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
@@ -55,6 +61,7 @@ def guidance_interval(
     """
     check_arguments("guidance_interval", schedule=schedule)
     check_real("guidance_interval", scale=scale)
+    check_scale("guidance_interval", scale)
     low, high = (
         check_number("guidance_interval", name, value)
         for name, value in (("sigma_low", sigma_low), ("sigma_high", sigma_high))
@@ -68,7 +75,13 @@ def guidance_interval(
     def scale_at(timesteps: Array) -> Array:
         log_snr = lookup(schedule.log_snr, rows_of_timesteps(schedule, timesteps))
         sigma = jnp.exp(-0.5 * log_snr)
-        return jnp.where((sigma > low) & (sigma <= high), jnp.asarray(scale, sigma.dtype), 1.0)
+        s = jnp.asarray(scale, sigma.dtype)
+        if s.shape not in ((), sigma.shape):
+            raise ValueError(
+                "guidance_interval needs one scale per example, [B], or [] for one shared by all; "
+                f"got timesteps of shape {sigma.shape} and scale of shape {s.shape}."
+            )
+        return jnp.where((sigma > low) & (sigma <= high), s, 1.0)
 
     return scale_at
 
@@ -103,8 +116,9 @@ def classifier_free(
         variance: the kind the network was trained with; says whether half its output is variance.
         rescale: φ in [0, 1]; the paper uses 0.7.
 
-    Raises ValueError for an unknown variance and a rescale outside [0, 1]; the network raises it
-    for a scale that is neither [] nor [B] and for outputs of another shape than x_t's.
+    Raises ValueError for an unknown variance, a scale that is not finite, and a rescale outside
+    [0, 1]; the network raises it for a scale that is neither [] nor [B] and for outputs of another
+    shape than x_t's.
 
     >>> guided = dj.classifier_free(lambda x, t: x, lambda x, t: 0.0 * x, jnp.array([1.0, 3.0]))
     >>> guided(jnp.ones((2, 1)), jnp.zeros(2, int)).ravel()
@@ -112,7 +126,7 @@ def classifier_free(
     """
     for name, network in {"conditional": conditional, "unconditional": unconditional}.items():
         check_function("classifier_free", name, network, "(x_t, timesteps) -> output")
-    _check_scale("classifier_free", scale)
+    check_scale("classifier_free", scale)
     check_variance("classifier_free", variance)
     if not 0.0 <= check_number("classifier_free", "rescale", rescale) <= 1.0:
         raise ValueError(
@@ -158,8 +172,8 @@ def classifier_guided(
         scale: s, [] or one per example [B], or a function of the timesteps [B] that returns it.
         target, variance: as for `make_denoiser`, which turns the guided network into a denoiser.
 
-    Raises ValueError for unknown kinds; the network raises it for a scale that is neither [] nor
-    [B] and for log-probabilities that are not [B].
+    Raises ValueError for unknown kinds and a scale that is not finite; the network raises it for a
+    scale that is neither [] nor [B] and for log-probabilities that are not [B].
 
     >>> schedule, log_p = dj.linear_schedule(), lambda x, t: -0.5 * jnp.sum(x**2, -1)
     >>> guided = dj.classifier_guided(schedule, lambda x, t: 0.1 * x, log_p, 2.0)
@@ -170,7 +184,7 @@ def classifier_guided(
     check_function(
         "classifier_guided", "log_probability", log_probability, "(x_t, timesteps) -> log p"
     )
-    _check_scale("classifier_guided", scale)
+    check_scale("classifier_guided", scale)
     check_target("classifier_guided", target)
     check_variance("classifier_guided", variance)
 
@@ -212,13 +226,22 @@ def _gain(schedule: NoiseSchedule, row: Array, ndim: int, target: Target) -> Arr
 
 
 def _scale(call: str, scale: Scale, x_t: Array, timesteps: Array) -> Array:
-    scale = scale(timesteps) if callable(scale) else scale
+    if callable(scale):
+        scale = scale(timesteps)
+        check_scale(call, scale)
     return bcast_right(per_example(call, "scale", scale, x_t), x_t.ndim)
 
 
-def _check_scale(call: str, scale: Scale) -> None:
-    if not callable(scale) and not is_number(scale):
+def check_scale(call: str, scale: Scale) -> None:
+    """Raises TypeError unless the scale is real, ValueError unless it is finite, as far as seen.
+
+    A function of the timesteps is checked when it is called.
+    """
+    if callable(scale):
+        return
+    if not is_number(scale):
         check_real(call, scale=scale)
+    check_finite(call, scale=scale)
 
 
 def _joined(prediction: Array, variance_output: Array | None) -> Array:

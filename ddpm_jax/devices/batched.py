@@ -22,11 +22,18 @@ from jax.sharding import NamedSharding
 
 from ddpm_jax.devices import mesh
 from ddpm_jax.devices.mesh import ROWS, WHOLE
-from ddpm_jax.types import Device, PyTree
+from ddpm_jax.forward.checks import check_function, check_kind, check_whole
+from ddpm_jax.types import Device, PyTree, describe
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
     """The rows of each batch: slices of `size`, and a last one with what is left."""
+    count = check_whole("batches", "count", count, least=0)
+    size = check_whole("batches", "size", size)
+    return _slices(count, size)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
     for first in range(0, count, size):
         yield slice(first, min(first + size, count))
 
@@ -35,12 +42,12 @@ class RowSplit:
     """Splits the rows of each batch over devices; see the module's docstring."""
 
     def __init__(self, devices: Sequence[Device]):
-        self._count = len(devices)
+        self._count = len(mesh.check_devices("RowSplit", devices))
         self._mesh = mesh.make_mesh(devices)
 
     def round_up(self, size: int) -> int:
         """The smallest batch of at least `size` rows that the devices share evenly."""
-        return -(-size // self._count) * self._count
+        return -(-check_whole("round_up", "size", size) // self._count) * self._count
 
     def map(
         self, function: Callable[..., Any], in_specs: Sequence[Any], out_specs: Any = ROWS
@@ -49,6 +56,8 @@ class RowSplit:
 
         in_specs, out_specs  for each argument and for the result: ROWS, WHOLE, or another spec
         """
+        check_function("map", "function", function, "of arrays")
+        check_kind("map", "in_specs", in_specs, Sequence, "ROWS or WHOLE for each argument")
         # With shard_map, unlike jit alone, no compiler can decide to gather the rows on one device.
         # Unchecked: a sampler's state may hold constants, which are equal on all devices anyway.
         return jax.jit(
@@ -64,7 +73,13 @@ class RowSplit:
     def put(self, rows: PyTree, size: int) -> PyTree:
         """Places host arrays [n, ...] with 1 <= n <= size on the devices, padded to [size, ...]."""
 
+        size = check_whole("put", "size", size)
+
         def pad(leaf: np.ndarray) -> np.ndarray:
+            if not 1 <= (np.shape(leaf) or (0,))[0] <= size:
+                raise ValueError(
+                    f"put needs arrays [n, ...] with 1 <= n <= size = {size}, got {describe(leaf)}."
+                )
             return np.concatenate([leaf, np.repeat(leaf[-1:], size - len(leaf), axis=0)])
 
         return mesh.put(jax.tree.map(pad, rows), NamedSharding(self._mesh, ROWS))

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import jax
 
+from ddpm_jax.files import user_path
+from ddpm_jax.forward.checks import check_shape, check_whole
+
 MAX_DEVICES = 8
 """Each device holds a copy of the parameters, and small batches cannot be split much further."""
 LARGE_MAP_BYTES = 2**20
@@ -72,6 +75,10 @@ def keep_freed_memory(batch_size: int, image_shape: tuple[int, ...], channels: i
     run already have heaps of their own, too small for large blocks. It does nothing and returns
     False if JAX may find an accelerator or the C library is not glibc.
     """
+    call = "keep_freed_memory"
+    batch_size = check_whole(call, "batch_size", batch_size)
+    channels = check_whole(call, "channels", channels)
+    image_shape = check_shape(call, "image_shape", image_shape)
     map_bytes = 4 * batch_size * math.prod(image_shape[:-1]) * channels
     if map_bytes < LARGE_MAP_BYTES or may_have_accelerators():
         return False
@@ -100,6 +107,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
     A quota of 2.5 cores counts as 2, one below 1 as 1. `root` is where /proc and /sys are.
     """
+    root = user_path(root, "usable_cores")
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:

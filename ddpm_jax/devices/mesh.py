@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from ddpm_jax.forward.checks import check_kind, check_whole
 from ddpm_jax.types import Array, Device, PyTree, describe
 
 AXES = ("data", "fsdp")
@@ -28,6 +29,7 @@ def all_devices(count: int | None = None) -> list[Device]:
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if count is None:
         return devices
+    count = check_whole("all_devices", "count", count)
     own = [[d for d in devices if d.process_index == p] for p in range(jax.process_count())]
     return [device for part in own for device in part[:count]]
 
@@ -48,6 +50,13 @@ def make_mesh(devices: Sequence[Device], parameter_shards: int = 1) -> Mesh:
 
     Devices that share the parameters are neighbours: on the same host, as far as possible.
     """
+    devices = check_devices("make_mesh", devices)
+    parameter_shards = check_whole("make_mesh", "parameter_shards", parameter_shards)
+    if len(devices) % parameter_shards:
+        raise ValueError(
+            f"make_mesh needs a number of devices divisible by parameter_shards, got "
+            f"{len(devices)} devices and {parameter_shards=}."
+        )
     # Not jax.make_mesh: on TPU boards it reorders the devices, and pmap would not follow.
     grid = np.array(devices).reshape(-1, parameter_shards)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
@@ -59,6 +68,7 @@ def put(tree: PyTree, sharding: Sharding) -> PyTree:
     The arrays may be on the host, where every process must pass the same values, or on devices,
     e.g. to replicate a sharded tree.
     """
+    check_kind("put", "sharding", sharding, Sharding, "NamedSharding(mesh, ROWS)")
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
     leaves = jax.tree.leaves(tree)
@@ -87,5 +97,5 @@ def fetch(tree: PyTree) -> PyTree:
 
 def own_rows(size: int) -> slice:
     """The rows of a batch of `size` that belong to this process's devices."""
-    share = size // jax.process_count()
+    share = check_whole("own_rows", "size", size) // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.devices.mesh import all_devices
+from ddpm_jax.forward.checks import check_flag, check_function, check_text, check_whole
 
 T = TypeVar("T")
 MESSAGE_BYTES = 2048
@@ -60,16 +61,23 @@ def connect(
     Raises ValueError for arguments that do not fit together, ConnectionError if the others cannot
     be reached, RuntimeError if JAX has been used before.
     """
+    check_flag("connect", "auto", auto)
+    for name, value, least in (
+        ("num_processes", num_processes, 1),
+        ("process_id", process_id, 0),
+        ("heartbeat_seconds", heartbeat_seconds, 1),
+        ("start_seconds", start_seconds, 1),
+    ):
+        if value is not None or name.endswith("seconds"):
+            check_whole("connect", name, value, least=least)
+    for name, text in (("coordinator", coordinator), ("bind", bind)):
+        if text is not None:
+            check_text("connect", name, text)
     explicit = (coordinator, num_processes, process_id)
     if not auto and all(value is None for value in explicit):
         if bind is not None:
             raise ValueError(f"connect got bind={bind!r} for a single process, which needs none.")
         return
-    if heartbeat_seconds < 1 or start_seconds < 1:
-        raise ValueError(
-            "connect needs heartbeat_seconds >= 1 and start_seconds >= 1, got "
-            f"{heartbeat_seconds=}, {start_seconds=}."
-        )
     if auto:
         if any(value is not None for value in explicit):
             raise ValueError(
@@ -171,6 +179,19 @@ def _check_free(address: str) -> None:
         ) from error
 
 
+def pin_random_numbers() -> None:
+    """Makes threefry draw as JAX does by default, which JAX_THREEFRY_PARTITIONABLE=0 changes.
+
+    With that setting every draw has other values, so that a seed would mean other images.
+    """
+    jax.config.update("jax_threefry_partitionable", True)
+
+
+def pin_single_precision() -> None:
+    """Makes programs compute in float32, which JAX_ENABLE_X64=1 changes, and with it every draw."""
+    jax.config.update("jax_enable_x64", False)
+
+
 def num_processes() -> int:
     """The number of processes; does not initialise the devices if there is only one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
@@ -186,6 +207,7 @@ def everywhere(work: Callable[[], T]) -> T:
 
     If it fails in one process, it fails in all: there with its own error, elsewhere with PeerError.
     """
+    check_function("everywhere", "work", work, "without arguments")
     if num_processes() == 1:
         return work()
     result, failure = None, None
@@ -210,6 +232,7 @@ def on_leader(work: Callable[[], T]) -> T:
     The result must be plain JSON of at most 2 kB. If `work` fails, process 0 raises its error and
     the others raise PeerError.
     """
+    check_function("on_leader", "work", work, "without arguments")
     if num_processes() == 1:
         return work()
     result, failure = None, None
@@ -252,6 +275,7 @@ class Agreed:
     """
 
     def __init__(self, read: Callable[[], bool]):
+        check_function("Agreed", "read", read, "() -> bool")
         self._read, self._value, self._pending = read, False, None
         if num_processes() > 1:
             mesh = Mesh(np.array(all_devices(1)), ("process",), axis_types=(AxisType.Auto,))

@@ -248,6 +248,30 @@ def host_values(x: Any) -> np.ndarray | None:
     return np.asarray(x)
 
 
+def check_shape(call: str, name: str, shape: Any, axes: str | None = None) -> tuple[int, ...]:
+    """The shape as a tuple, of any number of axes without `axes`.
+
+    Raises TypeError unless it has a positive whole number per axis.
+    """
+    if (
+        not isinstance(shape, tuple | list)
+        or len(shape) != len(axes or shape)
+        or not all(is_number(n) and float(n).is_integer() and n > 0 for n in shape)
+    ):
+        got = shape if isinstance(shape, tuple | list) else describe(shape)
+        names = f" [{', '.join(axes)}]" if axes else ""
+        raise TypeError(f"{call} needs {name}{names}, whole numbers, got {got}.")
+    return tuple(map(int, shape))
+
+
+def check_finite(call: str, **arrays: Any) -> None:
+    """Raises ValueError for a NaN or an infinity in values that the host can read."""
+    for name, value in arrays.items():
+        host = host_values(value)
+        if host is not None and not np.isfinite(host.astype(np.float64)).all():
+            raise ValueError(f"{call} needs finite {name}, got {describe(value)} with NaN or ±∞.")
+
+
 def is_finite_number(value: Any) -> bool:
     """Whether this is a finite real number of the host."""
     return is_number(value) and math.isfinite(value)

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from ddpm_jax.forward.checks import check_flag, check_text, check_whole, host_numbers
+from ddpm_jax.interop.tensors import check_names
 from ddpm_jax.nn import UNet
-from ddpm_jax.types import PyTree
+from ddpm_jax.types import PyTree, describe
 
 # Our module -> their scope.
 SCOPES: tuple[tuple[str, str], ...] = (
@@ -56,15 +58,19 @@ def tensorflow_name(path: tuple[str, ...], scope: str = "model") -> str:
     >>> tensorflow_name(("down_1_attention_0", "query", "kernel"))
     'model/down_1/attn_0/q/W'
     """
+    check_text("tensorflow_name", "scope", scope)
+    if not isinstance(path, tuple) or len(path) < 2 or not all(isinstance(p, str) for p in path):
+        raise TypeError(f"tensorflow_name needs path, names as a tuple, got {describe(path)}.")
     for ours, theirs in SCOPES:
         match = re.fullmatch(ours, path[0])
         if match:
             inner = [INNER.get(name, name) for name in path[1:-1]]
             normalises = path[-2].startswith("norm")
-            tensor = (NORM_TENSORS if normalises else TENSORS)[path[-1]]
-            return "/".join([scope, match.expand(theirs), *inner, tensor])
+            tensor = (NORM_TENSORS if normalises else TENSORS).get(path[-1])
+            if tensor is not None:
+                return "/".join([scope, match.expand(theirs), *inner, tensor])
     raise ValueError(
-        f"tensorflow_name has no name for the module {path[0]!r}. It maps those of a UNet."
+        f"tensorflow_name has no name for {'/'.join(path)}. It maps the parameters of a UNet."
     )
 
 
@@ -80,6 +86,9 @@ def unet_from_tensorflow(
     Raises ValueError naming what is missing, left over or of another shape.
     """
     call = "unet_from_tensorflow"
+    check_names(call, "variables", variables)
+    resolution = check_whole(call, "resolution", resolution)
+    check_flag(call, "average", average)
     weights = _weights(call, variables, average)
     unet = _unet_of(call, weights, resolution)
     channels = np.shape(weights["model/conv_in/W"])[2]
@@ -93,7 +102,7 @@ def unet_from_tensorflow(
         raise ValueError(f"{call}: missing {missing}, left over {left}.")
     params = {}
     for path, leaf in flat.items():
-        tensor = np.asarray(weights[names[path]], np.float32)
+        tensor = host_numbers(call, names[path], weights[names[path]]).astype(np.float32)
         if tensor.shape != leaf.shape:
             raise ValueError(
                 f"{call}: {names[path]} has shape {tensor.shape}, the network of the other "

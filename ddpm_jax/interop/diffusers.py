@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from ddpm_jax.forward.checks import check_kind, host_numbers
+from ddpm_jax.interop.tensors import check_names
 from ddpm_jax.nn import UNet
 from ddpm_jax.types import PyTree
 
@@ -111,6 +113,8 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
     Raises ValueError naming every tensor that is missing, left over, or of another shape.
     """
     call = "unet_params_from_diffusers"
+    check_names(call, "state_dict", state_dict)
+    check_kind(call, "unet", unet, UNet, "such as dj.UNet()")
     theirs = _modern_names(call, state_dict)
     if "conv_in.weight" not in theirs or np.ndim(theirs["conv_in.weight"]) != 4:
         raise ValueError(
@@ -131,7 +135,7 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
     params = {}
     for entry in entries:
         layout = LAYOUTS[entry.layout]
-        tensor = np.asarray(theirs[entry.key], np.float32)
+        tensor = host_numbers(call, entry.key, theirs[entry.key]).astype(np.float32, copy=False)
         shape = layout.to_theirs(np.broadcast_to(np.float32(0), expected[entry.path])).shape
         _check_shape(call, entry.key, tensor.shape, shape)
         # A copy: a state dict may share its memory with a model that continues training.
@@ -145,6 +149,8 @@ def unet_params_to_diffusers(params: PyTree, unet: UNet) -> dict[str, np.ndarray
     Raises ValueError naming every parameter that is missing, left over, or of another shape.
     """
     call = "unet_params_to_diffusers"
+    check_names(call, "params", params)
+    check_kind(call, "unet", unet, UNet, "such as dj.UNet()")
     ours: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(params))
     if ("conv_in", "kernel") not in ours:
         raise ValueError(
@@ -156,7 +162,7 @@ def unet_params_to_diffusers(params: PyTree, unet: UNet) -> dict[str, np.ndarray
     _check_names(call, map("/".join, ours), map("/".join, expected))
     state_dict = {}
     for entry in unet_weight_map(expected, len(unet.channel_multipliers)):
-        tensor = np.asarray(ours[entry.path], np.float32)
+        tensor = host_numbers(call, "/".join(entry.path), ours[entry.path]).astype(np.float32)
         _check_shape(call, "/".join(entry.path), tensor.shape, expected[entry.path])
         state_dict[entry.key] = np.ascontiguousarray(LAYOUTS[entry.layout].to_theirs(tensor))
     return state_dict

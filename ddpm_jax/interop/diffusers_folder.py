@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ddpm_jax.files import read_json_object as read_strict_object
 from ddpm_jax.files import user_path, write_json
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_kind, check_text
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
 from ddpm_jax.interop.diffusers_scheduler import (
     Process,
@@ -24,7 +25,7 @@ from ddpm_jax.interop.diffusers_scheduler import (
 from ddpm_jax.interop.diffusers_unet import unet_from_diffusers_config, unet_to_diffusers_config
 from ddpm_jax.interop.tensors import PICKLES, read_safetensors, refuse_pickle, write_safetensors
 from ddpm_jax.nn import UNet
-from ddpm_jax.types import PyTree
+from ddpm_jax.types import PyTree, describe
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -60,7 +61,14 @@ def choose_pipeline_files(names: Iterable[str], where: str) -> PipelineFiles:
     Raises ValueError, naming the folder `where`, if there is no such pipeline, only pickled
     weights, or weights in several files.
     """
-    present = set(names)
+    call = "choose_pipeline_files"
+    check_text(call, "where", where)
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"{call} needs names, paths as strings, got {describe(names)}.")
+    present = set()
+    for name in names:
+        check_text(call, "names", name)
+        present.add(name)
     index = "model_index.json" if "model_index.json" in present else None
     for unet, scheduler in (("unet/", "scheduler/"), ("", ""), ("", "scheduler/")):
         config, settings = f"{unet}config.json", f"{scheduler}scheduler_config.json"
@@ -86,7 +94,7 @@ def choose_pipeline_files(names: Iterable[str], where: str) -> PipelineFiles:
 
 def pipeline_files(folder: str | Path) -> PipelineFiles:
     """Finds the files of a pipeline in a folder; raises as `choose_pipeline_files` does."""
-    folder = user_path(folder)
+    folder = user_path(folder, "pipeline_files")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder. Name the one that holds model_index.json.")
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
@@ -99,7 +107,7 @@ def load_diffusers(folder: str | Path) -> ImportedModel:
     Raises FileNotFoundError, or ValueError naming the file and what in it is wrong or has no
     counterpart: settings, names, shapes and dtypes of tensors, pickles, damaged files.
     """
-    folder = user_path(folder)
+    folder = user_path(folder, "load_diffusers")
     files = pipeline_files(folder)
     if files.model_index is not None:
         _check_index(folder / files.model_index)
@@ -138,10 +146,12 @@ def save_diffusers(
     Everything is checked before anything is written. Raises ValueError for what diffusers cannot
     express, naming it, and for labels, which DDPMPipeline does not pass to its network.
     """
-    folder = user_path(folder)
+    call = "save_diffusers"
+    folder = user_path(folder, call)
+    check_kind(call, "unet", unet, UNet, "such as dj.UNet()")
     if unet.num_classes is not None:
         raise ValueError(
-            f"save_diffusers got a UNet with num_classes={unet.num_classes}; DDPMPipeline passes "
+            f"{call} got a UNet with num_classes={unet.num_classes}; DDPMPipeline passes "
             "no labels. Write the model alone with unet_to_diffusers_config and "
             "unet_params_to_diffusers."
         )

@@ -22,6 +22,8 @@ from ddpm_jax.forward import (
     quadratic_schedule,
     warmup_schedule,
 )
+from ddpm_jax.forward.checks import check_kind
+from ddpm_jax.interop.tensors import check_names
 
 # Our names of schedules, targets and variances -> theirs.
 SCHEDULES = {
@@ -94,6 +96,7 @@ def process_from_diffusers_config(config: Mapping[str, Any]) -> Process:
     'cosine'
     """
     call = "process_from_diffusers_config"
+    check_names(call, "config", config)
     kind = config.get("_class_name", "DDPMScheduler")
     if kind not in CLASSES:
         raise ValueError(
@@ -149,6 +152,13 @@ def process_to_diffusers_config(process: Process, schedule: NoiseSchedule) -> di
     Raises ValueError for a target or variance without counterpart.
     """
     call = "process_to_diffusers_config"
+    check_kind(call, "process", process, Process, "interop.Process(...)")
+    check_kind(call, "schedule", schedule, NoiseSchedule, "such as dj.linear_schedule()")
+    if schedule.num_timesteps != process.num_timesteps:
+        raise ValueError(
+            f"{call} needs the schedule of the process, of {process.num_timesteps} steps, got one "
+            f"of {schedule.num_timesteps}."
+        )
     for name, ours, theirs in (
         ("target", process.target, TARGETS),
         ("variance", process.variance, VARIANCES),

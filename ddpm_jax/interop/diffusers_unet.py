@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ddpm_jax.forward.checks import check_kind, check_shape
+from ddpm_jax.interop.tensors import check_names
 from ddpm_jax.nn import UNet
 
 # Setting -> (its value when absent, the values whose function `UNet` computes).
@@ -78,6 +80,7 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
     ('cos_sin', 8, (16, 16, 3))
     """
     call = "unet_from_diffusers_config"
+    check_names(call, "config", config)
     kind = config.get("_class_name", "UNet2DModel")
     if kind not in ("UNet2DModel", "UNetUnconditionalModel"):  # its name in the first versions
         raise ValueError(f"{call} needs the config of a UNet2DModel, got _class_name={kind!r}.")
@@ -144,7 +147,9 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
     >>> unet_to_diffusers_config(dj.UNet(), (32, 32, 3))["block_out_channels"]
     [128, 256, 256, 256]
     """
-    height, width, channels = image_shape
+    call = "unet_to_diffusers_config"
+    check_kind(call, "unet", unet, UNet, "such as dj.UNet()")
+    height, width, channels = check_shape(call, "image_shape", image_shape, "HWC")
     widths = [unet.channels * m for m in unet.channel_multipliers]
     attended = [height >> level in unet.attention_resolutions for level in range(len(widths))]
     middle = unet.middle_attention
@@ -173,9 +178,7 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
         if len(heads) > 1:
             problems.append(f"num_heads={unet.num_heads} (its heads have one size at all levels)")
     if problems:
-        raise ValueError(
-            "unet_to_diffusers_config: UNet2DModel cannot express " + "; ".join(problems) + "."
-        )
+        raise ValueError(f"{call}: UNet2DModel cannot express " + "; ".join(problems) + ".")
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": "0.35.0",

@@ -20,12 +20,21 @@ import jax.export
 import jax.numpy as jnp
 
 from ddpm_jax.files import read_json_object, user_path, write_atomically, write_json
+from ddpm_jax.forward.checks import (
+    check_flag,
+    check_function,
+    check_kind,
+    check_shape,
+    check_whole,
+)
 from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.samplers import Sampler, initial_noise, sample
+from ddpm_jax.samplers.base import check_sampler
 from ddpm_jax.types import Array, Denoiser, PyTree
 
 Inputs = Literal["x_T", "x_T_noise", "seed"]
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 INPUTS: tuple[Inputs, ...] = ("x_T", "x_T_noise", "seed")
 
 
@@ -71,6 +80,17 @@ def export_sampler(
 
     Raises ValueError for unknown inputs or inputs that do not go with the sampler or batch size.
     """
+    call = "export_sampler"
+    check_sampler(call, sampler)
+    check_function(call, "denoiser_of", denoiser_of, "(params, labels) -> denoise")
+    shape = check_shape(call, "shape", shape)
+    check_flag(call, "bake", bake)
+    if label is not None:
+        label = check_whole(call, "label", label, least=0)
+    if platforms is not None and not (
+        isinstance(platforms, tuple | list) and set(platforms) <= set(PLATFORMS) and platforms
+    ):
+        raise ValueError(f"{call} needs platforms, some of {PLATFORMS}, got {platforms!r}.")
     if inputs not in INPUTS:
         raise ValueError(f"export_sampler knows the inputs {INPUTS}, got {inputs!r}.")
     if inputs == "x_T_noise" and not sampler.stochastic:
@@ -82,8 +102,8 @@ def export_sampler(
             "export_sampler with inputs='seed' needs a batch_size: no argument of the program "
             "says how many images to make."
         )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"export_sampler needs batch_size >= 1 or None, got {batch_size}.")
+    if batch_size is not None:
+        batch_size = check_whole(call, "batch_size", batch_size)
 
     shapes = dict(conditions or {})
 
@@ -146,7 +166,9 @@ def save_program(
     path: str | Path, exported: jax.export.Exported, about: Mapping[str, Any] | None = None
 ) -> None:
     """Writes the program to `path`, and its size, sha256, arguments and `about` to `path`.json."""
-    path = user_path(path)
+    path = user_path(path, "save_program")
+    check_kind("save_program", "exported", exported, jax.export.Exported, "`export_sampler`")
+    check_kind("save_program", "about", about or {}, Mapping, "facts by name")
     data = bytes(exported.serialize())
     facts = {
         "bytes": len(data),
@@ -172,7 +194,7 @@ def load_program(path: str | Path) -> jax.export.Exported:
     Raises FileNotFoundError, or ValueError for a file that is no such program, or was cut short or
     changed (checked by size and sha256 if `path`.json is beside it).
     """
-    path = user_path(path)
+    path = user_path(path, "load_program")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. `save_program` writes such files.")
     data = path.read_bytes()

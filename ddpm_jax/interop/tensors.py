@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.files import parse_json_object, read_arrays, user_path, write_atomically
+from ddpm_jax.forward.checks import check_finite, check_floating_dtype, check_kind, host_numbers
+from ddpm_jax.types import describe
 
 FLOAT32 = np.dtype(np.float32)
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -34,7 +37,8 @@ def read_safetensors(path: str | Path, dtypes: Sequence[str] = ("F32",)) -> dict
     """
     from safetensors import SafetensorError, safe_open
 
-    path = user_path(path)
+    path = user_path(path, "read_safetensors")
+    check_kind("read_safetensors", "dtypes", dtypes, tuple, 'such as ("F32",)')
     refuse_pickle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Name a .safetensors file.")
@@ -62,13 +66,25 @@ def read_safetensors(path: str | Path, dtypes: Sequence[str] = ("F32",)) -> dict
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype = FLOAT32
 ) -> None:
-    """Writes arrays by name, as `dtype`, in one step: a reader never sees half a file."""
+    """Writes arrays by name, as `dtype`, in one step: a reader never sees half a file.
+
+    Raises TypeError for what is not real numbers by name and a dtype that is not a floating one,
+    ValueError for a value that is not finite in it.
+    """
     from safetensors.numpy import save
 
-    ordered = {name: np.ascontiguousarray(tensors[name], dtype) for name in sorted(tensors)}
+    call = "write_safetensors"
+    path = user_path(path, call)
+    check_names(call, "tensors", tensors)
+    check_floating_dtype(call, dtype)
+    ordered = {}
+    for name in sorted(tensors):
+        with np.errstate(over="ignore"):
+            ordered[name] = np.ascontiguousarray(host_numbers(call, name, tensors[name]), dtype)
+        check_finite(call, **{name: ordered[name]})
     # Other readers require this entry: the axes are in PyTorch's order.
     entries = {"format": "pt"}
-    write_atomically(user_path(path), save(ordered, metadata=entries))
+    write_atomically(path, save(ordered, metadata=entries))
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -76,7 +92,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises ValueError for a damaged archive, a pickled array, or another floating dtype.
     """
-    path = user_path(path)
+    path = user_path(path, "read_npz")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Name an .npz file.")
     try:
@@ -90,6 +106,12 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         if array.dtype.kind == "f" and array.dtype != np.float32:
             raise ValueError(f"{path}: {name} has dtype {array.dtype}, and only float32 is read.")
     return _finite(path, arrays)
+
+
+def check_names(call: str, name: str, values: Any) -> None:
+    """Raises TypeError unless the values come by name."""
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise TypeError(f"{call} needs {name}, values by name, got {describe(values)}.")
 
 
 def _check_names(path: Path) -> None:

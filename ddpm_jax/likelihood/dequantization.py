@@ -6,7 +6,13 @@ import math
 
 import jax.numpy as jnp
 
-from ddpm_jax.forward.checks import check_number, check_real, check_same_shape, is_number
+from ddpm_jax.forward.checks import (
+    check_number,
+    check_real,
+    check_same_shape,
+    host_values,
+    is_number,
+)
 from ddpm_jax.types import Array, ArrayLike, describe
 
 PIXEL_WIDTH = 2.0 / 255.0  # of one of the 256 levels of data in [-1, 1]
@@ -17,14 +23,26 @@ def dequantize(x_0: ArrayLike, uniform: ArrayLike) -> Array:
 
     `uniform` is u ~ U[0, 1) of x_0's shape. The density of the result bounds the probability of the
     pixels: log P(x_0) >= E_u log p(x_0 + (u - ½) w) + d log w, w = 2/255, by Jensen's inequality
-    (Theis, van den Oord, Bethge 2016, 1511.01844, §3.1). Raises ValueError for another shape, and
-    TypeError for uint8 pixels: `from_pixels` comes first.
+    (Theis, van den Oord, Bethge 2016, 1511.01844, §3.1). Raises ValueError for another shape and
+    for concrete values outside of [-1, 1] or [0, 1], TypeError for uint8 pixels: `from_pixels`
+    comes first.
 
     Example:
         >>> dj.dequantize(jnp.zeros(3), jnp.full(3, 0.5))
         Array([0., 0., 0.], dtype=float32)
     """
     check_same_shape("dequantize", x_0=x_0, uniform=uniform)
+    for name, value, low, what in (
+        ("x_0", x_0, -1.0, "data from `from_pixels`"),
+        ("uniform", uniform, 0.0, "draws of jax.random.uniform"),
+    ):
+        host = host_values(value)
+        # Half precision rounds what is almost 1.
+        if host is not None and not ((host >= low - 1e-2) & (host <= 1.01)).all():
+            raise ValueError(
+                f"dequantize needs {name} in [{low:g}, 1], {what}, got values from {host.min()} to "
+                f"{host.max()}."
+            )
     return jnp.asarray(x_0) + (jnp.asarray(uniform) - 0.5) * PIXEL_WIDTH
 
 

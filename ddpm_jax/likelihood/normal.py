@@ -7,6 +7,8 @@ the caller sums over an event's axes. Arguments named `log_variance` are logarit
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ import numpy as np
 from ddpm_jax.forward.checks import check_real, check_whole
 from ddpm_jax.types import Array, ArrayLike
 
+LOG_2_PI = math.log(2 * math.pi)
+"""A number of Python: one of NumPy would make float64 of float32 where JAX has both."""
 LEVELS = 256
 """Pixel levels: 0..255 lie at -1, -1 + 2/255, …, 1 (Ho et al. 2020, §3.3)."""
 
@@ -52,7 +56,7 @@ def normal_log_density(x: ArrayLike, mean: ArrayLike, log_variance: ArrayLike) -
     check_real("normal_log_density", x=x, mean=mean, log_variance=log_variance)
     log_variance = jnp.asarray(log_variance)
     distance = jnp.square(jnp.asarray(x) - jnp.asarray(mean))
-    return -0.5 * (np.log(2 * np.pi) + log_variance + distance * jnp.exp(-log_variance))
+    return -0.5 * (LOG_2_PI + log_variance + distance * jnp.exp(-log_variance))
 
 
 @jax.custom_jvp
@@ -76,7 +80,7 @@ def _log_cdf_jvp(primals, tangents):
     for odd in (9.0, 7.0, 5.0, 3.0, 1.0):
         series = 1.0 - odd * inverse * series
     near = jnp.maximum(x, far)
-    body = jnp.exp(-0.5 * (near * near + np.log(2 * np.pi)) - jnp.where(x < far, 0.0, value))
+    body = jnp.exp(-0.5 * (near * near + LOG_2_PI) - jnp.where(x < far, 0.0, value))
     return value, dx * jnp.where(x < far, -x / series, body)
 
 
@@ -134,5 +138,5 @@ def discretized_log_likelihood(
         float(w) * jnp.exp(-d * float(u) * (c + 0.5 * d * float(u)))
         for u, w in zip(nodes, weights, strict=True)
     )
-    density = jnp.log(d) - 0.5 * (jnp.square(c) + np.log(2 * np.pi)) + jnp.log(ratio)
+    density = jnp.log(d) - 0.5 * (jnp.square(c) + LOG_2_PI) + jnp.log(ratio)
     return jnp.where(low | high, log_near, jnp.where(narrow, density, wide))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ddpm_jax.forward.checks import check_number, check_real
 from ddpm_jax.forward.continuous import ContinuousProcess, check_process
-from ddpm_jax.keys import check_keys
+from ddpm_jax.keys import check_keys, normal_per_example
 from ddpm_jax.types import Array, ArrayLike, Key
 
 
@@ -33,7 +33,7 @@ def uniform_times(keys: Key, process: ContinuousProcess) -> Array:
     check_keys("uniform_times", keys)
     check_process("uniform_times", process)
     return jax.vmap(
-        lambda key: jax.random.uniform(key, minval=process.t_min, maxval=process.t_max)
+        lambda key: jax.random.uniform(key, (), jnp.float32, process.t_min, process.t_max)
     )(keys)
 
 
@@ -59,7 +59,7 @@ def likelihood_times(keys: Key, process: ContinuousProcess) -> tuple[Array, Arra
             f"{call} needs a process whose log SNR is finite at t_max, got {process.name}, where "
             "it is -inf. Use vp_process, or uniform_times."
         )
-    u = jax.vmap(jax.random.uniform)(keys)
+    u = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
     t = jnp.clip(process.time_at_log_snr(last + (first - last) * u), process.t_min, process.t_max)
     rate = jnp.square(process.diffusion(t) / process.noise_scale(t))
     return t, (first - last) / rate
@@ -132,4 +132,4 @@ def _normal(call: str, keys: Key, mean: float, std: float) -> Array:
     check_number(call, "mean", mean)
     if not check_number(call, "std", std) > 0:
         raise ValueError(f"{call} needs std > 0, got {std}.")
-    return mean + std * jax.vmap(jax.random.normal)(keys)
+    return mean + std * normal_per_example(keys, ())

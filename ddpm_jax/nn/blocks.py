@@ -41,9 +41,10 @@ def dropout(x: Array, rate: float, keys: Key | None, path: Sequence[str]) -> Arr
         return x
     # A checksum, because Python's hash of a string differs from process to process.
     stream = zlib.crc32("/".join(path).encode())
+    kept = jnp.float32(1.0 - rate)  # a number of Python would draw in float64 where JAX has both
 
     def keep(key: Key) -> Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, stream), 1.0 - rate, x.shape[1:])
+        return jax.random.bernoulli(jax.random.fold_in(key, stream), kept, x.shape[1:])
 
     return jnp.where(jax.vmap(keep)(keys), x / (1.0 - rate), jnp.zeros_like(x))
 

@@ -12,6 +12,7 @@ from ddpm_jax.data import ImageDataset
 from ddpm_jax.data.cache import MEMORY_BYTES
 from ddpm_jax.data.conditions import CONDITIONS, Shape, checked_conditions, fits, written
 from ddpm_jax.files import map_npy, read_arrays, user_path
+from ddpm_jax.forward.checks import check_kind
 
 
 def read_conditions(
@@ -51,6 +52,7 @@ def conditions_for(
 
     Raises ValueError for those that it does not take, of another shape, or not finite.
     """
+    check_kind(call, "conditions", given, Mapping, "arrays by name")
     for name in given.keys() & set(CONDITIONS) - {"context_mask"}:
         if name not in shapes and given[name] is not None:
             raise ValueError(f"{call}: this run's network takes no {name}. Leave it out.")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ddpm_jax.devices.processes import PeerError, is_leader
+from ddpm_jax.devices.processes import PeerError, is_leader, pin_single_precision
 from ddpm_jax.programs.paths import with_local_paths
 
 C = TypeVar("C")
@@ -159,6 +159,7 @@ def _run(program: Callable[[C], Any], config: C) -> None:
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
     try:
+        pin_single_precision()
         program(with_local_paths(config))
         push_outputs()
     except UnsentError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +31,16 @@ from ddpm_jax.programs.buckets import address_of, shown
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.console import quantity, say
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, to_json
+from ddpm_jax.programs.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    to_json,
+    with_types,
+)
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import WeightsDtype, save_weights
 from ddpm_jax.training import Checkpoints, init_state
+from ddpm_jax.types import describe
 
 DataName = Literal["digits", "cifar10", "mnist", "folder"]
 
@@ -103,14 +110,16 @@ def convert(config: Conversion) -> None:
     Raises ValueError or OSError naming what the other format cannot express, and RunDirectoryError
     for a run directory that is in use. Nothing is left half written.
     """
-    if isinstance(config, FromDiffusers):
-        from_diffusers(config)
-    elif isinstance(config, FromTensorFlow):
-        from_tensorflow(config)
-    elif isinstance(config, ToWeights):
-        to_weights(config)
-    else:
-        to_diffusers(config)
+    conversions: dict[type, Callable[[Any], None]] = {
+        FromDiffusers: from_diffusers,
+        FromTensorFlow: from_tensorflow,
+        ToWeights: to_weights,
+        ToDiffusers: to_diffusers,
+    }
+    if type(config) not in conversions:
+        known = ", ".join(kind.__name__ for kind in conversions)
+        raise TypeError(f"convert needs one of {known}, got {describe(config)}.")
+    conversions[type(config)](with_types("convert", config, type(config)))
 
 
 def from_diffusers(config: FromDiffusers) -> None:

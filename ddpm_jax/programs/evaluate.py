@@ -39,6 +39,7 @@ from ddpm_jax.programs.metrics import (
     pixel_features,
 )
 from ddpm_jax.programs.pictures import are_pictures
+from ddpm_jax.programs.run_directory import with_types
 from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -95,6 +96,7 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises ValueError for flags nothing could be measured by, ConnectionError or FileNotFoundError
     where Inception's weights are not to be had, and others as `TrainedRun`.
     """
+    config = with_types("evaluate", config, EvaluateConfig)
     if config.batch_size < 1 or (config.count is not None and config.count < 10):
         raise ValueError(
             f"--batch-size must be at least 1 and --count at least 10, got {config.batch_size} and "

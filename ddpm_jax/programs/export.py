@@ -9,7 +9,7 @@ from typing import Literal
 from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import quantity, say
-from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectoryError, with_types
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun, make_writable
 
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
@@ -44,6 +44,7 @@ def export(config: ExportConfig) -> None:
     Raises RunDirectoryError, ValueError or DamagedCheckpointError if the options do not fit the
     run.
     """
+    config = with_types("export", config, ExportConfig)
     run = TrainedRun(config)
     if config.label is not None:
         run.labels(1, config.label)

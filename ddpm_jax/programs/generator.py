@@ -6,7 +6,6 @@ devices may belong to several processes; all of them must call, and each gets al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,12 @@ import numpy as np
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
+from ddpm_jax.forward.checks import check_function, check_kind, check_whole, host_table
 from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys, make_key
+from ddpm_jax.programs.chunks import chunk_length
 from ddpm_jax.samplers import Sampler, advance, grid_steps, initial_noise
-from ddpm_jax.types import Array, Denoiser, Device, Key, PyTree, bcast_right
+from ddpm_jax.types import Array, Denoiser, Device, Key, PyTree, bcast_right, describe
 
 DenoiserOf = Callable[..., Denoiser]
 """`denoiser_of(params, labels) -> denoise`; labels [B], or None for networks without classes. Other
@@ -43,12 +44,6 @@ class Generated(NamedTuple):
 
     images: np.ndarray
     frames: np.ndarray | None
-
-
-def chunk_length(num_steps: int, target_chunks: int) -> int:
-    """The largest divisor of num_steps that makes at least `target_chunks` chunks, or 1."""
-    limit = max(1, num_steps // target_chunks)
-    return max(d for d in range(1, limit + 1) if num_steps % d == 0)
 
 
 class _Programs(NamedTuple):
@@ -81,6 +76,8 @@ class Generator:
         devices: Sequence[Device] | None = None,
         target_chunks: int = 40,
     ):
+        check_function("Generator", "denoiser_of", denoiser_of, "(params, labels) -> denoise")
+        target_chunks = check_whole("Generator", "target_chunks", target_chunks)
         self.shape = shape
         self.devices = tuple(devices) if devices else tuple(jax.local_devices()[:1])
         self._sampler, self._denoiser_of = sampler, denoiser_of
@@ -147,19 +144,26 @@ class Generator:
             on_progress: called with the number of images × steps since the last call.
             should_stop: called between chunks; when it returns True, Stopped is raised.
 
-        Raises ValueError for counts below one, seeds beyond 32 bits, and labels or conditions
-        that are not one per image.
+        Raises ValueError for counts below one, seeds beyond 32 bits, labels or conditions that are
+        not one per image, and images with a NaN or an infinity.
         """
-        if count < 1 or batch_size < 1 or start < 0 or not 0 <= seed < 2**32:
-            raise ValueError(
-                "a Generator needs count >= 1, batch_size >= 1, start >= 0 and 0 <= seed < 2**32, "
-                f"got {count=}, {batch_size=}, {start=}, {seed=}."
-            )
-        conditions = conditions or {}
+        call = "Generator"
+        check_whole(call, "count", count)
+        check_whole(call, "batch_size", batch_size)
+        for name, value in (("start", start), ("seed", seed), ("frames_of", frames_of)):
+            check_whole(call, name, value, least=0)
+        if max(seed, start + count) >= 2**32:
+            raise ValueError(f"{call} needs 32 bits, got {seed=}, {start=}, {count=}.")
+        check_function(call, "on_progress", on_progress, "(steps done) -> None")
+        check_function(call, "should_stop", should_stop, "() -> bool")
+        labels = None if labels is None else host_table(call, "labels", labels, integer=True)
+        given = {} if conditions is None else conditions
+        check_kind(call, "conditions", given, Mapping, "arrays by name")
+        conditions = {name: np.asarray(x) for name, x in given.items() if x is not None}
         for name, given in {"labels": labels, **conditions}.items():
-            if given is not None and len(given) != count:
+            if given is not None and np.shape(given)[:1] != (count,):
                 raise ValueError(
-                    f"a Generator needs {name} with one row per image, got {len(given)} for "
+                    f"{call} needs {name} with one row per image, got {describe(given)} for "
                     f"{count} images."
                 )
         num_devices = len(self.devices)
@@ -193,7 +197,13 @@ class Generator:
 
 
 def _pixels(x: Array, count: int) -> np.ndarray:
-    return np.asarray(to_pixels(fetch(x)[:count]))
+    images = fetch(x)[:count]
+    if not np.isfinite(images).all():
+        raise ValueError(
+            "a Generator got images with NaN or ±∞, which would become black pixels. Look at the "
+            "parameters, and at guidance and clip: training that diverged, or a scale too large."
+        )
+    return np.asarray(to_pixels(images))
 
 
 class Trajectory(NamedTuple):
@@ -317,24 +327,6 @@ class ReverseProcess:
             parts.append((np.asarray(now)[:real], np.stack(kept, axis=1) if keep else none))
         frames, x_0_hat = np.concatenate([kept for _, kept in parts], axis=2)
         return Trajectory(np.concatenate([end for end, _ in parts]), frames, x_0_hat)
-
-
-def common_chunk(counts: Sequence[int], target_chunks: int = 40) -> int:
-    """Steps per compiled call that divide all counts, about target_chunks calls for the largest."""
-    divisor = math.gcd(*counts)
-    return chunk_length(divisor, math.ceil(target_chunks * divisor / max(counts)))
-
-
-def depth_counts(num_steps: int, shares: Sequence[float], flag: str) -> list[int]:
-    """The number of steps that each share of a grid amounts to, at least one.
-
-    Raises ValueError that names the flag, for shares outside (0, 1] and for none.
-    """
-    if not shares or not all(0.0 < share <= 1.0 for share in shares):
-        raise ValueError(
-            f"{flag} takes shares of the process in (0, 1], 1 for all of it, got {shares}."
-        )
-    return [max(1, round(share * num_steps)) for share in shares]
 
 
 def _keeping_x_0_hat(sampler: Sampler, step: Array) -> Sampler:

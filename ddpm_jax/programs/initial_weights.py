@@ -79,7 +79,15 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
     if is_model_name(source):
         name, source, _ = find_model(name)
     source = readable_run(source)
-    if (source / "config.json").is_file():
+    # The first pipelines had the network's config.json at the top, where a run has its own.
+    scheduler = ("scheduler_config.json", "scheduler/scheduler_config.json")
+    is_pipeline = any((source / name).is_file() for name in ("model_index.json", *scheduler))
+    if weights == "raw" and (is_pipeline or has_weights(source)):
+        raise ValueError(
+            f"--init-from {name} holds one set of weights. Leave --init-weights raw out: a run "
+            "directory alone has both."
+        )
+    if not is_pipeline and (source / "config.json").is_file():
         directory = RunDirectory(source)
         config, facts = directory.read()
         data = facts["data"]
@@ -96,7 +104,7 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
         params = state.ema_params if weights == "ema" else state.params
         about = {"from": name, "kind": "run", "step": int(state.step), "data": data}
         return config, fetch(params), about
-    if not (source / "model_index.json").is_file():
+    if not is_pipeline:
         raise ValueError(
             f"--init-from {name} is no run directory or folder of weights (config.json), no "
             "pipeline of diffusers (model_index.json), and no name of a model "

@@ -19,7 +19,7 @@ from ddpm_jax.denoisers.continuous import (
     sigma_denoiser_from_process,
 )
 from ddpm_jax.denoisers.denoiser import make_denoiser
-from ddpm_jax.denoisers.guidance import Scale, classifier_free
+from ddpm_jax.denoisers.guidance import Scale, check_scale, classifier_free
 from ddpm_jax.denoisers.prediction import Target, p_mean_variance
 from ddpm_jax.denoisers.sigma import (
     SigmaDenoiser,
@@ -250,6 +250,7 @@ class Model:
         Raises ValueError for guidance of a network without conditions.
         """
         diffusion = self.config.diffusion
+        check_scale("guidance", scale)
         guides = not (is_number(scale) and scale == 1.0)
         if guides and not self._condition_names:
             raise ValueError(
@@ -324,6 +325,8 @@ class Model:
         concat = options.pop("concat", None)
 
         def apply(x: Array, step: Array) -> Any:
+            if jnp.shape(x)[len(self.image_shape) :] != self.image_shape[-1:]:
+                raise ValueError(f"this run's network takes {self.image_shape}, got {describe(x)}.")
             x = inputs.concatenated(x, concat, self.concat_features)
             return self.network.apply({"params": params}, x, step, **options)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ddpm_jax.files import user_path
 from ddpm_jax.programs.buckets import find_address, localized
+from ddpm_jax.types import describe
 
 C = TypeVar("C", bound=Any)
 NAMES_OR_FILES = ("labels", "mask")
@@ -24,8 +25,10 @@ def local_path(path: str | Path, option: str) -> Path:
     Raises ValueError for addresses that no bucket can have and for names that are not UTF-8, which
     config.json could not hold; BucketError for a bucket that cannot be read.
     """
-    text = os.fspath(path)
     flag = f"--{option.replace('_', '-')}"
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{flag} needs a path, a str or os.PathLike, got {describe(path)}.")
+    text = os.fspath(path)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

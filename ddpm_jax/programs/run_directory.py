@@ -7,10 +7,14 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ddpm_jax.files import read_json_object, write_json
+from ddpm_jax.forward.checks import check_kind
 from ddpm_jax.programs.buckets import shown
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.paths import local_path
@@ -134,6 +138,8 @@ class RunDirectory:
         """
         try:
             values = read_json_object(self.config)
+            if not {"config", "data"} <= values.keys():
+                raise ValueError("it is no run's: `config` or `data` is missing")
             config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
             _check_sizes(config)
             _check_data(values["data"])
@@ -209,17 +215,29 @@ def _check_data(data: dict[str, Any]) -> None:
             raise ValueError(f"data.{name} is {data[name]!r}")
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON values."""
+def to_json(config: Any, show: Callable[[Path], str] = shown) -> dict[str, Any]:
+    """A configuration as plain JSON values; `show` makes text of its paths."""
 
     def plain(value):
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Path):
-            return shown(value)
-        return list(value) if isinstance(value, tuple) else value
+            return show(value)
+        if isinstance(value, np.generic):
+            return value.item()
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def with_types(call: str, config: Any, kind: type) -> Any:
+    """The configuration with every value of its field's type: text becomes a path, a list a tuple.
+
+    Raises, in the name of the call, TypeError for anything but a `kind`, and ValueError for values
+    of other types, naming the field.
+    """
+    check_kind(call, "a configuration", config, kind, f"{kind.__name__}(...)")
+    return from_json(type(config), to_json(config, str), call)
 
 
 def from_json(kind: type, values: dict[str, Any], where: str = "config.json") -> Any:
@@ -262,11 +280,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
                 return _typed(option, value, where)
         return _typed(last, value, where)
     if origin is Literal:
-        fits = value in arguments
+        fits = any(type(value) is type(known) and value == known for known in arguments)
     elif origin is tuple:
-        fits = isinstance(value, list) and all(_is_a(arguments[0], v) for v in value)
-        fits = fits and (arguments[1] is ... or len(value) == len(arguments))
-        value = tuple(value) if fits else value
+        fits = isinstance(value, list) and (arguments[1] is ... or len(value) == len(arguments))
+        value = tuple(_typed(arguments[0], v, where) for v in value) if fits else value
     elif hint is Path:
         fits = isinstance(value, str) and "\0" not in value
         value = Path(value) if fits else value

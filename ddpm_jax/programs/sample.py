@@ -23,6 +23,7 @@ from ddpm_jax.programs.conditions import read_conditions
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.pictures import need_pictures, save_film, save_sheet
+from ddpm_jax.programs.run_directory import with_types
 from ddpm_jax.programs.shards import (
     join_shards,
     read_shards,
@@ -84,6 +85,7 @@ def sample(config: SampleConfig) -> None:
     Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as
     asked.
     """
+    config = with_types("sample", config, SampleConfig)
     if config.count < 1 or config.batch_size < 1:
         raise ValueError(
             f"--count and --batch-size must be at least 1, got {config.count} and "

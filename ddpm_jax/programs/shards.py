@@ -72,6 +72,11 @@ def remember_plan(out: Path, plan: dict[str, Any]) -> None:
                 "another folder with --out, or repeat the old command. Nothing was changed."
             )
         return
+    if any((out / "shards").glob("*.npz")):
+        raise RunDirectoryError(
+            f"{out / 'shards'} holds images, and no {path.name} says of which settings. Remove "
+            "them, or choose another folder with --out. Nothing was changed."
+        )
     write_json(path, plan)
 
 
@@ -216,5 +221,6 @@ def join_shards(
 
 def remove_shards(out: Path) -> None:
     """Removes the shards and their plan, once their images are elsewhere."""
-    (out / "plan.json").unlink(missing_ok=True)
+    # The plan last: without it, nobody would know what shards that are left hold.
     shutil.rmtree(out / "shards", ignore_errors=True)
+    (out / "plan.json").unlink(missing_ok=True)

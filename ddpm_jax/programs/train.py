@@ -17,6 +17,7 @@ import jax
 from ddpm_jax.data import DataSet
 from ddpm_jax.data.registry import PASSED
 from ddpm_jax.devices import processes
+from ddpm_jax.forward.checks import check_function
 from ddpm_jax.programs.compilation import unless_stopped
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.console import is_program, say
@@ -24,7 +25,13 @@ from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.initial_weights import begin_with_weights
 from ddpm_jax.programs.mirror import mirrored
 from ddpm_jax.programs.paths import with_local_paths
-from ddpm_jax.programs.run_directory import RunDirectoryError, flatten, to_json, without_names
+from ddpm_jax.programs.run_directory import (
+    RunDirectoryError,
+    flatten,
+    to_json,
+    with_types,
+    without_names,
+)
 from ddpm_jax.programs.trackers import OnRecord, recording
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.programs.training_session import train_steps
@@ -78,7 +85,10 @@ def train(
     MismatchedCheckpointError before training if something is wrong, and NonFiniteError when
     training diverges.
     """
-    config = with_local_paths(config)
+    config = with_local_paths(with_types("train", config, TrainConfig))
+    for given, function in (("finish", finish), ("data", data), ("on_record", on_record)):
+        if function is not None:
+            check_function("train", given, function, "or None")
     if data is not None:
         name = dataclasses.replace(config.data, name=PASSED)
         config = dataclasses.replace(config, data=name)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data import ImageDataset
@@ -19,7 +17,9 @@ from ddpm_jax.denoisers.prediction import Target
 from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
+from ddpm_jax.files import user_path
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_real, check_steps, check_text, check_whole
 from ddpm_jax.programs.averages import average_name, restore_params
 from ddpm_jax.programs.buckets import readable_run, shown
 from ddpm_jax.programs.build import build_model_of, build_sampler, load_data
@@ -30,11 +30,17 @@ from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
 from ddpm_jax.programs.generator import Conditions, Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.paths import with_local_paths
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, make_writable
+from ddpm_jax.programs.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    make_writable,
+    with_types,
+)
+from ddpm_jax.programs.run_options import RunOptions as RunOptions
 from ddpm_jax.programs.weights import find_model, has_weights, is_model_name, read_weights
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import DataParallel, choose_devices
-from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree
+from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree, as_array
 
 DATA_OPTIONS = {
     "--data.path": "--data-path",
@@ -45,38 +51,6 @@ DATA_OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Which run and step to load, and where its data and devices are."""
-
-    run_dir: Path = Path("runs/digits")
-    """A run directory or folder of weights, local or in a bucket (gs://…); or a model's name."""
-    pretrained: str | None = None
-    """Instead of a run: a trained model shipped with the package, such as digits, or one on the
-    hub, hub:OWNER/NAME@REVISION."""
-    out: Path | None = None
-    """Where to write; None for a folder in RUN_DIR named after the options."""
-    seed: int = 0
-    """Seed of all noise; image i depends on the seed and i alone."""
-    checkpoint: int | None = None
-    """Training step of the checkpoint to load; None for the newest."""
-    ema: bool = True
-    """Use the averaged parameters, as the paper does, rather than the last ones."""
-    ema_decay: float | None = None
-    """Decay of the average to use, if the run has several; None for --optimizer.ema-decay."""
-    ema_sigma_rel: float | None = None
-    """Use a power-function average of this relative width (EDM2), made from all kept checkpoints;
-    the run needs --optimizer.ema-sigma-rel."""
-    data_path: Path | None = None
-    """Where the run's data are, if they have moved since training."""
-    data_name: str | None = None
-    """The run's data, as --data.name in training. Required for a function of your own: a run's
-    folder must not decide which code is executed."""
-    num_devices: int | None = None
-    """Devices to split each batch over; None for all. On a CPU each core is a device, up to eight.
-    Changes the speed, not the results."""
-
-
 class TrainedRun:
     """A trained run: its model, its parameters at one step, and its data.
 
@@ -85,6 +59,7 @@ class TrainedRun:
     """
 
     def __init__(self, options: RunOptions):
+        options = with_types("TrainedRun", options, RunOptions)
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
         self.options = options = with_local_paths(options)
@@ -97,6 +72,7 @@ class TrainedRun:
         self.config, self.facts = self.directory.read()
         data = self.facts["data"]
         image_shape = tuple(data["image_shape"])
+        processes.pin_random_numbers()
         # These must come before the first use of JAX.
         keep_freed_memory(self.config.batch_size, image_shape, self.config.network.channels)
         one_device_per_core()
@@ -141,7 +117,12 @@ class TrainedRun:
     def apply_fn(
         self, x_t: Array, timesteps: Array, label: Array | None = None, **conditions: Array | None
     ) -> Array:
-        """The trained network `(x_t, timesteps) -> output`, with the `Conditions` it takes."""
+        """The trained network `(x_t, timesteps) -> output`, with the `Conditions` it takes.
+
+        x_t is [B, H, W, C]; H and W may differ from the run's. Raises ValueError for others.
+        """
+        check_real("TrainedRun.apply_fn", x_t=x_t)
+        check_steps("TrainedRun.apply_fn", timesteps, self.schedule.num_timesteps)
         return self.model.bind(self.params, label=label, **conditions)(x_t, timesteps)
 
     def denoiser(
@@ -154,7 +135,7 @@ class TrainedRun:
         **conditions: Array | None,
     ) -> Denoiser:
         """The denoiser `(x_t, t) -> x̂_0` for `Conditions`, guided as by `classifier_free`."""
-        labels = None if label is None else jnp.asarray(label)
+        labels = None if label is None else as_array("denoiser", "label", label)
         return self.model.guided(guidance, clip, rescale)(self.params, labels, **conditions)
 
     def sample(
@@ -183,13 +164,12 @@ class TrainedRun:
 
         Raises ValueError for a count below 1, and for options that do not fit the run.
         """
-        if count < 1 or batch_size < 1:
-            raise ValueError(
-                f"sample needs count ≥ 1 and batch_size ≥ 1, got {count} and {batch_size}."
-            )
+        count = check_whole("sample", "count", count)
+        batch_size = check_whole("sample", "batch_size", batch_size)
         options = SamplerOptions(cast(Any, sampler), num_steps=num_steps)
         generator = self.generator(self.sampler(options), guidance=guidance)
-        given = conditions_for(self.model.condition_shapes, conditions or {}, "sample")
+        given = {} if conditions is None else conditions
+        given = conditions_for(self.model.condition_shapes, given, "sample")
         return generator(
             self.params,
             seed=seed,
@@ -201,6 +181,7 @@ class TrainedRun:
 
     def folder(self, name: str) -> Path:
         """Makes the output folder of a program; RunDirectoryError if that fails."""
+        check_text("folder", "name", name)
         out = self.options.out or self.root / name
         processes.on_leader(lambda: make_writable(out))
         return out
@@ -242,7 +223,7 @@ class TrainedRun:
 
     def need_heldout(self, least: int) -> ImageDataset:
         """The held-out data; RunDirectoryError if they are fewer than `least` images."""
-        data = self.heldout_data
+        least, data = check_whole("need_heldout", "least", least, least=0), self.heldout_data
         if len(data.images) < least:
             raise RunDirectoryError(
                 f"at least {least} held-out images are needed, and {self.name} holds out "
@@ -289,6 +270,7 @@ class TrainedRun:
 
         Raises ValueError for a class that the run does not have.
         """
+        count = check_whole("labels", "count", count)
         classes, names = self.model.num_classes, self.facts["data"].get("class_names") or []
         if label is None:
             return self.model.cycled_labels(count)
@@ -306,6 +288,7 @@ class TrainedRun:
 
     def sampler(self, options: SamplerOptions) -> Sampler:
         """The sampler that the options name, with this run's variance unless they name another."""
+        options = with_types("sampler", options, SamplerOptions)
         mse = self.x_0_mse if options.variance == "analytic" else None
         return build_sampler(
             self.model.schedule,
@@ -345,6 +328,10 @@ def load_run(source: str | Path, **options: Any) -> TrainedRun:
 
     A name is that of a model in the package, or `hub:OWNER/NAME@REVISION`; the run's `name` then
     has the commit. A folder takes precedence over a name. `options` are the other fields of
-    `RunOptions`. Raises what `TrainedRun` raises.
+    `RunOptions`. Raises what `TrainedRun` raises, and TypeError for other options.
     """
+    user_path(source, "load_run")
+    known = {f.name for f in dataclasses.fields(RunOptions)} - {"run_dir", "pretrained"}
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"load_run got {unknown}. Its options are {sorted(known)}.")
     return TrainedRun(RunOptions(Path(source), **options))

@@ -77,6 +77,7 @@ class TrainingRun:
         self.train_data, self.heldout_data = load("train"), load("heldout")
         data, devices = self.train_data, config.devices
         image_shape = data.images.shape[1:]
+        processes.pin_random_numbers()
         # Before JAX starts its threads, which choosing the devices does.
         keep_freed_memory(config.batch_size, image_shape, config.network.channels)
         # A CPU's cores are separate devices only for sampling (`one_device_per_core`).

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ddpm_jax.forward.checks import check_real, check_whole
+from ddpm_jax.forward.checks import check_finite, check_real, check_whole, host_values
 from ddpm_jax.forward.process import at_step
 from ddpm_jax.samplers.base import (
     Sampler,
@@ -47,8 +48,9 @@ def inpaint(
             size 1 are broadcast, as in [H, W, 1].
         num_resamples: U, at least 1; RePaint uses 10.
 
-    Raises ValueError for num_resamples below 1, a mask that is not bool, and, when it samples, for
-    shapes that do not fit x; TypeError if `sampler` is no Sampler or `known` not floating point.
+    Raises ValueError for num_resamples below 1, a mask that is not bool, a NaN or an infinity where
+    mask is True, and, when it samples, for shapes that do not fit x; TypeError if `sampler` is no
+    Sampler or `known` not floating point.
 
     >>> left = jnp.arange(8) < 4
     >>> sampler = dj.inpaint(dj.ddim(dj.linear_schedule(10)), jnp.zeros(8), left)
@@ -63,6 +65,7 @@ def inpaint(
             f"inpaint needs a bool mask, True where the data is known, got {describe(mask)}. Many "
             "tools mark the region to fill instead: compare and, if need be, negate."
         )
+    _check_known(known, mask)
     known, mask = jnp.asarray(known), jnp.asarray(mask)
     schedule = sampler.schedule
     per_round = sampler.num_draws + 2
@@ -70,7 +73,7 @@ def inpaint(
 
     def step(denoise, x_t, t, noise, state):
         ndim = x_t.ndim
-        x_0, is_known = _fit("known", known, x_t), _fit("mask", mask, x_t)
+        x_0, is_known = _fit("known", known, x_t, ()), _fit("mask", mask, x_t, (1,))
         there = level_at(schedule, t - 1, ndim)
 
         def step_and_replace(x, noises):
@@ -101,14 +104,30 @@ def inpaint(
     return Sampler(schedule, sampler.init, step, num_draws)
 
 
-def _fit(name: str, value: Array, x: Array) -> Array:
-    """`value` at x's shape [B, ...], from [B, ...], one event's shape or []."""
-    shape = (1,) * (x.ndim - value.ndim) + value.shape
+def _check_known(known: ArrayLike, mask: ArrayLike) -> None:
+    """Raises ValueError for a known value that is not finite, where the host can read both."""
+    values, where = host_values(known), host_values(mask)
+    if values is None or where is None:
+        return
+    try:
+        values, where = np.broadcast_arrays(values, where)
+    except ValueError:  # shapes that cannot fit x either
+        return
+    check_finite("inpaint", known=values[where])
+
+
+def _fit(name: str, value: Array, x: Array, broadcast: tuple[int, ...]) -> Array:
+    """`value` at x's shape [B, ...], from [B, ...], one event's shape or [].
+
+    Axes may also be of the sizes `broadcast`.
+    """
+    ends = x.shape[x.ndim - value.ndim :]
     if value.ndim not in (0, x.ndim - 1, x.ndim) or any(
-        size not in (1, full) for size, full in zip(shape, x.shape, strict=True)
+        size not in (*broadcast, full) for size, full in zip(value.shape, ends, strict=True)
     ):
+        also = " (axes of size 1 are broadcast, as in [H, W, 1])" if broadcast else ""
         raise ValueError(
-            f"inpaint needs {name} of the samples' shape {x.shape}, of one event's {x.shape[1:]} "
-            f"(axes of size 1 are broadcast, as in [H, W, 1]) or [], got {value.shape}."
+            f"inpaint needs {name} of the samples' shape {x.shape}, of one event's {x.shape[1:]}"
+            f"{also} or [], got {value.shape}."
         )
     return jnp.broadcast_to(value, x.shape)

@@ -18,7 +18,7 @@ import optax
 
 from ddpm_jax.keys import example_keys
 from ddpm_jax.nn import MLP
-from ddpm_jax.programs.generator import chunk_length
+from ddpm_jax.programs.chunks import chunk_length
 from ddpm_jax.training import learning_rate_schedule, make_optimizer
 from ddpm_jax.training.optimizer import Decay
 from ddpm_jax.types import Array, Key, PyTree

@@ -86,6 +86,18 @@ def guide_by_classifier(schedule, apply_fn, log_probability, scale, *, target, v
     return dj.classifier_guided(schedule, apply_fn, log_probability, scale, **options)(X, STEPS)
 
 
+def guide_between(schedule, scale, sigma_low, sigma_high):
+    """`guidance_interval` and a call of what it made."""
+    return dj.denoisers.guidance_interval(schedule, scale, sigma_low, sigma_high)(STEPS)
+
+
+def fill_in(sampler, known, mask, *, num_resamples):
+    """`inpaint` and a step of what it made."""
+    made = dj.inpaint(sampler, known, mask, num_resamples=num_resamples)
+    noise = jnp.zeros((made.num_draws, *X.shape)) if made.num_draws > 1 else jnp.zeros(X.shape)
+    return made.step(network, X, STEPS[0], noise, made.init(X)).x
+
+
 def denoise_by_score(schedule, score_fn):
     """`denoiser_from_score` and a call of what it made."""
     return dj.denoiser_from_score(schedule, score_fn)(X, STEPS)
@@ -315,9 +327,9 @@ ROWS = {
         clip=clip,
     ),
     "guidance_interval": row(
-        dj.denoisers.guidance_interval,
+        guide_between,
         schedule=schedule,
-        scale=("real", 3.0),
+        scale=("scale", 3.0),
         sigma_low=("positive", 0.3),
         sigma_high=("positive", 3.0),
     ),
@@ -464,7 +476,9 @@ ROWS = {
     "mean_and_standard_error": row(
         dj.likelihood.mean_and_standard_error, values=("numbers", np.ones(4))
     ),
-    "dequantize": row(dj.dequantize, x_0=x, uniform=noise),
+    "dequantize": row(
+        dj.dequantize, x_0=("data on levels", X), uniform=("uniform draws", jnp.abs(NOISE))
+    ),
     "bits_per_dim": row(
         dj.bits_per_dim,
         log_likelihood=values,
@@ -603,9 +617,9 @@ ROWS = {
         process=("host schedule", SCHEDULE),
     ),
     "inpaint": row(
-        dj.inpaint,
+        fill_in,
         sampler=("sampler", sampler),
-        known=("real", X),
+        known=("known", X),
         mask=("mask", jnp.ones(X.shape, bool)),
         num_resamples=whole,
     ),
@@ -810,6 +824,21 @@ def test_every_public_function_has_a_row():
 @pytest.mark.parametrize("name", ROWS)
 def test_the_right_call_is_right(name):
     call(ROWS[name], {})
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_float32_stays_float32_where_float64_is_enabled(name):
+    """A constant of NumPy, unlike one of Python, makes float64 of it, which breaks gradients."""
+
+    def kinds():
+        leaves = jax.tree.leaves(call(ROWS[name], {}))
+        return [x.dtype for x in leaves if isinstance(x, jax.Array)]
+
+    right = kinds()
+    with jax.enable_x64(True):
+        wide = kinds()
+    floats = [(a, b) for a, b in zip(right, wide, strict=True) if jnp.issubdtype(a, jnp.floating)]
+    assert all(a == b for a, b in floats), floats
 
 
 @pytest.mark.parametrize("name", ROWS)

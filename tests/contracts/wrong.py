@@ -44,7 +44,7 @@ class Row(NamedTuple):
     arguments: dict[str, Argument]
 
 
-def row(function, **arguments):
+def row(function, /, **arguments):
     return Row(function, {name: Argument(*pair) for name, pair in arguments.items()})
 
 
@@ -336,7 +336,39 @@ WRONG = {
         "an array": lambda v: jnp.ones(3, bool),
         "traced": TRACED,
     },
-    "scale": {k: v for k, v in VALUES.items()} | {"a scale per row": lambda v: jnp.ones(4)},
+    "scale": VALUES
+    | {
+        "a scale per row": lambda v: jnp.ones(4),
+        "a scale [1]": lambda v: jnp.ones(1),
+        "a column": lambda v: jnp.ones((3, 1)),
+        "nan": lambda v: float("nan"),
+        "inf": lambda v: np.float32("inf"),
+        "one of them nan": lambda v: jnp.array([1.0, jnp.nan, 2.0]),
+        "a function to inf": lambda v: lambda timesteps: -jnp.inf,
+        "a function to text": lambda v: lambda timesteps: "2",
+    },
+    "known": VALUES
+    | {
+        "nan": lambda v: v * jnp.nan,
+        "a batch of one": lambda v: v[:1],
+        "an axis of one": lambda v: v[:, :1],
+        "a batch of two": lambda v: v[:2],
+        "an axis more": lambda v: v[None],
+    },
+    "data on levels": VALUES
+    | SHAPES
+    | {
+        "twice as large": lambda v: 2 * v,
+        "0 to 255": lambda v: 127.5 * (v + 1),
+        "nan": lambda v: v * jnp.nan,
+    },
+    "uniform draws": VALUES
+    | SHAPES
+    | {
+        "normal draws": lambda v: 3 * v - 1.5,
+        "-1 to 1": lambda v: 2 * v - 1,
+        "nan": lambda v: v * jnp.nan,
+    },
     "per row": {k: v for k, v in VALUES.items() if k != "int32"}
     | {
         "int32": lambda v: jnp.ones(3, jnp.int32),
@@ -448,7 +480,13 @@ def outcome(name: str, make, *others: str) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if not frame.filename.startswith(PACKAGE):
             return f"raised elsewhere, {pathlib.Path(frame.filename).name}: {error}"[:200]
-        names = (public, "apply_fn", "a denoiser must return", "--data.", *others)
+        names = (
+            public.rpartition(".")[2],
+            "apply_fn",
+            "a denoiser must return",
+            "--data.",
+            *others,
+        )
         named = any(said in str(error) for said in names)
         return "" if named else f"the call is not named: {error}"[:200]
     except Exception as error:  # another kind of error: not ours
@@ -480,6 +518,7 @@ class Net(NamedTuple):
     elsewhere   public names without a row, and why
     kinds       what can be wrong with an argument of each kind
     passed_on   functions that pass their arguments to another, which errors name instead
+    methods     classes whose public methods need rows, too, as "Class.method"
     """
 
     rooms: Sequence[ModuleType]
@@ -489,11 +528,19 @@ class Net(NamedTuple):
     kinds: Mapping[str, Mapping[str, Any]] = WRONG
     classes: bool = False
     passed_on: Mapping[str, str] = {}
+    methods: Sequence[type] = ()
 
     def missing(self) -> set[str]:
         """Public names without a row, and rows of names that are gone."""
         rows = {name for name in self.rows if "(" not in name}
-        return public_names(self.rooms, self.classes) ^ (rows | self.elsewhere.keys())
+        methods = {
+            f"{kind.__name__}.{name}"
+            for kind in self.methods
+            for name, value in vars(kind).items()
+            if inspect.isfunction(value) and not name.startswith("_")
+        }
+        known = rows | self.elsewhere.keys()
+        return (public_names(self.rooms, self.classes) | methods) ^ known
 
     def wrong_calls(self, name: str) -> Iterator[tuple[str, str, Callable[[], Any]]]:
         """(argument, what is wrong, the call) for a row."""
