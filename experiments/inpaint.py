@@ -96,7 +96,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     baseline = np.mean(run.train_data.images, axis=0, dtype=np.float64)
     out = run.folder("inpaint")
     say(
-        f"{run.name} at step {run.step:,}: {len(chosen)} images, {config.completions} "
+        f"{run.title}: {len(chosen)} images, {config.completions} "
         f"completions each, {config.sampler}, {sampler.num_steps} steps × {config.num_resamples}"
     )
 

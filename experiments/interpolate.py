@@ -107,10 +107,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     classify = _classifier(run.train_data, config.seed)
     out = run.folder("interpolate")
     ends = np.stack([data.images[first], data.images[second]])
-    say(
-        f"{run.name} at step {run.step:,}: {len(first)} pairs, {config.points} points each, "
-        f"{grid.num_timesteps} steps"
-    )
+    say(f"{run.title}: {len(first)} pairs, {config.points} points each, {grid.num_timesteps} steps")
     rows = _interpolations(config, run, grid, ends, label, conditions)
     shares = np.linspace(0.0, 1.0, config.points)
     numbers = {

@@ -91,7 +91,7 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
     samples = _samples(config, run, labels)
     chosen = np.linspace(0, len(heldout) - 1, min(len(samples), len(heldout))).astype(int)
     say(
-        f"{run.name} at step {run.step:,}: {len(samples)} samples and {len(chosen)} held-out "
+        f"{run.title}: {len(samples)} samples and {len(chosen)} held-out "
         f"images against {len(train):,} training images"
     )
     k = max(config.neighbours, 2)

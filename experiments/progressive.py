@@ -109,7 +109,7 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
     )
     out = run.folder("progressive")
     say(
-        f"{run.name} at step {run.step:,}: {config.count} samples in {total} steps; "
+        f"{run.title}: {config.count} samples in {total} steps; "
         f"{config.copies} from each x_t of {config.shared} of them"
     )
     root = make_key(config.seed)

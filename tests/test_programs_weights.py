@@ -46,6 +46,11 @@ def test_weights_are_the_runs(run_dir, tmp_path):
     assert again.config.data.path is None
 
 
+def test_messages_say_that_a_run_is_unfinished(run_dir):
+    assert dj.load_run(run_dir).title == f"{run_dir} at step 0 of 24"
+    assert dj.load_run("digits").title == "pretrained digits at step 4,000"
+
+
 def test_weights_do_not_tell_of_the_folders_of_this_machine(run_dir, tmp_path):
     """Wherever config.json names one: the folder of a run's weights may be published."""
     shutil.copytree(run_dir, tmp_path / "run")

@@ -195,7 +195,7 @@ def to_diffusers(config: ToDiffusers) -> None:
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
     written = save_diffusers(out, run.model.network, run.params, shape, process, run.model.schedule)
     which = _parameters(config)
-    say(f"{run.name} at step {run.step:,}: {which} parameters, as a DDPMPipeline in {out}")
+    say(f"{run.title}: {which} parameters, as a DDPMPipeline in {out}")
     for path in written:
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
 
@@ -206,7 +206,7 @@ def to_weights(config: ToWeights) -> None:
     out = config.out or run.root / "weights"
     if (out / "checkpoints").exists():
         raise RunDirectoryError(f"{out} is a run directory. Choose another folder with --out.")
-    say(f"{run.name} at step {run.step:,}: its weights in {out}")
+    say(f"{run.title}: its weights in {out}")
     for path in write_weights(run, out, config.dtype):
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
 

@@ -56,7 +56,7 @@ def export(config: ExportConfig) -> None:
     if out.is_dir():
         raise RunDirectoryError(f"--out {out} is a folder. Name a file for the program.")
     make_writable(out.parent)
-    say(f"{run.name} at step {run.step:,}: {config.sampler}, {steps} steps")
+    say(f"{run.title}: {config.sampler}, {steps} steps")
     shapes = dict(run.model.condition_shapes) if config.conditions else {}
     if "context" in shapes:
         shapes["context_mask"] = shapes["context"][:1]

@@ -106,7 +106,7 @@ def push(config: PushConfig) -> Published:
             branch=config.branch,
             tag=config.tag,
         )
-    say(f"{run.name} at step {run.step:,}: pushed to {config.repository}")
+    say(f"{run.title}: pushed to {config.repository}")
     say(f"  ddpm-jax sample --pretrained {HUB}{config.repository}@{commit}")
     return Published(commit, [path.name for path in paths])
 

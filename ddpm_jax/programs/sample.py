@@ -113,7 +113,7 @@ def sample(config: SampleConfig) -> None:
     generator = run.generator(sampler, guidance=scale, clip=clip, rescale=rescale)
     steps = sampler.num_steps
     out = run.folder(f"generated/{_name(config, steps, run.step)}")
-    say(f"{run.name} at step {run.step:,}: {config.count} images, {config.sampler}, {steps} steps")
+    say(f"{run.title}: {config.count} images, {config.sampler}, {steps} steps")
     plan = _plan(config, run, steps)
     for name, given in conditions.items():
         plan[f"{name}_sha256"] = hashlib.sha256(given.tobytes()).hexdigest()

@@ -100,6 +100,14 @@ class TrainedRun:
         )
 
     @property
+    def title(self) -> str:
+        """The name and the step, for messages: "runs/digits at step 200 of 4,000"."""
+        unfinished = self.step < self.config.num_steps
+        return f"{self.name} at step {self.step:,}" + (
+            f" of {self.config.num_steps:,}" if unfinished else ""
+        )
+
+    @property
     def schedule(self) -> NoiseSchedule:
         """The schedule of the full process."""
         return self.model.schedule
