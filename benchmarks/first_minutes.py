@@ -1,0 +1,173 @@
+"""From an install to samples of one's own data, timed, outside the clone:
+
+    python -m benchmarks.first_minutes --out docs/results/first_minutes
+
+Builds the wheel, installs it into a new virtual environment, samples the model that comes with it,
+trains on a folder of labelled pictures, samples a class with guidance, writes a model folder of
+diffusers, and samples that with diffusers (`--torch-python`, an interpreter that has PyTorch and
+diffusers; without one this step is left out). Every program compiles anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.provenance import ROOT, describe_machine
+from benchmarks.render import table
+
+PICTURES = """
+from pathlib import Path
+from PIL import Image
+from ddpm_jax.data import load_digits
+data = load_digits("train")
+for i, (image, label) in enumerate(zip(data.images, data.labels)):
+    place = Path("pictures") / "zero one two three four five six seven eight nine".split()[label]
+    place.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[..., 0]).save(place / f"{i:04}.png")
+"""
+DIFFUSERS = """
+import numpy as np, torch
+from PIL import Image
+from diffusers import DDIMScheduler, UNet2DModel
+unet = UNet2DModel.from_pretrained("model", subfolder="unet")
+scheduler = DDIMScheduler.from_pretrained("model", subfolder="scheduler")
+scheduler.set_timesteps(50)
+x = torch.randn((16, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+# The class "three" and the class of no label, whose outputs guidance 2 extrapolates.
+label, none = torch.full((16,), CLASS), torch.full((16,), unet.config.num_class_embeds - 1)
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        conditional, plain = (unet(x, t, class_labels=c).sample for c in (label, none))
+        x = scheduler.step(plain + 2 * (conditional - plain), t, x, eta=0.0).prev_sample
+pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)[:, 0]
+np.save("diffusers.npy", pixels[..., None])
+"""
+NETWORK = (
+    "--network.channels 32 --network.channel-multipliers 1 2 --network.num-groups 8 "
+    "--network.downsample-padding symmetric"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time, and where to write."""
+
+    out: Path = Path("docs/results/first_minutes")
+    """Folder of README.md, results.json and the pictures."""
+    num_steps: int = 2000
+    """Training steps on the folder of pictures."""
+    torch_python: Path | None = None
+    """An interpreter with PyTorch and diffusers, for the last step."""
+
+
+def main(options: Options) -> None:
+    """Runs every step in a temporary folder, and writes the page."""
+    steps: list[dict[str, Any]] = []
+    out = options.out.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA"))}
+        environment |= {"DDPM_JAX_CACHE": str(work / "cache"), "PYTHONPATH": ""}
+        environment["PATH"] = f"{work / 'venv/bin'}{os.pathsep}{environment['PATH']}"
+
+        def step(what: str, command: str, *, shown: str | None = None) -> None:
+            began = time.perf_counter()
+            done = subprocess.run(
+                command, shell=True, cwd=work, env=environment, capture_output=True, text=True
+            )
+            seconds = time.perf_counter() - began
+            if done.returncode:
+                sys.exit(f"{what} failed:\n{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+            steps.append({"step": what, "command": shown or command, "seconds": seconds})
+            print(f"{seconds:7.1f} s  {what}", flush=True)
+
+        python = shlex.quote(sys.executable)
+        build = f"{python} -m pip wheel -q --no-deps {shlex.quote(str(ROOT))} -w ."
+        step("build the wheel", build, shown="pip wheel --no-deps .")
+        step(
+            "install it",
+            f"{python} -m venv venv && venv/bin/python -m pip install -q *.whl",
+            shown="pip install ddpm_jax-*.whl",
+        )
+        few = "--sampler ddim --num-steps 50"
+        step("sample the model in the box", f"ddpm-jax sample --pretrained digits {few}")
+        step("write labelled pictures", f"python -c {shlex.quote(PICTURES)}", shown="…")
+        step(
+            f"train on them, {options.num_steps:,} steps",
+            f"ddpm-jax train folder --data.path pictures --data.resolution 8 --run-dir runs/mine "
+            f"--num-steps {options.num_steps} --batch-size 32 --optimizer.learning-rate 1e-3 "
+            f"--optimizer.warmup-steps 100 --report.final-steps 100 {NETWORK}",
+        )
+        sample = f"ddpm-jax sample --run-dir runs/mine {few} --count 16 --label three --guidance 2"
+        step("sample a class with guidance", sample)
+        step(
+            "write a model folder of diffusers",
+            "ddpm-jax convert to-diffusers --run-dir runs/mine --out model",
+        )
+        sheets = {
+            "box.png": next(work.glob("runs/pretrained-digits/generated/*/grid.png")),
+            "class.png": next(work.glob("runs/mine/generated/*/grid.png")),
+        }
+        if options.torch_python is not None:
+            # Classes are in the order of their folders' names.
+            names = sorted(path.name for path in (work / "pictures").iterdir())
+            code = shlex.quote(DIFFUSERS.replace("CLASS", str(names.index("three"))))
+            interpreter = shlex.quote(str(options.torch_python))
+            step("sample it with diffusers", f"{interpreter} -c {code}", shown="…")
+            step(
+                "draw these samples",
+                "python -c 'import numpy; from ddpm_jax.visualize import save_grid; "
+                'save_grid("diffusers.png", numpy.load("diffusers.npy"))\'',
+                shown="…",
+            )
+            sheets["diffusers.png"] = work / "diffusers.png"
+        out.mkdir(parents=True, exist_ok=True)
+        for name, path in sheets.items():
+            shutil.copy(path, out / name)
+    results = {"machine": describe_machine(), "steps": steps}
+    (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    (out / "README.md").write_text(render(results, sorted(sheets)))
+
+
+def render(results: dict[str, Any], sheets: list[str]) -> str:
+    """The page in Markdown."""
+    machine = results["machine"]
+    rows = [
+        [s["step"], f"`{s['command']}`" if s["command"] != "…" else "", f"{s['seconds']:.0f} s"]
+        for s in results["steps"]
+    ]
+    titles = {
+        "box.png": "The model in the box",
+        "class.png": "The class “three”, guidance 2, after training on the folder",
+        "diffusers.png": "The same, from the model folder, by diffusers",
+    }
+    pictures = "\n\n".join(f"{titles[name]}:\n\n![{titles[name]}]({name})" for name in sheets)
+    return f"""# The first minutes
+
+From an install to samples of one's own data, outside the clone, with a new virtual environment and
+empty caches: {machine["cores"]} cores of {machine["processor"]}, Python
+{machine["versions"]["python"]}, jax {machine["versions"]["jax"]}. The pictures are scikit-learn's
+1,437 training digits, written as PNG files into a folder per class.
+
+`python -m benchmarks.first_minutes --torch-python PYTHON` makes this page; every figure is in
+`results.json`.
+
+{table(["", "command", "time"], rows)}
+{pictures}
+"""
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, prog="python -m benchmarks.first_minutes", description=__doc__))
