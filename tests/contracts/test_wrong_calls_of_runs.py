@@ -536,6 +536,7 @@ ELSEWHERE = {
     **dict.fromkeys(CONFIGURATIONS, "a configuration: each field below"),
     **dict.fromkeys(("train", "sample", "evaluate", "export", "convert"), PROGRAM),
     **dict.fromkeys(("from_diffusers", "from_tensorflow", "to_diffusers", "to_weights"), PART),
+    "write_weights": PART,
     **dict.fromkeys(("train_config", "write_run", "markdown_row", "check_config"), PART),
     **dict.fromkeys(("weighting_of", "loss_name", "check_process_fields", "check_diffusion"), PART),
     "check_devices": "a check, which names its caller",
