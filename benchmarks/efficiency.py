@@ -204,8 +204,10 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def predict_measured(measured: dict[str, Any]) -> dict[str, float]:
-    """Efficiency of the two processes from one's step and the all-reduce alone: by messages of
-    one array each, as the CPU backend sends gradients, and with all of them in one message."""
+    """The efficiency of two processes, predicted from one's step and the all-reduce alone.
+
+    "arrays": a message per array, as the CPU backend sends gradients; "one_message": one for all.
+    """
     reduce, one = measured["all_reduce"], measured["step_s"]["1"]
     sending = measured["gradient_bytes"] / reduce["speed"]
     waits = {"arrays": measured["gradient_arrays"], "one_message": 1}

@@ -32,8 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run_corner(
     *, plan: dict[str, Any], batch: int, variant: str
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Any]]:
-    """The step of one variant, and the memory of two of them: state and data, and what the process
-    grows by while they run; the compiler's own memory is left out."""
+    """The time of a step of one variant, and the memory that two steps take.
+
+    Memory: state and data, and the growth of the process while the steps run, without the memory
+    of the compiler.
+    """
     import jax
 
     from benchmarks.workload import Stepper, train_config

@@ -74,8 +74,11 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def matrix_peak(plan: Plan) -> dict[str, Any]:
-    """The fastest of several square products, each the best of its rounds, in the plan's dtype;
-    and the memory's speed in x + 1 of a large array, counting bytes read and written."""
+    """The largest measured speeds of arithmetic and of memory.
+
+    Arithmetic: the fastest of several square matrix products in the plan's dtype, each the best of
+    its rounds. Memory: x + 1 for a large array, in bytes read and written per second.
+    """
     import jax
     import jax.numpy as jnp
 

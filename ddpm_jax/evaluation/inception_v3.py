@@ -93,8 +93,7 @@ Layer = tuple[str, int, tuple[int, int]]
 
 
 def _chain(x: Array, *layers: Layer, last: str = "SAME") -> Array:
-    """Applies convolutions of the calling module; with last="VALID" the last one halves the
-    size."""
+    """Applies convolutions of the calling module; the last one halves the size if it is "VALID"."""
     for i, (name, features, kernel) in enumerate(layers):
         halves = last == "VALID" and i == len(layers) - 1
         strides, padding = ((2, 2), "VALID") if halves else ((1, 1), "SAME")

@@ -34,8 +34,10 @@ class Lock:
         """The run that the bucket holds; another one after its files were removed."""
 
     def acquire(self) -> None:
-        """Takes the lock, after `LEASE` seconds if its holder may be alive; else raises
-        RunDirectoryError."""
+        """Takes the lock; waits `LEASE` seconds first if another process seems to hold it.
+
+        Raises RunDirectoryError if that process renews the lock meanwhile.
+        """
         while True:
             numbers = self._numbers()
             with contextlib.suppress(FileNotFoundError, FileExistsError):

@@ -235,8 +235,10 @@ def is_hidden(name: str) -> bool:
 
 
 def readable_run(path: Path, step: int | None = None, sigma_rel: float | None = None) -> Path:
-    """The path itself, or `fetch_run` of the address that it is or stands for; every checkpoint
-    for an average of width `sigma_rel`."""
+    """A local run: the path itself, or `fetch_run` of the address that it is or stands for.
+
+    An average of width `sigma_rel` needs every checkpoint.
+    """
     address = address_of(path) or find_address(path)
     return path if address is None else fetch_run(address, step, all_steps=sigma_rel is not None)
 

@@ -1,5 +1,4 @@
-"""What a person sees: messages beside a progress bar, sizes and times in words, errors in one
-paragraph."""
+"""What programs print: messages beside a progress bar, sizes and times in words, short errors."""
 
 from __future__ import annotations
 
@@ -31,8 +30,10 @@ def is_program() -> bool:
 
 
 def say(message: str) -> None:
-    """Prints a line to standard output without tearing a progress bar; of several processes, the
-    first alone does."""
+    """Prints a line to standard output without tearing a progress bar.
+
+    Of several processes only the first one prints.
+    """
     if not is_leader():
         return
     # Not in place of sys.stdout: tqdm clears its bars only for that very object.
@@ -72,8 +73,10 @@ class _Bar(tqdm):
 
 
 def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: bool = True) -> Any:
-    """A progress bar on standard error; where that is no terminal, a line every ten seconds at
-    most."""
+    """A progress bar on standard error.
+
+    If standard error is no terminal, it prints at most one line every ten seconds.
+    """
     terminal = sys.stderr.isatty()
     return _Bar(
         total=total,
@@ -118,8 +121,7 @@ def run_program(
     *,
     first: str | None = None,
 ) -> None:
-    """Reads the command line over `default`, runs `program`, and turns expected errors into one
-    message.
+    """Reads the command line over `default`, and runs `program`; expected errors are one message.
 
     Of several defaults, {name: (what it is, default)}, the first word of the command line picks
     one; `first` is taken where there is no such word.

@@ -74,8 +74,7 @@ class FromDiffusers(ImportOptions):
 
 @dataclass(frozen=True)
 class FromTensorFlow(ImportOptions):
-    """Import the variables of the DDPM authors' code, saved by name in one .npz or .safetensors
-    file."""
+    """Import variables of the DDPM authors' code, saved by name in an .npz or .safetensors file."""
 
     file: Path = Path("variables.npz")
     """The file; see `interop.ddpm_tensorflow` for the names."""
@@ -94,8 +93,7 @@ class ToDiffusers(RunOptions):
 
 @dataclass(frozen=True)
 class ToWeights(RunOptions):
-    """Export a run as config.json and weights.safetensors, a folder that every --run-dir
-    accepts."""
+    """Export a run as config.json and weights.safetensors: a folder for any --run-dir."""
 
     dtype: WeightsDtype = "float32"
     """Precision of the stored weights; float16 halves the file. Computation stays in float32."""

@@ -212,8 +212,10 @@ class Checkpoints:
         return None if chosen is None else self._read(chosen, like)
 
     def _choose(self, like: PyTree, step: int | None) -> int | None:
-        """The step to restore, verified and of the right structure; moves damaged newer ones
-        aside."""
+        """The step to restore, verified and of the right structure.
+
+        Moves damaged newer steps aside.
+        """
         available = self.steps()
         if step is not None:
             if step not in available:
