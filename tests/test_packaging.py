@@ -81,6 +81,18 @@ def test_every_extra_that_is_named_exists():
     assert not any("tensorflow" in names(lines) for lines in (default, *extras.values()))
 
 
+def test_the_readme_of_the_package_has_no_relative_link(installed):
+    site, _ = installed
+    (metadata,) = site.glob("ddpm_jax-*.dist-info/METADATA")
+    text = metadata.read_text(encoding="utf-8").partition("\n\n")[2]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    place = project["urls"]["Repository"]
+    assert f"]({place}/blob/main/docs/reliability.md)" in text
+    assert f"]({place}/raw/main/docs/results/digits/samples.png)" in text
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets and all(re.match("https?://|#", target) for target in targets)
+
+
 def test_the_workflow_runs_the_checks():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     steps = workflow["jobs"]["test"]["steps"]
