@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ddpm_jax.data.conditions import written
 from ddpm_jax.files import read_json_object
@@ -33,7 +32,9 @@ def model_card(
         "tags": ["diffusion", "ddpm", "jax", "flax"],
     }
     name = repository.rpartition("/")[2]
-    lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", f"# {name}", ""]
+    # Every value of JSON is one of YAML.
+    front = [f"{key}: {json.dumps(value)}" for key, value in head.items()]
+    lines = ["---", *front, "---", f"# {name}", ""]
     steps = min(SHEET_STEPS, run.schedule.num_timesteps)
     options = f"--sampler ddim --num-steps {steps} --seed {run.options.seed}"
     if sheet_count:

@@ -34,8 +34,7 @@ FREE_FIELDS = (
     "distributed.",
     "report.",
 )
-"""What may change when a run is resumed: data are known by their fingerprint, and devices change
-nothing but rounding."""
+"""What may change when a run is resumed: a fingerprint tells data, and devices only round."""
 CHANGEABLE_FIELDS = ("num_steps", "optimizer.", "network.dropout", "diffusion.label_dropout")
 """What may change beside these with --resume-with-changes: no array of the state depends on it."""
 FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
@@ -281,6 +280,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return _typed(last, value, where)
     if origin is Literal:
         fits = any(type(value) is type(known) and value == known for known in arguments)
+        hint = f"one of {', '.join(map(str, arguments))}"
     elif origin is tuple:
         fits = isinstance(value, list) and (arguments[1] is ... or len(value) == len(arguments))
         value = tuple(_typed(arguments[0], v, where) for v in value) if fits else value
@@ -290,8 +290,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     else:
         fits = _is_a(hint, value)
     if not fits:
-        wanted = hint if arguments else getattr(hint, "__name__", hint)
-        raise ValueError(f"{where} does not fit its type {wanted}: got {repr(value)[:200]}")
+        name = getattr(hint, "__name__", hint) if origin is None else hint
+        raise ValueError(f"{where} does not fit its type {name}: got {repr(value)[:200]}")
     return value
 
 
