@@ -1,6 +1,8 @@
 """Programs keep what they compile in a folder of the user alone; bars show training speed."""
 
 import os
+import subprocess
+import sys
 import types
 
 import pytest
@@ -75,6 +77,42 @@ def test_the_programs_used_longest_ago_go_first(keep, monkeypatch):
     monkeypatch.setattr(compilation, "MAX_KEPT_BYTES", 0)
     keep()
     assert os.listdir(folder) == []
+
+
+TWICE = """
+import pathlib, sys, warnings
+import jax
+from ddpm_jax.programs import console
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+warnings.showwarning = console._show_warning
+folder = pathlib.Path(sys.argv[1])
+def size():
+    return max((path.stat().st_size for path in folder.glob("jit_cube-*")), default=0)
+def compiled():
+    jax.clear_caches()
+    def cube(x):
+        return x**3 + 1
+    return float(jax.jit(cube)(2.0))
+assert compiled() == 9.0
+whole = size()
+for path in folder.glob("jit_cube-*-cache"):
+    path.write_bytes(path.read_bytes()[: whole // 2])
+assert compiled() == 9.0 and size() > 0.9 * whole > 0, (whole, size())
+"""
+
+
+@pytest.mark.slow
+def test_half_a_file_is_replaced_without_a_word(tmp_path):
+    """As a kill while it is written leaves it."""
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-c", TWICE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_other_warnings_are_shown(monkeypatch, capsys):
+    console._show_warning(UserWarning("the disk is nearly full"), UserWarning, "", 0)
+    assert "warning: the disk is nearly full" in capsys.readouterr().err
 
 
 def test_the_bar_shows_the_speed_of_training_alone(monkeypatch):

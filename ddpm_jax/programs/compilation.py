@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import glob
 import hashlib
 import os
 import platform
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +86,21 @@ def keep_compiled_programs() -> None:
     except OSError:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def forget_damaged_program(warning: str) -> bool:
+    """Removes the programs that a warning of JAX names as unreadable; whether it is such a warning.
+
+    A kill can leave half a file. JAX compiles anew then, but writes no file where there is one.
+    """
+    named = re.search(r"reading persistent compilation cache entry for '([\w<>.-]+)'", warning)
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore
+    if named is None or not folder:
+        return False
+    with contextlib.suppress(OSError):
+        for path in Path(folder).glob(f"{glob.escape(named[1])}-*"):
+            path.unlink(missing_ok=True)
+    return True
 
 
 def _cpu() -> str:

@@ -250,4 +250,7 @@ def _raised_by_us(error: BaseException, program: Callable) -> bool:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    from ddpm_jax.programs.compilation import forget_damaged_program
+
+    if not forget_damaged_program(str(message)):
+        tqdm.write(f"warning: {message}", file=sys.stderr)
