@@ -6,7 +6,7 @@
               the Inception Score and sFID; bits/dim of held-out images beside them
 
 Every result is written with what it depends on: checkpoint, sampler, seed, count, data, features.
-What so few images cannot give is known, said and left out before anything is sampled.
+Results that need more images are named and left out before anything is sampled.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ COLUMNS = {
     "coverage": "coverage",
 }
 MOST_VALUES = 4096
-"""The largest arrays that are no images whose values are compared as they are."""
+"""The most values of a signal or volume that are compared directly."""
 BITS_NEED = "needs 2 held-out images, whose spread gives the error"
 
 
@@ -66,15 +66,15 @@ class EvaluateConfig(SamplerOptions, RunOptions):
     """Samples a trained run and measures it."""
 
     count: int | None = None
-    """Images to sample; None for 50,000, or for small data as many as were held out, 10 at
-    least."""
+    """Images to sample; None for 50,000, or for small data as many as were held out, but at least
+    10."""
     batch_size: int = 100
     """Images at a time; changes speed and memory, not the images."""
     guidance: float = 1.0
     """Classifier-free guidance of a class-conditional run."""
     features: Literal["auto", "inception", "pixels"] = "auto"
-    """What is compared; auto: Inception-v3 from 32×32 pixels on, the pixels themselves below, as
-    the values of signals and volumes."""
+    """Features to compare. auto: Inception-v3 for images of at least 32×32 pixels; the values
+    themselves for smaller images, signals and volumes."""
     inception: Path | None = None
     """The published Inception weights (.pth or .safetensors); None for the copy in the cache."""
     download: bool = False
@@ -93,8 +93,8 @@ class EvaluateConfig(SamplerOptions, RunOptions):
 def evaluate(config: EvaluateConfig) -> None:
     """Samples and measures, and writes FEATURES.json and FEATURES.md, a table of one row.
 
-    Raises ValueError for flags nothing could be measured by, ConnectionError or FileNotFoundError
-    where Inception's weights are not to be had, and others as `TrainedRun`.
+    Raises ValueError for options with which nothing can be measured, ConnectionError or
+    FileNotFoundError if Inception's weights are unavailable, and the errors of `TrainedRun`.
     """
     config = with_types("evaluate", config, EvaluateConfig)
     if config.batch_size < 1 or (config.count is not None and config.count < 10):
@@ -155,7 +155,7 @@ def evaluate(config: EvaluateConfig) -> None:
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
     }
-    # The folder is the samples'; what they are measured by is in the files' names.
+    # The folder belongs to the samples; the files' names say with which features they were measured.
     kind = features.name if features.name == "pixels" else f"{features.name}-{config.preprocess}"
     write_json(out / f"{kind}.json", results)
     row = markdown_row(results, run.model.schedule.num_timesteps)
