@@ -66,7 +66,7 @@ class InterpolateConfig(RunOptions):
     cond: Path | None = None
     """An .npy of vectors [M, D] for encoding and decoding; pairs use the rows in turn."""
     context: Path | None = None
-    """An .npy of tokens [M, L, D], or an .npz of `context` and `context_mask` [M, L], used likewise."""
+    """An .npy of tokens [M, L, D], or an .npz of `context` and `context_mask`, used likewise."""
     concat: Path | None = None
     """An .npy of arrays [M, H, W, C], used likewise."""
     batch_size: int = 64

@@ -8,8 +8,8 @@
 The network is class-conditional if there are labels: a folder for each class, a dataset.json in
 PHOTOS, or `--data.labels FILE.csv` with the columns file and label. `--data.labels none` ignores
 them. The network is small: 64 channels at the full resolution, 128 at a half and a quarter of it,
-and attention at a quarter. For arrays, the resolution is read from the file. 20,000 steps take hours
-on two CPU cores; for a first look add
+and attention at a quarter. For arrays, the resolution is read from the file. 20,000 steps take
+hours on two CPU cores; for a first look add
 `--num-steps 1000 --network.channels 32 --network.num-groups 8`.
 """
 

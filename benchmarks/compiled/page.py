@@ -13,9 +13,10 @@ from benchmarks.render import size, table
 HEAD = """# Programs compiled for GPUs and TPUs
 
 **The compiler's account, not a measurement.** Nothing on this page has run on the named chips. JAX
-compiled each program ahead of time with the chip's own compiler. The compiled program shows how much
-memory it reserves, what it launches, and how much it reads and writes. These counts are exact and
-repeatable. The times are derived from them with data sheets and the compiler's estimates.
+compiled each program ahead of time with the chip's own compiler. The compiled program shows the
+memory that it reserves, the operations that it launches, and the bytes that it reads and writes.
+These counts are exact and repeatable. The times are derived from them with data sheets and the
+compiler's estimates.
 
 `python -m benchmarks --only compiled` makes this page; every figure is in `results.json`. A step is
 one step of the loop in a dispatch, for 128 images in total in training and 256 in sampling. The
@@ -107,7 +108,7 @@ def _collectives(name: str, entry: dict[str, Any]) -> str:
         return ""
     said = ", ".join(f"{k} {v['count']} × ({v['bytes'] / 1e6:.1f} MB)" for k, v in found.items())
     due = ", ".join(f"{k} {v / 1e6:.1f} MB" for k, v in expected.items() if v)
-    return f"\n{name}, collectives per step and device: {said or 'none'}; calculated by hand: {due}.\n"
+    return f"\n{name}, collectives per step and device: {said or 'none'}; by hand: {due}.\n"
 
 
 def _parts(name: str, entry: dict[str, Any]) -> str:

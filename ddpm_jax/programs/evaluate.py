@@ -155,7 +155,7 @@ def evaluate(config: EvaluateConfig) -> None:
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
     }
-    # The folder belongs to the samples; the files' names say with which features they were measured.
+    # The folder belongs to the samples; the names of the files contain the features.
     kind = features.name if features.name == "pixels" else f"{features.name}-{config.preprocess}"
     write_json(out / f"{kind}.json", results)
     row = markdown_row(results, run.model.schedule.num_timesteps)

@@ -31,9 +31,9 @@ class ExportConfig(SamplerOptions, RunOptions):
     label: int | None = None
     """Class of all images, for a class-conditional run; None for no class."""
     conditions: bool = True
-    """Whether the run's other conditions are the last arguments of the program: cond [B, D], context
-    [B, L, D] with context_mask [B, L], concat [B, H, W, C] in [-1, 1]. Without them, the program
-    makes unconditional images."""
+    """Whether the run's other conditions are the last arguments of the program: cond [B, D],
+    context [B, L, D] with context_mask [B, L], concat [B, H, W, C] in [-1, 1]. If not, the program
+    uses none of them."""
     guidance: float = 1.0
     """Scale of classifier-free guidance, fixed in the program."""
 

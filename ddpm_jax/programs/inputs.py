@@ -45,7 +45,7 @@ def concatenated(x: Array, concat: Any | None, concat_features: int | None) -> A
 
 
 def from_pixels_or_numbers(concat: Any) -> Array:
-    """The array that is concatenated to x_t: uint8 as pixels in [-1, 1], other numbers unchanged."""
+    """The array to concatenate to x_t: uint8 as pixels in [-1, 1], other numbers unchanged."""
     concat = jnp.asarray(concat)
     return from_pixels(concat) if concat.dtype == jnp.uint8 else concat
 
@@ -68,7 +68,7 @@ def drop_conditions(
 def augmented(
     kind: str, images: Array, conditions: dict[str, Any], keys: Key
 ) -> tuple[Array, dict[str, Any]]:
-    """x_0 from uint8 images, augmented by --data.augment, and the conditions; concat moves with x_0.
+    """x_0 from uint8 images by --data.augment, and the conditions; concat is moved like x_0.
 
     With "edm", numbers that describe the augmentation are appended to the vector `cond`.
     """

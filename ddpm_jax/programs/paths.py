@@ -22,7 +22,7 @@ def local_path(path: str | Path, option: str) -> Path:
     An address such as gs://BUCKET/KEY becomes the local path that stands for it (`buckets`). If the
     option names something to read, its content is fetched there.
 
-    Raises ValueError for an address that no bucket can have, and for names that are not UTF-8, which
+    Raises ValueError for an address that no bucket can have and for a name that is not UTF-8, which
     config.json could not hold. Raises BucketError for a bucket that cannot be read.
     """
     flag = f"--{option.replace('_', '-')}"
