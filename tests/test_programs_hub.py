@@ -208,7 +208,7 @@ def unreadable(hub, monkeypatch):
     large = {"config.json": b" " * (client.JSON_BYTES + 1), "weights.safetensors": b"x"}
     hub.repository("ada/large", large)
     return {
-        "ada/none": (None, FileNotFoundError, "there is none, or it is private"),
+        "ada/none": (None, FileNotFoundError, "it does not exist, or it is private"),
         "ada/hidden": (None, FileNotFoundError, "HF_TOKEN, with a token that may read it"),
         "ada/gated": (None, PermissionError, "gated. Accept its terms"),
         "ada/empty": ("v9", FileNotFoundError, "no such branch, tag or commit"),

@@ -1,4 +1,4 @@
-"""What every loader returns: uint8 images, int32 labels, and a fingerprint of their content.
+"""Data sets, as every loader returns them: uint8 images, int32 labels, and a fingerprint.
 
 Signals [N, L, C] and volumes [N, D, H, W, C] also form data sets, and are called images here.
 """

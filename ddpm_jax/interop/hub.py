@@ -208,11 +208,11 @@ def _explanation(error: BaseException) -> tuple[type[Exception], str]:
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError, "there is no such branch, tag or commit."
     if isinstance(error, errors.RepositoryNotFoundError):
-        return FileNotFoundError, f"there is none, or it is private. {LOG_IN} may read it."
+        return FileNotFoundError, f"it does not exist, or it is private. {LOG_IN} may read it."
     if status in (401, 403):
         return PermissionError, f"the hub does not permit it ({said}). {LOG_IN} may do so."
     if status in (402, 413, 507):
-        return OSError, f"it is too large, or the storage is full ({said})."
+        return OSError, f"the files are too large, or the storage is full ({said})."
     if status is not None and status < 500:
         return OSError, f"the hub refuses: {said}"
     # The hub checks the model card's front matter, huggingface_hub names and revisions.
@@ -226,8 +226,8 @@ def _explanation(error: BaseException) -> tuple[type[Exception], str]:
     if type(error) in (OSError, PermissionError):
         return OSError, f"{error}. Choose a writable --cache-dir with enough space."
     return ConnectionError, (
-        f"{said or repr(error)}. Check the network; without one, copy the files here by other "
-        "means and name their folder."
+        f"{said or repr(error)}. Check the network. Without a network, copy the files here by "
+        "other means and name their folder."
     )
 
 

@@ -1,11 +1,11 @@
-"""The evaluation program: samples a trained run and measures what came out, in one go.
+"""The evaluation program: samples a trained run and measures the samples.
 
-    samples   shards of images, written as they come: a killed evaluation goes on after its last
+    samples   shards of images, written while sampling: a killed evaluation continues after the last
     features  of Inception-v3 (then the Fréchet distance is the FID), or the pixels themselves
     metrics   Fréchet distance, KID, precision and recall, density and coverage; with Inception also
               the Inception Score and sFID; bits/dim of held-out images beside them
 
-Every result is written with what it depends on: checkpoint, sampler, seed, count, data, features.
+Every result is stored with all that it depends on: checkpoint, sampler, seed, count, data, features.
 Results that need more images are named and left out before anything is sampled.
 """
 
@@ -174,8 +174,8 @@ def _features(run: TrainedRun, config: EvaluateConfig) -> Features:
     if name == "pixels":
         if not pictures and math.prod(shape) > MOST_VALUES:
             raise ValueError(
-                f"{run.name} makes arrays of shape {list(shape)}: Inception-v3 sees images with 1 "
-                f"or 3 channels only, and the covariance of more than {MOST_VALUES:,} values is "
+                f"{run.name} makes arrays of shape {list(shape)}: Inception-v3 accepts only images "
+                f"with 1 or 3 channels, and the covariance of more than {MOST_VALUES:,} values is "
                 "too large. Measure the bits/dim: ddpm-jax likelihood."
             )
         return pixel_features(shape)
@@ -208,7 +208,7 @@ def _count(run: TrainedRun, config: EvaluateConfig) -> int:
 def _say_what_is_left_out(
     run: TrainedRun, config: EvaluateConfig, kind: str, count: int, num_heldout: int
 ) -> None:
-    """Says what these images cannot give; ValueError if that is everything."""
+    """Prints which results need more images; ValueError if all of them do."""
     num_real = min(PAIRED, len(run.train_data.images))
     reasons = not_measurable(min(PAIRED, count), num_real, kind)
     if "frechet" in reasons:
