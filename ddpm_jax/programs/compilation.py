@@ -89,9 +89,9 @@ def keep_compiled_programs() -> None:
 
 
 def forget_damaged_program(warning: str) -> bool:
-    """Removes the programs that a warning of JAX names as unreadable; whether it is such a warning.
+    """Removes the programs that a warning of JAX names as unreadable; False for other warnings.
 
-    A kill can leave half a file. JAX compiles anew then, but writes no file where there is one.
+    A kill can leave a truncated file. JAX then compiles again, but does not replace the file.
     """
     named = re.search(r"reading persistent compilation cache entry for '([\w<>.-]+)'", warning)
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore

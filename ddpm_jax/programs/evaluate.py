@@ -1,6 +1,6 @@
 """The evaluation program: samples a trained run and measures the samples.
 
-    samples   shards of images, written while sampling: a killed evaluation continues after the last
+    samples   shards of images, written while sampling: a killed evaluation resumes after the last
     features  of Inception-v3 (then the Fréchet distance is the FID), or the pixels themselves
     metrics   Fréchet distance, KID, precision and recall, density and coverage; with Inception also
               the Inception Score and sFID; bits/dim of held-out images beside them

@@ -32,7 +32,7 @@ def model_card(
         "tags": ["diffusion", "ddpm", "jax", "flax"],
     }
     name = repository.rpartition("/")[2]
-    # Every value of JSON is one of YAML.
+    # Every JSON value is also a YAML value.
     front = [f"{key}: {json.dumps(value)}" for key, value in head.items()]
     lines = ["---", *front, "---", f"# {name}", ""]
     steps = min(SHEET_STEPS, run.schedule.num_timesteps)

@@ -34,7 +34,7 @@ FREE_FIELDS = (
     "distributed.",
     "report.",
 )
-"""What may change when a run is resumed: a fingerprint tells data, and devices only round."""
+"""Fields that may change on resumption: a fingerprint identifies data, devices change rounding."""
 CHANGEABLE_FIELDS = ("num_steps", "optimizer.", "network.dropout", "diffusion.label_dropout")
 """What may change beside these with --resume-with-changes: no array of the state depends on it."""
 FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
