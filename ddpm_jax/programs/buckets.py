@@ -61,7 +61,7 @@ def check_address(address: str, flag: str) -> None:
             "Mount it or copy it to a local folder, and name that one."
         )
     if not rest or ".." in rest.split("/"):
-        raise ValueError(f"{flag} {address} names no folder of a bucket, as gs://BUCKET/FOLDER.")
+        raise ValueError(f"{flag} {address} names no folder of a bucket. Write gs://BUCKET/FOLDER.")
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:

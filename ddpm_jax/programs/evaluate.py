@@ -1,11 +1,11 @@
 """The evaluation program: samples a trained run and measures the samples.
 
-    samples   shards of images, written while sampling: a killed evaluation resumes after the last
+    samples   shards of images, written while sampling: a killed program resumes after the last one
     features  of Inception-v3 (then the Fréchet distance is the FID), or the pixels themselves
     metrics   Fréchet distance, KID, precision and recall, density and coverage; with Inception also
               the Inception Score and sFID; bits/dim of held-out images beside them
 
-Every result is stored with all that it depends on: checkpoint, sampler, seed, count, data, features.
+Results are stored with all that they depend on: checkpoint, sampler, seed, count, data, features.
 Results that need more images are named and left out before anything is sampled.
 """
 
