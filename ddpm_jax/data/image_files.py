@@ -1,4 +1,4 @@
-"""The image files of a folder and its subfolders, in the order in which they are examples."""
+"""The image files of a folder and its subfolders, in the order of the examples."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _identity(info: dict[str, Any]) -> list[str]:
 
 
 def fetch(address: str, choose: Callable[[Files], Files] = lambda files: files) -> Path:
-    """A local copy of an address, or of those of its files that are chosen.
+    """A local copy of the files at an address, or of a choice of them.
 
     Raises BucketError if there are no files, they cannot be read, or the disk has no room for them.
     """

@@ -57,7 +57,7 @@ COLUMNS = {
     "coverage": "coverage",
 }
 MOST_VALUES = 4096
-"""The most values of a signal or volume that are compared directly."""
+"""Largest number of values of a signal or volume that are compared directly."""
 BITS_NEED = "needs 2 held-out images, whose spread gives the error"
 
 

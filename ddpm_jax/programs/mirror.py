@@ -174,7 +174,7 @@ class Mirror:
         say(f"warning: {message}")
 
     def _set_aside(self) -> None:
-        """Moves the files of another run aside, which has been removed from the bucket."""
+        """Moves aside the files of an earlier run, which was removed from the bucket."""
         left = [path for path in self.root.iterdir() if not path.name.startswith(".")]
         if left:
             aside = self.root / f".earlier-{uuid.uuid4().hex[:8]}"
