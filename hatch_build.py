@@ -1,4 +1,4 @@
-"""The README as package indexes show it, where links relative to the repository lead nowhere."""
+"""The README for package indexes, where links relative to the repository would be broken."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
 class CustomMetadataHook(MetadataHookInterface):
-    """Sets the package's readme."""
+    """Sets the readme of the package."""
 
     def update(self, metadata: dict) -> None:
-        """Called by hatchling with the table [project]."""
+        """Hatchling calls this with the table [project]."""
         text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
         readme = with_absolute_links(text, metadata["urls"]["Repository"])
         metadata["readme"] = {"content-type": "text/markdown", "text": readme}
 
 
 def with_absolute_links(text: str, repository: str) -> str:
-    """Markdown whose relative links lead into the repository's main branch, and images as files."""
+    """Markdown with absolute links to the repository's main branch; images link to raw files."""
 
     def absolute(match: re.Match) -> str:
         image, label, target = match.groups()

@@ -1,11 +1,11 @@
-"""From an install to samples of one's own data, timed, outside the clone:
+"""The time from an install to samples of one's own data, outside the clone:
 
     python -m benchmarks.first_minutes --out docs/results/first_minutes
 
-Builds the wheel, installs it into a new virtual environment, samples the model that comes with it,
-trains on a folder of labelled pictures, samples a class with guidance, writes a model folder of
-diffusers, and samples that with diffusers (`--torch-python`, an interpreter that has PyTorch and
-diffusers; without one this step is left out). Every program compiles anew.
+It builds the wheel, installs it into a new virtual environment, and samples the pretrained model.
+Then it trains on a folder of labelled pictures, samples a class with guidance, and exports a model
+folder for diffusers. With `--torch-python`, an interpreter that has PyTorch and diffusers, it also
+samples that folder with diffusers. All caches are empty at the start.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ unet = UNet2DModel.from_pretrained("model", subfolder="unet")
 scheduler = DDIMScheduler.from_pretrained("model", subfolder="scheduler")
 scheduler.set_timesteps(50)
 x = torch.randn((16, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-# The class "three" and the class of no label, whose outputs guidance 2 extrapolates.
+# Guidance 2 extrapolates from the output for no label through that for the class "three".
 label, none = torch.full((16,), CLASS), torch.full((16,), unet.config.num_class_embeds - 1)
 with torch.no_grad():
     for t in scheduler.timesteps:
@@ -62,14 +62,14 @@ NETWORK = (
 
 @dataclass(frozen=True)
 class Options:
-    """What to time, and where to write."""
+    """The options of the benchmark."""
 
     out: Path = Path("docs/results/first_minutes")
     """Folder of README.md, results.json and the pictures."""
     num_steps: int = 2000
     """Training steps on the folder of pictures."""
     torch_python: Path | None = None
-    """An interpreter with PyTorch and diffusers, for the last step."""
+    """An interpreter with PyTorch and diffusers, for the last step; None to skip this step."""
 
 
 def main(options: Options) -> None:
@@ -102,7 +102,7 @@ def main(options: Options) -> None:
             shown="pip install ddpm_jax-*.whl",
         )
         few = "--sampler ddim --num-steps 50"
-        step("sample the model in the box", f"ddpm-jax sample --pretrained digits {few}")
+        step("sample the pretrained model", f"ddpm-jax sample --pretrained digits {few}")
         step("write labelled pictures", f"python -c {shlex.quote(PICTURES)}", shown="…")
         step(
             f"train on them, {options.num_steps:,} steps",
@@ -113,7 +113,7 @@ def main(options: Options) -> None:
         sample = f"ddpm-jax sample --run-dir runs/mine {few} --count 16 --label three --guidance 2"
         step("sample a class with guidance", sample)
         step(
-            "write a model folder of diffusers",
+            "export a model folder for diffusers",
             "ddpm-jax convert to-diffusers --run-dir runs/mine --out model",
         )
         sheets = {
@@ -125,7 +125,7 @@ def main(options: Options) -> None:
             names = sorted(path.name for path in (work / "pictures").iterdir())
             code = shlex.quote(DIFFUSERS.replace("CLASS", str(names.index("three"))))
             interpreter = shlex.quote(str(options.torch_python))
-            step("sample it with diffusers", f"{interpreter} -c {code}", shown="…")
+            step("sample the folder with diffusers", f"{interpreter} -c {code}", shown="…")
             step(
                 "draw these samples",
                 "python -c 'import numpy; from ddpm_jax.visualize import save_grid; "
@@ -149,17 +149,17 @@ def render(results: dict[str, Any], sheets: list[str]) -> str:
         for s in results["steps"]
     ]
     titles = {
-        "box.png": "The model in the box",
-        "class.png": "The class “three”, guidance 2, after training on the folder",
-        "diffusers.png": "The same, from the model folder, by diffusers",
+        "box.png": "The pretrained model",
+        "class.png": "The class “three” with guidance 2, after training on the folder",
+        "diffusers.png": "The same class, sampled with diffusers from the exported folder",
     }
     pictures = "\n\n".join(f"{titles[name]}:\n\n![{titles[name]}]({name})" for name in sheets)
     return f"""# The first minutes
 
-From an install to samples of one's own data, outside the clone, with a new virtual environment and
-empty caches: {machine["cores"]} cores of {machine["processor"]}, Python
+The time from an install to samples of one's own data, outside the clone, with a new virtual
+environment and empty caches. Measured on {machine["cores"]} cores of {machine["processor"]}, Python
 {machine["versions"]["python"]}, jax {machine["versions"]["jax"]}. The pictures are scikit-learn's
-1,437 training digits, written as PNG files into a folder per class.
+1,437 training digits, written as PNG files, one folder per class.
 
 `python -m benchmarks.first_minutes --torch-python PYTHON` makes this page; every figure is in
 `results.json`.

@@ -20,8 +20,8 @@ from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 def make_key(seed: ArrayLike) -> Key:
     """The key of a seed [], always threefry's: JAX_DEFAULT_PRNG_IMPL does not change it.
 
-    Raises TypeError unless the seed is one integer, ValueError unless it is in 0..2³²-1: JAX would
-    drop the higher bits, so that seeds 2³² apart meant one key. A traced seed is not checked.
+    Raises TypeError unless the seed is one integer, ValueError unless it is in 0..2³²-1: JAX drops
+    the higher bits, so that seeds 2³² apart would give the same key. Traced seeds are not checked.
 
     >>> dj.keys.make_key(0).shape
     ()
@@ -35,7 +35,7 @@ def example_keys(key: Key, index: ArrayLike) -> Key:
     """One key per example [B], from one key [] and the examples' global indices, int [B].
 
     Raises TypeError if `key` is not a typed key or `index` not of integers, and ValueError for
-    other shapes, for keys of "rbg" generators, and for indices of NumPy beyond 0..2³²-1.
+    other shapes, for keys of "rbg" generators, and for NumPy indices outside 0..2³²-1.
 
     >>> dj.example_keys(jax.random.key(0), jnp.arange(4)).shape
     (4,)
@@ -129,7 +129,7 @@ def _check_integer(call: str, name: str, value: ArrayLike) -> None:
 
 
 def _check_32_bits(call: str, name: str, value: ArrayLike) -> None:
-    """Raises ValueError for a number of Python or NumPy beyond 0..2³²-1; arrays of JAX pass."""
+    """Raises ValueError for a Python or NumPy number outside 0..2³²-1; JAX arrays pass."""
     host = np.zeros(1, int) if isinstance(value, jax.Array) else np.asarray(value)
     if host.size and not (0 <= host.min() and host.max() < 2**32):
         raise ValueError(f"{call} needs {name} in 0..2³²-1, got {host.min()}..{host.max()}.")

@@ -28,7 +28,7 @@ Device = Any  # a jax.Device: that name is a function's value to type checkers
 PyTree = Any
 
 SPATIAL_AXES = {1: "L", 2: "HW", 3: "DHW"}
-"""The axes of space of signals, images and volumes, by their number."""
+"""The spatial axes of signals, images and volumes, by their number."""
 
 
 class ApplyFn(Protocol):

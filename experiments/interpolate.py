@@ -64,11 +64,11 @@ class InterpolateConfig(RunOptions):
     label: int | None = None
     """Class used for all decoding, for a class-conditional run; None for no class."""
     cond: Path | None = None
-    """An .npy of vectors [M, D] for encoding and decoding; pair i uses row i, in turn."""
+    """An .npy of vectors [M, D] for encoding and decoding; pairs use the rows in turn."""
     context: Path | None = None
-    """Likewise, tokens [M, L, D], or an .npz of `context` and `context_mask`."""
+    """An .npy of tokens [M, L, D], or an .npz of `context` and `context_mask`, used likewise."""
     concat: Path | None = None
-    """Likewise, arrays [M, H, W, C]."""
+    """An .npy of arrays [M, H, W, C], used likewise."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
 

@@ -3,8 +3,8 @@
     ddpm-jax pull OWNER/NAME --revision COMMIT --out runs/theirs
     ddpm-jax sample --run-dir runs/theirs
 
-Only safetensors, JSON and PNG files are fetched. --pretrained hub:OWNER/NAME@COMMIT does without a
-folder. Needs the extra [hub].
+Only safetensors, JSON and PNG files are fetched. No pull is needed to use a model once: pass
+--pretrained hub:OWNER/NAME@COMMIT to another program. Needs the extra [hub].
 """
 
 from ddpm_jax.programs.console import run_program

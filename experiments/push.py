@@ -2,8 +2,8 @@
 
     ddpm-jax push OWNER/NAME --run-dir runs/digits --license apache-2.0
 
-New repositories are private unless --public is given. The token is that of `hf auth login`, or
-HF_TOKEN. Needs the extra [hub].
+New repositories are private unless --public is given. Log in with `hf auth login`, or set HF_TOKEN.
+Needs the extra [hub].
 """
 
 from ddpm_jax.programs.console import run_program

@@ -5,12 +5,12 @@
     python experiments/sample.py --run-dir runs/folder --sampler ddim --num-steps 50 --guidance 3
     python experiments/train_folder.py --data.name arrays --data.path MINE.npz
 
-If there are labels, the network is class-conditional: if the images of each class lie in a folder
-of their own, if PHOTOS has a dataset.json, or with `--data.labels FILE.csv`, whose columns are file
-and label. `--data.labels none` trains without. The network is small: 64 channels at the full
-resolution, 128 at a half and a quarter of it, and attention at a quarter, which is set when the
-resolution is known, for arrays from their file. 20,000 steps take hours on two CPU cores; for a
-first look `--num-steps 1000 --network.channels 32 --network.num-groups 8`.
+The network is class-conditional if there are labels: a folder for each class, a dataset.json in
+PHOTOS, or `--data.labels FILE.csv` with the columns file and label. `--data.labels none` ignores
+them. The network is small: 64 channels at the full resolution, 128 at a half and a quarter of it,
+and attention at a quarter. For arrays, the resolution is read from the file. 20,000 steps take
+hours on two CPU cores; for a first look add
+`--num-steps 1000 --network.channels 32 --network.num-groups 8`.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ CONFIG = TrainConfig(
 
 
 def fitted(config: TrainConfig) -> TrainConfig:
-    """The configuration with what the pictures decide: classes, and where the network attends."""
+    """The configuration with the settings that depend on the data: classes and attention."""
     data, network, report = config.data, config.network, config.report
     if data.name == "folder" and data.path is not None:
         folder = user_path(data.path)

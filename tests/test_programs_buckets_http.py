@@ -128,7 +128,7 @@ def test_a_bucket_that_cannot_be_used_is_one_error_at_the_start(address, method,
 
 
 def test_a_quota_that_is_reached_later_keeps_everything_here(address):
-    with pytest.raises(UnsentError, match="everything up to step 4; the rest is kept"):
+    with pytest.raises(UnsentError, match="everything up to step 4; the remaining files are kept"):
         with Training(address=address) as run:
             save(run.root, 4)
             wait_for(lambda: committed_steps(Bucket(address).files()) == [4])

@@ -254,7 +254,7 @@ def test_shards_without_a_plan_are_nobodys(tmp_path, monkeypatch):
     with pytest.raises(RunDirectoryError, match="other settings"):
         shards.remember_plan(tmp_path, {**PLAN, "seed": 1})
     (tmp_path / "plan.json").unlink()
-    with pytest.raises(RunDirectoryError, match="no plan.json says of which settings"):
+    with pytest.raises(RunDirectoryError, match="there is no plan.json with their settings"):
         shards.remember_plan(tmp_path, PLAN)
     shards.remove_shards(tmp_path)
     shards.remember_plan(tmp_path, PLAN)

@@ -191,7 +191,7 @@ def test_another_owners_repository_is_not_written(hub, run_dir, monkeypatch):
 
 def test_a_tag_in_use_is_named_after_the_push(hub, ada, run_dir):
     push(PushConfig(run_dir, repository="ada/tiny", sheet_count=0, tag="v1"))
-    with pytest.raises(OSError, match="cannot tag ada/tiny at .*, which was pushed, as v1"):
+    with pytest.raises(OSError, match="cannot tag the pushed commit .* of ada/tiny as v1"):
         push(PushConfig(run_dir, repository="ada/tiny", sheet_count=0, tag="v1", dtype="float16"))
 
 
@@ -208,11 +208,11 @@ def unreadable(hub, monkeypatch):
     large = {"config.json": b" " * (client.JSON_BYTES + 1), "weights.safetensors": b"x"}
     hub.repository("ada/large", large)
     return {
-        "ada/none": (None, FileNotFoundError, "there is none, or it is private"),
+        "ada/none": (None, FileNotFoundError, "it does not exist, or it is private"),
         "ada/hidden": (None, FileNotFoundError, "HF_TOKEN, with a token that may read it"),
         "ada/gated": (None, PermissionError, "gated. Accept its terms"),
         "ada/empty": ("v9", FileNotFoundError, "no such branch, tag or commit"),
-        "ada/pipeline": (None, ValueError, "diffusers: ddpm-jax convert from-diffusers"),
+        "ada/pipeline": (None, ValueError, "diffusers. Import it with ddpm-jax convert"),
         "ada/pickles": (None, ValueError, "has no config.json and weights.safetensors"),
         "ada/other": (None, RunDirectoryError, "cannot be understood"),
         "ada/large": (None, ValueError, "the limit is 4,194,304"),

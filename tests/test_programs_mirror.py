@@ -172,7 +172,7 @@ def test_a_kill_while_the_run_is_fetched_loses_no_log(store, monkeypatch, tmp_pa
 
 
 def test_what_could_not_be_uploaded_is_uploaded_by_the_next_start(store):
-    with pytest.raises(UnsentError, match="QuotaExceeded.*has no checkpoint.*is kept in") as told:
+    with pytest.raises(UnsentError, match="QuotaExceeded.*has no checkpoint.*are kept in") as told:
         with Training() as run:
             control(store, quota=0)
             save(run.root, 4)

@@ -1,4 +1,4 @@
-"""The page of the compilers' accounts, made from results.json alone."""
+"""The page about compiled programs, made from results.json alone."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from benchmarks.render import size, table
 
 HEAD = """# Programs compiled for GPUs and TPUs
 
-**The compiler's account, not a measurement.** Nothing here has run on the chips named. JAX compiled
-each program ahead of time with the chip's own compiler, and the compiled program says what it
-reserves, launches, reads and writes. Counts are exact and repeatable; times are what data sheets
-and the compiler's estimates make of them.
+**The compiler's account, not a measurement.** Nothing on this page has run on the named chips. JAX
+compiled each program ahead of time with the chip's own compiler. The compiled program shows the
+memory that it reserves, the operations that it launches, and the bytes that it reads and writes.
+These counts are exact and repeatable. The times are derived from them with data sheets and the
+compiler's estimates.
 
-Made by `python -m benchmarks --only compiled`; every figure is in `results.json`. A step is one
-step of the loop in a dispatch: training 128 images in all, sampling 256, in the network of DDPM for
-CIFAR-10 unless the name says otherwise.
+`python -m benchmarks --only compiled` makes this page; every figure is in `results.json`. A step is
+one step of the loop in a dispatch, for 128 images in total in training and 256 in sampling. The
+network is that of DDPM for CIFAR-10 unless the name says otherwise.
 
 - **kernels**: operations launched per step; **small**: those that move less than 2 MiB.
-- **moved**: operands and results of all kernels of a step, in GB.
-- **at entry**: copies and changes of layout that every dispatch makes once, before its first step.
-- **donated**: whether the new state takes over the memory of the old one.
-- **floor**: the larger of arithmetic and memory time by the data sheet, and their sum, per step.
-- **estimated**: the compiler's own estimate, which only TPUs' programs carry.
+- **moved**: size of the operands and results of all kernels of a step, in GB.
+- **at entry**: copies and changes of layout that a dispatch makes once, before its first step.
+- **donated**: whether the new state reuses the memory of the old one.
+- **lower bound**: time per step according to the data sheet: the larger of arithmetic and memory
+  time, and their sum; **convolutions**: their share of this sum.
+- **estimated**: the compiler's own estimate, available only for TPUs.
 """
 
 
@@ -55,7 +57,7 @@ def render(page: dict[str, Any]) -> str:
 
 
 def _left_out(reasons: dict[str, str]) -> str:
-    """A list of programs with the reason, and the chips and precisions for which it holds."""
+    """A list of programs: the reason, and the chips and precisions to which it applies."""
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for name, reason in reasons.items():
         program, chip, dtype = name.split(" | ")
@@ -96,7 +98,7 @@ def _table(entries: dict[str, Any]) -> str:
                 estimated,
             ]
         )
-    header += ["floor", "of it convolutions", "estimated"]
+    header += ["lower bound", "convolutions", "estimated"]
     return table(header, rows)
 
 
@@ -106,13 +108,13 @@ def _collectives(name: str, entry: dict[str, Any]) -> str:
         return ""
     said = ", ".join(f"{k} {v['count']} × ({v['bytes'] / 1e6:.1f} MB)" for k, v in found.items())
     due = ", ".join(f"{k} {v / 1e6:.1f} MB" for k, v in expected.items() if v)
-    return f"\n{name}, collectives per step and device: {said or 'none'}; counted by hand: {due}.\n"
+    return f"\n{name}, collectives per step and device: {said or 'none'}; by hand: {due}.\n"
 
 
 def _parts(name: str, entry: dict[str, Any]) -> str:
     step = entry["step"]
     cycles = step["cycles"]
-    header = ["", "kernels", "GB", "of the bytes"] + ["of the cycles"] * bool(cycles)
+    header = ["", "kernels", "GB", "share of bytes"] + ["share of cycles"] * bool(cycles)
     rows = []
     for part, of in step["parts"].items():
         row = [part, f"{of['kernels']:,}", f"{of['bytes'] / 1e9:.2f}"]

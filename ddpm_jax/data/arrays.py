@@ -43,10 +43,10 @@ def from_arrays(
     cond          numbers [N, D], a vector per image that conditions the network
     context       numbers [N, L, D], L tokens per image that condition the network
     context_mask  bool [N, L], False for tokens that are not there; None for all
-    concat        [N, H, W, C'], an array of the images' size that the network gets beside x_t:
-                  uint8 pixels, or other numbers as they are
-    spatial_rank  1 for signals [N, L, C], 3 for volumes [N, D, H, W, C], in place of images; the
-                  axis of a single channel may be left out, as that of grey images
+    concat        [N, H, W, C'], an array of the images' size, concatenated to x_t: uint8 pixels,
+                  or other numbers, which are not scaled
+    spatial_rank  1 if `images` are signals [N, L, C], 3 if they are volumes [N, D, H, W, C]; a
+                  single channel needs no axis, as in grey images
     holdout       share of the images that is held out, evenly spaced; 0 for none
 
     Raises what `make_dataset` raises, and ValueError for a share that is not in [0, 1) or leaves
@@ -92,8 +92,8 @@ def load_arrays(
 ) -> ImageDataset:
     """Loads the split of an .npy of images, or of an .npz with the arrays of `from_arrays`.
 
-    An .npy is mapped, not read; with images held out, as in an .npz, they are copied to memory.
-    Signals and volumes are called `images` in an .npz, too.
+    An .npy is mapped into memory; it is copied if images are held out, as an .npz always is.
+    In an .npz, signals and volumes are also called `images`.
 
     Raises ValueError naming the file if it is damaged, holds other arrays, or has more than 4 GiB
     to copy; FileNotFoundError if it is missing.

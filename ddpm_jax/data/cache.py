@@ -265,11 +265,11 @@ def streamed_fingerprint(
     labels: np.ndarray,
     blocks: Callable[[], Iterable[np.ndarray]],
 ) -> str:
-    """The fingerprint of streamed images; decoded ones have the same.
+    """The fingerprint of streamed images, equal to that of the decoded images.
 
-    The first time all images are decoded for it, in `blocks` uint8 [n, H, W, C], which may also
-    fill in `labels` int32 [N]. After that both are read from the cache folder `root`, under a key
-    of what the images are decoded from.
+    The first call decodes all images, in `blocks` uint8 [n, H, W, C], which may also fill in
+    `labels` int32 [N]. Later calls read fingerprint and labels from the cache folder `root`, under
+    `key`, which identifies the source of the images.
     """
     note, kept = root / f"streamed-{key}.json", root / f"streamed-{key}.labels.npy"
     try:
@@ -279,7 +279,7 @@ def streamed_fingerprint(
             labels[:] = stored
             return str(about["fingerprint"])
     except (OSError, ValueError, KeyError):
-        pass  # not there, or damaged
+        pass  # missing or damaged
     fingerprint = Fingerprint(shape)
     for block in blocks():
         fingerprint.update(block)
@@ -290,8 +290,8 @@ def streamed_fingerprint(
         write_json(note, {"shape": list(shape), "labels": digest, "fingerprint": found})
     except OSError as error:
         warnings.warn(
-            f"The cache folder {root} cannot be written ({error}): the images are read once more "
-            "next time. Pass a writable cache_dir.",
+            f"The cache folder {root} cannot be written ({error}): the next start reads all images "
+            "again. Pass a writable cache_dir.",
             stacklevel=4,
         )
     return found

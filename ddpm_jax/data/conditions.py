@@ -1,11 +1,11 @@
-"""What images are conditioned on besides a class: a vector each, tokens each, or an array each.
+"""Conditions of images other than the class: a vector, tokens or an array per image.
 
 cond          float32 [N, D], a vector per image
 context       float32 [N, L, D], L tokens per image, in no order of their own
-context_mask  bool [N, L], False for tokens that are not there; an image may have none
+context_mask  bool [N, L], False for padding; an image may have no tokens
 concat        [N, H, W, C], an array of the image's size, concatenated to x_t along the channels:
-              a small image enlarged, a masked one, a map of classes. uint8 are pixels, which the
-              network gets in [-1, 1]; other numbers are float32, which it gets as they are.
+              an enlarged small image, a masked image, a class map. uint8 values are pixels, which
+              are mapped to [-1, 1]; other numbers become float32 and are not scaled.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ddpm_jax.forward.checks import host_numbers
 
 CONDITIONS = ("cond", "context", "context_mask", "concat")
 Shape = tuple[int | str, ...]
-"""The shape of one image's condition; a letter stands for any length."""
+"""The shape of the condition of one image; a letter stands for any length."""
 
 
 def shapes_beside(space: tuple[int, ...]) -> dict[str, Shape]:
-    """The shapes of the conditions of images of this size, [H, W] or of another rank."""
+    """The shapes of the conditions of images of size `space`, [H, W] or of another rank."""
     return {"cond": ("D",), "context": ("L", "D"), "concat": (*space, "C")}
 
 
 def fits(found: tuple[int, ...], wanted: Shape) -> bool:
-    """Whether a condition of one image has the wanted shape."""
+    """Whether the condition of one image has the wanted shape."""
     return len(found) == len(wanted) and all(
         length > 0 and (isinstance(want, str) or want == length)
         for length, want in zip(found, wanted, strict=True)
@@ -41,7 +41,7 @@ def written(wanted: Shape, first: str = "N") -> str:
 
 
 def condition_dtype(name: str, x: np.ndarray) -> np.dtype:
-    """The dtype in which the condition x of this name is kept."""
+    """The dtype in which the condition x of this name is stored."""
     if name == "context_mask":
         return np.dtype(np.bool_)
     return np.dtype(np.uint8 if name == "concat" and x.dtype == np.uint8 else np.float32)

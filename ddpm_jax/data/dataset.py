@@ -1,6 +1,6 @@
-"""What every loader returns: uint8 images, int32 labels, and a fingerprint of their content.
+"""Data sets, as every loader returns them: uint8 images, int32 labels, and a fingerprint.
 
-Signals [N, L, C] and volumes [N, D, H, W, C] are data sets, too, and are called images here.
+Signals [N, L, C] and volumes [N, D, H, W, C] also form data sets, and are called images here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ImageDataset(NamedTuple):
     class_names  the name of each class, or None if they are unknown
     context      float32 [N, L, D], L tokens per image that networks are conditioned on; or None
     context_mask bool [N, L], False for tokens that are not there; None without a context
-    concat       uint8 or float32 [N, H, W, C'], an array per image that networks get beside x_t; or
+    concat       uint8 or float32 [N, H, W, C'], an array per image that is concatenated to x_t; or
                  None
     """
 
@@ -61,12 +61,12 @@ class ImageDataset(NamedTuple):
 
     @property
     def spatial_rank(self) -> int:
-        """The number of axes of space: 1 for signals, 2 for images, 3 for volumes."""
+        """The number of spatial axes: 1 for signals, 2 for images, 3 for volumes."""
         return np.ndim(self.images) - 2
 
     @property
     def conditions(self) -> dict[str, np.ndarray]:
-        """What the data set has of `cond`, `context`, `context_mask` and `concat`."""
+        """Those of `cond`, `context`, `context_mask` and `concat` that the data set has."""
         found = {name: getattr(self, name) for name in CONDITIONS}
         return {name: x for name, x in found.items() if x is not None}
 
@@ -87,11 +87,12 @@ def make_dataset(
 ) -> ImageDataset:
     """Builds an `ImageDataset` from arrays and checks what every consumer relies on.
 
-    images must be uint8 [N, H, W, C], with spatial_rank=1 [N, L, C] and with 3 [N, D, H, W, C];
-    labels [N] integers below `num_classes`, or None with `num_classes=None`; cond [N, D], context
-    [N, L, D], context_mask [N, L] and concat, of the images' size, as `data.conditions` has them,
-    or None. The fingerprint is computed unless given. The arrays are not copied; the data set holds
-    read-only views of them.
+    images        uint8 [N, H, W, C]; [N, L, C] with spatial_rank=1, [N, D, H, W, C] with 3
+    labels        integers [N] below `num_classes`, or None with `num_classes=None`
+    cond, context, context_mask, concat  as in `data.conditions`, or None
+    fingerprint   computed unless given
+
+    The arrays are not copied; the data set holds read-only views of them.
 
     Raises TypeError or ValueError for anything else, including an empty data set.
     """
@@ -123,7 +124,7 @@ def build_dataset(
     spatial_rank: int = 2,
     **given: np.ndarray | None,
 ) -> ImageDataset:
-    """`make_dataset`, in the name of the call."""
+    """`make_dataset`, with errors that name the call."""
     if not isinstance(images, StreamedImages):
         pixels = host_pixels(call, images, f"N{spatial_axes(call, spatial_rank)}C")
         images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
@@ -169,7 +170,7 @@ def build_dataset(
 def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) -> ImageDataset:
     """The images of a data set chosen by a mask [N] or indices; possibly none.
 
-    Those of a streamed data set are not decoded: its fingerprint and the choice identify them.
+    Streamed images are not decoded: the fingerprint of the data set and the choice identify them.
     """
     labels = dataset.labels[chosen]
     conditions = {name: x[chosen] for name, x in dataset.conditions.items()}

@@ -46,7 +46,7 @@ def load_digits(split: Literal["train", "heldout"]) -> ImageDataset:
 @functools.cache
 def _levels_and_labels() -> tuple[np.ndarray, np.ndarray]:
     """Grey levels [N, 64] and labels [N], as `sklearn.datasets.load_digits` returns them."""
-    # Importing scikit-learn takes a second, most of it scipy.stats; reading its file, a hundredth.
+    # Importing scikit-learn takes a second, mostly for scipy.stats; reading its file takes 10 ms.
     spec = importlib.util.find_spec("sklearn")
     file = Path(spec.origin if spec and spec.origin else "").parent / "datasets/data/digits.csv.gz"
     if file.is_file():

@@ -113,7 +113,7 @@ def _try_open(url: str, seconds: float):
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Returns or raises what `call` does; TimeoutError if that takes longer."""
+    """Returns the result of `call`, or raises its error; TimeoutError if it takes longer."""
     # In a thread: the timeout of a socket does not cover the name look-up, which takes many times
     # as long on some machines without a network.
     answer: queue.SimpleQueue = queue.SimpleQueue()

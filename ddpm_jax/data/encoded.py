@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
 
     content      what the images are, for the cache: a text that changes when they do
     count        number of images
-    fetch        maps indices to pairs (content of an image file, label or None)
+    fetch        maps indices to pairs (content of the image file, label or None)
     class_names  of each class, or None without labels
     """
 
@@ -50,7 +50,9 @@ def decode_dataset(
     channels: Literal["auto", 1, 3],
     stream: Stream,
 ) -> ImageDataset:
-    """Decodes a split into the cache, or streams it; without a resolution at its images' one size.
+    """Decodes a split into the cache, or streams it.
+
+    Without a resolution, all images must have the same size.
 
     Raises ValueError naming the image for one that cannot be read or has another size, and OSError
     if the disk of the cache has no room, before anything is decoded.

@@ -68,8 +68,8 @@ def load_folder(
     channels       3 for RGB, 1 for luminance, or "auto": 1 if all images are stored as grey
     labels         "none", "auto" or a file; see `labels.read_labels`
     cache_dir      where the decoded array is kept (`cache_root`)
-    stream         "always" decodes images where they are used and keeps none, "never" decodes all
-                   once, "auto" streams what the disk of the cache has no room for
+    stream         "always" decodes images when they are used, "never" decodes all of them once,
+                   "auto" decodes all once if the disk of the cache has room for them
     num_workers    decoding threads (all processors); Pillow decodes and resizes outside the GIL
     max_pixels     larger images are refused as decompression bombs (Pillow: over 178,956,970)
     progress       called with (images decoded, N); by default a tqdm bar
@@ -81,8 +81,8 @@ def load_folder(
 
     The array is decoded on the first call, not held in memory, and stored under a key of all file
     names, sizes and times and of the options, so a changed folder is decoded again. Images that
-    were decoded before a failure are not decoded again. Streamed images are decoded once on the
-    first call as well, which checks them; the data set has the same fingerprint either way.
+    were decoded before a failure are not decoded again. The first call also decodes all
+    streamed images once, to check them. The data set has the same fingerprint either way.
 
     Raises FileNotFoundError for a missing folder; ValueError for one without images and, naming up
     to 20, for files that are not readable images; OSError for links to nowhere, pipes and devices

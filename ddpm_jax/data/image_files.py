@@ -1,4 +1,4 @@
-"""The image files of a folder and its subfolders, in the order in which they are examples."""
+"""The image files of a folder and its subfolders, in the order of the examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddpm_jax.files import check_regular
 COMPANIONS = frozenset(
     ".txt .json .jsonl .csv .tsv .xml .html .md .yaml .yml .ini .log .py .sh .db".split()
 )
-"""Captions, labels and lists, which lie beside images and are left out without a warning."""
+"""Endings of captions, labels and lists beside images, which are skipped without a warning."""
 
 
 class ImageFile(NamedTuple):
@@ -27,8 +27,8 @@ class ImageFile(NamedTuple):
 def list_images(folder: Path) -> list[ImageFile]:
     """Lists the image files under `folder` by the rules of `load_folder`, sorted.
 
-    Raises FileNotFoundError for a missing folder, ValueError for one without images, OSError for
-    what has the name of an image and cannot be read as a file, and for unreadable subfolders.
+    Raises FileNotFoundError for a missing folder, ValueError for a folder without images, OSError
+    for entries named like images that are not readable files, and for unreadable subfolders.
     """
     if not folder.is_dir():
         there = "is not a folder" if folder.exists() else "does not exist"

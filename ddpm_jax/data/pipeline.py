@@ -38,7 +38,7 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
 
     Each example draws from its own key, keys [B], so that the result does not depend on how a batch
     is distributed over devices. Without augmentation, keys may be None. Traceable.
-    `augment_images` does the same to floats.
+    `augment_images` does the same for floats.
 
     Raises TypeError for images that are not uint8, and for missing or untyped keys; ValueError for
     keys of another shape than [B], and for images too small to be padded by reflection.
@@ -51,9 +51,9 @@ def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: boo
 
 
 def augment_images(x: Array, keys: Key | None, *, flip: bool, pad_crop: bool = False) -> Array:
-    """Mirrors and shifts x [B, H, W, C], or signals or volumes, as `prepare_images` does.
+    """Mirrors and shifts x [B, H, W, C], or signals or volumes, like `prepare_images`.
 
-    What happens to an example depends on its key alone: arrays of one size stay aligned.
+    The augmentation of an example depends only on its key: arrays of one size stay aligned.
     """
     if not flip and not pad_crop:
         return x
@@ -104,7 +104,7 @@ class BatchChunk(NamedTuple):
     indices     int32 [K, B] into the data set
     images      uint8 [K, B, H, W, C]
     labels      int32 [K, B]
-    conditions  what the data set has of cond [K, B, D], context [K, B, L, D], context_mask, concat
+    conditions  those of cond [K, B, D], context [K, B, L, D], context_mask, concat that there are
     """
 
     step: int

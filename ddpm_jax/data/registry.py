@@ -49,8 +49,8 @@ class DataOptions(NamedTuple):
     holdout     share of the images that is held out, where there is no held-out split
     labels      "auto", "none", or a file or column of labels
     channels    "auto", 1 or 3, where both are possible
-    spatial_rank  1 if arrays are signals, 2 if images, 3 if volumes
-    stream      "auto", "always" or "never": whether images are decoded while they are used
+    spatial_rank  1 if arrays are signals, 2 if they are images, 3 if they are volumes
+    stream      "auto", "always" or "never": whether images are decoded when they are used
     """
 
     path: Path | None = None

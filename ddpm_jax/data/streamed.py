@@ -1,4 +1,4 @@
-"""Images decoded where they are used, for data sets that do not fit on the disk when decoded."""
+"""Images decoded when they are used, for data sets that do not fit on the disk when decoded."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ddpm_jax.forward.checks import check_function
 from ddpm_jax.types import describe
 
 Stream = Literal["auto", "always", "never"]
-"""Whether images are decoded while they are used, or once into the cache: auto streams those for
-which the cache has no room."""
+"""Whether images are decoded when they are used, or once into the cache: "auto" streams them if the
+disk of the cache has no room for all."""
 ANNOUNCED_BYTES = 2**28
-"""From this size on, what decoding takes is said before it begins."""
+"""From this size on, the bytes needed are printed before decoding begins."""
 MEMORY_BYTES = 2**32
-"""Streamed images of more bytes are not turned into one array."""
+"""Limit in bytes for turning streamed images into one array."""
 
 
 class StreamedImages:
-    """uint8 [N, H, W, C], of which indexing decodes what it returns.
+    """uint8 images [N, H, W, C] that are decoded when they are indexed.
 
-    An integer, a slice, a mask or indices of any shape give NumPy arrays, as they do of an array.
+    An integer, a slice, a mask or indices of any shape return NumPy arrays, as for an array.
 
     Args:
         read: maps indices [n] to images uint8 [n, H, W, C]; called from several threads.
         shape: [N, H, W, C].
         rows: the indices [N] that `read` gets; by default 0 … N-1.
 
-    Raises TypeError unless read is a function, ValueError for another shape, TypeError if `read`
-    returns anything but such images.
+    Raises TypeError unless `read` is a function, and if it returns anything but such images;
+    ValueError for another shape.
     """
 
     dtype = np.dtype(np.uint8)
@@ -78,7 +78,7 @@ class StreamedImages:
         if isinstance(key, tuple):
             raise TypeError(
                 f"streamed images are indexed by their first axis alone, got {describe(key)}. "
-                "Index the images that come back."
+                "Index the returned images."
             )
         rows = self._rows[key]
         event = self.shape[1:]
@@ -118,9 +118,9 @@ def check_stream(call: str, stream: Any) -> None:
 
 
 def is_streamed(stream: Stream, name: str, count: int, num_bytes: int, root: Path) -> bool:
-    """Whether to stream images that take num_bytes decoded; says what decoding them takes.
+    """Whether to stream images that take num_bytes when decoded; announces large data sets.
 
-    "auto" streams if the disk of the cache folder `root` has less room.
+    "auto" streams if the disk of the cache folder `root` has less free space.
     """
     free = _free_bytes(root)
     streamed = stream == "always" or (stream == "auto" and num_bytes > free)
@@ -129,15 +129,15 @@ def is_streamed(stream: Stream, name: str, count: int, num_bytes: int, root: Pat
         what = f"{takes}; they are decoded into {root}, which has {free:,} bytes free"
         if streamed:
             what = (
-                f"{takes}, and {root} has {free:,} bytes free; they are decoded while they are "
-                "used (--data.stream), after all were read once to check and identify them"
+                f"{takes}, and {root} has {free:,} bytes free; they are decoded when they are "
+                "used (--data.stream), after all have been read once to check and identify them"
             )
         print(what, file=sys.stderr, flush=True)
     return streamed
 
 
 def _free_bytes(root: Path) -> int:
-    """The room on the disk of a folder that need not exist."""
+    """The free space on the disk of a folder that need not exist."""
     for place in (root, *root.absolute().parents):
         try:
             return shutil.disk_usage(place).free

@@ -109,9 +109,9 @@ def read_prepared(
 def fetcher(
     folder: Path, split: str, image: str, label: str | None
 ) -> Callable[[Sequence[int]], list[tuple[bytes, int | None]]]:
-    """A function of indices that reads examples of a split: stored images, and labels.
+    """Returns a function that reads the examples of a split by index: stored images, and labels.
 
-    Raises as `read_prepared` does, now for a data set that cannot be opened.
+    Raises the errors of `read_prepared` at once if the data set cannot be opened.
     """
     import_tfds()
 

@@ -104,9 +104,9 @@ def classifier_free(
     Autoguidance (Karras et al. 2024, arXiv 2406.02507, Eq. 3) is the same formula with a weaker
     model, smaller or trained less and with the same labels, as `unconditional`.
 
-    rescale φ brings the spread of each example's output back to that of the conditional network's:
+    rescale φ restores the spread of each example's output to that of the conditional network:
     out ← φ out std(out_c)/std(out) + (1-φ) out (Lin et al. 2023, arXiv 2305.08891, Eqs. 15, 16).
-    Unlike the rest it depends on the target; the paper's is v.
+    Unlike the guidance itself, this depends on the target; the paper uses v.
 
     Args:
         conditional, unconditional: usually one network with the labels bound, and with the label
@@ -117,8 +117,8 @@ def classifier_free(
         rescale: φ in [0, 1]; the paper uses 0.7.
 
     Raises ValueError for an unknown variance, a scale that is not finite, and a rescale outside
-    [0, 1]; the network raises it for a scale that is neither [] nor [B] and for outputs of another
-    shape than x_t's.
+    [0, 1]. The guided network raises ValueError for a scale that is neither [] nor [B] and for
+    outputs of another shape than x_t's.
 
     >>> guided = dj.classifier_free(lambda x, t: x, lambda x, t: 0.0 * x, jnp.array([1.0, 3.0]))
     >>> guided(jnp.ones((2, 1)), jnp.zeros(2, int)).ravel()
@@ -172,8 +172,8 @@ def classifier_guided(
         scale: s, [] or one per example [B], or a function of the timesteps [B] that returns it.
         target, variance: as for `make_denoiser`, which turns the guided network into a denoiser.
 
-    Raises ValueError for unknown kinds and a scale that is not finite; the network raises it for a
-    scale that is neither [] nor [B] and for log-probabilities that are not [B].
+    Raises ValueError for unknown kinds and a scale that is not finite. The guided network raises
+    ValueError for a scale that is neither [] nor [B] and for log-probabilities that are not [B].
 
     >>> schedule, log_p = dj.linear_schedule(), lambda x, t: -0.5 * jnp.sum(x**2, -1)
     >>> guided = dj.classifier_guided(schedule, lambda x, t: 0.1 * x, log_p, 2.0)
@@ -233,9 +233,9 @@ def _scale(call: str, scale: Scale, x_t: Array, timesteps: Array) -> Array:
 
 
 def check_scale(call: str, scale: Scale) -> None:
-    """Raises TypeError unless the scale is real, ValueError unless it is finite, as far as seen.
+    """Raises TypeError unless the scale is real, ValueError unless concrete values are finite.
 
-    A function of the timesteps is checked when it is called.
+    The values of a function of the timesteps are checked when it is called.
     """
     if callable(scale):
         return

@@ -180,15 +180,15 @@ def _check_free(address: str) -> None:
 
 
 def pin_random_numbers() -> None:
-    """Makes threefry draw as JAX does by default, which JAX_THREEFRY_PARTITIONABLE=0 changes.
+    """Uses JAX's default form of threefry, whatever JAX_THREEFRY_PARTITIONABLE says.
 
-    With that setting every draw has other values, so that a seed would mean other images.
+    With another setting every draw changes, so that a seed would give other images.
     """
     jax.config.update("jax_threefry_partitionable", True)
 
 
 def pin_single_precision() -> None:
-    """Makes programs compute in float32, which JAX_ENABLE_X64=1 changes, and with it every draw."""
+    """Uses float32, whatever JAX_ENABLE_X64 says: in float64 every draw would change."""
     jax.config.update("jax_enable_x64", False)
 
 

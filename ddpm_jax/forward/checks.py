@@ -58,7 +58,7 @@ def check_whole(call: str, name: str, value: Any, *, least: int = 1, remedy: str
 
 
 def spatial_axes(call: str, spatial_rank: Any) -> str:
-    """The axes of space of signals (1), images (2) or volumes (3); ValueError for other ranks."""
+    """The spatial axes of signals (1), images (2) or volumes (3); ValueError for other ranks."""
     if is_number(spatial_rank) and spatial_rank in SPATIAL_AXES:
         return SPATIAL_AXES[spatial_rank]
     raise ValueError(
@@ -249,9 +249,9 @@ def host_values(x: Any) -> np.ndarray | None:
 
 
 def check_shape(call: str, name: str, shape: Any, axes: str | None = None) -> tuple[int, ...]:
-    """The shape as a tuple, of any number of axes without `axes`.
+    """The shape as a tuple, with the `axes`, or any number of axes if `axes` is None.
 
-    Raises TypeError unless it has a positive whole number per axis.
+    Raises TypeError unless it has a positive whole number for each axis.
     """
     if (
         not isinstance(shape, tuple | list)
@@ -265,7 +265,7 @@ def check_shape(call: str, name: str, shape: Any, axes: str | None = None) -> tu
 
 
 def check_finite(call: str, **arrays: Any) -> None:
-    """Raises ValueError for a NaN or an infinity in values that the host can read."""
+    """Raises ValueError for NaN or infinity in values that the host can read."""
     for name, value in arrays.items():
         host = host_values(value)
         if host is not None and not np.isfinite(host.astype(np.float64)).all():

@@ -115,7 +115,7 @@ def lookup(table: ArrayLike, t: ArrayLike) -> Array:
 
 
 def timesteps_at(schedule: NoiseSchedule, t: ArrayLike) -> Array:
-    """The network's numbers of steps t; tables of NumPy, too, are read by traced steps."""
+    """The network's numbers of steps t; also for NumPy tables with traced steps."""
     return jnp.asarray(schedule.timesteps)[t]
 
 

@@ -1,7 +1,7 @@
 """Models on the Hugging Face hub: files fetched at one commit, and published as one commit.
 
-The library huggingface_hub speaks with the hub: tokens (`hf auth login`, HF_TOKEN), HF_ENDPOINT,
-resumed downloads. Added here are digests, limits of size, a deadline and clear errors.
+The library huggingface_hub handles tokens (`hf auth login`, HF_TOKEN), HF_ENDPOINT and resumed
+downloads. This module adds digests, size limits, a deadline and clear errors.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ COMMIT = re.compile("[0-9a-f]{40}")
 JSON_BYTES = 1 << 22
 MAX_BYTES = 1 << 40
 SUFFIXES = (".safetensors", ".json", ".png")
-"""What is fetched: nothing that is executed when it is read."""
+"""Endings of the files that are fetched; none of them is executed when it is read."""
 INSTALL = 'pip install "ddpm_jax[hub]"'
-LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that"
+LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that"
 
 
 class Fetched(NamedTuple):
-    """A folder of fetched files, and the commit that they belong to, 40 hex digits."""
+    """A folder of fetched files, and their commit, 40 hex digits."""
 
     folder: Path
     commit: str
@@ -44,14 +44,14 @@ def fetch_files(
 
     repository  OWNER/NAME on the hub
     revision    a commit, branch or tag; None for `main`
-    choose      `choose(names, where)`, the names to fetch; ValueError if they are not there
+    choose      `choose(names, where)` returns the names to fetch; ValueError if files are missing
     cache_dir   None for the user's cache
 
-    Without an answer, a commit is taken from the cache if it is complete there.
+    If the hub does not answer, a commit is read from the cache, provided that it is complete there.
 
     Raises ImportError without huggingface_hub; ConnectionError without an answer within 4 s;
-    FileNotFoundError, PermissionError or OSError for what the hub refuses; ValueError for files
-    that are not what the hub says of them. A file that fails its check is removed.
+    FileNotFoundError, PermissionError or OSError for requests that the hub refuses; ValueError for
+    files that differ from the hub's description. A file that fails its check is removed.
     """
     check_repository(repository)
     api, where = _api(), f"{repository} at {revision or 'main'}"
@@ -71,7 +71,7 @@ def fetch_files(
         list(choose(names, where))
         return Fetched(folder, folder.name)
     if not COMMIT.fullmatch(str(info.sha)):
-        raise ValueError(f"the hub does not say which commit {where} is, but {info.sha!r}.")
+        raise ValueError(f"the hub names no commit for {where}, but {info.sha!r}.")
     chosen = [listed[name] for name in choose(listed, where) if name is not None]
     folders = {_fetch(api, repository, info.sha, file, cache) for file in chosen}
     return Fetched(folders.pop(), info.sha)
@@ -84,7 +84,7 @@ def _fetch(api: Any, repository: str, commit: str, file: Any, cache: Path) -> Pa
     limit = MAX_BYTES if name.endswith(".safetensors") else JSON_BYTES
     if not (name.endswith(SUFFIXES) and type(file.size) is int and type(wanted) is str):
         raise ValueError(
-            f"{what} is not fetched: only {', '.join(SUFFIXES)} with a size and a digest are."
+            f"{what} is not fetched: only {', '.join(SUFFIXES)} files with a size and a digest are."
         )
     if not 0 <= file.size <= limit:
         raise ValueError(f"{what} has {file.size:,} bytes; the limit is {limit:,}.")
@@ -103,7 +103,7 @@ def _fetch(api: Any, repository: str, commit: str, file: Any, cache: Path) -> Pa
         size = path.stat().st_size
         if size == file.size and (found := _digest(path, git=not file.lfs)) == wanted:
             return path.parents[name.count("/")]
-        # The file and the link to it, or the cache would give it again.
+        # Remove the file and the link to it, or the cache would return it again.
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     raise ValueError(
@@ -121,18 +121,18 @@ def publish(
     branch: str | None = None,
     tag: str | None = None,
 ) -> str:
-    """Publishes files as one commit and returns it; makes the repository or branch if needed.
+    """Publishes files as one commit and returns it; creates the repository or branch if needed.
 
-    private  whether a repository that is made here is private; an existing one stays as it is
+    private  whether a new repository is private; an existing one keeps its setting
     tag      a name for the commit
 
-    Raises what `check_push` does, and OSError if the hub refuses. If it fails, no file of the
-    repository has changed.
+    Raises the errors of `check_push`, and OSError if the hub refuses. If the push fails, no file of
+    the repository has changed.
     """
     api = check_push(repository)
     add = _library().CommitOperationAdd
     with _explained(f"push to {repository}"):
-        # A token may be allowed to write here, and not to make repositories.
+        # A token may have write access here without the right to create repositories.
         if not api.repo_exists(repository):
             api.create_repo(repository, private=private)
         if branch is not None:
@@ -144,7 +144,7 @@ def publish(
             revision=branch,
         ).oid
     if tag is not None:
-        with _explained(f"tag {repository} at {commit}, which was pushed, as {tag}"):
+        with _explained(f"tag the pushed commit {commit} of {repository} as {tag}"):
             api.create_tag(repository, tag=tag, revision=commit)
     return commit
 
@@ -152,8 +152,8 @@ def publish(
 def check_push(repository: str) -> Any:
     """Returns huggingface_hub's interface if there is a token and the hub accepts it.
 
-    Raises ValueError for no OWNER/NAME, ImportError without huggingface_hub, PermissionError
-    without a valid token, ConnectionError without an answer within 4 s.
+    Raises ValueError unless the repository is OWNER/NAME, ImportError without huggingface_hub,
+    PermissionError without a valid token, ConnectionError without an answer within 4 s.
     """
     check_repository(repository)
     api = _api()
@@ -192,7 +192,7 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # An error of an upload hides behind a RuntimeError that only names the file.
+        # The error of an upload is the cause of a RuntimeError that only names the file.
         found = (error.__cause__ if isinstance(error, RuntimeError) else None) or error
         kind, why = _explanation(found)
         raise kind(f"cannot {what}: {why}") from error
@@ -208,11 +208,11 @@ def _explanation(error: BaseException) -> tuple[type[Exception], str]:
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError, "there is no such branch, tag or commit."
     if isinstance(error, errors.RepositoryNotFoundError):
-        return FileNotFoundError, f"there is none, or it is private. {LOG_IN} may read it."
+        return FileNotFoundError, f"it does not exist, or it is private. {LOG_IN} may read it."
     if status in (401, 403):
         return PermissionError, f"the hub does not permit it ({said}). {LOG_IN} may do so."
     if status in (402, 413, 507):
-        return OSError, f"it is too large, or the storage is full ({said})."
+        return OSError, f"the files are too large, or the storage is full ({said})."
     if status is not None and status < 500:
         return OSError, f"the hub refuses: {said}"
     # The hub checks the model card's front matter, huggingface_hub names and revisions.
@@ -226,8 +226,8 @@ def _explanation(error: BaseException) -> tuple[type[Exception], str]:
     if type(error) in (OSError, PermissionError):
         return OSError, f"{error}. Choose a writable --cache-dir with enough space."
     return ConnectionError, (
-        f"{said or repr(error)}. Check the network; without one, copy the files here by other "
-        "means and name their folder."
+        f"{said or repr(error)}. Check the network. Without a network, copy the files here by "
+        "other means and name their folder."
     )
 
 

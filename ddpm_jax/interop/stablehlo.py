@@ -60,7 +60,7 @@ def export_sampler(
     inputs="seed"       seed and first, both uint32 []: images first … first+B-1 of that seed, as
                         the sampling program makes them; needs a batch_size
 
-    and then the `conditions`, one argument each.
+    followed by the `conditions`, one argument each.
 
     Args:
         sampler: any sampler; "x_T_noise" needs one that draws noise.
@@ -72,8 +72,8 @@ def export_sampler(
         batch_size: B; None leaves it open, so that one program serves every B ≥ 1.
         label: the class of all images, None for none.
         conditions: the shapes per image of the other conditions, by name, such as {"cond": (D,),
-            "context": ("L", D)}; a name in place of a number leaves that size open. Of float32,
-            but masks ("…_mask") of bool.
+            "context": ("L", D)}; a name in place of a number leaves that size open. They are
+            float32, but masks ("…_mask") are bool.
         bake: True: the weights are constants of the program. False: `params` is its first
             argument, with the tree structure given here.
         platforms: where it may run, of "cpu", "cuda", "rocm", "tpu"; None for where JAX runs now.
@@ -154,7 +154,7 @@ def export_sampler(
 
 
 def _sizes(batch_size: int | None, shapes: Mapping[str, Sequence[int | str]]) -> tuple[Any, Any]:
-    """The batch size, and the open sizes of the shapes by name; symbols of one scope."""
+    """The batch size, and the open sizes of the shapes by name, as symbols of one scope."""
     names = sorted({size for shape in shapes.values() for size in shape if isinstance(size, str)})
     open_sizes = [*(["b"] if batch_size is None else []), *(name.lower() for name in names)]
     symbols: Any = jax.export.symbolic_shape(", ".join(open_sizes)) if open_sizes else ()

@@ -66,10 +66,10 @@ def read_safetensors(path: str | Path, dtypes: Sequence[str] = ("F32",)) -> dict
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype = FLOAT32
 ) -> None:
-    """Writes arrays by name, as `dtype`, in one step: a reader never sees half a file.
+    """Writes arrays by name, as `dtype`, atomically: a reader never sees half a file.
 
-    Raises TypeError for what is not real numbers by name and a dtype that is not a floating one,
-    ValueError for a value that is not finite in it.
+    Raises TypeError unless the tensors are real numbers by name and the dtype is a floating one,
+    ValueError for a value that is not finite in this dtype.
     """
     from safetensors.numpy import save
 
@@ -109,7 +109,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def check_names(call: str, name: str, values: Any) -> None:
-    """Raises TypeError unless the values come by name."""
+    """Raises TypeError unless the values are a mapping with string keys."""
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise TypeError(f"{call} needs {name}, values by name, got {describe(values)}.")
 

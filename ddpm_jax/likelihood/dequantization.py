@@ -23,9 +23,9 @@ def dequantize(x_0: ArrayLike, uniform: ArrayLike) -> Array:
 
     `uniform` is u ~ U[0, 1) of x_0's shape. The density of the result bounds the probability of the
     pixels: log P(x_0) >= E_u log p(x_0 + (u - ½) w) + d log w, w = 2/255, by Jensen's inequality
-    (Theis, van den Oord, Bethge 2016, 1511.01844, §3.1). Raises ValueError for another shape and
-    for concrete values outside of [-1, 1] or [0, 1], TypeError for uint8 pixels: `from_pixels`
-    comes first.
+    (Theis, van den Oord, Bethge 2016, 1511.01844, §3.1). Raises ValueError for another shape
+    and for concrete values outside [-1, 1] or [0, 1], TypeError for uint8 pixels: apply
+    `from_pixels` first.
 
     Example:
         >>> dj.dequantize(jnp.zeros(3), jnp.full(3, 0.5))
@@ -37,7 +37,7 @@ def dequantize(x_0: ArrayLike, uniform: ArrayLike) -> Array:
         ("uniform", uniform, 0.0, "draws of jax.random.uniform"),
     ):
         host = host_values(value)
-        # Half precision rounds what is almost 1.
+        # Half precision rounds values near 1.
         if host is not None and not ((host >= low - 1e-2) & (host <= 1.01)).all():
             raise ValueError(
                 f"dequantize needs {name} in [{low:g}, 1], {what}, got values from {host.min()} to "

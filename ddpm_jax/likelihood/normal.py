@@ -17,7 +17,7 @@ from ddpm_jax.forward.checks import check_real, check_whole
 from ddpm_jax.types import Array, ArrayLike
 
 LOG_2_PI = math.log(2 * math.pi)
-"""A number of Python: one of NumPy would make float64 of float32 where JAX has both."""
+"""A Python number: a NumPy number would turn float32 into float64 where JAX enables both."""
 LEVELS = 256
 """Pixel levels: 0..255 lie at -1, -1 + 2/255, …, 1 (Ho et al. 2020, §3.3)."""
 

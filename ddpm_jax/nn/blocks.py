@@ -41,7 +41,7 @@ def dropout(x: Array, rate: float, keys: Key | None, path: Sequence[str]) -> Arr
         return x
     # A checksum, because Python's hash of a string differs from process to process.
     stream = zlib.crc32("/".join(path).encode())
-    kept = jnp.float32(1.0 - rate)  # a number of Python would draw in float64 where JAX has both
+    kept = jnp.float32(1.0 - rate)  # a Python number would draw in float64 if JAX enables it
 
     def keep(key: Key) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(key, stream), kept, x.shape[1:])

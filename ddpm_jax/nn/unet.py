@@ -51,7 +51,7 @@ class UNet(nn.Module):
 
     An image to condition on (super-resolution, inpainting) needs no attribute: concatenate it to x
     along the channels, and set `out_channels` to the channels of the prediction. The training
-    program does so with data that have an array `concat`.
+    program does this for data with an array `concat`.
 
     Attributes:
         channels: width of the first level.

@@ -15,13 +15,13 @@ Files = dict[str, dict[str, Any]]
 
 
 class BucketError(OSError):
-    """A bucket cannot be used as asked; local files are untouched."""
+    """An operation on a bucket failed; local files are untouched."""
 
 
 class Bucket:
     """The files below an address, by their names relative to it.
 
-    Raises BucketError for whatever fails, FileNotFoundError for a file that is not there.
+    Raises FileNotFoundError for a missing file, BucketError for any other failure.
     """
 
     def __init__(self, address: str):
@@ -70,7 +70,7 @@ class Bucket:
         return found
 
     def get(self, targets: dict[str, Path]) -> None:
-        """Downloads files; each is complete under its name, or not there."""
+        """Downloads files; each target file appears complete or not at all."""
         drafts = {n: p.with_name(f".{p.name}.{uuid.uuid4().hex[:8]}") for n, p in targets.items()}
         for path in targets.values():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class Bucket:
                 draft.unlink(missing_ok=True)
 
     def put(self, sources: dict[str, Path]) -> None:
-        """Uploads files; FileNotFoundError if one of them has gone."""
+        """Uploads files; raises FileNotFoundError if one of them no longer exists."""
         if not sources:
             return
         with self._reported("written"):
@@ -108,7 +108,7 @@ class Bucket:
             self._fs.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> None:
-        """Writes a small file by a conditional put; FileExistsError if there is one."""
+        """Writes a small file with a conditional put; FileExistsError if it already exists."""
         with self._reported("written"):
             try:
                 self._fs.pipe_file(self._path(name), content, mode="create")
@@ -117,14 +117,14 @@ class Bucket:
             except FileExistsError:
                 raise
             except OSError as error:
-                # Servers that leave the failed condition out of their answer.
+                # Some servers report the failed condition only in their message.
                 said = f"{error} {error.__cause__}"
                 if "PreconditionFailed" in said or "ConditionalRequestConflict" in said:
                     raise FileExistsError(name) from error
                 raise
 
     def remove(self, names: list[str]) -> None:
-        """Removes files; those that have gone are ignored."""
+        """Removes files, and ignores missing ones."""
         with self._reported("written"):
             for name in names:
                 with contextlib.suppress(FileNotFoundError):

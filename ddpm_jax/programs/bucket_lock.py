@@ -1,9 +1,9 @@
-"""The lock of a run in a bucket: one writer, without a lock of the kernel's.
+"""The lock of a run in a bucket: one writer, without the kernel's file locks.
 
-It is a file `.lock/N.json` made by a conditional put, which succeeds for one process only. Its
-holder renews it. A process that finds it unchanged for `LEASE` seconds, by its own clock, makes
-N + 1, and the holder of N, should it still live, stops. N only grows, so a process that was
-suspended cannot mistake a later lock for its own.
+The lock is a file `.lock/N.json` made by a conditional put, which succeeds for only one process.
+Its holder renews the file. A process that finds it unchanged for `LEASE` seconds, by its own clock,
+makes N + 1; the holder of N stops if it still runs. N only grows, so a suspended process cannot
+mistake a later lock for its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ddpm_jax.programs.console import say
 from ddpm_jax.programs.run_directory import RunDirectoryError
 
 LEASE = 60.0
-"""Seconds without a sign of life after which a lock is taken over."""
+"""Seconds without a renewal after which a lock is taken over."""
 
 
 class Lock:
@@ -31,7 +31,7 @@ class Lock:
     def __init__(self, bucket: Bucket, owner: str):
         self._bucket, self._owner, self._number, self._beats = bucket, owner, 0, 0
         self.run = uuid.uuid4().hex
-        """The run that the bucket holds; another one after its files were removed."""
+        """Identifies the run in the bucket; it changes if the run's files were removed."""
 
     def acquire(self) -> None:
         """Takes the lock; waits `LEASE` seconds first if another process seems to hold it.
@@ -61,13 +61,13 @@ class Lock:
         )
 
     def _outlast(self, number: int, seen: bytes, about: dict[str, Any]) -> None:
-        """Waits until the lock is certainly left; RunDirectoryError as soon as it is renewed."""
+        """Waits until the lock is surely abandoned; RunDirectoryError as soon as it is renewed."""
         who = f"process {about.get('pid', '?')} on {about.get('host', '?')}"
-        say(f"{self._bucket.address} was last used by {who}; waiting {LEASE:g} s for a sign of it")
+        say(f"{self._bucket.address} was last used by {who}; waiting {LEASE:g} s to see if it runs")
         end = time.monotonic() + LEASE
         expired = False
         while not expired:
-            expired = time.monotonic() >= end  # before the look that decides
+            expired = time.monotonic() >= end  # before the read that decides
             time.sleep(min(1.0, LEASE / 10))
             now = self._bucket.read(_name(number))
             if now != seen and not _parsed(now).get("free"):
@@ -79,12 +79,12 @@ class Lock:
                 return
 
     def renew(self) -> None:
-        """A sign of life; RunDirectoryError if another process has taken the lock."""
+        """Renews the lock; RunDirectoryError if another process has taken it."""
         newest = self._numbers()[-1:]
         if newest != [self._number]:
             raise RunDirectoryError(
-                f"{self._bucket.address} was silent for {LEASE:g} s, and another process has taken "
-                "it over. This one has stopped."
+                f"{self._bucket.address} was not renewed for {LEASE:g} s, and another process has "
+                "taken it over. This process has stopped."
             )
         self._beats += 1
         self._bucket.write(_name(self._number), self._content())

@@ -1,13 +1,13 @@
 """Folders and files in buckets, such as gs://BUCKET/KEY, and their local copies.
 
-Every program works on local files. An address given as a path becomes a path in the cache:
+All programs work on local files. An address in place of a path becomes a path in the cache:
 
-    <cache>/buckets/work/gs/BUCKET/KEY              for what is written (run_dir, out)
-    <cache>/buckets/read/gs/BUCKET/KEY/@ID/NAME     a copy of what is read
+    <cache>/buckets/work/gs/BUCKET/KEY              for results (run_dir, out)
+    <cache>/buckets/read/gs/BUCKET/KEY/@ID/NAME     a copy of files to read
 
-`address_of` is the inverse. What a program wrote is pushed when it ends (`push_outputs`); a
-training run is pushed while it trains (`mirror`). ID identifies the content of every file, so a
-copy is complete, never changes, and is fetched once.
+`address_of` is the inverse. A program's results are uploaded when it ends (`push_outputs`), those
+of training while it runs (`mirror`). ID identifies the content of all files, so a copy is complete,
+never changes, and is fetched once.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from ddpm_jax.programs.bucket_files import Bucket, BucketError, Files
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 NO_BUCKETS = ("file", "local", "http", "https", "data")
-"""Schemes of fsspec that are no place for a folder, or need no copy of it."""
+"""Schemes of fsspec that cannot hold a folder, or whose folders need no copy."""
 KEPT_SECONDS = 7 * 86400.0
-"""Copies of what an address held earlier are kept for so long after their last use."""
+"""Seconds for which a copy of an earlier content is kept after its last use."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 written: dict[Path, float] = {}
 """Local folders that stand for addresses, and when they were last pushed."""
 
 
 class UnsentError(BucketError):
-    """Results are complete, but only on this machine."""
+    """The results are complete, but exist only on this machine."""
 
 
 def find_address(path: str | os.PathLike[str]) -> str | None:
-    """The address that a text or path is (`Path` turns // into /), or None."""
+    """The address in a string or path (`Path` turns // into /), or None if it is not one."""
     found = _ADDRESS.fullmatch(os.fspath(path))
     return f"{found[1]}://{found[2].rstrip('/')}" if found else None
 
 
 def check_address(address: str, flag: str) -> None:
-    """Raises ValueError unless there is a file system for the address; asks no server."""
+    """Raises ValueError unless there is a file system for the address; contacts no server."""
     import fsspec
 
     scheme, _, rest = address.partition("://")
@@ -61,7 +61,7 @@ def check_address(address: str, flag: str) -> None:
             "Mount it or copy it to a local folder, and name that one."
         )
     if not rest or ".." in rest.split("/"):
-        raise ValueError(f"{flag} {address} names no folder of a bucket, as gs://BUCKET/FOLDER.")
+        raise ValueError(f"{flag} {address} names no folder of a bucket. Write gs://BUCKET/FOLDER.")
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
@@ -78,23 +78,23 @@ def check_address(address: str, flag: str) -> None:
 
 
 def localized(address: str, option: str, flag: str) -> Path:
-    """The local path that stands for the address in this option; what is read is fetched.
+    """The local path that stands for the address in this option; files to read are fetched.
 
-    `init_from` stays as it is: it is fetched where a run begins, and not when it is resumed.
+    `init_from` stays an address: it is fetched when a run begins, but not when the run is resumed.
     """
     check_address(address, flag)
     last = option.rpartition(".")[2]
     if last == "cache_dir":
         raise ValueError(
-            f"{flag} {address}: caches are local, as they are mapped into memory. Leave {flag} "
-            "out, or name a local folder."
+            f"{flag} {address}: caches are local, because they are mapped into memory. Leave "
+            f"{flag} out, or name a local folder."
         )
     if last == "init_from":
         return Path(address)
     if last not in ("run_dir", "out"):
         return fetch(address)
     path = _place("work", address)
-    written.setdefault(path, time.time() - 1)  # the clock of a file system may lag
+    written.setdefault(path, time.time() - 1)  # a file system's clock may lag
     return path
 
 
@@ -111,7 +111,7 @@ def address_of(path: Path) -> str | None:
 
 
 def shown(path: Path) -> str:
-    """A path as config.json and messages give it: by its address, if it has one."""
+    """A path as written in config.json and messages: its address, if it has one."""
     return address_of(path) or find_address(path) or str(path)
 
 
@@ -125,21 +125,21 @@ def _place(area: str, address: str) -> Path:
 
 
 def _identity(info: dict[str, Any]) -> list[str]:
-    """What changes when a file does: its size, and the tag or time that the server gives it."""
+    """Values that change with a file: its size, and the server's tag or time."""
     tags = ("ETag", "etag", "md5Hash", "generation", "mtime", "created")
     return [str(info.get("size")), *(str(info[tag]) for tag in tags if tag in info)]
 
 
 def fetch(address: str, choose: Callable[[Files], Files] = lambda files: files) -> Path:
-    """A local copy of an address, or of those of its files that are chosen.
+    """A local copy of the files at an address, or of a choice of them.
 
-    Raises BucketError if there is nothing, or it cannot be read, or the disk has no room for it.
+    Raises BucketError if there are no files, they cannot be read, or the disk has no room for them.
     """
     bucket = Bucket(address)
     for attempt in range(3):
         try:
             return _fetch(bucket, choose(bucket.files()))
-        except FileNotFoundError as error:  # a running training removed it since it was listed
+        except FileNotFoundError as error:  # training removed it after it was listed
             if attempt == 2:
                 raise BucketError(f"{address} changes while it is read: {error}") from error
     raise AssertionError
@@ -176,7 +176,7 @@ def _fetch(bucket: Bucket, files: Files) -> Path:
             bucket.get({name: missing[name] for name in some})
             for name in some:
                 if (got := missing[name].stat().st_size) != int(files[name]["size"]):
-                    raise BucketError(f"{name} of {bucket.address} came with {got:,} bytes")
+                    raise BucketError(f"{name} of {bucket.address} arrived with {got:,} bytes")
                 done += got
             report(done, size)
     for old in place.glob("@*"):
@@ -185,21 +185,21 @@ def _fetch(bucket: Bucket, files: Files) -> Path:
     try:
         os.rename(partial, whole)
     except OSError:
-        if not result.exists():  # or another process was faster
+        if not result.exists():  # else another process was faster
             raise
     return result
 
 
 def committed_steps(files: Files) -> list[int]:
-    """The steps of a run's complete checkpoints, ascending: those that have a manifest."""
+    """The steps of a run's complete checkpoints (those with a manifest), ascending."""
     found = (re.fullmatch(r"checkpoints/(\d+)/manifest\.json", name) for name in files)
     return sorted(int(match[1]) for match in found if match)
 
 
 def fetch_run(address: str, step: int | None = None, *, all_steps: bool = False) -> Path:
-    """A local copy of what reading a run needs: config.json, and a checkpoint or the weights.
+    """A local copy of the files needed to read a run: config.json, and a checkpoint or the weights.
 
-    A damaged newest checkpoint is left out with a warning. Raises BucketError if there is no
+    A damaged newest checkpoint is skipped with a warning. Raises BucketError if there is no
     checkpoint of `step`, or the run cannot be read.
     """
     from ddpm_jax.training.manifest import DamagedCheckpointError, verify_manifest
@@ -244,18 +244,18 @@ def readable_run(path: Path, step: int | None = None, sigma_rel: float | None = 
 
 
 def check_fetched(path: Path | None) -> None:
-    """Raises ValueError for data of a stored configuration that are in a bucket."""
+    """Raises ValueError if a stored configuration names data in a bucket."""
     if path is not None and (address := find_address(path)) is not None:
         raise ValueError(
-            f"the data are at {address}, and a stored configuration does not decide what is "
+            f"the data are at {address}, and a stored configuration must not decide what is "
             f"fetched. Name them: --data.path {address}."
         )
 
 
 def push_outputs() -> None:
-    """Pushes what this process has written for run_dir and out options that are addresses.
+    """Uploads the results of this process whose run_dir or out is an address.
 
-    Raises UnsentError if that fails; the local files are kept.
+    Raises UnsentError if the upload fails; the local files are kept.
     """
     from ddpm_jax.programs.console import say
 
@@ -271,7 +271,7 @@ def push_outputs() -> None:
         if sources and address is not None:
             try:
                 bucket = Bucket(address)
-                # What describes other files comes after them, a checkpoint's manifest at the end.
+                # Files that describe others come after them, a checkpoint's manifest last.
                 rank = {n: n.endswith(".json") + n.endswith("manifest.json") for n in sources}
                 for turn in range(3):
                     bucket.put({n: path for n, path in sources.items() if rank[n] == turn})

@@ -189,7 +189,7 @@ def build_model(
     if config.data.augment == "edm" and spatial_rank != 2:
         raise ValueError(
             "--data.augment edm rotates and stretches images, and these data have "
-            f"{spatial_rank} axes of space. Use flip, pad_crop or none."
+            f"{spatial_rank} spatial axes. Use flip, pad_crop or none."
         )
     if not config.network.class_conditional:
         num_classes = None
@@ -251,7 +251,7 @@ def build_model_of(config: TrainConfig, data: Mapping[str, Any]) -> Model:
 
 
 def as_rows(images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C] as rows [N, H·W·C], the form of a data set on the device; others alike.
+    """Images [N, H, W, C] as rows [N, H·W·C], the form of a data set on the device.
 
     A TPU's compiler changes the layout of u8[N, H, W, C] before it can look up images: one copy of
     the whole data set per dispatch (benchmarks/NOTES.md). Rows need none.

@@ -1,4 +1,4 @@
-"""How the steps of a sampler's grid are cut into equal chunks, one per compiled call."""
+"""Cutting the steps of a sampler's grid into equal chunks, one per compiled call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiling in the background, where a stop need not wait for it, and keeping what was compiled."""
+"""Compiling in the background, so that a stop need not wait, and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
 
 
 MAX_KEPT_BYTES = 2**30
-"""Compiled programs beyond this size are removed, those used longest ago first."""
+"""Size limit of the cache; the least recently used programs are removed first."""
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles in the user's cache folder, for the next start.
+    """Keeps JAX's compiled programs in the user's cache folder, for the next start.
 
-    Call it before JAX compiles. It does nothing outside of a program (`run_program`), if the user
-    has set JAX's own options (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE), and if the
-    folder is not the user's alone: whoever may write there can run code as the user.
+    Call this before JAX compiles. It does nothing outside of a program (`run_program`), if the user
+    has set JAX's own options (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE), or if other
+    users may write to the folder: they could run code as the user.
     """
     if not is_program() or jax.config.jax_compilation_cache_dir:  # pyright: ignore
         return
-    # Programs for CPUs are compiled for one model of CPU, and home folders travel.
+    # Programs are compiled for one CPU model, and machines may share a home folder.
     folder = cache_root() / "compiled" / hashlib.sha256(_cpu().encode()).hexdigest()[:12]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ def keep_compiled_programs() -> None:
 
 
 def forget_damaged_program(warning: str) -> bool:
-    """Removes the programs that a warning of JAX names as unreadable; whether it is such a warning.
+    """Removes the programs that a warning of JAX names as unreadable; False for other warnings.
 
-    A kill can leave half a file. JAX compiles anew then, but writes no file where there is one.
+    A kill can leave a truncated file. JAX then compiles again, but does not replace the file.
     """
     named = re.search(r"reading persistent compilation cache entry for '([\w<>.-]+)'", warning)
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore
@@ -104,7 +104,7 @@ def forget_damaged_program(warning: str) -> bool:
 
 
 def _cpu() -> str:
-    """What tells models of CPUs apart."""
+    """A text that identifies the CPU model."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         told = [line for line in lines if line.split(":")[0].strip() in ("model name", "flags")]
@@ -114,7 +114,7 @@ def _cpu() -> str:
 
 
 def _remove_oldest(folder: Path) -> None:
-    """Removes files until MAX_KEPT_BYTES are left, those used longest ago first."""
+    """Removes the least recently used files until at most MAX_KEPT_BYTES are left."""
     files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
     total = sum(about.st_size for _, about in files)
     for path, about in sorted(files, key=lambda file: max(file[1].st_atime, file[1].st_mtime)):

@@ -1,4 +1,4 @@
-"""What images are conditioned on besides a class: from files, from data, and for each in turn."""
+"""Conditions of images other than the class: read from files, checked, and assigned in turn."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def conditions_for(
 ) -> dict[str, np.ndarray]:
     """The conditions as the network takes them: cond [M, D], context [M, L, D], …
 
-    Raises ValueError for those that it does not take, of another shape, or not finite.
+    Raises ValueError for conditions that it does not take, of another shape, or not finite.
     """
     check_kind(call, "conditions", given, Mapping, "arrays by name")
     for name in given.keys() & set(CONDITIONS) - {"context_mask"}:
@@ -60,7 +60,7 @@ def conditions_for(
 
 
 def check_data(shapes: Mapping[str, Shape], data: ImageDataset) -> None:
-    """Raises ValueError unless the data have the conditions of these shapes."""
+    """Raises ValueError unless the data have conditions of these shapes."""
     for name, shape in shapes.items():
         found = data.conditions.get(name)
         if found is None or not fits(found.shape[1:], shape):

@@ -27,8 +27,8 @@ class DataConfig:
     folder or arrays for your own images at `path`; tfds:NAME; hf:NAME_OR_FOLDER; or
     package.module:function, a function of your own that takes the split."""
     path: Path | None = None
-    """File or folder, local or in a bucket (gs://…, s3://…), which is fetched once. None: look in
-    the cache, then for a prepared TFDS data set."""
+    """File or folder, local or in a bucket (gs://…, s3://…; fetched once). None: look in the cache,
+    then for a prepared TFDS data set."""
     cache_dir: Path | None = None
     """Where to keep decoded images; None for the user's cache folder."""
     download: bool = False
@@ -38,7 +38,7 @@ class DataConfig:
     channels: Literal["auto", 1, 3] = "auto"
     """1 for grey, 3 for RGB; auto: grey if all images are stored in grey."""
     spatial_rank: Literal[1, 2, 3] = 2
-    """What arrays are: 1 for signals [N, L, C], 2 for images [N, H, W, C], 3 for volumes
+    """Kind of the arrays: 1 for signals [N, L, C], 2 for images [N, H, W, C], 3 for volumes
     [N, D, H, W, C]."""
     labels: str = "auto"
     """Source of the labels of your own images: a .csv or .json file, or none. auto: class folders
@@ -47,13 +47,13 @@ class DataConfig:
     """Share of the images to hold out from training if the data have no held-out split; 0 for
     none."""
     stream: Stream = "auto"
-    """Whether to decode images of folders, tfds: and hf: while they are used. auto: if their cache
-    has no room for all of them; never: all once, before training."""
+    """When to decode images of folders, tfds: and hf:. always: when a step needs them; never: all
+    once, before training; auto: all once if the disk of the cache has room for them."""
     augment: Literal["none", "flip", "pad_crop", "flip_pad_crop", "edm"] = "none"
     """flip: mirror each training image left to right (a signal end to end) with probability ½;
     pad_crop: shift it by up to 4 pixels, padded by reflection; edm: mirror, scale, rotate, stretch
-    and shift it, and tell the network how, so that samples are not augmented. What is concatenated
-    to an image is moved with it."""
+    and shift it, and tell the network how, so that samples are not augmented. An array
+    concatenated to an image is moved with it."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class TrainConfig:
     """A training run. The same command resumes it."""
 
     run_dir: Path
-    """Folder for everything that the run writes, local or in a bucket (gs://…, s3://…)."""
+    """Folder of the run's results, local or in a bucket (gs://…, s3://…)."""
     num_steps: int
     """Total number of training steps."""
     batch_size: int = 128

@@ -66,7 +66,7 @@ class _Bar(tqdm):
         return self.refresh()
 
     def exclude(self, seconds: float) -> None:
-        """Leaves out of the speed a time in which nothing was counted."""
+        """Excludes from the speed a time in which no step was counted."""
         if not self.disable:
             self.start_t += seconds
             self.last_print_t += seconds
@@ -123,13 +123,14 @@ def run_program(
 ) -> None:
     """Reads the command line over `default`, and runs `program`; expected errors are one message.
 
-    Of several defaults, {name: (what it is, default)}, the first word of the command line picks
-    one; `first` is taken where there is no such word.
+    Of several defaults, {name: (description, default)}, the first word of the command line chooses
+    one; without such a word it is `first`.
 
-    Errors of the user's making (wrong values, files, folders) print without a traceback and exit
-    with 2; a training run that diverged exits with 1, one that hangs with 75 (`training.watchdog`),
-    as do results that could not be uploaded; anything else is a bug and keeps its traceback. Where
-    nobody reads what is printed any more, or it goes to a full disk, the program goes on without.
+    Errors caused by the user (wrong values, files, folders) print without a traceback and exit
+    with 2. A training run that diverged exits with 1. A run that hangs (`training.watchdog`) and
+    results that could not be uploaded exit with 75. Any other error is a bug and keeps its
+    traceback. If the output can no longer be printed (a closed pipe, a full disk), the program
+    continues without it.
     """
     global _program
     with forgiving_output():

@@ -67,7 +67,7 @@ class FromDiffusers(ImportOptions):
     download: str | None = None
     """Instead of a folder: OWNER/NAME on huggingface.co."""
     revision: str | None = None
-    """The commit, branch or tag to download; None for main. config.json records the commit."""
+    """Commit, branch or tag to download; None for main. config.json records the commit."""
     cache_dir: Path | None = None
     """Where to keep downloaded files; None for the user's cache folder."""
 
@@ -170,7 +170,7 @@ def to_diffusers(config: ToDiffusers) -> None:
     shape = run.model.image_shape
     if len(shape) != 3 or run.model.concat_features is not None:
         raise ValueError(
-            f"{run.name} is a run on arrays of shape {list(shape)}, with concat_features="
+            f"{run.name} makes arrays of shape {list(shape)}, with concat_features="
             f"{run.model.concat_features}; a DDPMPipeline makes images [H, W, C] from x_t alone. "
             "Export it as weights (to-weights)."
         )
@@ -228,7 +228,7 @@ def write_weights(run: TrainedRun, out: Path, dtype: WeightsDtype) -> list[Path]
 
 
 def _without_folders(value: Any) -> Any:
-    """A value of JSON with absolute paths cut to their last part: elsewhere they mean nothing."""
+    """A JSON value with absolute paths cut to their last part: they mean nothing elsewhere."""
     if isinstance(value, dict):
         return {name: _without_folders(inner) for name, inner in value.items()}
     if isinstance(value, list):

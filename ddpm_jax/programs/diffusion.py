@@ -59,8 +59,8 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     """Rescale the schedule to zero signal at x_T; needs the target v or x_0."""
     label_dropout: float = 0.1
-    """Share of examples that training gives no condition: the label is "no class", the vector
-    `cond` and the array `concat` zeros, and every token of the `context` masked."""
+    """Share of training examples without conditions: the label becomes "no class", the vector
+    `cond` and the array `concat` become zeros, and all tokens of the `context` are masked."""
     clip: bool = True
     """Clip x̂_0 to [-1, 1] while sampling."""
     process: Literal["ddpm", "vp", "subvp", "ve", "edm", "flow"] = "ddpm"

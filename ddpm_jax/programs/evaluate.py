@@ -1,12 +1,12 @@
-"""The evaluation program: samples a trained run and measures what came out, in one go.
+"""The evaluation program: samples a trained run and measures the samples.
 
-    samples   shards of images, written as they come: a killed evaluation goes on after its last
+    samples   shards of images, written while sampling: a killed program resumes after the last one
     features  of Inception-v3 (then the Fréchet distance is the FID), or the pixels themselves
     metrics   Fréchet distance, KID, precision and recall, density and coverage; with Inception also
               the Inception Score and sFID; bits/dim of held-out images beside them
 
-Every result is written with what it depends on: checkpoint, sampler, seed, count, data, features.
-What so few images cannot give is known, said and left out before anything is sampled.
+Results are stored with all that they depend on: checkpoint, sampler, seed, count, data, features.
+Results that need more images are named and left out before anything is sampled.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ COLUMNS = {
     "coverage": "coverage",
 }
 MOST_VALUES = 4096
-"""The largest arrays that are no images whose values are compared as they are."""
+"""Largest number of values of a signal or volume that are compared directly."""
 BITS_NEED = "needs 2 held-out images, whose spread gives the error"
 
 
@@ -66,15 +66,15 @@ class EvaluateConfig(SamplerOptions, RunOptions):
     """Samples a trained run and measures it."""
 
     count: int | None = None
-    """Images to sample; None for 50,000, or for small data as many as were held out, 10 at
-    least."""
+    """Images to sample; None for 50,000, or for small data as many as were held out, but at least
+    10."""
     batch_size: int = 100
     """Images at a time; changes speed and memory, not the images."""
     guidance: float = 1.0
     """Classifier-free guidance of a class-conditional run."""
     features: Literal["auto", "inception", "pixels"] = "auto"
-    """What is compared; auto: Inception-v3 from 32×32 pixels on, the pixels themselves below, as
-    the values of signals and volumes."""
+    """Features to compare. auto: Inception-v3 for images of at least 32×32 pixels; the values
+    themselves for smaller images, signals and volumes."""
     inception: Path | None = None
     """The published Inception weights (.pth or .safetensors); None for the copy in the cache."""
     download: bool = False
@@ -93,8 +93,8 @@ class EvaluateConfig(SamplerOptions, RunOptions):
 def evaluate(config: EvaluateConfig) -> None:
     """Samples and measures, and writes FEATURES.json and FEATURES.md, a table of one row.
 
-    Raises ValueError for flags nothing could be measured by, ConnectionError or FileNotFoundError
-    where Inception's weights are not to be had, and others as `TrainedRun`.
+    Raises ValueError for options with which nothing can be measured, ConnectionError or
+    FileNotFoundError if Inception's weights are unavailable, and the errors of `TrainedRun`.
     """
     config = with_types("evaluate", config, EvaluateConfig)
     if config.batch_size < 1 or (config.count is not None and config.count < 10):
@@ -155,7 +155,7 @@ def evaluate(config: EvaluateConfig) -> None:
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
     }
-    # The folder is the samples'; what they are measured by is in the files' names.
+    # The folder belongs to the samples; the names of the files contain the features.
     kind = features.name if features.name == "pixels" else f"{features.name}-{config.preprocess}"
     write_json(out / f"{kind}.json", results)
     row = markdown_row(results, run.model.schedule.num_timesteps)
@@ -174,8 +174,8 @@ def _features(run: TrainedRun, config: EvaluateConfig) -> Features:
     if name == "pixels":
         if not pictures and math.prod(shape) > MOST_VALUES:
             raise ValueError(
-                f"{run.name} makes arrays of shape {list(shape)}: Inception-v3 sees images with 1 "
-                f"or 3 channels only, and the covariance of more than {MOST_VALUES:,} values is "
+                f"{run.name} makes arrays of shape {list(shape)}: Inception-v3 accepts only images "
+                f"with 1 or 3 channels, and the covariance of more than {MOST_VALUES:,} values is "
                 "too large. Measure the bits/dim: ddpm-jax likelihood."
             )
         return pixel_features(shape)
@@ -208,7 +208,7 @@ def _count(run: TrainedRun, config: EvaluateConfig) -> int:
 def _say_what_is_left_out(
     run: TrainedRun, config: EvaluateConfig, kind: str, count: int, num_heldout: int
 ) -> None:
-    """Says what these images cannot give; ValueError if that is everything."""
+    """Prints which results need more images; ValueError if all of them do."""
     num_real = min(PAIRED, len(run.train_data.images))
     reasons = not_measurable(min(PAIRED, count), num_real, kind)
     if "frechet" in reasons:

@@ -31,9 +31,9 @@ class ExportConfig(SamplerOptions, RunOptions):
     label: int | None = None
     """Class of all images, for a class-conditional run; None for no class."""
     conditions: bool = True
-    """Give the program the run's other conditions as its last arguments: cond [B, D], context
-    [B, L, D] with context_mask [B, L], concat [B, H, W, C] in [-1, 1]. Without, it makes images
-    with none of them."""
+    """Whether the run's other conditions are the last arguments of the program: cond [B, D],
+    context [B, L, D] with context_mask [B, L], concat [B, H, W, C] in [-1, 1]. If not, the program
+    uses none of them."""
     guidance: float = 1.0
     """Scale of classifier-free guidance, fixed in the program."""
 

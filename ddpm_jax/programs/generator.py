@@ -27,7 +27,7 @@ DenoiserOf = Callable[..., Denoiser]
 """`denoiser_of(params, labels) -> denoise`; labels [B], or None for networks without classes. Other
 `Conditions` are keyword arguments."""
 Conditions = Mapping[str, Any]
-"""What a network is conditioned on besides the step, each by its name and with one row per image:
+"""The conditions of a network by name, one row per image:
 "label" int [B], "cond" [B, D], "context" [B, L, D], "context_mask" bool [B, L], "concat"
 [B, H, W, C'], or nothing."""
 
@@ -39,7 +39,7 @@ class Stopped(Exception):  # noqa: N818 - a request honoured, not an error
 class Generated(NamedTuple):
     """uint8 images [N, H, W, C] and frames of x_t [F, N', H, W, C], or None without frames.
 
-    Signals and volumes have one axis of space less or more.
+    Signals have one spatial axis less, volumes one more.
     """
 
     images: np.ndarray
@@ -200,8 +200,8 @@ def _pixels(x: Array, count: int) -> np.ndarray:
     images = fetch(x)[:count]
     if not np.isfinite(images).all():
         raise ValueError(
-            "a Generator got images with NaN or ±∞, which would become black pixels. Look at the "
-            "parameters, and at guidance and clip: training that diverged, or a scale too large."
+            "a Generator got images with NaN or ±∞, which would become black pixels. Check the "
+            "parameters (training may have diverged), the guidance scale (too large?) and clip."
         )
     return np.asarray(to_pixels(images))
 

@@ -84,8 +84,8 @@ def _read(source: Path, weights: str) -> tuple[TrainConfig, PyTree, dict[str, An
     is_pipeline = any((source / name).is_file() for name in ("model_index.json", *scheduler))
     if weights == "raw" and (is_pipeline or has_weights(source)):
         raise ValueError(
-            f"--init-from {name} holds one set of weights. Leave --init-weights raw out: a run "
-            "directory alone has both."
+            f"--init-from {name} holds only one set of weights. Leave out --init-weights raw: only "
+            "a run directory has both sets."
         )
     if not is_pipeline and (source / "config.json").is_file():
         directory = RunDirectory(source)

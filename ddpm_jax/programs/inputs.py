@@ -1,4 +1,4 @@
-"""The inputs of a run's network: images moved at random, conditions, and arrays beside x_t."""
+"""The inputs of a run's network: augmented images, conditions, and arrays concatenated to x_t."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def network_cond_features(config: TrainConfig, cond_features: int | None) -> int
 
 
 def input_shape(image_shape: tuple[int, ...], concat_features: int | None) -> tuple[int, ...]:
-    """The shape of one input of the network: the image, and what is concatenated to it."""
+    """The shape of one input of the network: the image and the array concatenated to it."""
     return (*image_shape[:-1], image_shape[-1] + (concat_features or 0))
 
 
 def concatenated(x: Array, concat: Any | None, concat_features: int | None) -> Array:
-    """The network's input of x [B, H, W, C]: with concat, or zeros, beside it.
+    """The network's input for x [B, H, W, C]: x and concat, or zeros, along the channels.
 
-    Raises ValueError for a concat that the network does not take, or of another shape.
+    Raises ValueError for a concat that the network does not take, or one of another shape.
     """
     shape = None if concat_features is None else (*x.shape[:-1], concat_features)
     found = None if concat is None else jnp.shape(concat)
@@ -45,7 +45,7 @@ def concatenated(x: Array, concat: Any | None, concat_features: int | None) -> A
 
 
 def from_pixels_or_numbers(concat: Any) -> Array:
-    """What the network gets beside x_t: pixels in [-1, 1], other numbers as they are."""
+    """The array to concatenate to x_t: uint8 as pixels in [-1, 1], other numbers unchanged."""
     concat = jnp.asarray(concat)
     return from_pixels(concat) if concat.dtype == jnp.uint8 else concat
 
@@ -53,7 +53,7 @@ def from_pixels_or_numbers(concat: Any) -> Array:
 def drop_conditions(
     given: dict[str, Any], keys: Key, share: float, num_classes: int | None
 ) -> dict[str, Any]:
-    """The conditions of a batch, those of some examples replaced by none: see `UNet`."""
+    """The conditions of a batch, dropped for a random share of the examples; see `UNet`."""
     if not given:
         return {}
     none = {"label": num_classes, "cond": 0.0, "context_mask": False, "concat": 0.0}
@@ -68,9 +68,9 @@ def drop_conditions(
 def augmented(
     kind: str, images: Array, conditions: dict[str, Any], keys: Key
 ) -> tuple[Array, dict[str, Any]]:
-    """uint8 images as x_0, moved as --data.augment says, and their conditions: concat moves along.
+    """x_0 from uint8 images by --data.augment, and the conditions; concat is moved like x_0.
 
-    With "edm" the vector `cond` gets the numbers that tell the network how.
+    With "edm", numbers that describe the augmentation are appended to the vector `cond`.
     """
     moves = {name: name in kind for name in ("flip", "pad_crop")}
     x, given, channels = from_pixels(images), dict(conditions), images.shape[-1]

@@ -28,7 +28,7 @@ class Features(NamedTuple):
         name: "inception" or "pixels".
         fingerprint: of network, weights, resize and precision.
         main: which of its outputs the metrics of pairs use.
-        of: images [n, H, W, C] -> {name: [n, D]}; signals and volumes come as [n, 1, D, C].
+        of: images [n, H, W, C] -> {name: [n, D]}; signals and volumes are passed as [n, 1, D, C].
         batch_size: images a call.
     """
 
@@ -110,7 +110,7 @@ def look(
 
 
 def _as_images(pieces: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The values of signals and volumes as those of images one pixel high."""
+    """Signals and volumes reshaped to images of one row."""
     return pieces if pieces.ndim == 4 else pieces.reshape(len(pieces), 1, -1, pieces.shape[-1])
 
 

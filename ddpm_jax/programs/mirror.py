@@ -1,9 +1,9 @@
-"""A run directory kept in a bucket: the run writes locally, and a thread uploads what is complete.
+"""A run directory in a bucket: the run writes locally, and a thread uploads complete files.
 
-Object stores have neither rename nor locks. In their place:
+Object stores have neither rename nor locks. They are replaced as follows:
 
-- A checkpoint counts once its manifest is there. Its files are uploaded first, the manifest, with
-  the sha256 of each, last; when it is removed the manifest goes first.
+- A checkpoint is complete once it has a manifest, which lists the sha256 of its files. The manifest
+  is uploaded last. When a checkpoint is removed, its manifest is deleted first.
 - One process writes: the holder of a file made by a conditional put (`bucket_lock`).
 """
 
@@ -41,9 +41,9 @@ from ddpm_jax.training.manifest import NAME, verify_manifest
 
 POLL_SECONDS = 1.0
 LOG_SECONDS = 60.0
-"""Between uploads of the log, while there is no new checkpoint."""
+"""Interval between uploads of the log while there is no new checkpoint."""
 FLUSH_SECONDS = 25.0
-"""How long a stopped run waits for its last upload: clouds end a machine 30 s after SIGTERM."""
+"""Time limit of the last upload of a stopped run: clouds end a machine 30 s after SIGTERM."""
 NEEDED = re.compile(r"(tensorboard/|samples/)?[^./][^/]*")
 """Files that a resumed run needs besides its checkpoints."""
 ABOUT = ".bucket.json"
@@ -53,11 +53,11 @@ ABOUT = ".bucket.json"
 def mirrored(directory: RunDirectory, report: ReportConfig, stop: StopRequest) -> Iterator[None]:
     """Keeps an acquired run directory in the bucket whose address it stands for, if any.
 
-    Enters with the bucket's newest checkpoint in the directory, leaves when all is uploaded, or
-    `FLUSH_SECONDS` after a stop. Every process of a run must call this.
+    On entry, the bucket's newest checkpoint is in the directory. The exit waits until everything is
+    uploaded, but after a stop at most `FLUSH_SECONDS`. Every process of a run must call this.
 
-    Raises RunDirectoryError if another process has the run, BucketError if the bucket cannot be
-    used, UnsentError if a run that has ended could not be uploaded.
+    Raises RunDirectoryError if another process holds the run, BucketError if the bucket cannot be
+    used, UnsentError if a finished run could not be uploaded.
     """
     address = address_of(directory.root)
     if address is None:
@@ -84,13 +84,13 @@ def _check_shared(root: Path, owner: str) -> None:
         if read_json_object(root / ABOUT).get("owner") == owner:
             return
     raise RunDirectoryError(
-        f"this process does not share the folder {root} with process 0, and each writes its part "
-        "of a checkpoint there. Set DDPM_JAX_CACHE to a folder that all processes share."
+        f"this process does not share the folder {root} with process 0, but each process writes "
+        "its part of a checkpoint there. Set DDPM_JAX_CACHE to a folder that all processes share."
     )
 
 
 class Mirror:
-    """One run directory and its bucket; every method but `start` and `close` is a thread's."""
+    """One run directory and its bucket; all methods but `start` and `close` run in threads."""
 
     def __init__(self, address: str, root: Path, report: ReportConfig, stop: StopRequest):
         self.address, self.root, self._stop = address, root, stop
@@ -108,14 +108,14 @@ class Mirror:
         self._lock: bucket_lock.Lock | None = None
 
     def start(self) -> str:
-        """Takes the lock, fetches what the bucket has and this folder lacks, and begins to push.
+        """Takes the lock, fetches the files that this folder lacks, and begins to upload.
 
-        Returns the name of this folder as an owner of the lock.
+        Returns the name under which this folder owns the lock.
         """
         known = {}
         with contextlib.suppress(OSError, ValueError):
             known = read_json_object(self.root / ABOUT)
-        # This folder is locked: whoever held the bucket in its name has ended.
+        # This folder is locked: any process that held the bucket in its name has ended.
         owner = known.get("owner") or uuid.uuid4().hex
         lock = bucket_lock.Lock(self._bucket, owner)
         lock.acquire()
@@ -134,9 +134,9 @@ class Mirror:
         self._threads[-1].start()
 
     def close(self, *, hurry: bool = False) -> None:
-        """Uploads the rest, gives the lock up, and says what the bucket has.
+        """Uploads the remaining files, releases the lock, and says up to which step the bucket is.
 
-        Raises UnsentError if something is missing though there was no hurry, nor a stop;
+        Raises UnsentError if files are missing although there was no hurry and no stop, and
         RunDirectoryError if another process took the run over.
         """
         self._ending.set()
@@ -154,7 +154,7 @@ class Mirror:
         if self._lost is not None:
             raise self._lost
         if self._lock is not None and not pushing:
-            self._threads[0].join(5.0)  # lest it renews what is given up
+            self._threads[0].join(5.0)  # it must not renew the lock after its release
             with contextlib.suppress(BucketError):
                 self._lock.release()
         newest = max(self._up - self._damaged, default=None)
@@ -164,17 +164,17 @@ class Mirror:
             if len(self._threads) > 1:
                 say(f"{self.address} has {has}")
             return
-        reason = str(self._failed or f"There were {FLUSH_SECONDS:g} s for it.")
+        reason = str(self._failed or f"Its time limit is {FLUSH_SECONDS:g} s.")
         message = (
-            f"the last upload is not complete. {reason} {self.address} has {has}; the rest is kept "
-            f"in {self.root}. The same command on this machine uploads it."
+            f"the last upload is not complete. {reason} {self.address} has {has}; the remaining "
+            f"files are kept in {self.root}. The same command on this machine uploads it."
         )
         if not hurry and self._stop.signal is None:
             raise UnsentError(message)
         say(f"warning: {message}")
 
     def _set_aside(self) -> None:
-        """Moves what belongs to another run, since removed from the bucket, out of the way."""
+        """Moves aside the files of an earlier run, which was removed from the bucket."""
         left = [path for path in self.root.iterdir() if not path.name.startswith(".")]
         if left:
             aside = self.root / f".earlier-{uuid.uuid4().hex[:8]}"
@@ -198,12 +198,12 @@ class Mirror:
             say(
                 f"fetching {self.address}: its logs" + (f" and step {newer[-1]:,}" if newer else "")
             )
-            # Before the checkpoint, for which nothing is fetched once it is here.
+            # Before the checkpoint: once the checkpoint is here, the next start fetches no logs.
             self._bucket.get({name: self.root / name for name in needed})
             self._sent = {name: _state(self.root / name) for name in needed}
         any(self._pull_step(step, files) for step in reversed(newer))
         for name, path in self._small().items():
-            # Below the first level names tell contents apart.
+            # Below the first level, files with the same name and size have the same content.
             if "/" in name and files.get(name, {}).get("size") == path.stat().st_size:
                 self._sent[name] = _state(path)
 
@@ -233,7 +233,7 @@ class Mirror:
                 self._stop.signal = self._stop.signal or signal.SIGTERM
                 return
             except BucketError:
-                pass  # tried again, and reported where something is to be pushed
+                pass  # renewed again later; the upload reports such errors
 
     def _push_all(self) -> None:
         tries = 0
@@ -261,15 +261,15 @@ class Mirror:
         return False
 
     def _push(self) -> None:
-        """Uploads what the bucket lacks, first of all the newest checkpoint, and prunes."""
+        """Uploads what the bucket lacks, newest checkpoint first, and removes old checkpoints."""
         new = sorted(_local_steps(self.root) - (self._up - self._damaged))
         if self._lost is not None:
             return
         if new or time.monotonic() >= self._logs_due:
-            # Before the manifest: who continues from a checkpoint needs the log up to it.
+            # Before the manifest: a run that continues from a checkpoint needs the log up to it.
             self._push_small()
             self._logs_due = time.monotonic() + LOG_SECONDS
-        # Of several the newest, then those that stay; the others would be removed at once.
+        # Newest first. Checkpoints that would be removed at once are not uploaded.
         gone = superseded(sorted({*new, *self._up}), *self._keep)
         for step in reversed([step for step in new if step not in gone]):
             self._push_step(step)
@@ -281,7 +281,7 @@ class Mirror:
             self._up.discard(step)
 
     def _small(self) -> dict[str, Path]:
-        """All files of the run but its checkpoints: kept in step by their sizes and times."""
+        """All files of the run except checkpoints; sizes and times show which ones changed."""
         tops = [path for path in self.root.iterdir() if path.name != "checkpoints"]
         paths = [path for top in tops for path in (top, *top.rglob("*"))]
         named = {path.relative_to(self.root).as_posix(): path for path in paths if path.is_file()}

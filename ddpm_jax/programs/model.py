@@ -64,7 +64,7 @@ class Model:
         num_classes: the number of classes; None for a network without labels.
         cond_features: the width D of the vectors that condition the network; None for none.
         context_features: the width D of the tokens that condition it; None for none.
-        concat_features: the channels of the array that it gets beside x_t; None for none.
+        concat_features: the channels of the array concatenated to x_t; None for none.
         schedule: the schedule of the full process; of a continuous one, the table at `times`.
         network: the Flax module.
         optimizer: the Optax transformation.
@@ -86,7 +86,7 @@ class Model:
 
     def init(self) -> TrainState:
         """The state before the first step, a function of the seed. Not traceable: `init_shapes`."""
-        # Runs once, and its compilation takes longer: on CPUs, LLVM need not optimise it.
+        # Runs once, and compiling takes longer than running: on CPUs, skip LLVM's optimisations.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(self._state, compiler_options=quick)(make_key(self.config.seed))
 
@@ -121,8 +121,8 @@ class Model:
     ) -> Any:
         """The losses [b], each with t, ε, flip, dropout and label drawn from its example's key.
 
-        `batch["image"]` is uint8 [b, H, W, C], or [b, H·W·C] as `programs.build.as_rows` stores it,
-        and so is `batch["concat"]`.
+        `batch["image"]` is uint8 [b, H, W, C], or [b, H·W·C] as `programs.build.as_rows` stores it.
+        `batch["concat"]` has the same form.
         For loss-aware sampling of t: `(weighted losses, {"t", "loss"})`, as `make_train_step`
         expects of losses with a state.
         """
@@ -152,7 +152,7 @@ class Model:
         return weight * losses, {"t": t, "loss": losses}
 
     def _dropped(self, batch: Any, keys: Key) -> dict[str, Any]:
-        """The conditions of a batch, those of some examples replaced by none."""
+        """The conditions of a batch, dropped for a random share of the examples."""
         given = {name: batch[name] for name in self._condition_names}
         if "concat" in given:
             shape = (len(keys), *self.image_shape[:-1], self.concat_features)
@@ -216,7 +216,7 @@ class Model:
 
     @property
     def condition_shapes(self) -> dict[str, Shape]:
-        """The shapes per image of the conditions besides the label that the network takes."""
+        """The shapes per image of the network's conditions other than the label."""
         shapes: dict[str, Any] = {
             "cond": (self.cond_features,),
             "context": ("L", self.context_features),
@@ -240,12 +240,12 @@ class Model:
     def other_conditions(
         self, data: ImageDataset, rows: Any = slice(None)
     ) -> dict[str, np.ndarray]:
-        """What conditions this network on rows of data besides their labels."""
+        """The conditions of this network for rows of data, without their labels."""
         given = self.conditions(data, rows)
         return {name: x for name, x in given.items() if name != "label"}
 
     def guided(self, scale: Scale, clip: Clip | None = None, rescale: float = 0.0) -> DenoiserOf:
-        """As `denoiser_of`, with `classifier_free` guidance. `clip` overrides the run's.
+        """Like `denoiser_of`, with `classifier_free` guidance; `clip` overrides the run's setting.
 
         Raises ValueError for guidance of a network without conditions.
         """

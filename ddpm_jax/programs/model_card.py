@@ -21,9 +21,9 @@ SHEET_STEPS = 50
 def model_card(
     run: TrainedRun, repository: str, license: str, sheet_count: int, weights: Mapping[str, Any]
 ) -> str:
-    """The card of a run: what it is, how it was trained, its figures, and how to sample it.
+    """The card of a run: a description, its training, its results, and how to sample it.
 
-    `weights` is what config.json says of the file of weights.
+    `weights` is the entry of that name in config.json.
     """
     head = {
         "license": license,
@@ -32,7 +32,7 @@ def model_card(
         "tags": ["diffusion", "ddpm", "jax", "flax"],
     }
     name = repository.rpartition("/")[2]
-    # Every value of JSON is one of YAML.
+    # Every JSON value is also a YAML value.
     front = [f"{key}: {json.dumps(value)}" for key, value in head.items()]
     lines = ["---", *front, "---", f"# {name}", ""]
     steps = min(SHEET_STEPS, run.schedule.num_timesteps)
@@ -92,14 +92,14 @@ def _evaluations(run: TrainedRun) -> Iterator[str]:
 
 
 def _matches(path: Path, run: TrainedRun) -> bool:
-    """Whether these results are of the run's parameters."""
+    """Whether these results belong to the run's parameters."""
     found, wanted = read_json_object(path), run.provenance()
     names = ("checkpoint_sha256", "ema", "average")
     return all(found.get(name) == wanted.get(name) for name in names)
 
 
 def _report(run: TrainedRun) -> Iterator[tuple[str, Any]]:
-    """The numbers of report.json, if it is of these parameters."""
+    """The numbers of report.json, if it belongs to these parameters."""
     path = run.root / "report.json"
     if not path.is_file() or average_name(run.options) != "ema":
         return

@@ -1,4 +1,4 @@
-"""Schedules, weightings and samplers that a configuration can name: one row for each."""
+"""The schedules, weightings and samplers that a configuration can name, one row each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 class SamplerInputs(NamedTuple):
-    """What a sampler is built from.
+    """The inputs from which a sampler is built.
 
     Attributes:
         grid: the steps it takes.
@@ -114,7 +114,7 @@ SAMPLERS: dict[str, Callable[[SamplerInputs], Sampler]] = {
     "euler_maruyama": lambda s: _in_time(euler_maruyama, s),
 }
 
-# A type checker needs a list written out; the programs read these names from the tables.
+# Type checkers accept only literal lists; the programs read the names from the tables.
 if TYPE_CHECKING:
     ScheduleName = WeightingName = SamplerName = str
 else:
@@ -142,8 +142,8 @@ def _in_time(
         )
     if make is euler_maruyama and not float(grid.signal_scale[-1]):
         raise ValueError(
-            f"--sampler {name} needs a reverse SDE with a finite g at its start, which "
-            "--diffusion.process flow has not. Use ancestral, or probability_flow_heun."
+            f"--sampler {name} needs a reverse SDE with a finite g at its start, and "
+            "--diffusion.process flow has none. Use ancestral, or probability_flow_heun."
         )
     sampler = make(process, inputs.times)
 

@@ -13,17 +13,17 @@ from ddpm_jax.types import describe
 
 C = TypeVar("C", bound=Any)
 NAMES_OR_FILES = ("labels", "mask")
-"""Options of text that may name a file."""
+"""Text options that may name a file."""
 
 
 def local_path(path: str | Path, option: str) -> Path:
-    """The path with a leading ~ expanded; `option` is named where it is refused.
+    """The path with a leading ~ expanded; errors name the `option`.
 
-    Of an address such as gs://BUCKET/KEY it is the local path that stands for it (`buckets`), with
-    a copy of what is there if the option names something to read.
+    An address such as gs://BUCKET/KEY becomes the local path that stands for it (`buckets`). If the
+    option names something to read, its content is fetched there.
 
-    Raises ValueError for addresses that no bucket can have and for names that are not UTF-8, which
-    config.json could not hold; BucketError for a bucket that cannot be read.
+    Raises ValueError for an address that no bucket can have and for a name that is not UTF-8, which
+    config.json could not hold. Raises BucketError for a bucket that cannot be read.
     """
     flag = f"--{option.replace('_', '-')}"
     if not isinstance(path, str | os.PathLike):
@@ -37,13 +37,13 @@ def local_path(path: str | Path, option: str) -> Path:
             "Rename the folder, or reach it by a link with another name."
         ) from error
     if "\0" in text:
-        raise ValueError(f"{flag} {ascii(text)} has a NUL in it, as no path may.")
+        raise ValueError(f"{flag} {ascii(text)} contains a NUL, which no path may.")
     address = find_address(text)
     return user_path(text) if address is None else localized(address, option, flag)
 
 
 def with_local_paths(config: C, prefix: str = "") -> C:
-    """The configuration with `local_path` of every path in it, and of text that may be one."""
+    """The configuration with `local_path` applied to every path, and to text that may be one."""
     changes = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)

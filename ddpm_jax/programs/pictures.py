@@ -54,22 +54,22 @@ def are_pictures(image_shape: tuple[int, ...]) -> bool:
 
 
 def need_pictures(run: TrainedRun, call: str) -> None:
-    """Raises RunDirectoryError, in the name of the call, unless the run makes pictures."""
+    """Raises RunDirectoryError, which names the call, unless the run makes grey or RGB images."""
     if not are_pictures(run.model.image_shape):
         raise RunDirectoryError(
             f"{call} draws images [H, W, C] with C 1 or 3, and {run.name} makes arrays of shape "
             f"{list(run.model.image_shape)}. `ddpm-jax sample --format npz` and `ddpm-jax "
-            "likelihood` take such a run."
+            "likelihood` accept such a run."
         )
 
 
 def save_sheet(path: Path, samples: np.ndarray) -> None:
-    """Writes a sheet of samples [N, ..., C], as images that show them."""
+    """Writes a sheet of samples [N, ..., C]; signals and volumes are drawn as images."""
     visualize.save_grid(path, visualize.as_images(samples, samples.ndim - 2))
 
 
 def save_film(path: Path, frames: np.ndarray) -> None:
-    """Writes a GIF of the frames [F, N, ..., C] of samples, as images that show them."""
+    """Writes a GIF of the frames [F, N, ..., C]; signals and volumes are drawn as images."""
     flat = frames.reshape(-1, *frames.shape[2:])
     images = visualize.as_images(flat, flat.ndim - 2)
     visualize.save_gif(path, images.reshape(*frames.shape[:2], *images.shape[1:]))

@@ -27,12 +27,12 @@ class PushConfig(RunOptions):
     """Publishes a trained model on the Hugging Face hub, as one commit."""
 
     repository: Positional[str] = ""
-    """OWNER/NAME on the hub; made if it does not exist."""
+    """OWNER/NAME on the hub; created if it does not exist."""
     public: bool = False
-    """Make a new repository public. Without it, only its owner sees it. An existing one stays as it
-    is."""
+    """Whether a new repository is public; otherwise only its owner sees it. An existing repository
+    keeps its setting."""
     branch: str | None = None
-    """Branch to push to, made if it does not exist; None for main."""
+    """Branch to push to, created if it does not exist; None for main."""
     tag: str | None = None
     """A name for the commit, such as v1.0."""
     license: str = "unknown"
@@ -44,7 +44,7 @@ class PushConfig(RunOptions):
     sheet_count: int = 16
     """Images on the sample sheet; 0 for no sheet."""
     out: Path | None = None
-    """Where to keep what is pushed; None for nowhere."""
+    """Folder for a copy of the pushed files; None for no copy."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PullConfig:
     revision: str | None = None
     """A commit, branch or tag; None for main. config.json records the commit."""
     out: Path | None = None
-    """The folder to make; None for runs/NAME."""
+    """The folder to create; None for runs/NAME."""
     cache_dir: Path | None = None
     """Where to keep downloaded files; None for the user's cache folder."""
 
@@ -71,11 +71,11 @@ class Published(NamedTuple):
 def push(config: PushConfig) -> Published:
     """Writes weights, config.json, a sample sheet and a model card, and publishes them together.
 
-    Raises what `TrainedRun` and `interop.hub.publish` raise; then the repository is unchanged.
+    Raises the errors of `TrainedRun` and `interop.hub.publish`; the repository is then unchanged.
     """
     if config.sheet_count < 0:
         raise ValueError(f"--sheet-count must be at least 0, got {config.sheet_count}.")
-    # First: without a token, neither loading nor sampling is of use.
+    # First: without a token, there is no use in loading and sampling.
     check_push(config.repository)
     run = TrainedRun(config)
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,8 +114,8 @@ def push(config: PushConfig) -> Published:
 def pull(config: PullConfig) -> Path:
     """Fetches a model into a folder that every --run-dir accepts, and returns the folder.
 
-    Raises what `TrainedRun` and `interop.hub.fetch_files` raise, and RunDirectoryError if the
-    folder is in use. The folder appears complete or not at all.
+    Raises the errors of `TrainedRun` and `interop.hub.fetch_files`, and RunDirectoryError if the
+    folder is not empty. The folder appears complete or not at all.
     """
     check_repository(config.repository)
     out = user_path(config.out or Path("runs") / config.repository.rpartition("/")[2])

@@ -34,7 +34,7 @@ FREE_FIELDS = (
     "distributed.",
     "report.",
 )
-"""What may change when a run is resumed: a fingerprint tells data, and devices only round."""
+"""Fields that may change on resumption: a fingerprint identifies data, devices change rounding."""
 CHANGEABLE_FIELDS = ("num_steps", "optimizer.", "network.dropout", "diffusion.label_dropout")
 """What may change beside these with --resume-with-changes: no array of the state depends on it."""
 FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
@@ -138,7 +138,7 @@ class RunDirectory:
         try:
             values = read_json_object(self.config)
             if not {"config", "data"} <= values.keys():
-                raise ValueError("it is no run's: `config` or `data` is missing")
+                raise ValueError("it belongs to no run: `config` or `data` is missing")
             config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
             _check_sizes(config)
             _check_data(values["data"])
@@ -215,7 +215,7 @@ def _check_data(data: dict[str, Any]) -> None:
 
 
 def to_json(config: Any, show: Callable[[Path], str] = shown) -> dict[str, Any]:
-    """A configuration as plain JSON values; `show` makes text of its paths."""
+    """A configuration as plain JSON values; `show` turns paths into text."""
 
     def plain(value):
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -230,10 +230,10 @@ def to_json(config: Any, show: Callable[[Path], str] = shown) -> dict[str, Any]:
 
 
 def with_types(call: str, config: Any, kind: type) -> Any:
-    """The configuration with every value of its field's type: text becomes a path, a list a tuple.
+    """The configuration with values of its fields' types: text becomes a path, a list a tuple.
 
-    Raises, in the name of the call, TypeError for anything but a `kind`, and ValueError for values
-    of other types, naming the field.
+    Raises TypeError for anything but a `kind`, and ValueError for values of other types. The errors
+    name the call and the field.
     """
     check_kind(call, "a configuration", config, kind, f"{kind.__name__}(...)")
     return from_json(type(config), to_json(config, str), call)

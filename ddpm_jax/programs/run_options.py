@@ -1,4 +1,4 @@
-"""Which trained run a program opens: the options that all such programs share."""
+"""The options of every program that opens a trained run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which run and step to load, and where its data and devices are."""
+    """The run and step to load, its data, and the devices."""
 
     run_dir: Path = Path("runs/digits")
-    """A run directory or folder of weights, local or in a bucket (gs://…); or a model's name."""
+    """A run directory or a folder of weights, local or in a bucket (gs://…), or a model's name."""
     pretrained: str | None = None
-    """Instead of a run: a trained model shipped with the package, such as digits, or one on the
-    hub, hub:OWNER/NAME@REVISION."""
+    """Instead of --run-dir: a trained model of the package, such as digits, or a model on the hub,
+    hub:OWNER/NAME@REVISION."""
     out: Path | None = None
     """Where to write; None for a folder in RUN_DIR named after the options."""
     seed: int = 0
@@ -29,9 +29,9 @@ class RunOptions:
     """Use a power-function average of this relative width (EDM2), made from all kept checkpoints;
     the run needs --optimizer.ema-sigma-rel."""
     data_path: Path | None = None
-    """Where the run's data are, if they have moved since training."""
+    """Path of the run's data, if they have moved since training."""
     data_name: str | None = None
-    """The run's data, as --data.name in training. Required for a function of your own: a run's
+    """Name of the run's data, as --data.name in training. Required for your own function: a run's
     folder must not decide which code is executed."""
     num_devices: int | None = None
     """Devices to split each batch over; None for all. On a CPU each core is a device, up to eight.

@@ -44,34 +44,34 @@ class SampleConfig(SamplerOptions, RunOptions):
     """Samples from a trained run."""
 
     count: int = 64
-    """How many images."""
+    """Number of images."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
     threshold: Literal["clip", "dynamic", "none"] | None = None
-    """What is done to x̂_0 outside [-1, 1]; None for the run's own setting. dynamic: divided by its
-    99.5th percentile, for strong guidance."""
+    """Treatment of x̂_0 outside [-1, 1]; None for the run's own setting. dynamic: clip to
+    the 99.5th percentile of |x̂_0| and divide by it, for strong guidance."""
     label: int | str | None = None
-    """The class to draw, of a class-conditional run, by its number or name; None for all in
+    """Number or name of the class to sample, for a class-conditional run; None for all classes in
     turn."""
     cond: Path | None = None
-    """An .npy of the vectors [M, D] to condition the images on, in turn; None for no condition."""
+    """An .npy of vectors [M, D] that condition the images, in turn; None for no vector."""
     context: Path | None = None
-    """An .npy of the tokens [M, L, D] to condition the images on, in turn, or an .npz of `context`
-    and `context_mask` [M, L]; None for no token."""
+    """An .npy of tokens [M, L, D] that condition the images, in turn, or an .npz of `context` and
+    `context_mask` [M, L]; None for no tokens."""
     concat: Path | None = None
-    """An .npy of the arrays [M, H, W, C], of the images' size, to condition the images on, in turn;
-    None for zeros."""
+    """An .npy of arrays [M, H, W, C], of the images' size, that condition the images, in turn; None
+    for zeros."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 for none, more for typical images, 0 for unlabelled ones."""
     guidance_interval: tuple[float, float] | None = None
-    """Guide only where σ is above the first and at most the second number, such as 0.28 2.9
-    (Kynkäänniemi et al. 2024), σ = √((1-ᾱ)/ᾱ); None for every step."""
+    """Guide only where low < σ ≤ high, with σ = √((1-ᾱ)/ᾱ), such as 0.28 2.9 (Kynkäänniemi et al.
+    2024); None for every step."""
     guidance_rescale: float = 0.0
-    """φ, the share to which the spread of guided outputs becomes that of unguided ones again, such
-    as 0.7 (Lin et al. 2023)."""
+    """φ: how far to rescale guided outputs to the standard deviation of conditional ones, from 0
+    (not at all) to 1 (fully); Lin et al. (2023) use 0.7."""
     format: Literal["npz", "png", "both", "none"] = "npz"
-    """What to write beside grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or
-    both. Signals and volumes have no PNG."""
+    """Output besides grid and GIF: one samples.npz (uint8 [N, H, W, C]), a PNG per image, or both.
+    Signals and volumes have no PNG."""
     gif: bool = True
     """Also write a GIF that shows the first 64 images during sampling."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -80,10 +80,10 @@ class SampleConfig(SamplerOptions, RunOptions):
 def sample(config: SampleConfig) -> None:
     """Samples and writes grid.png, denoising.gif, samples.npz or images/*.png, and sampling.json.
 
-    Images are kept in `shards/` while they are sampled: after a kill the same command goes on.
+    Images are kept in `shards/` during sampling: after a kill the same command continues.
 
-    Raises RunDirectoryError, ValueError or DamagedCheckpointError when the run cannot be sampled as
-    asked.
+    Raises RunDirectoryError, ValueError or DamagedCheckpointError if the run cannot be sampled with
+    these options.
     """
     config = with_types("sample", config, SampleConfig)
     if config.count < 1 or config.batch_size < 1:
@@ -101,7 +101,7 @@ def sample(config: SampleConfig) -> None:
     for name, shape in shapes.items():
         if files[name] is None:
             given = f"--{name} FILE.npy {written(shape, 'M')}"
-            say(f"without {given}, images have no such condition")
+            say(f"without {given}, images are sampled without this condition")
     conditions = read_conditions(files, shapes)
     sampler = run.sampler(config)
     clips: dict[str, Clip] = {"clip": True, "dynamic": dynamic_threshold(), "none": False}
@@ -135,7 +135,7 @@ def sample(config: SampleConfig) -> None:
 def _write(
     config: SampleConfig, out: Path, plan: dict[str, Any], image_shape: tuple[int, ...]
 ) -> None:
-    """Turns the shards into what was asked for, one shard in memory at a time."""
+    """Turns the shards into the requested files, with one shard in memory at a time."""
 
     def shards() -> Iterator[np.ndarray]:
         return read_shards(out, config.count, image_shape)
@@ -173,7 +173,7 @@ def _write(
 
 
 def _plan(config: SampleConfig, run: TrainedRun, steps: int) -> dict[str, Any]:
-    """All that image i depends on; of how many there are, it does not."""
+    """Everything that image i depends on, which excludes the number of images."""
     options = (
         *("sampler", "spacing", "eta", "churn", "langevin_steps", "langevin_rate"),
         *("variance", "threshold", "label", "guidance"),
@@ -188,7 +188,7 @@ def _plan(config: SampleConfig, run: TrainedRun, steps: int) -> dict[str, Any]:
 
 
 def _name(config: SampleConfig, num_steps: int, step: int) -> str:
-    """A folder name that tells apart whatever changes the images."""
+    """A folder name that differs between settings that change the images."""
     parts = [config.sampler, f"{num_steps}-steps", f"seed{config.seed}"]
     if config.num_steps is not None:
         parts.append(config.spacing)

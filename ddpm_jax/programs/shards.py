@@ -74,8 +74,8 @@ def remember_plan(out: Path, plan: dict[str, Any]) -> None:
         return
     if any((out / "shards").glob("*.npz")):
         raise RunDirectoryError(
-            f"{out / 'shards'} holds images, and no {path.name} says of which settings. Remove "
-            "them, or choose another folder with --out. Nothing was changed."
+            f"{out / 'shards'} holds images, but there is no {path.name} with their settings. "
+            "Remove them, or choose another folder with --out. Nothing was changed."
         )
     write_json(path, plan)
 
@@ -221,6 +221,6 @@ def join_shards(
 
 def remove_shards(out: Path) -> None:
     """Removes the shards and their plan, once their images are elsewhere."""
-    # The plan last: without it, nobody would know what shards that are left hold.
+    # Remove the plan last: without it, the settings of remaining shards would be unknown.
     shutil.rmtree(out / "shards", ignore_errors=True)
     (out / "plan.json").unlink(missing_ok=True)

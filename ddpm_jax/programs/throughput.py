@@ -20,7 +20,7 @@ class Throughput:
     def restart(self) -> None:
         """Restarts the clock, after something other than training."""
         now = time.perf_counter()
-        # Not tqdm's unpause(), which leaves out everything since the bar was last drawn.
+        # Not tqdm's unpause(), which excludes all time since the bar was last drawn.
         self.progress.exclude(now - self.updated)
         self.began, self.updated, self.steps = now, now, 0
 

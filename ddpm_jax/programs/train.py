@@ -110,7 +110,7 @@ def train(
             with mirrored(run.directory, config.report, stop):
                 return _train(run, stop, finish, on_record)
         except StopAtOnce:
-            say("stopped while the run was fetched; the same command starts it")
+            say("stopped while the run was being fetched; the same command starts it")
             return None
         finally:
             run.directory.release()

@@ -55,7 +55,7 @@ class TrainedRun:
     """A trained run: its model, its parameters at one step, and its data.
 
     Raises ValueError, RunDirectoryError, DamagedCheckpointError or MismatchedCheckpointError if the
-    folder holds no run that the options fit.
+    folder holds no run, or the options do not fit it.
     """
 
     def __init__(self, options: RunOptions):
@@ -127,7 +127,7 @@ class TrainedRun:
     ) -> Array:
         """The trained network `(x_t, timesteps) -> output`, with the `Conditions` it takes.
 
-        x_t is [B, H, W, C]; H and W may differ from the run's. Raises ValueError for others.
+        x_t is [B, H, W, C]; H and W may differ from the run's. Raises ValueError for other shapes.
         """
         check_real("TrainedRun.apply_fn", x_t=x_t)
         check_steps("TrainedRun.apply_fn", timesteps, self.schedule.num_timesteps)
@@ -142,7 +142,7 @@ class TrainedRun:
         rescale: float = 0.0,
         **conditions: Array | None,
     ) -> Denoiser:
-        """The denoiser `(x_t, t) -> x̂_0` for `Conditions`, guided as by `classifier_free`."""
+        """The denoiser `(x_t, t) -> x̂_0` for `Conditions`, guided like `classifier_free`."""
         labels = None if label is None else as_array("denoiser", "label", label)
         return self.model.guided(guidance, clip, rescale)(self.params, labels, **conditions)
 
@@ -158,7 +158,9 @@ class TrainedRun:
         seed: int = 0,
         batch_size: int = 64,
     ) -> np.ndarray:
-        """Draws uint8 [count, H, W, C], or signals or volumes; each depends on its number and seed.
+        """Draws uint8 images [count, H, W, C], or signals or volumes.
+
+        Image i depends on the seed and i alone.
 
         Args:
             count: number of images.
@@ -242,7 +244,7 @@ class TrainedRun:
     def _load(self, split: Any) -> ImageDataset:
         options = {"path": self.options.data_path, "name": self.options.data_name}
         given = {name: value for name, value in options.items() if value is not None}
-        # The stored config may be someone else's: without its cache_dir, download and functions.
+        # The stored config may be someone else's: ignore its cache_dir, download and functions.
         config = dataclasses.replace(self.config.data, cache_dir=None, download=False, **given)
         if is_function(config.name) and "name" not in given:
             raise RunDirectoryError(
@@ -334,9 +336,9 @@ class TrainedRun:
 def load_run(source: str | Path, **options: Any) -> TrainedRun:
     """Opens a trained model: a run directory, a folder of weights, or a model's name.
 
-    A name is that of a model in the package, or `hub:OWNER/NAME@REVISION`; the run's `name` then
-    has the commit. A folder takes precedence over a name. `options` are the other fields of
-    `RunOptions`. Raises what `TrainedRun` raises, and TypeError for other options.
+    A name is that of a model in the package, or `hub:OWNER/NAME@REVISION`, whose run's `name` then
+    contains the commit. A folder takes precedence over a name. `options` are the other fields of
+    `RunOptions`. Raises the errors of `TrainedRun`, and TypeError for unknown options.
     """
     user_path(source, "load_run")
     known = {f.name for f in dataclasses.fields(RunOptions)} - {"run_dir", "pretrained"}

@@ -3,8 +3,8 @@
 config.json        as in a run directory, with `weights`: the step, and the sha256 of the file
 weights.safetensors    the averaged parameters, float32 or float16, named by their place in the tree
 
-Every program that takes a run directory takes such a folder, too, and the name of a model: one that
-comes with the package, or `hub:OWNER/NAME@REVISION`.
+Every program that accepts a run directory also accepts such a folder, and the name of a model: a
+model of the package, or `hub:OWNER/NAME@REVISION`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pretrained_names() -> list[str]:
 
 
 class NamedModel(NamedTuple):
-    """A model's name in results, its folder, and where results go unless the user says."""
+    """A model's name in results, its folder, and the default folder for results."""
 
     name: str
     folder: Path
@@ -46,15 +46,15 @@ class NamedModel(NamedTuple):
 
 
 def is_model_name(source: str | Path) -> bool:
-    """Whether this is the name of a model, and no folder that exists."""
+    """Whether this is the name of a model, and not an existing folder."""
     text = str(source)
     return (text in pretrained_names() or text.startswith(HUB)) and not Path(text).exists()
 
 
 def find_model(name: str) -> NamedModel:
-    """The model of this name, fetched from the hub if need be.
+    """The model of this name, fetched from the hub if necessary.
 
-    Raises ValueError for another name, and what `fetch_files` raises.
+    Raises ValueError for an unknown name, and the errors of `fetch_files`.
     """
     if name.startswith(HUB):
         repository, _, revision = name.removeprefix(HUB).partition("@")
@@ -68,21 +68,22 @@ def find_model(name: str) -> NamedModel:
         meant = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"--pretrained knows {', '.join(names)} and {HUB}OWNER/NAME@REVISION, got {name!r}."
-            f"{meant} A run of your own is named by --run-dir."
+            f"{meant} Use --run-dir for your own run."
         )
     results = Path("runs") / f"pretrained-{name}"
     return NamedModel(f"pretrained {name}", PRETRAINED / name, results)
 
 
 def choose_weights(names: Iterable[str], where: str) -> list[str]:
-    """The files to fetch of a repository on the hub; ValueError if it holds no model of ours."""
+    """The files to fetch from a repository on the hub; ValueError if it holds no model of ours."""
     present = set(names)
     if "config.json" in present and WEIGHTS in present:
         return ["config.json", WEIGHTS, *({SHEET} & present)]
     remedy = f"It has {sorted(present)[:8] or 'no files'}."
     if any(name.endswith("scheduler_config.json") for name in present):
         remedy = (
-            "It is a pipeline of diffusers: ddpm-jax convert from-diffusers --download OWNER/NAME."
+            "It is a pipeline of diffusers. Import it with ddpm-jax convert from-diffusers "
+            "--download OWNER/NAME."
         )
     raise ValueError(f"{where} has no config.json and {WEIGHTS} of this package. {remedy}")
 

@@ -48,9 +48,9 @@ def inpaint(
             size 1 are broadcast, as in [H, W, 1].
         num_resamples: U, at least 1; RePaint uses 10.
 
-    Raises ValueError for num_resamples below 1, a mask that is not bool, a NaN or an infinity where
-    mask is True, and, when it samples, for shapes that do not fit x; TypeError if `sampler` is no
-    Sampler or `known` not floating point.
+    Raises ValueError for num_resamples below 1, a mask that is not bool, NaN or infinity where mask
+    is True, and, while sampling, for shapes that do not fit x; TypeError if `sampler` is no Sampler
+    or `known` is not floating point.
 
     >>> left = jnp.arange(8) < 4
     >>> sampler = dj.inpaint(dj.ddim(dj.linear_schedule(10)), jnp.zeros(8), left)
@@ -105,21 +105,21 @@ def inpaint(
 
 
 def _check_known(known: ArrayLike, mask: ArrayLike) -> None:
-    """Raises ValueError for a known value that is not finite, where the host can read both."""
+    """Raises ValueError for known values that are not finite, if the host can read both arrays."""
     values, where = host_values(known), host_values(mask)
     if values is None or where is None:
         return
     try:
         values, where = np.broadcast_arrays(values, where)
-    except ValueError:  # shapes that cannot fit x either
+    except ValueError:  # such shapes cannot fit x either
         return
     check_finite("inpaint", known=values[where])
 
 
 def _fit(name: str, value: Array, x: Array, broadcast: tuple[int, ...]) -> Array:
-    """`value` at x's shape [B, ...], from [B, ...], one event's shape or [].
+    """`value` broadcast to x's shape [B, ...] from [B, ...], one event's shape or [].
 
-    Axes may also be of the sizes `broadcast`.
+    Axes may also have a size in `broadcast`.
     """
     ends = x.shape[x.ndim - value.ndim :]
     if value.ndim not in (0, x.ndim - 1, x.ndim) or any(

@@ -44,8 +44,7 @@ def predictor_corrector(
     Sampling warns below 32.
 
     Needs predictor.num_draws + num_corrections draws and 1 + num_corrections evaluations per step,
-    one evaluation at the last.
-    The trajectory's x̂_0 is the predictor's.
+    but only one evaluation at the last step. The trajectory's x̂_0 is the predictor's.
 
     Args:
         predictor: any sampler, in the paper `ancestral(schedule)`.

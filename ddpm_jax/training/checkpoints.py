@@ -290,7 +290,7 @@ class Checkpoints:
 
 
 def superseded(steps: list[int], keep: int, keep_every: int) -> list[int]:
-    """Those of the ascending steps that are removed: neither among the newest nor kept for good."""
+    """The steps to remove, of ascending steps: neither among the newest nor kept permanently."""
     return [step for step in steps[:-keep] if not keep_every or step % keep_every]
 
 

@@ -1,4 +1,4 @@
-"""Signals, volumes and images of any number of channels, as images that a sheet can show."""
+"""Signals, volumes and images with any number of channels, drawn as images for a sheet."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ Pixels = npt.NDArray[np.uint8]
 _HEIGHT = 64
 """Height in pixels of the picture of a signal."""
 _WIDTHS = (64, 256)
-"""Its least and largest width."""
+"""The smallest and largest width of this picture."""
 
 
 def as_images(events: npt.ArrayLike, spatial_rank: int) -> Pixels:
     """Returns uint8 images [N, H, W, 1 or 3] that show uint8 events [N, ..., C].
 
-    Images of one or three channels are shown as they are. Signals [N, L, C] become lines, 255 at
-    the top and each channel in a colour of its own; volumes [N, D, H, W, C] their middle slice
-    along D. Of other numbers of channels images show the first three, or of two the first.
+    Images with one or three channels are returned unchanged. A signal [L, C] becomes one line per
+    channel, in different colours, with 255 at the top. A volume [D, H, W, C] becomes its middle
+    slice along D. Images with two channels show the first one, images with more than three the
+    first three.
 
     Raises TypeError for anything but uint8, ValueError for another shape or rank.
     """
