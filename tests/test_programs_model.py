@@ -10,8 +10,8 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.keys import split_each
-from ddpm_jax.programs.build import as_rows, build_model, fetch
-from ddpm_jax.programs.config import DiffusionConfig, NetworkConfig, TrainConfig
+from ddpm_jax.programs.build import as_rows, build_model, build_sampler, fetch
+from ddpm_jax.programs.config import DiffusionConfig, NetworkConfig, SamplerOptions, TrainConfig
 
 SHAPE, B = (4, 4, 1), 6
 NETWORK = NetworkConfig(
@@ -229,3 +229,41 @@ def test_init_shapes_are_those_of_init(timesteps):
     model = build_model(config, SHAPE, None)
     like = lambda leaf: (leaf.shape, leaf.dtype)  # noqa: E731
     assert jax.tree.map(like, model.init_shapes()) == jax.tree.map(like, model.init())
+
+
+@pytest.mark.parametrize(
+    "sampler,option",
+    [
+        ("ddim", {"eta": 1.0}),
+        ("heun", {"churn": 5.0}),
+        ("annealed_langevin", {"langevin_steps": 3}),
+        ("annealed_langevin", {"langevin_rate": 0.5}),
+        ("ancestral", {"variance": "fixed_small"}),
+    ],
+    ids=str,
+)
+def test_each_option_of_a_sampler_reaches_it(sampler, option):
+    """Its samples are those of the library's function with that argument, and no other's."""
+    schedule = dj.linear_schedule(20, 5e-3, 0.5)
+    of_library = {
+        "eta": lambda eta: dj.ddim(schedule, eta=eta),
+        "churn": lambda churn: dj.heun(schedule, churn=churn, process=schedule),
+        "langevin_steps": lambda n: dj.annealed_langevin(schedule, steps_per_level=n, rate=0.2),
+        "langevin_rate": lambda r: dj.annealed_langevin(schedule, steps_per_level=2, rate=r),
+        "variance": lambda variance: dj.ancestral(schedule, variance=variance),
+    }
+    ((name, value),) = option.items()
+    keys = dj.example_keys(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
+    x_T = dj.initial_noise(keys, (3,))
+
+    def draw(made):
+        with jax.debug_key_reuse(False):
+            return dj.sample(made, lambda x, t: 0.5 * x, x_T, keys=keys)
+
+    plain = {"langevin_steps": 2} if sampler == "annealed_langevin" else {}
+    made, without = (
+        draw(build_sampler(schedule, SamplerOptions(sampler, **options)))
+        for options in ({**plain, **option}, plain)
+    )
+    np.testing.assert_array_equal(made, draw(of_library[name](value)))
+    assert np.abs(made - without).max() > 1e-3
