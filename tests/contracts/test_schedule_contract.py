@@ -77,3 +77,26 @@ def test_traceable(name):
     np.testing.assert_allclose(
         jax.jit(dj.posterior_mean)(s, x, x, t), dj.posterior_mean(s, x, x, t), rtol=1e-6
     )
+
+
+OF_LIBRARY = {
+    "linear": lambda: dj.linear_schedule(50, 2e-3, 0.3),
+    "quadratic": lambda: dj.quadratic_schedule(50, 2e-3, 0.3),
+    "constant": lambda: dj.constant_schedule(50, 0.3),
+    "warmup10": lambda: dj.warmup_schedule(50, 2e-3, 0.3, warmup_fraction=0.1),
+    "warmup50": lambda: dj.warmup_schedule(50, 2e-3, 0.3, warmup_fraction=0.5),
+    "jsd": lambda: dj.jsd_schedule(50),
+    "cosine": lambda: dj.cosine_schedule(50),
+    "sigmoid": lambda: dj.sigmoid_schedule(50, 2e-3, 0.3),
+    "geometric": lambda: dj.schedule_from_noise_levels(np.geomspace(0.03, 4.0, 50)[::-1]),
+}
+
+
+@pytest.mark.parametrize("name", named.SCHEDULES)
+def test_the_programs_name_the_schedules_of_the_library(name):
+    """With the options that concern them."""
+    config = DiffusionConfig(
+        num_timesteps=50, beta_start=2e-3, beta_end=0.3, sigma_min=0.03, sigma_max=4.0
+    )
+    made, wanted = named.SCHEDULES[name](config), OF_LIBRARY[name]()
+    np.testing.assert_allclose(made.log_snr, wanted.log_snr, rtol=1e-5, atol=1e-5)
