@@ -22,9 +22,10 @@ from ddpm_jax.evaluation import nearest_neighbours
 from ddpm_jax.files import read_arrays, write_json
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.config_values import to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.pictures import need_pictures
-from ddpm_jax.programs.run_directory import RunDirectoryError, to_json
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
 _SEARCH_BATCH = 256

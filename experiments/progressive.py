@@ -28,10 +28,10 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.build import build_grid
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
 from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.config_values import to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
 from ddpm_jax.programs.pictures import need_pictures
-from ddpm_jax.programs.run_directory import to_json
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, initial_noise
 

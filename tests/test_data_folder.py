@@ -22,7 +22,8 @@ from ddpm_jax.data import load_folder, streamed
 from ddpm_jax.data.image_files import list_images
 from ddpm_jax.data.images import decode_image
 from ddpm_jax.programs.config import DataConfig, NetworkConfig, TrainConfig
-from ddpm_jax.programs.run_directory import RunDirectoryError, from_json, to_json
+from ddpm_jax.programs.config_values import from_json, to_json
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.training_run import TrainingRun
 from tests.small_run import program
 

@@ -26,6 +26,7 @@ from ddpm_jax.programs.config import (
     SamplerOptions,
     TrainConfig,
 )
+from ddpm_jax.programs.config_values import from_json, to_json
 from ddpm_jax.programs.convert import (
     FromDiffusers,
     FromTensorFlow,
@@ -33,7 +34,7 @@ from ddpm_jax.programs.convert import (
     convert,
     write_run,
 )
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, from_json, to_json
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.training import Checkpoints
 from tests.fake_hub import serving

@@ -23,9 +23,9 @@ from ddpm_jax.programs.buckets import (
     shown,
 )
 from ddpm_jax.programs.config import DataConfig, TrainConfig
+from ddpm_jax.programs.config_values import from_json, to_json
 from ddpm_jax.programs.console import run_program
 from ddpm_jax.programs.paths import local_path, with_local_paths
-from ddpm_jax.programs.run_directory import from_json, to_json
 from ddpm_jax.training.manifest import write_manifest
 from tests.fake_bucket import FakeBucket, control
 from tests.fake_bucket import store as store

@@ -20,13 +20,8 @@ import train_ncsn
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.build import build_model, build_schedule
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, TrainConfig, check_config
-from ddpm_jax.programs.run_directory import (
-    RunDirectory,
-    RunDirectoryError,
-    differences,
-    from_json,
-    to_json,
-)
+from ddpm_jax.programs.config_values import from_json, to_json
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, differences
 
 CONFIGS = {
     module.__name__: module.CONFIG

@@ -13,7 +13,8 @@ import train_ncsn
 from ddpm_jax.programs import console
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.config_file import read_config
-from ddpm_jax.programs.run_directory import RunDirectory, to_json
+from ddpm_jax.programs.config_values import to_json
+from ddpm_jax.programs.run_directory import RunDirectory
 
 BASE = train_digits.CONFIG
 

@@ -34,7 +34,7 @@ from ddpm_jax.programs.config import (
     SamplerOptions,
     TrainConfig,
 )
-from ddpm_jax.programs.run_directory import from_json, to_json
+from ddpm_jax.programs.config_values import from_json, to_json
 from ddpm_jax.programs.train import train
 from ddpm_jax.programs.trained_run import load_run
 from tests.small_run import CONFIG

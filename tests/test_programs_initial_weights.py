@@ -14,8 +14,9 @@ import pytest
 
 from ddpm_jax.interop import Process, save_diffusers
 from ddpm_jax.programs.config import DevicesConfig, OptimizerConfig, TrainConfig, check_config
+from ddpm_jax.programs.config_values import to_json
 from ddpm_jax.programs.initial_weights import begin_with_weights
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, to_json
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.train import train
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import Checkpoints

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ddpm_jax.programs.config import DistributedConfig, TrainConfig
-from ddpm_jax.programs.run_directory import from_json
+from ddpm_jax.programs.config_values import from_json
 from ddpm_jax.programs.train import train
 
 if __name__ == "__main__":

@@ -100,10 +100,11 @@ def localized(address: str, option: str, flag: str) -> Path:
 
 def address_of(path: Path) -> str | None:
     """The address that a path in the cache stands for, or None."""
+    path = Path(path).absolute()
     for area in ("work", "read"):
         root = _root() / area
-        if root in path.absolute().parents:
-            scheme, *parts = path.absolute().relative_to(root).parts
+        if root in path.parents:
+            scheme, *parts = path.relative_to(root).parts
             if area == "read":
                 parts = itertools.takewhile(lambda part: not part.startswith("@"), parts)
             return f"{scheme}://{'/'.join(parts)}"

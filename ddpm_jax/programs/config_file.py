@@ -16,7 +16,8 @@ from typing import Any
 
 from ddpm_jax.files import MAX_JSON_BYTES, parse_json_object, read_regular
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.run_directory import flatten, from_json, to_json, with_new_names
+from ddpm_jax.programs.config_values import flatten, from_json, to_json
+from ddpm_jax.programs.run_directory import with_new_names
 
 HELP = "--config FILE.json|.yaml reads any of these fields from a file; flags override it."
 # YAML 1.1 demands a dot in numbers such as 1e-4, which would otherwise be text.

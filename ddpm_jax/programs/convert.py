@@ -30,13 +30,9 @@ from ddpm_jax.programs.bucket_files import Bucket
 from ddpm_jax.programs.buckets import address_of, shown
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
+from ddpm_jax.programs.config_values import to_json, with_types
 from ddpm_jax.programs.console import quantity, say
-from ddpm_jax.programs.run_directory import (
-    RunDirectory,
-    RunDirectoryError,
-    to_json,
-    with_types,
-)
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import WeightsDtype, save_weights
 from ddpm_jax.training import Checkpoints, init_state

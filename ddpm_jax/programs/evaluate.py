@@ -27,6 +27,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs.bound import bound_row, measure_bound
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
+from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.metrics import (
     PAIRED,
@@ -39,7 +40,6 @@ from ddpm_jax.programs.metrics import (
     pixel_features,
 )
 from ddpm_jax.programs.pictures import are_pictures
-from ddpm_jax.programs.run_directory import with_types
 from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 

@@ -8,8 +8,9 @@ from typing import Literal
 
 from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
 from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
-from ddpm_jax.programs.run_directory import RunDirectoryError, with_types
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun, make_writable
 
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]

@@ -21,9 +21,9 @@ from ddpm_jax.files import write_json
 from ddpm_jax.programs.averages import average_name
 from ddpm_jax.programs.conditions import read_conditions
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
+from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.pictures import need_pictures, save_film, save_sheet
-from ddpm_jax.programs.run_directory import with_types
 from ddpm_jax.programs.shards import (
     join_shards,
     read_shards,

@@ -20,18 +20,13 @@ from ddpm_jax.devices import processes
 from ddpm_jax.forward.checks import check_function
 from ddpm_jax.programs.compilation import unless_stopped
 from ddpm_jax.programs.config import TrainConfig
+from ddpm_jax.programs.config_values import flatten, to_json, with_types
 from ddpm_jax.programs.console import is_program, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.initial_weights import begin_with_weights
 from ddpm_jax.programs.mirror import mirrored
 from ddpm_jax.programs.paths import with_local_paths
-from ddpm_jax.programs.run_directory import (
-    RunDirectoryError,
-    flatten,
-    to_json,
-    with_types,
-    without_names,
-)
+from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
 from ddpm_jax.programs.trackers import OnRecord, recording
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.programs.training_session import train_steps

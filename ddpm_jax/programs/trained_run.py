@@ -26,16 +26,12 @@ from ddpm_jax.programs.build import build_model_of, build_sampler, load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data, conditions_for, in_turn
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig
+from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
 from ddpm_jax.programs.generator import Conditions, Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.paths import with_local_paths
-from ddpm_jax.programs.run_directory import (
-    RunDirectory,
-    RunDirectoryError,
-    make_writable,
-    with_types,
-)
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, make_writable
 from ddpm_jax.programs.run_options import RunOptions as RunOptions
 from ddpm_jax.programs.weights import find_model, has_weights, is_model_name, read_weights
 from ddpm_jax.samplers import Sampler

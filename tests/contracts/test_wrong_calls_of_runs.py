@@ -36,7 +36,7 @@ from ddpm_jax.programs import (
     train,
     trained_run,
 )
-from ddpm_jax.programs.run_directory import with_types
+from ddpm_jax.programs.config_values import with_types
 from tests.contracts.test_wrong_calls_of_programs import KINDS as PROGRAM_KINDS
 from tests.contracts.wrong import NOT_A_NUMBER, OBJECT, SCHEDULE, Net, call, row
 
@@ -649,8 +649,9 @@ def test_a_field_of_another_type_is_refused(kind, name, hint):
     assert with_types("here", right, kind) == right
     tried = wrong_values(hint)
     assert tried
+    option = name.replace("_", "-")
     for wrong in tried:
-        with pytest.raises((ValueError, TypeError), match=rf"here: {name}\b"):
+        with pytest.raises((ValueError, TypeError), match=rf"here: --{option}\b"):
             with_types("here", dataclasses.replace(right, **{name: wrong}), kind)
 
 

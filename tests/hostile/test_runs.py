@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.run_directory import (
-    RunDirectory,
-    RunDirectoryError,
-    from_json,
-    to_json,
-    without_names,
-)
+from ddpm_jax.programs.config_values import from_json, to_json
+from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, without_names
 from ddpm_jax.programs.shards import remember_plan
 from ddpm_jax.training.logs import read_jsonl
 from tests.hostile.bounds import DOCUMENTED, attempt, examples, refused
