@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from jax.errors import TracerArrayConversionError
@@ -19,15 +20,16 @@ _TOLERANCE = 0.01
 class ScheduledDenoiser:
     """A denoiser and the schedule of its process, whose `timesteps` it accepts.
 
-    Called as any `Denoiser`: `(x_t [B, ...], timesteps [B]) -> x̂_0`.
+    Called as any `Denoiser`: `(x_t [B, ...], timesteps [B]) -> x̂_0`; one with self-conditioning
+    with the earlier estimate as well.
     """
 
     schedule: NoiseSchedule
-    denoise: Denoiser
+    denoise: Callable[..., Array | Denoised]
 
-    def __call__(self, x_t: Array, timesteps: Array) -> Array | Denoised:
+    def __call__(self, x_t: Array, timesteps: Array, *estimate: Array) -> Array | Denoised:
         """Estimates x_0."""
-        return self.denoise(x_t, timesteps)
+        return self.denoise(x_t, timesteps, *estimate)
 
 
 def check_denoiser(call: str, grid: NoiseSchedule, denoise: Denoiser) -> None:
