@@ -141,6 +141,8 @@ def publish(
     """
     check_references("publish", branch, tag)
     check_kind("publish", "files", files, Mapping, "{name: path}")
+    if not files:
+        raise ValueError("publish needs files {name: path}, got none.")
     for name, path in files.items():
         check_text("publish", "files by name", name)
         if not user_path(path, "publish").is_file():

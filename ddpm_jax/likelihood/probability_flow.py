@@ -241,7 +241,7 @@ def probability_flow_log_likelihood(
     )(y_0, probes, conditions)
     y_T = x_T * math.hypot(1.0, sigma_max)
     prior_mean = jnp.broadcast_to(jnp.asarray(prior_mean, y_0.dtype), event_shape)
-    squared = jnp.sum(jnp.square((y_T - prior_mean[None]) / prior_std).reshape(len(y_T), -1), 1)
+    squared = jnp.sum(jnp.square((y_T - prior_mean[None]) / prior_std).reshape(len(y_T), d), 1)
     # log s_T - log s_0 converts densities from y to x and back; log prior_std nearly cancels it.
     rescaled = math.hypot(1.0, sigma_max) / (prior_std * math.hypot(1.0, sigma_min))
     constant = math.log(rescaled) - 0.5 * math.log(2.0 * math.pi)
