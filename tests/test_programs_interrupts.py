@@ -1,5 +1,6 @@
 """What a signal before training, and output that nobody takes, do to a program."""
 
+import contextlib
 import io
 import os
 import signal
@@ -133,6 +134,34 @@ def test_a_reader_that_went_away_is_no_error():
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
+@pytest.mark.parametrize("within", [True, False])
+def test_closed_streams_are_no_error(monkeypatch, closed, within):
+    """What Python makes of `>&-` and of a program without a terminal: the stream is None."""
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    with forgiving_output() if within else contextlib.nullcontext():
+        say("nobody reads this")
+        with bar(3, "sampling") as progress:
+            progress.update(3)
+        if within:
+            print("nor this", file=sys.stderr)
+    assert all(getattr(sys, name) is None for name in closed)
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--version"], ["lists"]])
+@pytest.mark.parametrize("output", ["/dev/full", "ascii", "closed"])
+def test_the_command_prints_where_it_can(arguments, output):
+    redirected = {"/dev/full": ">/dev/full 2>&1", "closed": ">&- 2>&-", "ascii": ""}[output]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    if output == "ascii":
+        environment |= {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = f"exec {sys.executable} -m ddpm_jax {' '.join(arguments)} {redirected}"
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True)
+    assert done.returncode == (2 if arguments == ["lists"] else 0), done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "ascii", "shift_jis"])

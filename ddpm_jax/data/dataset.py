@@ -118,8 +118,8 @@ def _check_layout(call: str, shape: tuple[int, ...]) -> None:
     _, first, *rest = shape
     if len(rest) > 1 and first in (1, 3, 4) and rest[-1] == rest[-2] > 4:
         raise ValueError(
-            f"{call} needs images with the channels last, got shape {shape}, as other libraries "
-            f"have {first} channels of {rest[-2]}×{rest[-1]}. np.moveaxis(images, 1, -1) moves them."
+            f"{call} needs images with the channels last, got shape {shape}, with {first} channels "
+            f"before {rest[-2]}×{rest[-1]} pixels. np.moveaxis(images, 1, -1) moves them."
         )
 
 

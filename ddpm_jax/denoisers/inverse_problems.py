@@ -167,10 +167,10 @@ def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoi
         residual = jnp.broadcast_to(y, expected.shape) - expected
         (gradient,) = backwards(pull(residual, row, x_0_hat).astype(expected.dtype))
         # Where ᾱ is 0 the derivative is 0, and the factor infinite.
-        factor = jnp.where(signal > 0, left**2 / jnp.where(signal > 0, signal, 1.0), 0.0)
+        factor = jnp.where(signal == 0, 0.0, left**2 / jnp.where(signal == 0, 1.0, signal))
         return (x_0_hat + factor * gradient).astype(x_t.dtype)
 
-    return ScheduledDenoiser(schedule, guided)
+    return ScheduledDenoiser(schedule, guided, call)
 
 
 def _linear(

@@ -18,6 +18,7 @@ from ddpm_jax.denoisers.prediction import Target, Variance, check_target, check_
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.denoisers.thresholds import Clip, check_clip
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_batch
 from ddpm_jax.forward.schedule import check_arguments
 from ddpm_jax.types import ApplyFn, Array, Denoised, bcast_right, describe, per_example, x_0_of
 
@@ -71,6 +72,7 @@ def with_previous_estimate(
     denoise = self_conditioned_denoiser(schedule, apply_fn, **kinds)
 
     def conditioned(x_t: Array, timesteps: Array) -> Array:
+        (x_t,) = check_batch(call, x_t=x_t)
         use_here = per_example(call, "use", use, x_t)
         nothing = jnp.zeros_like(x_t)
         own = jax.lax.stop_gradient(x_0_of(denoise(x_t, timesteps, nothing), x_t))
@@ -107,7 +109,7 @@ def self_conditioned_denoiser(
         kinds = {"target": target, "variance": variance, "clip": clip}
         return make_denoiser(schedule, bound, **kinds)(x_t, timesteps)
 
-    return ScheduledDenoiser(schedule, denoise)
+    return ScheduledDenoiser(schedule, denoise, "self_conditioned_denoiser")
 
 
 def _check(call, schedule, apply_fn, target, variance, clip) -> None:

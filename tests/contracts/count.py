@@ -25,7 +25,7 @@ NETS = {
 
 
 class Count(NamedTuple):
-    """Of one net: public functions and methods with a row, wrong calls, and those with a meaning."""
+    """Of one net: functions and methods with a row, wrong calls, and those with a meaning."""
 
     rows: int
     calls: int
