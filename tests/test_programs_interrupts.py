@@ -12,7 +12,7 @@ import pytest
 
 from ddpm_jax.programs import train as module
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.console import forgiving_output, say
+from ddpm_jax.programs.console import bar, forgiving_output, say
 from ddpm_jax.training import StopRequest
 from ddpm_jax.training.loop import StopAtOnce
 
