@@ -136,6 +136,31 @@ def test_a_reader_that_went_away_is_no_error():
         assert process.wait(60) == 0
 
 
+def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
+    """Without the interpreter's own end, which aborts where a thread is inside the compiler."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import atexit, os, signal, sys, time\n"
+        "from ddpm_jax.programs.compilation import unless_stopped\n"
+        "from ddpm_jax.programs.config import SamplerOptions\n"
+        "from ddpm_jax.programs.console import run_program\n"
+        "from ddpm_jax.training import StopRequest\n"
+        "def compile_():\n"
+        "    for number in (signal.SIGTERM, signal.SIGINT):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    time.sleep(60)\n"
+        "def program(config):\n"
+        "    atexit.register(print, 'ended by the interpreter')\n"
+        "    with StopRequest() as stop:\n"
+        "        unless_stopped(compile_, stop)\n"
+        "run_program(program, SamplerOptions(), None)\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, timeout=50)
+    assert done.returncode == 130 and b"interrupted" in done.stderr, done.stderr
+    assert done.stdout == b""
+
+
 @pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
 @pytest.mark.parametrize("within", [True, False])
 def test_closed_streams_are_no_error(monkeypatch, closed, within):

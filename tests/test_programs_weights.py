@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax.programs import trained_run
 from ddpm_jax.programs.convert import ToWeights, to_weights
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
@@ -84,6 +85,27 @@ def test_the_sampling_program_takes_weights(tmp_path, monkeypatch):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TrainedRun(RunOptions(**options))
+
+
+@pytest.mark.parametrize(
+    "said, here",
+    [
+        ("--data.path", "--data-path"),
+        ("--data.name", "--data-name"),
+        ("--data.labels", "the training script's --data.labels"),
+        ("--data.cache-dir", "the training script's --data.cache-dir"),
+        ("--data.stream", "the training script's --data.stream"),
+        ("download=True", "--data.download in training, which keeps the data in the cache"),
+    ],
+)
+def test_messages_about_data_name_options_of_the_program_at_hand(said, here, monkeypatch):
+    def load(*arguments, **options):
+        raise ValueError(f"try {said}.")
+
+    monkeypatch.setattr(trained_run, "load_data", load)
+    with pytest.raises(RunDirectoryError) as error:
+        _ = dj.load_run("digits").train_data
+    assert str(error.value) == f"try {here}."
 
 
 FOREIGN = {

@@ -157,7 +157,7 @@ def _read_command_line(default: Any, description: str | None, first: str | None)
 
 def _run(program: Callable[[C], Any], config: C) -> None:
     from ddpm_jax.programs.buckets import UnsentError, push_outputs
-    from ddpm_jax.programs.compilation import CompilationStopped
+    from ddpm_jax.programs.compilation import CompilationStopped, is_compiling
     from ddpm_jax.programs.run_directory import RunDirectoryError
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
@@ -187,6 +187,10 @@ def _run(program: Callable[[C], Any], config: C) -> None:
         os._exit(0)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
+        if is_compiling():
+            sys.stderr.flush()
+            # As above.
+            os._exit(130)
         sys.exit(130)
 
 
