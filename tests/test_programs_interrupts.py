@@ -161,6 +161,17 @@ def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
     assert done.stdout == b""
 
 
+def test_a_platform_that_is_not_there_is_one_message():
+    code = "from ddpm_jax.programs.cli import main; main()"
+    words = ["sample", "--pretrained", "digits", "--count", "1"]
+    environment = {**os.environ, "JAX_PLATFORMS": "abacus"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "error: Unable to initialize backend" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
 @pytest.mark.parametrize("within", [True, False])
 def test_closed_streams_are_no_error(monkeypatch, closed, within):

@@ -180,6 +180,12 @@ def _run(program: Callable[[C], Any], config: C) -> None:
     except NonFiniteError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:
+        # JAX_PLATFORMS names no platform of this machine, or a driver is missing.
+        if "Unable to initialize backend" not in str(error):
+            raise
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
     except CompilationStopped as stopped:
         say(str(stopped))
         sys.stderr.flush()
