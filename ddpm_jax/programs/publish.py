@@ -20,11 +20,12 @@ from ddpm_jax.interop.hub import (
     fetch_files,
     publish,
 )
+from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
 from ddpm_jax.programs.model_card import SHEET_STEPS, model_card
 from ddpm_jax.programs.pictures import save_sheet
-from ddpm_jax.programs.run_directory import RunDirectoryError, make_writable, with_types
+from ddpm_jax.programs.run_directory import RunDirectoryError, make_writable
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import (
     HUB,
