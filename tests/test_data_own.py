@@ -271,6 +271,8 @@ def test_wrong_conditions_are_refused(conditions, match):
     [
         ({"pictures": noise(4, 3, 3, 1)}, "no array `images`"),
         ({"images": np.zeros((4, 3, 3, 1))}, "uint8"),
+        ({"images": noise(6, 3, 8, 8)}, r"channels last.*\(6, 3, 8, 8\).*np.moveaxis"),
+        ({"images": noise(8, 8, 3)}, r"images\[None\].*images\[..., None\]"),
         ({"images": noise(4, 3, 3, 1), "labels": np.arange(3)}, "integer labels"),
         ({"images": noise(4, 3, 3, 1), "labels": np.arange(4) - 1}, "0 ≤ label"),
         ({"images": noise(4, 3, 3, 1), "cond": np.ones((4, 0))}, "cond|damaged|empty"),

@@ -167,7 +167,7 @@ def test_steps_that_do_not_exist_and_infinite_sigma_give_nan():
         (lambda: sigma_denoiser(FULL, lambda x, t: x)(jnp.ones((2, 3)), jnp.ones(3)), "sigma"),
         (
             lambda: denoiser_from_sigma(FULL, lambda y, s: y)(jnp.ones((2, 3)), jnp.zeros(3, int)),
-            r"\[B\]",
+            "denoiser_from_sigma",
         ),
     ],
 )

@@ -189,6 +189,44 @@ def test_another_owners_repository_is_not_written(hub, run_dir, monkeypatch):
     assert hub.repositories["ada/tiny"].refs["main"] == commit
 
 
+WRONG_OPTIONS = {
+    "repository": ["", "tiny", "ada/tiny/more", None, 3],
+    "branch": ["", "a b", "a..b", 3],
+    "tag": ["", "v 1", "-v1", "v1.lock", True],
+    "license": ["", "apache 2.0", "mit\ntags: []", None],
+    "message": [3, b"text"],
+    "sheet_count": [-1, 1.5, "16"],
+    "dtype": ["bfloat16", None],
+    "public": [1, "yes"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_OPTIONS)
+def test_a_wrong_option_is_refused_before_anything_is_asked_or_written(hub, ada, name, tmp_path):
+    right = PushConfig(tmp_path / "run", repository="ada/tiny", out=tmp_path / "out")
+    for wrong in WRONG_OPTIONS[name]:
+        with pytest.raises(ValueError, match=rf"{name.replace('_', '.')}|OWNER/NAME"):
+            push(dataclasses.replace(right, **{name: wrong}))
+    for wrong in ("", "a b", 3):
+        with pytest.raises(ValueError, match="revision"):
+            pull(PullConfig("ada/tiny", wrong, out=tmp_path / "out"))
+    assert hub.asked == [] and hub.repositories == {} and not list(tmp_path.iterdir())
+
+
+def test_what_is_pushed_replaces_no_file_of_something_else(hub, ada, run_dir, tmp_path):
+    config = PushConfig(run_dir, repository="ada/tiny", sheet_count=0, out=tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="has README.md of something else.*--out"):
+        push(config)
+    assert (tmp_path / "out/README.md").read_text() == "mine" and hub.repositories == {}
+    (tmp_path / "out/README.md").unlink()
+    push(config)
+    push(dataclasses.replace(config, dtype="float16"))
+    with pytest.raises(FileNotFoundError, match="publish got files"):
+        client.publish("ada/tiny", {"x.json": tmp_path / "none"}, "message")
+
+
 def test_a_tag_in_use_is_named_after_the_push(hub, ada, run_dir):
     push(PushConfig(run_dir, repository="ada/tiny", sheet_count=0, tag="v1"))
     with pytest.raises(OSError, match="cannot tag the pushed commit .* of ada/tiny as v1"):

@@ -1,5 +1,6 @@
 """What a signal before training, and output that nobody takes, do to a program."""
 
+import contextlib
 import io
 import os
 import signal
@@ -11,7 +12,7 @@ import pytest
 
 from ddpm_jax.programs import train as module
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.console import forgiving_output, say
+from ddpm_jax.programs.console import bar, forgiving_output, say
 from ddpm_jax.training import StopRequest
 from ddpm_jax.training.loop import StopAtOnce
 
@@ -133,6 +134,70 @@ def test_a_reader_that_went_away_is_no_error():
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
+    """Without the interpreter's own end, which aborts where a thread is inside the compiler."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import atexit, os, signal, sys, time\n"
+        "from ddpm_jax.programs.compilation import unless_stopped\n"
+        "from ddpm_jax.programs.config import SamplerOptions\n"
+        "from ddpm_jax.programs.console import run_program\n"
+        "from ddpm_jax.training import StopRequest\n"
+        "def compile_():\n"
+        "    for number in (signal.SIGTERM, signal.SIGINT):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    time.sleep(60)\n"
+        "def program(config):\n"
+        "    atexit.register(print, 'ended by the interpreter')\n"
+        "    with StopRequest() as stop:\n"
+        "        unless_stopped(compile_, stop)\n"
+        "run_program(program, SamplerOptions(), None)\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, timeout=50)
+    assert done.returncode == 130 and b"interrupted" in done.stderr, done.stderr
+    assert done.stdout == b""
+
+
+def test_a_platform_that_is_not_there_is_one_message():
+    code = "from ddpm_jax.programs.cli import main; main()"
+    words = ["sample", "--pretrained", "digits", "--count", "1"]
+    environment = {**os.environ, "JAX_PLATFORMS": "abacus"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "error: Unable to initialize backend" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
+@pytest.mark.parametrize("within", [True, False])
+def test_closed_streams_are_no_error(monkeypatch, closed, within):
+    """What Python makes of `>&-` and of a program without a terminal: the stream is None."""
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    with forgiving_output() if within else contextlib.nullcontext():
+        say("nobody reads this")
+        with bar(3, "sampling") as progress:
+            progress.update(3)
+        if within:
+            print("nor this", file=sys.stderr)
+    assert all(getattr(sys, name) is None for name in closed)
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--version"], ["lists"]])
+@pytest.mark.parametrize("output", ["/dev/full", "ascii", "closed"])
+def test_the_command_prints_where_it_can(arguments, output):
+    redirected = {"/dev/full": ">/dev/full 2>&1", "closed": ">&- 2>&-", "ascii": ""}[output]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    if output == "ascii":
+        environment |= {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = f"exec {sys.executable} -m ddpm_jax {' '.join(arguments)} {redirected}"
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True)
+    assert done.returncode == (2 if arguments == ["lists"] else 0), done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "ascii", "shift_jis"])

@@ -114,6 +114,13 @@ def test_addresses_and_bytes_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_the_locale_alone_cannot_read_is_told_apart():
+    with pytest.raises(ValueError, match="PYTHONUTF8=1 or LC_ALL=C.UTF-8"):
+        local_path("\udcc3\udca9", "out")  # the bytes of é, as an ASCII locale has them
+    with pytest.raises(ValueError, match="Rename the folder"):
+        local_path("\udce9", "out")
+
+
 @pytest.mark.parametrize("path", ["runs/a", "/runs/a", "a:b", "x://"[:2], "C", "~nobody-here/x"])
 def test_what_is_no_address_is_kept(path):
     assert local_path(path, "run_dir") == Path(path)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax.programs import trained_run
 from ddpm_jax.programs.convert import ToWeights, to_weights
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import PRETRAINED, pretrained_names
@@ -83,6 +85,58 @@ def test_the_sampling_program_takes_weights(tmp_path, monkeypatch):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TrainedRun(RunOptions(**options))
+
+
+@pytest.mark.parametrize(
+    "said, here",
+    [
+        ("--data.path", "--data-path"),
+        ("--data.name", "--data-name"),
+        ("--data.labels", "the training script's --data.labels"),
+        ("--data.cache-dir", "the training script's --data.cache-dir"),
+        ("--data.stream", "the training script's --data.stream"),
+        ("download=True", "--data.download in training, which keeps the data in the cache"),
+    ],
+)
+def test_messages_about_data_name_options_of_the_program_at_hand(said, here, monkeypatch):
+    def load(*arguments, **options):
+        raise ValueError(f"try {said}.")
+
+    monkeypatch.setattr(trained_run, "load_data", load)
+    with pytest.raises(RunDirectoryError) as error:
+        _ = dj.load_run("digits").train_data
+    assert str(error.value) == f"try {here}."
+
+
+FOREIGN = {
+    "sample": (
+        ("samples.npz", "grid.png", "denoising.gif"),
+        lambda out: sample(
+            SampleConfig("ddim", num_steps=1, pretrained="digits", count=1, gif=False, out=out)
+        ),
+    ),
+    "to-weights": (
+        ("config.json", "weights.safetensors"),
+        lambda out: to_weights(ToWeights(pretrained="digits", out=out)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_something_else_are_not_replaced(name, tmp_path):
+    """Other files of the folder are no obstacle, nor what the program itself wrote there."""
+    names, write = FOREIGN[name]
+    for taken in names:
+        (tmp_path / taken).write_text("{}")
+        with pytest.raises(RunDirectoryError, match=rf"has {taken}.*--out.*Nothing was changed"):
+            write(tmp_path)
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {taken: "{}"}
+        (tmp_path / taken).unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    write(tmp_path)
+    write(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert {names[0], "notes.txt"} < {path.name for path in tmp_path.iterdir()}
 
 
 def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):

@@ -141,6 +141,22 @@ def test_the_step_is_gradient_descent_on_the_mean_loss():
         np.testing.assert_allclose(e, 0.9 * p + 0.1 * q, rtol=1e-5, atol=1e-7)
 
 
+def test_a_step_does_not_depend_on_how_numbers_are_promoted():
+    """JAX_NUMPY_DTYPE_PROMOTION=strict: Optax multiplies its integer counters with floats."""
+    rate = learning_rate_schedule(1e-2, warmup_steps=2, num_steps=9, decay="cosine")
+    optimizer = make_optimizer(rate)
+    state, batch = init_state(small.init_params(), optimizer, jax.random.key(5)), small.batches(1)
+    batch = {k: v[0] for k, v in batch.items()}
+    batch["image"] = small.IMAGES[batch["example"]]
+    results = []
+    for promotion in ("standard", "strict"):
+        with jax.numpy_dtype_promotion(promotion):
+            step = jax.jit(make_train_step(small.loss_fn, optimizer, ema_decay=0.9))
+            results.append(step(state, batch)[0].params)
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_losses_change_nothing_but_the_step(bad):
     optimizer = make_optimizer(1e-2)

@@ -57,6 +57,11 @@ def from_arrays(
     if not isinstance(images, np.ndarray):
         images = host_numbers(call, "images", images)
     if images.ndim == 1 + len(spatial_axes(call, spatial_rank)):
+        if spatial_rank == 2 and images.shape[-1] in (3, 4) and min(images.shape[:2]) > 4:
+            raise ValueError(
+                f"{call} needs images [N, H, W, C], got shape {images.shape}: one image in colour, "
+                "which is images[None], or grey ones of this width, which are images[..., None]."
+            )
         images = images[..., None]
     if labels is not None:
         labels = host_numbers(call, "labels", labels)

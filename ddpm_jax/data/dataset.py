@@ -113,6 +113,16 @@ def make_dataset(
     )
 
 
+def _check_layout(call: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for images [N, C, H, W] or volumes [N, C, D, H, W]: channels are last."""
+    _, first, *rest = shape
+    if len(rest) > 1 and first in (1, 3, 4) and rest[-1] == rest[-2] > 4:
+        raise ValueError(
+            f"{call} needs images with the channels last, got shape {shape}, with {first} channels "
+            f"before {rest[-2]}×{rest[-1]} pixels. np.moveaxis(images, 1, -1) moves them."
+        )
+
+
 def build_dataset(
     call: str,
     images: np.ndarray | StreamedImages,
@@ -127,6 +137,7 @@ def build_dataset(
     """`make_dataset`, with errors that name the call."""
     if not isinstance(images, StreamedImages):
         pixels = host_pixels(call, images, f"N{spatial_axes(call, spatial_rank)}C")
+        _check_layout(call, pixels.shape)
         images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
     for what, value in (("num_classes", num_classes), ("fingerprint", fingerprint)):
         kind = int if what == "num_classes" else str

@@ -23,9 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
-from ddpm_jax.denoisers.sigma import SLACK, SigmaDenoiser
+from ddpm_jax.denoisers.sigma import SLACK, SigmaDenoiser, checked_levels
 from ddpm_jax.forward import lookup
-from ddpm_jax.forward.checks import check_function, check_number, check_same_shape, host_values
+from ddpm_jax.forward.checks import (
+    check_batch,
+    check_function,
+    check_number,
+    check_same_shape,
+    host_values,
+)
 from ddpm_jax.forward.continuous import (
     ContinuousProcess,
     check_grid,
@@ -34,7 +40,7 @@ from ddpm_jax.forward.continuous import (
     schedule_from_process,
 )
 from ddpm_jax.forward.schedule import rows_of_timesteps
-from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, describe, per_example
+from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, describe
 
 ContinuousTarget = Literal["epsilon", "x_0", "v", "velocity", "score"]
 CONTINUOUS_TARGETS: tuple[ContinuousTarget, ...] = ("epsilon", "x_0", "v", "velocity", "score")
@@ -157,6 +163,7 @@ def velocity_from_denoiser(
     check_function("velocity_from_denoiser", "denoise", denoise, "(y, sigma) -> x_0_hat")
 
     def velocity(x_t: Array, t: ArrayLike) -> Array:
+        (x_t,) = check_batch("velocity_from_denoiser", x_t=x_t)
         t = check_times("velocity_from_denoiser", t, x_t, process)
         signal, noise, a, b = _events(process, t, "velocity", x_t.ndim)
         signal = jnp.where(signal == 0, jnp.nan, signal)
@@ -190,8 +197,8 @@ def sigma_denoiser_from_process(
     first, last = (process.log_snr(np.float64(t)) for t in (process.t_min, process.t_max))
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
-        y = jnp.asarray(y)
-        sigma = per_example(f"a {call}", "sigma", sigma, y).astype(y.dtype)
+        y, sigma = checked_levels(f"a {call}", y, sigma)
+        sigma = sigma.astype(y.dtype)
         log_snr = -2.0 * jnp.log(sigma)
         outside = (log_snr > first + 2 * SLACK) | (log_snr < last - 2 * SLACK)
         t = jnp.clip(process.time_at_log_snr(log_snr), process.t_min, process.t_max)
@@ -236,15 +243,15 @@ def denoiser_from_process(
     scales = np.hypot(process.signal_scale(grid), process.noise_scale(grid))
     table = jnp.asarray(np.stack([grid, scales]), schedule.beta.dtype)
 
-    def denoise(x_t: Array, timesteps: ArrayLike) -> Array:
-        row = rows_of_timesteps(schedule, per_example(f"a {call}", "timesteps", timesteps, x_t))
+    def denoise(x_t: Array, timesteps: Array) -> Array:
+        row = rows_of_timesteps(schedule, timesteps)
         t, scale = lookup(table[0], row), lookup(table[1], row)
         x = (bcast_right(scale, x_t.ndim) * x_t).astype(x_t.dtype)
         output = apply_fn(x, t)
         check_same_shape(f"{call} (apply_fn)", x_t=x, output=output)
         return _solve(process, output, x, t, target).astype(x_t.dtype)
 
-    return ScheduledDenoiser(schedule, denoise)
+    return ScheduledDenoiser(schedule, denoise, call)
 
 
 def edm_denoiser(apply_fn: ApplyFn, *, sigma_data: float = 0.5) -> SigmaDenoiser:
@@ -266,7 +273,8 @@ def edm_denoiser(apply_fn: ApplyFn, *, sigma_data: float = 0.5) -> SigmaDenoiser
         raise ValueError(f"{call} needs sigma_data > 0, got {sigma_data}. EDM uses 0.5.")
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
-        sigma = per_example(f"an {call}", "sigma", sigma, y).astype(y.dtype)
+        y, sigma = checked_levels(f"an {call}", y, sigma)
+        sigma = jnp.where(sigma < 0, jnp.nan, sigma).astype(y.dtype)
         level = bcast_right(sigma, y.ndim)
         norm = jnp.hypot(level, sigma_data)
         output = apply_fn(y / norm, 0.25 * jnp.log(sigma))

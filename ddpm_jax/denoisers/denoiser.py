@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from ddpm_jax.denoisers.prediction import (
     Target,
     Variance,
@@ -16,7 +14,6 @@ from ddpm_jax.denoisers.prediction import (
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.denoisers.thresholds import Clip, check_clip, threshold_x_0
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_real, check_steps
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, Denoised
 
@@ -63,14 +60,10 @@ def make_denoiser(
     check_determined(call, schedule, target)
 
     def denoise(x_t: Array, timesteps: Array):
-        made = "a denoiser (make_denoiser)"
-        check_real(made, x_t=x_t)
-        check_steps(made, timesteps, None, jnp.shape(x_t)[:1])
-        timesteps = jnp.broadcast_to(jnp.asarray(timesteps), jnp.shape(x_t)[:1])
         row = rows_of_timesteps(schedule, timesteps)
         prediction, variance_output = split_output(apply_fn(x_t, timesteps), x_t, variance)
         x_0_hat = predict_x_0(schedule, prediction, x_t, row, target=target)
         x_0_hat = threshold_x_0(x_0_hat, clip)
         return x_0_hat if variance_output is None else Denoised(x_0_hat, variance_output)
 
-    return ScheduledDenoiser(schedule, denoise)
+    return ScheduledDenoiser(schedule, denoise, call)

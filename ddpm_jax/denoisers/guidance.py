@@ -22,10 +22,12 @@ from ddpm_jax.denoisers.prediction import (
 )
 from ddpm_jax.forward import NoiseSchedule, lookup
 from ddpm_jax.forward.checks import (
+    check_batch,
     check_finite,
     check_function,
     check_number,
     check_real,
+    check_steps,
     is_number,
 )
 from ddpm_jax.forward.process import at_step, posterior_coefficients
@@ -135,6 +137,7 @@ def classifier_free(
         )
 
     def apply_fn(x_t: Array, timesteps: Array) -> Array:
+        (x_t,) = check_batch("classifier_free", x_t=x_t)
         labelled, variance_output = split_output(conditional(x_t, timesteps), x_t, variance)
         plain, _ = split_output(unconditional(x_t, timesteps), x_t, variance)
         s = _scale("classifier_free", scale, x_t, timesteps)
@@ -189,6 +192,9 @@ def classifier_guided(
     check_variance("classifier_guided", variance)
 
     def guided(x_t: Array, timesteps: Array) -> Array:
+        (x_t,) = check_batch("classifier_guided", x_t=x_t)
+        check_steps("classifier_guided", timesteps, None, x_t.shape[:1])
+        timesteps = jnp.broadcast_to(jnp.asarray(timesteps), x_t.shape[:1])
         prediction, variance_output = split_output(apply_fn(x_t, timesteps), x_t, variance)
 
         def total(x: Array) -> Array:

@@ -119,7 +119,8 @@ def pi_gdm(
         )
 
     def pull(residual: Array, row: Array, x_0_hat: Array) -> Array:
-        linear, transpose = _linear("pi_gdm", operator, x_0_hat[0])
+        event = jax.ShapeDtypeStruct(x_0_hat.shape[1:], x_0_hat.dtype)
+        linear, transpose = _linear("pi_gdm", operator, event)
         left = lookup(schedule.noise_scale, row) ** 2
         variance = data_std**2 * left / (data_std**2 * (1.0 - left) + left)
 
@@ -166,13 +167,15 @@ def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoi
         residual = jnp.broadcast_to(y, expected.shape) - expected
         (gradient,) = backwards(pull(residual, row, x_0_hat).astype(expected.dtype))
         # Where ᾱ is 0 the derivative is 0, and the factor infinite.
-        factor = jnp.where(signal > 0, left**2 / jnp.where(signal > 0, signal, 1.0), 0.0)
+        factor = jnp.where(signal == 0, 0.0, left**2 / jnp.where(signal == 0, 1.0, signal))
         return (x_0_hat + factor * gradient).astype(x_t.dtype)
 
-    return ScheduledDenoiser(schedule, guided)
+    return ScheduledDenoiser(schedule, guided, call)
 
 
-def _linear(call: str, operator: Operator, event: Array) -> tuple[Operator, Operator]:
+def _linear(
+    call: str, operator: Operator, event: jax.ShapeDtypeStruct
+) -> tuple[Operator, Operator]:
     """A without its constant, and Aᵀ; TypeError, in the name of the call, if it is not linear."""
     try:
         transpose = jax.linear_transpose(operator, event)
@@ -182,5 +185,5 @@ def _linear(call: str, operator: Operator, event: Array) -> tuple[Operator, Oper
             f"{call} needs a linear operator of one event {event.shape}, such as a mask, a blur or "
             "a mean over pixels; this one cannot be transposed. dps takes any differentiable one."
         ) from error
-    nothing = jnp.zeros_like(event)
+    nothing = jnp.zeros(event.shape, event.dtype)
     return lambda v: jax.jvp(operator, (nothing,), (v,))[1], lambda v: transpose(v)[0]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 from jax.errors import TracerArrayConversionError
 
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_batch, check_same_shape, check_steps
 from ddpm_jax.types import Array, Denoised, Denoiser
 
 # Respacing in float32 moves √ᾱ and √(1-ᾱ) by 1e-6, in bfloat16 by 4e-3; another process moves them
@@ -19,15 +22,28 @@ _TOLERANCE = 0.01
 class ScheduledDenoiser:
     """A denoiser and the schedule of its process, whose `timesteps` it accepts.
 
-    Called as any `Denoiser`: `(x_t [B, ...], timesteps [B]) -> x̂_0`.
+    Called as any `Denoiser`: `(x_t [B, ...], timesteps [B]) -> x̂_0`; one with self-conditioning
+    with the earlier estimate as well. `denoise` gets one timestep per example; `maker` is the
+    function that errors name.
     """
 
     schedule: NoiseSchedule
-    denoise: Denoiser
+    denoise: Callable[..., Array | Denoised]
+    maker: str = "ScheduledDenoiser"
 
-    def __call__(self, x_t: Array, timesteps: Array) -> Array | Denoised:
-        """Estimates x_0."""
-        return self.denoise(x_t, timesteps)
+    def __call__(self, x_t: Array, timesteps: Array, *estimate: Array) -> Array | Denoised:
+        """Estimates x_0.
+
+        Raises TypeError for x_t that is not floating-point and timesteps that are not integers, and
+        ValueError for timesteps that are neither [] nor [B] and an estimate of another shape.
+        """
+        call = f"a denoiser ({self.maker})"
+        (x_t,) = check_batch(call, x_t=x_t)
+        for earlier in estimate:
+            check_same_shape(call, x_t=x_t, estimate=earlier)
+        check_steps(call, timesteps, None, x_t.shape[:1])
+        timesteps = jnp.broadcast_to(jnp.asarray(timesteps), x_t.shape[:1])
+        return self.denoise(x_t, timesteps, *estimate)
 
 
 def check_denoiser(call: str, grid: NoiseSchedule, denoise: Denoiser) -> None:

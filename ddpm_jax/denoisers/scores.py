@@ -56,7 +56,7 @@ def denoiser_from_score(schedule: NoiseSchedule, score_fn: LevelScore) -> Schedu
         check_batch("denoiser_from_score", score=s, y=y)
         return y + variance * s
 
-    return ScheduledDenoiser(schedule, denoise)
+    return ScheduledDenoiser(schedule, denoise, "denoiser_from_score")
 
 
 def score_from_denoiser(schedule: NoiseSchedule, denoise: Denoiser) -> LevelScore:

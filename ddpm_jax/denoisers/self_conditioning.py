@@ -8,7 +8,6 @@ examples and without gradient (§3.2, Algorithm 1); in sampling that of the step
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -16,13 +15,12 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.denoisers.prediction import Target, Variance, check_target, check_variance
+from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.denoisers.thresholds import Clip, check_clip
 from ddpm_jax.forward import NoiseSchedule
+from ddpm_jax.forward.checks import check_batch
 from ddpm_jax.forward.schedule import check_arguments
 from ddpm_jax.types import ApplyFn, Array, Denoised, bcast_right, describe, per_example, x_0_of
-
-SelfConditionedDenoiser = Callable[[Array, Array, Array], Array | Denoised]
-"""`(x_t, timesteps, estimate) -> x̂_0`."""
 
 
 class SelfConditionedFn(Protocol):
@@ -74,6 +72,7 @@ def with_previous_estimate(
     denoise = self_conditioned_denoiser(schedule, apply_fn, **kinds)
 
     def conditioned(x_t: Array, timesteps: Array) -> Array:
+        (x_t,) = check_batch(call, x_t=x_t)
         use_here = per_example(call, "use", use, x_t)
         nothing = jnp.zeros_like(x_t)
         own = jax.lax.stop_gradient(x_0_of(denoise(x_t, timesteps, nothing), x_t))
@@ -90,10 +89,11 @@ def self_conditioned_denoiser(
     target: Target = "epsilon",
     variance: Variance = "fixed_large",
     clip: Clip = True,
-) -> SelfConditionedDenoiser:
+) -> ScheduledDenoiser:
     """`make_denoiser` for such a network: `(x_t, timesteps, estimate) -> x̂_0`.
 
-    For `samplers.self_conditioned`. Raises as `make_denoiser` does.
+    For `samplers.self_conditioned`, which checks its grid against `schedule`. Raises as
+    `make_denoiser` does.
 
     >>> network, schedule = lambda x, t, before: 0.1 * x + before, dj.linear_schedule()
     >>> denoise = dj.denoisers.self_conditioned_denoiser(schedule, network)
@@ -109,7 +109,7 @@ def self_conditioned_denoiser(
         kinds = {"target": target, "variance": variance, "clip": clip}
         return make_denoiser(schedule, bound, **kinds)(x_t, timesteps)
 
-    return denoise
+    return ScheduledDenoiser(schedule, denoise, "self_conditioned_denoiser")
 
 
 def _check(call, schedule, apply_fn, target, variance, clip) -> None:

@@ -71,6 +71,17 @@ def check_sigmas(call: str, sigma_min: float, sigma_max: float) -> None:
         )
 
 
+def checked_levels(call: str, y: Array, sigma: ArrayLike) -> tuple[Array, Array]:
+    """The events y [B, ...] and their σ [B] as arrays.
+
+    Raises, in the name of the call, TypeError for values that are not floating-point, and
+    ValueError for a σ that is neither [] nor [B].
+    """
+    (y,) = check_batch(call, y=y)
+    check_real(call, sigma=sigma)
+    return y, per_example(call, "sigma", sigma, y)
+
+
 def sigma_range(schedule: NoiseSchedule) -> tuple[float, float]:
     """The noise levels σ = √((1-ᾱ)/ᾱ) of the first and of the last step, as host floats.
 
@@ -164,9 +175,7 @@ def sigma_denoiser(
         )
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
-        (y,) = check_batch("a sigma_denoiser", y=y)
-        check_real("a sigma_denoiser", sigma=sigma)
-        sigma = per_example("a sigma_denoiser", "sigma", sigma, y)
+        y, sigma = checked_levels("a sigma_denoiser", y, sigma)
         level = bcast_right(sigma.astype(jnp.promote_types(y.dtype, jnp.float32)), y.ndim)
         # √(1+σ²); the process at σ has signal scale 1/norm and noise scale σ/norm.
         norm = jnp.hypot(1.0, level)
@@ -229,9 +238,7 @@ def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -
     check_arguments("denoiser_from_sigma", schedule=schedule)
     check_function("denoiser_from_sigma", "sigma_denoise", sigma_denoise, "(y, sigma) -> x̂_0")
 
-    def denoise(x_t: Array, timesteps: ArrayLike) -> Array:
-        (x_t,) = check_batch("a denoiser_from_sigma", x_t=x_t)
-        timesteps = per_example("a denoiser_from_sigma", "timesteps", timesteps, x_t)
+    def denoise(x_t: Array, timesteps: Array) -> Array:
         row = rows_of_timesteps(schedule, timesteps)
         signal = bcast_right(lookup(schedule.signal_scale, row), x_t.ndim)
         sigma = jnp.exp(lookup(_log_sigma(schedule), row))
@@ -241,4 +248,4 @@ def denoiser_from_sigma(schedule: NoiseSchedule, sigma_denoise: SigmaDenoiser) -
         missing = bcast_right(~jnp.isfinite(sigma), x_t.ndim)
         return jnp.where(missing, jnp.nan, x_0_hat)
 
-    return ScheduledDenoiser(schedule, denoise)
+    return ScheduledDenoiser(schedule, denoise, "denoiser_from_sigma")

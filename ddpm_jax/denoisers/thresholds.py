@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +78,7 @@ def dynamic_threshold(percentile: float = 99.5) -> Threshold:
         shape = check_same_shape("dynamic_threshold", x_0_hat=x_0_hat)
         if not shape:
             raise ValueError("dynamic_threshold needs x̂_0 [B, ...], got a scalar.")
-        size = jnp.abs(x_0_hat).reshape(shape[0], -1)
+        size = jnp.abs(x_0_hat).reshape(shape[0], math.prod(shape[1:]))
         limit = bcast_right(jnp.maximum(jnp.percentile(size, percentile, axis=1), 1.0), len(shape))
         return jnp.clip(x_0_hat, -limit, limit) / limit
 

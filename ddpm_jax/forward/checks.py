@@ -178,6 +178,17 @@ def check_same_shape(call: str, **arrays: Any) -> tuple[int, ...]:
     return next(iter(shapes.values()))
 
 
+def check_broadcastable(call: str, **arrays: Any) -> None:
+    """Raises as `check_real`, and ValueError for shapes that do not broadcast."""
+    check_real(call, **arrays)
+    shapes = {name: jnp.shape(value) for name, value in arrays.items()}
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{call} needs shapes that broadcast, got {got}.") from error
+
+
 def check_steps(
     call: str, t: Any, num_timesteps: int | None, batch: tuple[int, ...] | None = None
 ) -> None:

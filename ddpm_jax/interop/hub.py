@@ -16,8 +16,13 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.data import cache_root
 from ddpm_jax.data.download import ANSWER_SECONDS, within
+from ddpm_jax.files import user_path
+from ddpm_jax.forward.checks import check_flag, check_function, check_kind, check_text
+from ddpm_jax.types import describe
 
 COMMIT = re.compile("[0-9a-f]{40}")
+NO_REFERENCE = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|@\{|^[-/.]|/\.|[/.]$|\.lock(/|$)|^@$")
+"""What no branch or tag of Git contains (git-check-ref-format), nor ours at its beginning: -."""
 JSON_BYTES = 1 << 22
 MAX_BYTES = 1 << 40
 SUFFIXES = (".safetensors", ".json", ".png")
@@ -51,11 +56,14 @@ def fetch_files(
 
     Raises ImportError without huggingface_hub; ConnectionError without an answer within 4 s;
     FileNotFoundError, PermissionError or OSError for requests that the hub refuses; ValueError for
-    files that differ from the hub's description. A file that fails its check is removed.
+    files that differ from the hub's description, and for an invalid repository or revision. A file
+    that fails its check is removed.
     """
     check_repository(repository)
+    _check_reference("fetch_files", "revision", revision)
+    check_function("fetch_files", "choose", choose, "(names, where) -> names")
     api, where = _api(), f"{repository} at {revision or 'main'}"
-    cache = (cache_dir or cache_root()) / "hub"
+    cache = cache_root(cache_dir) / "hub"
     try:
         with _explained(f"fetch {where}"):
             info = within(
@@ -123,12 +131,24 @@ def publish(
 ) -> str:
     """Publishes files as one commit and returns it; creates the repository or branch if needed.
 
+    files    paths by their names in the repository
     private  whether a new repository is private; an existing one keeps its setting
     tag      a name for the commit
 
-    Raises the errors of `check_push`, and OSError if the hub refuses. If the push fails, no file of
-    the repository has changed.
+    Raises the errors of `check_push`, TypeError or ValueError for invalid arguments,
+    FileNotFoundError for a missing file, and OSError if the hub refuses. If the push fails, no file
+    of the repository has changed.
     """
+    check_references("publish", branch, tag)
+    check_kind("publish", "files", files, Mapping, "{name: path}")
+    if not files:
+        raise ValueError("publish needs files {name: path}, got none.")
+    for name, path in files.items():
+        check_text("publish", "files by name", name)
+        if not user_path(path, "publish").is_file():
+            raise FileNotFoundError(f"publish got files[{name!r}] = {path}, which is no file.")
+    check_text("publish", "message", message)
+    check_flag("publish", "private", private)
     api = check_push(repository)
     add = _library().CommitOperationAdd
     with _explained(f"push to {repository}"):
@@ -166,8 +186,26 @@ def check_push(repository: str) -> Any:
 
 def check_repository(repository: str) -> None:
     """Raises ValueError unless this is OWNER/NAME."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
-        raise ValueError(f"a repository of the hub is OWNER/NAME, got {repository!r}.")
+    fits = isinstance(repository, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", repository)
+    if not fits or ".." in repository:
+        raise ValueError(f"a repository of the hub is OWNER/NAME, got {describe(repository)}.")
+
+
+def check_references(call: str, branch: str | None, tag: str | None) -> None:
+    """Raises TypeError or ValueError for a branch or tag that cannot be made."""
+    _check_reference(call, "branch", branch)
+    _check_reference(call, "tag", tag)
+
+
+def _check_reference(call: str, what: str, name: str | None) -> None:
+    if name is None:
+        return
+    check_text(call, what, name)
+    if not name or NO_REFERENCE.search(name):
+        raise ValueError(
+            f"{call} needs {what}, a name that Git permits, such as v1.0, got {name!r}. It has no "
+            "blanks and none of ~^:?*[\\."
+        )
 
 
 def _library() -> Any:

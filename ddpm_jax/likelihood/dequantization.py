@@ -63,7 +63,9 @@ def bits_per_dim(
     """
     check_real("bits_per_dim", log_likelihood=log_likelihood)
     check_number("bits_per_dim", "bin_width", bin_width)
-    if not isinstance(event_shape, (tuple, list)) or not all(map(is_number, event_shape)):
+    if not isinstance(event_shape, (tuple, list)) or not all(
+        is_number(size) and float(size).is_integer() for size in event_shape
+    ):
         raise TypeError(
             "bits_per_dim needs event_shape, the shape of one example such as (32, 32, 3), got "
             f"{describe(event_shape)}."

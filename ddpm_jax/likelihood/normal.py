@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.forward.checks import check_real, check_whole
+from ddpm_jax.forward.checks import check_broadcastable, check_whole
 from ddpm_jax.types import Array, ArrayLike
 
 LOG_2_PI = math.log(2 * math.pi)
@@ -34,7 +34,7 @@ def normal_kl(
         >>> dj.likelihood.normal_kl(1.0, 0.0, 0.0, 0.0)
         Array(0.5, dtype=float32, weak_type=True)
     """
-    check_real(
+    check_broadcastable(
         "normal_kl",
         mean=mean,
         log_variance=log_variance,
@@ -53,7 +53,7 @@ def normal_log_density(x: ArrayLike, mean: ArrayLike, log_variance: ArrayLike) -
         >>> f"{dj.likelihood.normal_log_density(0.0, 0.0, 0.0):.4f}"
         '-0.9189'
     """
-    check_real("normal_log_density", x=x, mean=mean, log_variance=log_variance)
+    check_broadcastable("normal_log_density", x=x, mean=mean, log_variance=log_variance)
     log_variance = jnp.asarray(log_variance)
     distance = jnp.square(jnp.asarray(x) - jnp.asarray(mean))
     return -0.5 * (LOG_2_PI + log_variance + distance * jnp.exp(-log_variance))
@@ -110,7 +110,7 @@ def discretized_log_likelihood(
     """
     call = "discretized_log_likelihood"
     levels = check_whole(call, "levels", levels, least=2)
-    check_real(call, x_0=x_0, mean=mean, log_variance=log_variance)
+    check_broadcastable(call, x_0=x_0, mean=mean, log_variance=log_variance)
     x_0, mean = jnp.asarray(x_0), jnp.asarray(mean)
     precision = jnp.exp(-0.5 * jnp.asarray(log_variance))
     half = 1.0 / (levels - 1)

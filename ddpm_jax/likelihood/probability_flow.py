@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.sigma import SigmaDenoiser, check_sigmas, denoise_one
 from ddpm_jax.forward.checks import (
+    check_flag,
     check_function,
     check_number,
     check_real,
@@ -113,7 +114,8 @@ def probability_flow_sample(
     """
     call = "probability_flow_sample"
     options = (rtol, atol, max_steps, solver)
-    y_T = _check_call(call, denoise, y_T, (sigma_min, sigma_max), options)
+    y_T = _check_call(call, denoise, y_T, (sigma_min, sigma_max), options, conditions)
+    check_flag(call, "final_denoise", final_denoise)
     flow = _transport(call, denoise, y_T, conditions, (sigma_max, sigma_min), options)
     if not final_denoise:
         return flow
@@ -147,7 +149,7 @@ def probability_flow_encode(
     """
     call = "probability_flow_encode"
     options = (rtol, atol, max_steps, solver)
-    y_0 = _check_call(call, denoise, y_0, (sigma_min, sigma_max), options)
+    y_0 = _check_call(call, denoise, y_0, (sigma_min, sigma_max), options, conditions)
     return _transport(call, denoise, y_0, conditions, (sigma_min, sigma_max), options)
 
 
@@ -203,7 +205,7 @@ def probability_flow_log_likelihood(
     """
     call = "probability_flow_log_likelihood"
     options = (rtol, atol, max_steps, solver)
-    y_0 = _check_call(call, denoise, y_0, (sigma_min, sigma_max), options)
+    y_0 = _check_call(call, denoise, y_0, (sigma_min, sigma_max), options, conditions)
     probes = _check_probes(call, trace, probes, y_0)
     prior_std = sigma_max if prior_std is None else check_number(call, "prior_std", prior_std)
     check_real(call, prior_mean=prior_mean)
@@ -241,7 +243,7 @@ def probability_flow_log_likelihood(
     )(y_0, probes, conditions)
     y_T = x_T * math.hypot(1.0, sigma_max)
     prior_mean = jnp.broadcast_to(jnp.asarray(prior_mean, y_0.dtype), event_shape)
-    squared = jnp.sum(jnp.square((y_T - prior_mean[None]) / prior_std).reshape(len(y_T), -1), 1)
+    squared = jnp.sum(jnp.square((y_T - prior_mean[None]) / prior_std).reshape(len(y_T), d), 1)
     # log s_T - log s_0 converts densities from y to x and back; log prior_std nearly cancels it.
     rescaled = math.hypot(1.0, sigma_max) / (prior_std * math.hypot(1.0, sigma_min))
     constant = math.log(rescaled) - 0.5 * math.log(2.0 * math.pi)
@@ -280,6 +282,7 @@ def _check_call(
     y: ArrayLike,
     sigmas: tuple[float, float],
     options: tuple[float, float, int, Any],
+    conditions: Any,
 ) -> Array:
     """y in float32 or wider; TypeError or ValueError for bad arguments."""
     check_function(call, "denoise", denoise, "(y, sigma) -> x_0_hat")
@@ -296,6 +299,16 @@ def _check_call(
     y = jnp.asarray(y)
     if y.ndim == 0:
         raise ValueError(f"{call} needs a batch of events [B, ...], got a scalar.")
+    if not isinstance(conditions, tuple | list):
+        raise TypeError(
+            f"{call} needs conditions, a tuple such as (labels,), got {describe(conditions)}."
+        )
+    for value in jax.tree.leaves(conditions):
+        if not hasattr(value, "dtype") or value.shape[:1] != y.shape[:1]:
+            raise ValueError(
+                f"{call} needs conditions with a row for each of the {y.shape[0]} examples, got "
+                f"{describe(value)}."
+            )
     return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 
 

@@ -7,6 +7,7 @@ computed in it inside each part.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -186,7 +187,7 @@ class AttentionBlock(nn.Module):
         h = x
         if self.num_groups is not None:
             h = GroupNorm(self.num_groups, self.epsilon, name="norm")(h)
-        h = h.reshape(batch, -1, channels)
+        h = h.reshape(batch, math.prod(x.shape[1:-1]), channels)
         positions, source = h.shape[1], h if tokens is None else tokens
 
         def heads(name: str, of: Array) -> Array:

@@ -29,7 +29,9 @@ def space_to_depth(x: Array, patch_size: int) -> Array:
     smaller = [size // p for size in space]
     x = x.reshape(batch, *(part for size in smaller for part in (size, p)), channels)
     outside, inside = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
-    return x.transpose(0, *outside, *inside, 2 * rank + 1).reshape(batch, *smaller, -1)
+    return x.transpose(0, *outside, *inside, 2 * rank + 1).reshape(
+        batch, *smaller, p**rank * channels
+    )
 
 
 def depth_to_space(x: Array, patch_size: int) -> Array:

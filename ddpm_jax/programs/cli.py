@@ -18,6 +18,7 @@ from pathlib import Path
 import ddpm_jax
 from ddpm_jax.data.registry import known_names
 from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.console import forgiving_output
 
 PACKAGE = Path(ddpm_jax.__file__).parent
 _GUARD = re.compile(r'^if __name__ == "__main__"', re.MULTILINE)
@@ -35,13 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one command line; exits with 2 for a command that is unknown."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE + "\n" + listing(), end="")
+        _print(USAGE + "\n" + listing())
         return
     if words[0] in ("--version", "version"):
-        print(f"ddpm_jax {ddpm_jax.__version__}")
+        _print(f"ddpm_jax {ddpm_jax.__version__}\n")
         return
     if words[0] == "list":
-        print(listing(), end="")
+        _print(listing())
         return
     presets, studies = commands()
     if words[0] == "train":
@@ -128,8 +129,14 @@ def _summary(path: Path) -> str:
     return (ast.get_docstring(ast.parse(_source(path))) or "").split("\n")[0]
 
 
+def _print(text: str) -> None:
+    with forgiving_output():
+        sys.stdout.write(text)
+
+
 def _refuse(what: str, name: str, known: dict[str, Path]) -> typing.NoReturn:
     near = difflib.get_close_matches(name, known, n=1)
     meant = f" Did you mean {near[0]}?" if near else ""
-    print(f"error: {what}.{meant} Known: {', '.join(sorted(known))}.", file=sys.stderr)
+    with forgiving_output():
+        sys.stderr.write(f"error: {what}.{meant} Known: {', '.join(sorted(known))}.\n")
     sys.exit(2)

@@ -24,6 +24,14 @@ from ddpm_jax.training import StopRequest
 T = TypeVar("T")
 
 
+THREAD = "compile"
+
+
+def is_compiling() -> bool:
+    """Whether a thread of `unless_stopped` is still inside the compiler."""
+    return any(thread.name == THREAD for thread in threading.enumerate())
+
+
 class CompilationStopped(KeyboardInterrupt):
     """A signal arrived while something was being compiled.
 
@@ -46,16 +54,19 @@ def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
             results.append(error)
 
-    thread = threading.Thread(target=work, name="compile", daemon=True)
+    thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(0.1)
-        if processes.num_processes() == 1 and stop() and thread.is_alive():
-            # A thread inside the compiler must not outlive the interpreter: that would abort.
-            atexit.register(thread.join)
-            raise CompilationStopped(
-                "stopped while compiling; nothing was lost, the same command goes on"
-            )
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if processes.num_processes() == 1 and stop() and thread.is_alive():
+                raise CompilationStopped(
+                    "stopped while compiling; nothing was lost, the same command goes on"
+                )
+    except BaseException:
+        # A thread inside the compiler must not outlive the interpreter: that would abort.
+        atexit.register(thread.join)
+        raise
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]

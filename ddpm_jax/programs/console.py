@@ -34,7 +34,7 @@ def say(message: str) -> None:
 
     Of several processes only the first one prints.
     """
-    if not is_leader():
+    if sys.stdout is None or not is_leader():
         return
     # Not in place of sys.stdout: tqdm clears its bars only for that very object.
     with contextlib.suppress(OSError, ValueError):
@@ -77,7 +77,7 @@ def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: b
 
     If standard error is no terminal, it prints at most one line every ten seconds.
     """
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     return _Bar(
         total=total,
         initial=initial,
@@ -89,7 +89,7 @@ def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: b
         maxinterval=10.0 if terminal else 30.0,
         file=sys.stderr,
         smoothing=0.1,
-        disable=not is_leader(),
+        disable=sys.stderr is None or not is_leader(),
     )
 
 
@@ -157,7 +157,7 @@ def _read_command_line(default: Any, description: str | None, first: str | None)
 
 def _run(program: Callable[[C], Any], config: C) -> None:
     from ddpm_jax.programs.buckets import UnsentError, push_outputs
-    from ddpm_jax.programs.compilation import CompilationStopped
+    from ddpm_jax.programs.compilation import CompilationStopped, is_compiling
     from ddpm_jax.programs.run_directory import RunDirectoryError
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
@@ -180,6 +180,12 @@ def _run(program: Callable[[C], Any], config: C) -> None:
     except NonFiniteError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(1)
+    except RuntimeError as error:
+        # JAX_PLATFORMS names no platform of this machine, or a driver is missing.
+        if "Unable to initialize backend" not in str(error):
+            raise
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
     except CompilationStopped as stopped:
         say(str(stopped))
         sys.stderr.flush()
@@ -187,6 +193,10 @@ def _run(program: Callable[[C], Any], config: C) -> None:
         os._exit(0)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
+        if is_compiling():
+            sys.stderr.flush()
+            # As above.
+            os._exit(130)
         sys.exit(130)
 
 
@@ -218,16 +228,18 @@ class _Forgiving:
 def forgiving_output() -> Iterator[None]:
     """Within, printing never fails.
 
-    Neither a closed pipe or terminal, a full disk, nor a character that the output's encoding does
-    not have ends days of training.
+    Neither a closed stream, pipe or terminal, a full disk, nor a character that the output's
+    encoding does not have ends days of training.
     """
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_Forgiving, streams)
+    # Closed ones (>&-) are None; as files of their own they keep their numbers from other files.
+    usable = [open(os.devnull, "w") if stream is None else stream for stream in streams]  # noqa: SIM115
+    sys.stdout, sys.stderr = map(_Forgiving, usable)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = streams
-        for stream in streams:
+        for stream in usable:
             try:
                 stream.flush()
             except (OSError, ValueError):

@@ -34,7 +34,7 @@ from ddpm_jax.programs.config_values import to_json, with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
-from ddpm_jax.programs.weights import WeightsDtype, save_weights
+from ddpm_jax.programs.weights import WeightsDtype, check_weights_folder, save_weights
 from ddpm_jax.training import Checkpoints, init_state
 from ddpm_jax.types import describe
 
@@ -198,8 +198,7 @@ def to_weights(config: ToWeights) -> None:
     """Writes a run's configuration and averaged parameters as two files."""
     run = TrainedRun(config)
     out = config.out or run.root / "weights"
-    if (out / "checkpoints").exists():
-        raise RunDirectoryError(f"{out} is a run directory. Choose another folder with --out.")
+    check_weights_folder(out)
     say(f"{run.title}: its weights in {out}")
     for path in write_weights(run, out, config.dtype):
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")

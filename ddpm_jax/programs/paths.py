@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,9 +34,16 @@ def local_path(path: str | Path, option: str) -> Path:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        remedy = "Rename the folder, or reach it by a link with another name."
+        with contextlib.suppress(UnicodeError):
+            os.fsencode(text).decode("utf-8")
+            remedy = (
+                f"Its name is, but Python reads names as {sys.getfilesystemencoding()} here: set "
+                "PYTHONUTF8=1 or LC_ALL=C.UTF-8."
+            )
         raise ValueError(
             f"{flag} {ascii(text)} is not UTF-8, and config.json and reports could not name it. "
-            "Rename the folder, or reach it by a link with another name."
+            f"{remedy}"
         ) from error
     if "\0" in text:
         raise ValueError(f"{flag} {ascii(text)} contains a NUL, which no path may.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import uuid
@@ -12,14 +13,31 @@ from typing import NamedTuple
 from tyro.conf import Positional
 
 from ddpm_jax.files import read_json_object, user_path, write_json
-from ddpm_jax.interop.hub import check_push, check_repository, fetch_files, publish
+from ddpm_jax.interop.hub import (
+    check_push,
+    check_references,
+    check_repository,
+    fetch_files,
+    publish,
+)
+from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
 from ddpm_jax.programs.model_card import SHEET_STEPS, model_card
 from ddpm_jax.programs.pictures import save_sheet
-from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.run_directory import RunDirectoryError, make_writable
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
-from ddpm_jax.programs.weights import HUB, SHEET, WeightsDtype, choose_weights
+from ddpm_jax.programs.weights import (
+    HUB,
+    SHEET,
+    WEIGHTS,
+    WeightsDtype,
+    check_weights_folder,
+    choose_weights,
+)
+
+NAMES = ("README.md", "config.json", SHEET, WEIGHTS)
+"""What `push` publishes."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +89,27 @@ class Published(NamedTuple):
 def push(config: PushConfig) -> Published:
     """Writes weights, config.json, a sample sheet and a model card, and publishes them together.
 
-    Raises the errors of `TrainedRun` and `interop.hub.publish`; the repository is then unchanged.
+    Raises the errors of `TrainedRun` and `interop.hub.publish`, RunDirectoryError if --out holds
+    other files of these names, and ValueError for invalid options; the repository is then
+    unchanged.
     """
+    config = with_types("push", config, PushConfig)
     if config.sheet_count < 0:
         raise ValueError(f"--sheet-count must be at least 0, got {config.sheet_count}.")
+    check_references("push", config.branch, config.tag)
+    if not re.fullmatch(r"[\w.+-]+", config.license):
+        raise ValueError(
+            "--license must be one identifier in the hub's spelling, such as apache-2.0, got "
+            f"{config.license!r}."
+        )
     # First: without a token, there is no use in loading and sampling.
     check_push(config.repository)
     run = TrainedRun(config)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if config.out is None else run.options.out
         assert folder is not None
-        if (folder / "checkpoints").exists():
-            raise RunDirectoryError(f"{folder} is a run directory. Choose another with --out.")
+        check_weights_folder(folder, NAMES)
+        make_writable(folder)
         config_path, weights_path = write_weights(run, folder, config.dtype)
         paths = [config_path, weights_path]
         if config.sheet_count:
@@ -117,6 +144,7 @@ def pull(config: PullConfig) -> Path:
     Raises the errors of `TrainedRun` and `interop.hub.fetch_files`, and RunDirectoryError if the
     folder is not empty. The folder appears complete or not at all.
     """
+    config = with_types("pull", config, PullConfig)
     check_repository(config.repository)
     out = user_path(config.out or Path("runs") / config.repository.rpartition("/")[2])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -24,6 +24,7 @@ from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.pictures import need_pictures, save_film, save_sheet
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.shards import (
     join_shards,
     read_shards,
@@ -37,6 +38,8 @@ GRID = 400
 """The largest number of images in the grid."""
 FILES = ("cond", "context", "concat")
 """The options that name files of conditions."""
+WRITTEN = ("grid.png", "denoising.gif", "samples.npz", "images")
+"""What is written, beside sampling.json."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def sample(config: SampleConfig) -> None:
     plan = _plan(config, run, steps)
     for name, given in conditions.items():
         plan[f"{name}_sha256"] = hashlib.sha256(given.tobytes()).hexdigest()
+    processes.on_leader(lambda: _refuse_foreign(out))
     processes.on_leader(lambda: remember_plan(out, plan))
     sample_shards(
         run,
@@ -130,6 +134,16 @@ def sample(config: SampleConfig) -> None:
         on_frames=lambda frames: save_film(out / "denoising.gif", frames),
     )
     processes.on_leader(lambda: _write(config, out, plan, run.model.image_shape))
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raises RunDirectoryError for a folder with files of these names that no sampling wrote."""
+    taken = [name for name in WRITTEN if (out / name).exists()]
+    if taken and not any((out / name).exists() for name in ("sampling.json", "plan.json")):
+        raise RunDirectoryError(
+            f"{out} has {', '.join(taken)}, and no sampling.json says that they are samples. "
+            "Choose another folder with --out. Nothing was changed."
+        )
 
 
 def _write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,13 +39,12 @@ from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import DataParallel, choose_devices
 from ddpm_jax.types import Array, ArrayLike, Denoiser, PyTree, as_array
 
-DATA_OPTIONS = {
-    "--data.path": "--data-path",
-    "--data.download": "the training script's --data.download",
-    "download=True": "--data.download in training, which keeps the data in the cache",
-    "--data.resolution": "the training script's --data.resolution",
-    "--data.name": "--data-name",
-}
+DATA_OPTIONS = (
+    (r"--data\.(path|name)\b", r"--data-\1"),
+    (r"--data\.[a-z]", r"the training script's \g<0>"),
+    ("download=True", "--data.download in training, which keeps the data in the cache"),
+)
+"""What the options of training that messages about data name are called in other programs."""
 
 
 class TrainedRun:
@@ -253,8 +253,8 @@ class TrainedRun:
             # The message names the options of training; here the path is --data-path, and nothing
             # is downloaded.
             message = str(error)
-            for option, here in DATA_OPTIONS.items():
-                message = message.replace(option, here)
+            for option, here in DATA_OPTIONS:
+                message = re.sub(option, here, message)
             if message == str(error):
                 raise
             raise RunDirectoryError(message) from error

@@ -9,9 +9,10 @@ model of the package, or `hub:OWNER/NAME@REVISION`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,9 +21,10 @@ import numpy as np
 from flax import traverse_util
 
 import ddpm_jax
-from ddpm_jax.files import write_json
+from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.interop.tensors import read_safetensors, write_safetensors
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.types import PyTree
 
 PRETRAINED = Path(ddpm_jax.__file__).parent / "pretrained"
@@ -91,6 +93,21 @@ def choose_weights(names: Iterable[str], where: str) -> list[str]:
 def has_weights(folder: Path) -> bool:
     """Whether the folder holds weights, and is no run directory with checkpoints."""
     return (folder / WEIGHTS).is_file() and not (folder / "checkpoints").exists()
+
+
+def check_weights_folder(folder: Path, names: Sequence[str] = ("config.json", WEIGHTS)) -> None:
+    """Raises RunDirectoryError for a folder in which files of these names are not such weights'."""
+    if (folder / "checkpoints").exists():
+        raise RunDirectoryError(f"{folder} is a run directory. Choose another with --out.")
+    taken = [name for name in names if (folder / name).exists()]
+    about = None
+    with contextlib.suppress(OSError, ValueError):
+        about = read_json_object(folder / "config.json").get("weights")
+    if taken and not isinstance(about, dict):
+        raise RunDirectoryError(
+            f"{folder} has {', '.join(taken)} of something else. Choose another folder with --out. "
+            "Nothing was changed."
+        )
 
 
 def save_weights(

@@ -27,8 +27,8 @@ def slerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
 
     θ is taken over all axes of an example, and f may lie outside 0..1. Between vectors of one norm
     this is the great circle: each point has that norm, and the angle to `a` is fθ. Parallel vectors
-    give `lerp`. Opposite ones have no shortest path: the result is not finite, or huge from
-    rounding. Raises as `lerp` does.
+    give `lerp`. Opposite ones have no shortest path, and the result means nothing: it is 0, huge
+    from rounding or not finite. Raises as `lerp` does.
 
     Shoemake 1985; for diffusion latents Song, Meng, Ermon 2020 (2010.02502), App. D.5.
 

@@ -94,7 +94,8 @@ class StopRequest:
 
     def __exit__(self, *exc_info) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            # One that was not installed from Python is None.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _catch(self, number, frame) -> None:
         self._insistent += number in _INSISTENT

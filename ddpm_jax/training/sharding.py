@@ -257,7 +257,7 @@ def choose_devices(
             f"{call} knows the backends 'auto', 'jit', 'pmap' and 'shard_map', got {backend!r}."
         )
     if count is not None:
-        check_whole(call, "count", count, remedy="--devices.count sets it.")
+        check_whole(call, "count", count, remedy="--devices.count (--num-devices) sets it.")
     check_whole(call, "parameter_shards", parameter_shards)
     if available is not None:
         available = check_devices(call, available)

@@ -149,7 +149,9 @@ def make_train_step(
             spike = is_spike(guard, loss, spike_factor)
             taken, guard = finite & ~spike, watch_loss(guard, loss)
             metrics["spike"] = spike.astype(jnp.float32)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # Optax multiplies its integer counters with floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
         extra = zip(state.extra_ema_params, extra_emas, strict=True)

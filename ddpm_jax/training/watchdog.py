@@ -125,7 +125,8 @@ class Watchdog:
             message += f" The stacks of all threads are in {path}."
         except OSError as error:
             message += f" {path} could not be written ({error.strerror})."
-        with contextlib.suppress(OSError, ValueError):
+        # Where nobody reads it, the stream may also be None.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             print(f"\nerror: {message}", file=sys.stderr, flush=True)
             stderr = _with_descriptor(sys.stderr)
             if stderr is not None:

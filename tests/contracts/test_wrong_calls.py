@@ -39,7 +39,7 @@ def wide_network(x_t, timesteps):
     return jnp.concatenate([x_t, x_t], axis=-1)
 
 
-def gaussian(y, sigma):
+def gaussian(y, sigma, *conditions):
     return 0.3 * y
 
 
@@ -130,13 +130,14 @@ apply_fn = ("function", network)
 target, clip, variance = ("target", "epsilon"), ("clip", True), ("variance", "fixed_large")
 whole, positive, weighting = ("whole", T), ("positive", 0.5), ("function", dj.losses.snr_weighting)
 dtype, table = ("dtype", jnp.float32), ("table", np.linspace(0.1, 0.5, T))
-history, values = ("history", HISTORY), ("values", X)
+history, values, broadcastable = ("history", HISTORY), ("values", X), ("broadcastable", X)
 uniform_mix, trace = ("share", 0.5), ("target", "exact")
 flow = dict(
     rtol=("positive", 1e-3),
     atol=("positive", 1e-3),
     max_steps=("whole", 64),
     solver=("solver", None),
+    conditions=("conditions", (STEPS,)),
 )
 conditioned, kinds = ("callable", network), {"target": target, "clip": clip}
 measurement = {
@@ -427,19 +428,22 @@ ROWS = {
     ),
     "normal_kl": row(
         dj.likelihood.normal_kl,
-        mean=values,
-        log_variance=values,
-        other_mean=values,
-        other_log_variance=values,
+        mean=broadcastable,
+        log_variance=broadcastable,
+        other_mean=broadcastable,
+        other_log_variance=broadcastable,
     ),
     "normal_log_density": row(
-        dj.likelihood.normal_log_density, x=values, mean=values, log_variance=values
+        dj.likelihood.normal_log_density,
+        x=broadcastable,
+        mean=broadcastable,
+        log_variance=broadcastable,
     ),
     "discretized_log_likelihood": row(
         dj.discretized_log_likelihood,
-        x_0=values,
-        mean=values,
-        log_variance=values,
+        x_0=broadcastable,
+        mean=broadcastable,
+        log_variance=broadcastable,
         levels=("whole", 256),
     ),
     "bound_term": row(
@@ -486,7 +490,12 @@ ROWS = {
         bin_width=positive,
     ),
     "probability_flow_sample": row(
-        dj.probability_flow_sample, denoise=denoise, y_T=lone, **levels, **flow
+        dj.probability_flow_sample,
+        denoise=denoise,
+        y_T=lone,
+        **levels,
+        **flow,
+        final_denoise=("flag", False),
     ),
     "probability_flow_encode": row(
         dj.probability_flow_encode, denoise=denoise, y_0=lone, **levels, **flow

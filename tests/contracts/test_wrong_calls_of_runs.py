@@ -4,6 +4,7 @@
 rooms needs a row, or a reason in `ELSEWHERE`. Configurations are tested field by field below.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
@@ -22,7 +23,7 @@ from jax.sharding import NamedSharding
 import ddpm_jax as dj
 from ddpm_jax import interop
 from ddpm_jax.devices import batched, cpu, mesh, processes
-from ddpm_jax.interop import stablehlo
+from ddpm_jax.interop import hub, stablehlo
 from ddpm_jax.programs import (
     chunks,
     config,
@@ -31,6 +32,7 @@ from ddpm_jax.programs import (
     evaluate,
     export,
     generator,
+    publish,
     run_options,
     sample,
     train,
@@ -39,6 +41,7 @@ from ddpm_jax.programs import (
 from ddpm_jax.programs.config_values import with_types
 from tests.contracts.test_wrong_calls_of_programs import KINDS as PROGRAM_KINDS
 from tests.contracts.wrong import NOT_A_NUMBER, OBJECT, SCHEDULE, Net, call, row
+from tests.fake_hub import serving
 
 FOLDER = tempfile.TemporaryDirectory()
 PLACE = pathlib.Path(FOLDER.name)
@@ -55,8 +58,8 @@ def own(module):
 ROOMS = tuple(
     map(
         own,
-        (stablehlo, batched, cpu, mesh, processes, trained_run, train, generator, chunks)
-        + (run_options, config, diffusion, sample, evaluate, export, convert),
+        (hub, stablehlo, batched, cpu, mesh, processes, trained_run, train, generator, chunks)
+        + (run_options, config, diffusion, sample, evaluate, export, convert, publish),
     )
 )
 CONFIGURATIONS = {
@@ -148,6 +151,35 @@ def generate(sampler, *, guidance, clip, target_chunks):
     return RUN.generator(sampler, **options)(RUN.params, seed=0, count=1).images
 
 
+@contextlib.contextmanager
+def with_a_hub():
+    """A hub on this machine with one repository, and a token that may write it."""
+    with serving(PLACE / "hub") as served, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "token-of-ada")
+        served.repository("ada/tiny", {"config.json": b"{}"})
+        yield
+
+
+def fetch(repository, revision, choose, *, cache_dir):
+    """`fetch_files`, of which only the number of files is returned."""
+    with with_a_hub():
+        fetched = hub.fetch_files(repository, revision, choose, cache_dir=cache_dir)
+        return len(list(fetched.folder.iterdir()))
+
+
+def publish_files(repository, files, message, *, private, branch, tag):
+    """`publish`, likewise."""
+    options = {"private": private, "branch": branch, "tag": tag}
+    with with_a_hub():
+        return len(hub.publish(repository, files, message, **options))
+
+
+def log_in(repository):
+    """`check_push`, of which nothing is returned."""
+    with with_a_hub():
+        hub.check_push(repository)
+
+
 def make_generator(sampler, denoiser_of, *, target_chunks):
     """`Generator`, of which only the number of steps is returned."""
     options = {"target_chunks": target_chunks}
@@ -235,6 +267,21 @@ KINDS = PROGRAM_KINDS | {
     "facts": {"a number": lambda v: 3, "text": lambda v: "facts"},
     "inputs": PROGRAM_KINDS["split"]
     | {"noise of none": lambda v: "x_T_noise", "no size": lambda v: "seed"},
+    "repository": OBJECT
+    | {
+        **{text: lambda v, text=text: text for text in ("", "tiny", "a/b/c", "a/..", "a b/c")},
+        "bytes": lambda v: b"ada/tiny",
+    },
+    "reference": {
+        "a number": lambda v: 3,
+        "bytes": lambda v: b"main",
+        **{text: lambda v, text=text: text for text in ("", "a b", "a..b", "-a", "a:b", "a.lock")},
+    },
+    "files to publish": NAMED
+    | {
+        "text": lambda v: "config.json",
+        "numbers": lambda v: dict.fromkeys(v, 3),
+    },
     "platforms": {"text": lambda v: "cpu", "another": lambda v: ("abacus",), "none": lambda v: ()},
     "devices of a mesh": PROGRAM_KINDS["devices"] | {"None": lambda v: None},
     "sharding": OBJECT | {"a spec": lambda v: mesh.ROWS},
@@ -405,6 +452,24 @@ ROWS = {
         tensors=("any tensors", TENSORS),
         dtype=("dtype", np.dtype(np.float32)),
     ),
+    "fetch_files": row(
+        fetch,
+        repository=("repository", "ada/tiny"),
+        revision=("reference", "main"),
+        choose=("callable", lambda names, where: names),
+        cache_dir=("path or None", PLACE / "hub"),
+    ),
+    "publish": row(
+        publish_files,
+        repository=("repository", "ada/tiny"),
+        files=("files to publish", {"config.json": PLACE / "pipeline" / "model_index.json"}),
+        message=("text", "message"),
+        private=flag,
+        branch=("reference", "next"),
+        tag=("reference", "v1"),
+    ),
+    "check_push": row(log_in, repository=("repository", "ada/tiny")),
+    "check_repository": row(hub.check_repository, repository=("repository", "ada/tiny")),
     "export_sampler": row(
         stablehlo.export_sampler,
         sampler=("sampler", dj.ddim(SCHEDULE)),
@@ -534,12 +599,12 @@ PROGRAM = "takes one configuration: the tests of configurations below"
 PART = "a part of a program, called with a checked configuration"
 ELSEWHERE = {
     **dict.fromkeys(CONFIGURATIONS, "a configuration: each field below"),
-    **dict.fromkeys(("train", "sample", "evaluate", "export", "convert"), PROGRAM),
+    **dict.fromkeys(("train", "sample", "evaluate", "export", "convert", "push", "pull"), PROGRAM),
     **dict.fromkeys(("from_diffusers", "from_tensorflow", "to_diffusers", "to_weights"), PART),
     "write_weights": PART,
     **dict.fromkeys(("train_config", "write_run", "markdown_row", "check_config"), PART),
     **dict.fromkeys(("weighting_of", "loss_name", "check_process_fields", "check_diffusion"), PART),
-    "check_devices": "a check, which names its caller",
+    **dict.fromkeys(("check_devices", "check_references"), "a check, which names its caller"),
     "ReverseProcess": "a part of the studies: test_studies",
 }
 DOCUMENTED = {
@@ -561,6 +626,8 @@ NET = Net(
     classes=True,
     methods=(trained_run.TrainedRun, batched.RowSplit),
     passed_on={
+        **dict.fromkeys(("check_push", "check_repository", "publish"), "OWNER/NAME"),
+        "fetch_files": "OWNER/NAME cache_root",
         "load_diffusers": "pipeline_files",
         "save_diffusers": "unet_to_diffusers_config process_to_diffusers_config unet_params_to",
         "choose_pipeline_files": "DDPMPipeline pickle",
@@ -605,6 +672,8 @@ PROGRAMS = {
     "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig(pretrained="digits")),
     "export": (export.export, export.ExportConfig(pretrained="digits")),
     "convert": (convert.convert, convert.ToWeights(pretrained="digits")),
+    "push": (publish.push, publish.PushConfig(pretrained="digits", repository="ada/tiny")),
+    "pull": (publish.pull, publish.PullConfig("ada/tiny")),
 }
 UNFIT = (1j, b"bytes", {1: 2})
 """Values of no field."""
@@ -655,15 +724,20 @@ def test_a_field_of_another_type_is_refused(kind, name, hint):
             with_types("here", dataclasses.replace(right, **{name: wrong}), kind)
 
 
+def with_a_wrong(right, value):
+    """The configuration with this value in its first field, whose type is another."""
+    return dataclasses.replace(right, **{dataclasses.fields(right)[0].name: value})
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize(
     "wrong",
     [
         *(None, "digits", 3, {"run_dir": "runs/digits"}, STEPS),
         lambda right: type(right),
-        lambda right: dataclasses.replace(right, seed=1.5),
-        lambda right: dataclasses.replace(right, seed=float("nan")),
-        lambda right: dataclasses.replace(right, run_dir=3),
+        lambda right: with_a_wrong(right, 1.5),
+        lambda right: with_a_wrong(right, float("nan")),
+        lambda right: with_a_wrong(right, [3]),
     ],
 )
 def test_a_program_refuses_what_is_not_its_configuration(name, wrong, tmp_path, monkeypatch):

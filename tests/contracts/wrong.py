@@ -265,8 +265,18 @@ WRONG = {
         "int32": lambda v: jnp.ones(3, jnp.int32),
         "a Python number": lambda v: 3,
     },
+    "broadcastable": VALUES | {"two rows": lambda v: v[:2]},
+    "conditions": {
+        "None": lambda v: None,
+        "an array": lambda v: v[0],
+        "one row": lambda v: (v[0][:1],),
+        "two rows": lambda v: (v[0][:2],),
+        "a number": lambda v: (3,),
+        "text": lambda v: ("a",),
+    },
     "shape": {
         "None": lambda v: None,
+        "floats": lambda v: (4.5, *v[1:]),
         "an array": lambda v: X,
         "a number": lambda v: 40,
         "empty events": lambda v: (4, 0),
@@ -413,6 +423,7 @@ WRONG = {
     | {"numbers": lambda v: jnp.ones(v.shape), "integers": lambda v: jnp.ones(v.shape, int)},
     "event shape": {
         "None": lambda v: None,
+        "floats": lambda v: (4.5, *v[1:]),
         "an array": lambda v: X,
         "a number": lambda v: 40,
         "negative": lambda v: (4, -1),
