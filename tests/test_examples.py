@@ -28,7 +28,7 @@ COMPLETE = (
 WITHOUT = {
     *("Sampler", "StepResult", "Trajectory", "Chains", "AdjustedChains", "SigmaDenoiser"),
     *("LogProbability", "LevelScore", "check_draw", "check_keys", "check_sigmas", "denoise_one"),
-    "check_scale",
+    *("check_scale", "checked_levels"),
     *("timesteps_at_sigma", "sigma_at_timesteps"),
 }
 NAMES = {
