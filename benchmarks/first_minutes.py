@@ -3,9 +3,8 @@
     python -m benchmarks.first_minutes --out docs/results/first_minutes
 
 It builds the wheel, installs it into a new virtual environment, and samples the pretrained model.
-Then it trains on a folder of labelled pictures, samples a class with guidance, and exports a model
-folder for diffusers. With `--torch-python`, an interpreter that has PyTorch and diffusers, it also
-samples that folder with diffusers. All caches are empty at the start.
+Then it trains on a folder of labelled pictures, and samples a class with guidance. All caches are
+empty at the start.
 """
 
 from __future__ import annotations
@@ -37,23 +36,6 @@ for i, (image, label) in enumerate(zip(data.images, data.labels)):
     place.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image[..., 0]).save(place / f"{i:04}.png")
 """
-DIFFUSERS = """
-import numpy as np, torch
-from PIL import Image
-from diffusers import DDIMScheduler, UNet2DModel
-unet = UNet2DModel.from_pretrained("model", subfolder="unet")
-scheduler = DDIMScheduler.from_pretrained("model", subfolder="scheduler")
-scheduler.set_timesteps(50)
-x = torch.randn((16, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-# Guidance 2 extrapolates from the output for no label through that for the class "three".
-label, none = torch.full((16,), CLASS), torch.full((16,), unet.config.num_class_embeds - 1)
-with torch.no_grad():
-    for t in scheduler.timesteps:
-        conditional, plain = (unet(x, t, class_labels=c).sample for c in (label, none))
-        x = scheduler.step(plain + 2 * (conditional - plain), t, x, eta=0.0).prev_sample
-pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)[:, 0]
-np.save("diffusers.npy", pixels[..., None])
-"""
 NETWORK = (
     "--network.channels 32 --network.channel-multipliers 1 2 --network.num-groups 8 "
     "--network.downsample-padding symmetric"
@@ -68,8 +50,6 @@ class Options:
     """Folder of README.md, results.json and the pictures."""
     num_steps: int = 2000
     """Training steps on the folder of pictures."""
-    torch_python: Path | None = None
-    """An interpreter with PyTorch and diffusers, for the last step; None to skip this step."""
 
 
 def main(options: Options) -> None:
@@ -112,27 +92,10 @@ def main(options: Options) -> None:
         )
         sample = f"ddpm-jax sample --run-dir runs/mine {few} --count 16 --label three --guidance 2"
         step("sample a class with guidance", sample)
-        step(
-            "export a model folder for diffusers",
-            "ddpm-jax convert to-diffusers --run-dir runs/mine --out model",
-        )
         sheets = {
             "box.png": next(work.glob("runs/pretrained-digits/generated/*/grid.png")),
             "class.png": next(work.glob("runs/mine/generated/*/grid.png")),
         }
-        if options.torch_python is not None:
-            # Classes are in the order of their folders' names.
-            names = sorted(path.name for path in (work / "pictures").iterdir())
-            code = shlex.quote(DIFFUSERS.replace("CLASS", str(names.index("three"))))
-            interpreter = shlex.quote(str(options.torch_python))
-            step("sample the folder with diffusers", f"{interpreter} -c {code}", shown="…")
-            step(
-                "draw these samples",
-                "python -c 'import numpy; from ddpm_jax.visualize import save_grid; "
-                'save_grid("diffusers.png", numpy.load("diffusers.npy"))\'',
-                shown="…",
-            )
-            sheets["diffusers.png"] = work / "diffusers.png"
         out.mkdir(parents=True, exist_ok=True)
         for name, path in sheets.items():
             shutil.copy(path, out / name)
@@ -151,7 +114,6 @@ def render(results: dict[str, Any], sheets: list[str]) -> str:
     titles = {
         "box.png": "The pretrained model",
         "class.png": "The class “three” with guidance 2, after training on the folder",
-        "diffusers.png": "The same class, sampled with diffusers from the exported folder",
     }
     pictures = "\n\n".join(f"{titles[name]}:\n\n![{titles[name]}]({name})" for name in sheets)
     return f"""# The first minutes
@@ -161,7 +123,7 @@ environment and empty caches. Measured on {machine["cores"]} cores of {machine["
 {machine["versions"]["python"]}, jax {machine["versions"]["jax"]}. The pictures are scikit-learn's
 1,437 training digits, written as PNG files, one folder per class.
 
-`python -m benchmarks.first_minutes --torch-python PYTHON` makes this page; every figure is in
+`python -m benchmarks.first_minutes` makes this page; every figure is in
 `results.json`.
 
 {table(["", "command", "time"], rows)}
