@@ -123,7 +123,7 @@ environment and empty caches. Measured on {machine["cores"]} cores of {machine["
 {machine["versions"]["python"]}, jax {machine["versions"]["jax"]}. The pictures are scikit-learn's
 1,437 training digits, written as PNG files, one folder per class.
 
-`python -m benchmarks.first_minutes` makes this page; every figure is in
+`python -m benchmarks.first_minutes --num-steps N` makes this page; every figure is in
 `results.json`.
 
 {table(["", "command", "time"], rows)}
