@@ -269,7 +269,7 @@ def test_a_program_pushes_what_it_has_written_at_its_end(store, monkeypatch, cap
 
 def test_what_an_earlier_program_left_is_not_pushed_again(store, monkeypatch):
     program("fake://bucket/out", write_out, monkeypatch)
-    place = buckets._place("work", "fake://bucket/out")
+    place = buckets._place("write", "fake://bucket/out")
     for path in place.rglob("*"):
         os.utime(path, times=(time.time() - 100,) * 2)
     buckets.written.clear()
@@ -298,7 +298,7 @@ def test_results_that_cannot_be_pushed_are_kept_and_the_error_says_where(
     control(store, **faults)
     assert program("fake://bucket/out", write_out, monkeypatch) == 75
     error = capsys.readouterr().err
-    place = buckets._place("work", "fake://bucket/out")
+    place = buckets._place("write", "fake://bucket/out")
     assert words in error and str(place) in error and "Traceback" not in error
     assert (place / "images" / "0.png").exists() and not (store / "bucket" / "out").exists()
 

@@ -99,10 +99,7 @@ def read_prepared(
             images[i] = _decode_png(example["image"], shape)
             labels[i] = operator.index(example["label"])
     except Exception as error:  # TFDS, array_record, protobuf and Pillow each raise their own
-        raise ValueError(
-            f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
-            "Delete the folder and prepare it again."
-        ) from error
+        raise _unreadable(folder, split, error) from error
     return images, labels
 
 
@@ -115,25 +112,26 @@ def fetcher(
     """
     import_tfds()
 
-    def failed(error: Exception) -> ValueError:
-        return ValueError(
-            f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
-            "Delete the folder and prepare it again."
-        )
-
     try:
         source = _open(folder, split, image)
     except Exception as error:
-        raise failed(error) from error
+        raise _unreadable(folder, split, error) from error
 
     def fetch(indices: Sequence[int]) -> list[tuple[bytes, int | None]]:
         try:
             found = source.__getitems__(list(indices))
         except Exception as error:
-            raise failed(error) from error
+            raise _unreadable(folder, split, error) from error
         return [(x[image], None if label is None else int(x[label])) for x in found]
 
     return fetch
+
+
+def _unreadable(folder: Path, split: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"The {split} split of the TFDS data in {folder} could not be read: {error!r}. "
+        "Delete the folder and prepare it again."
+    )
 
 
 def _open(folder: Path, split: str, image: str) -> Any:

@@ -2,7 +2,7 @@
 
 All programs work on local files. An address in place of a path becomes a path in the cache:
 
-    <cache>/buckets/work/gs/BUCKET/KEY              for results (run_dir, out)
+    <cache>/buckets/write/gs/BUCKET/KEY             for results (run_dir, out)
     <cache>/buckets/read/gs/BUCKET/KEY/@ID/NAME     a copy of files to read
 
 `address_of` is the inverse. A program's results are uploaded when it ends (`push_outputs`), those
@@ -93,7 +93,7 @@ def localized(address: str, option: str, flag: str) -> Path:
         return Path(address)
     if last not in ("run_dir", "out"):
         return fetch(address)
-    path = _place("work", address)
+    path = _place("write", address)
     written.setdefault(path, time.time() - 1)  # a file system's clock may lag
     return path
 
@@ -101,7 +101,7 @@ def localized(address: str, option: str, flag: str) -> Path:
 def address_of(path: Path) -> str | None:
     """The address that a path in the cache stands for, or None."""
     path = Path(path).absolute()
-    for area in ("work", "read"):
+    for area in ("write", "read"):
         root = _root() / area
         if root in path.parents:
             scheme, *parts = path.relative_to(root).parts

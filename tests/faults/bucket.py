@@ -105,7 +105,7 @@ def _wait(bench: Bench, program: Program, address: str, cache: Path, moment: str
     """Until the moment, or another if that does not come; says which."""
     bucket = Bucket(address)
     if moment == "while it was fetched" and committed_steps(bucket.files()):
-        pattern = "buckets/work/*/bucket/*/checkpoints/incoming-*/**/*"
+        pattern = "buckets/write/*/bucket/*/checkpoints/incoming-*/**/*"
         if program.until(lambda: any(cache.glob(pattern)), nap=0.002):
             time.sleep(bench.chance(0, 0.2))
             return moment if "compil" not in program.output() else "any"
