@@ -39,11 +39,26 @@ def with_types(call: str, config: Any, kind: type) -> Any:
     name the call and the field.
     """
     check_kind(call, "a configuration", config, kind, f"{kind.__name__}(...)")
-    return from_json(type(config), to_json(config, str), f"{call}: -")
+    return from_json(type(config), to_json(config, str), f"{call}: --", _option)
 
 
-def from_json(kind: type, values: dict[str, Any], where: str = "config.json") -> Any:
-    """Rebuilds a configuration from `to_json`'s values.
+def _entry(where: str, name: str) -> str:
+    """A field of a file: config.json: data: name."""
+    return f"{where}: {name}"
+
+
+def _option(where: str, name: str) -> str:
+    """A field as an option: train: --data.name."""
+    return f"{where}{'' if where.endswith('--') else '.'}{name.replace('_', '-')}"
+
+
+def from_json(
+    kind: type,
+    values: dict[str, Any],
+    where: str = "config.json",
+    at: Callable[[str, str], str] = _entry,
+) -> Any:
+    """Rebuilds a configuration from `to_json`'s values; `at(where, name)` names a field in errors.
 
     Raises ValueError for fields that are unknown or missing, naming them.
     """
@@ -63,22 +78,15 @@ def from_json(kind: type, values: dict[str, Any], where: str = "config.json") ->
             f"{where} does not describe a {kind.__name__} of this version: unknown fields "
             f"{unknown}, missing fields {missing}. Use the version of ddpm_jax that wrote it."
         )
-    return kind(**{name: _typed(hints[name], v, _at(where, name)) for name, v in values.items()})
+    return kind(**{n: _typed(hints[n], v, at(where, n), at) for n, v in values.items()})
 
 
-def _at(where: str, name: str) -> str:
-    """Where a field is: "config.json: data: name", or as an option, "train: --data.name"."""
-    if " -" not in where:
-        return f"{where}: {name}"
-    return f"{where}{'-' if where.endswith(' -') else '.'}{name.replace('_', '-')}"
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
+def _typed(hint: Any, value: Any, where: str, at: Callable[[str, str], str]) -> Any:
     """The value as its type hint wants it; ValueError when it is of another type."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object of fields, got {value!r}")
-        return from_json(typing.cast(type, hint), value, where)
+        return from_json(typing.cast(type, hint), value, where, at)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -86,14 +94,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         *others, last = (option for option in arguments if option is not type(None))
         for option in others:
             with contextlib.suppress(ValueError):
-                return _typed(option, value, where)
-        return _typed(last, value, where)
+                return _typed(option, value, where, at)
+        return _typed(last, value, where, at)
     if origin is Literal:
         fits = any(type(value) is type(known) and value == known for known in arguments)
         hint = f"one of {', '.join(map(str, arguments))}"
     elif origin is tuple:
         fits = isinstance(value, list) and (arguments[1] is ... or len(value) == len(arguments))
-        value = tuple(_typed(arguments[0], v, where) for v in value) if fits else value
+        value = tuple(_typed(arguments[0], v, where, at) for v in value) if fits else value
     elif hint is Path:
         fits = isinstance(value, str) and "\0" not in value
         value = Path(value) if fits else value
