@@ -4,6 +4,7 @@ twice. And the order of the files: what takes longest starts first."""
 import os
 import shutil
 import tempfile
+import zlib
 
 # The same small programs are compiled in many files, workers and subprocesses: one cache for all of
 # them, which lives as long as this run. Set before JAX is imported; workers inherit it.
@@ -40,6 +41,11 @@ LONGEST = (
 )
 
 
+def pytest_addoption(parser):
+    """`--part 2/6`: the second of six parts, which together are all tests."""
+    parser.addoption("--part", metavar="K/N", help="only this part of the tests, by their names")
+
+
 def pytest_configure(config):
     """Lets files keep their order where several workers share them.
 
@@ -56,7 +62,15 @@ def pytest_unconfigure(config):
         shutil.rmtree(CACHE, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first, the others as they were."""
+def pytest_collection_modifyitems(config, items):
+    """The longest files first, the others as they were; with --part only that part of each."""
     rank = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    if part := config.getoption("part"):
+        number, count = map(int, part.split("/"))
+        # Variants of a test stay together: they share fixtures and compiled programs.
+        chosen = [zlib.crc32(x.nodeid.split("[")[0].encode()) % count == number - 1 for x in items]
+        config.hook.pytest_deselected(
+            items=[x for x, c in zip(items, chosen, strict=True) if not c]
+        )
+        items[:] = [x for x, c in zip(items, chosen, strict=True) if c]

@@ -91,6 +91,7 @@ class Remembers:
         return jnp.zeros_like(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [None, 2])
 def test_training_tells_the_network_how_and_sampling_says_not_at_all(features):
     """The data's own vectors come first and are dropped; the augmentation's never are."""

@@ -314,6 +314,7 @@ def test_a_missing_tfds_is_named_with_its_command(tmp_path):
         load_cifar10("train", path=tmp_path / "tfds")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason=f"the real data are not at {SHARED}")
 def test_the_real_data_have_the_known_statistics(tmp_path, monkeypatch):
     """Channel means and standard deviations of the 50,000 training images, as widely published."""

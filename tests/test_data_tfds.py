@@ -81,6 +81,7 @@ def test_the_stock_reader_reads_what_was_prepared(tmp_path, batches, split):
     assert not [module for module in sys.modules if module.split(".")[0] == "tensorflow"]
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_the_stock_builder(tmp_path, monkeypatch):
     """The first ids of TFDS's own cifar10, as its users' public listings show them.
 

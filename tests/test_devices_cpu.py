@@ -68,6 +68,7 @@ def run(code, *arguments, **environment):
     return result.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system names no cores")
 def test_a_cpu_trains_as_one_device_and_samples_on_each_core(tmp_path):
     each = min(cpu.MAX_DEVICES, cpu.usable_cores())
@@ -95,6 +96,7 @@ def test_otherwise_nothing_happens(before, environment):
     assert run(code, **environment) == "None"
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     """Ten times a block of 64 MiB, 16,384 pages each: new ones every time, or the same again."""
     kept, faults = map(int, run(MEMORY.format(keep=True)).split())

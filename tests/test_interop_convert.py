@@ -88,6 +88,7 @@ def run(imported):
     return TrainedRun(RunOptions(imported))
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_a_run(run, params):
     assert same(run.params, params)
     assert run.step == 0
@@ -267,6 +268,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(fake_hub, pipeline, tm
     assert b"something else" not in kept and content not in kept
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_the_hub_becomes_a_run_of_a_commit(fake_hub, params, tmp_path):
     """A branch may move; what config.json records may not."""
     convert(FromDiffusers(tmp_path / "run", data_name="digits", download="some/model"))

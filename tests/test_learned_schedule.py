@@ -42,6 +42,7 @@ def test_traced_tables_are_those_of_the_host(name):
     np.testing.assert_allclose(narrow.beta, host.beta, rtol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["variational", "estimate", "simple", "bound"])
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_bound_differentiates_through_the_tables(loss, variance):
@@ -160,6 +161,7 @@ def test_diffusion_loss_does_not_depend_on_the_shape_of_gamma(name):
     np.testing.assert_allclose(got, want, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_bound_of_many_steps_is_the_continuous_one():
     """A table of -γ(t): the discrete bound with T large tends to the three terms' sum (VDM §4)."""
     x_0 = jnp.asarray(np.clip(RNG.normal(MEAN, STD, (64, 8)), -1, 1) * 127.5 // 1 / 127.5)
@@ -188,6 +190,7 @@ def test_bound_of_many_steps_is_the_continuous_one():
     np.testing.assert_allclose(discrete(256), got, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_bounds_at_the_ends_and_the_squares_between():
     """By two separate gradients of the same losses; one network call per bound."""
     x_0 = jnp.asarray(LEVELS, jnp.float32)
@@ -222,6 +225,7 @@ def test_gradients_are_the_bounds_at_the_ends_and_the_squares_between():
         np.testing.assert_allclose(got[name], of_squares[name], rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_learning_gamma_lowers_the_variance_of_the_bound():
     """And leaves its mean, for the ends are held: seeds fixed, the margin a factor of two."""
     dim, batch = 16, 256

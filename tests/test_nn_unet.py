@@ -455,6 +455,7 @@ def test_impossible_dtypes_are_refused(change, dtype, t, more, message):
         jax.eval_shape(lambda: unet.init(jax.random.key(0), jnp.zeros(SHAPE, dtype), t, **more))
 
 
+@pytest.mark.slow
 def test_rematerialisation_keeps_less_and_changes_no_numbers():
     """The same loss and gradient; fewer numbers kept for the backward pass."""
     x, t, keys = images((2, 8, 8, 3)), jnp.arange(2), example_keys(0, 1)

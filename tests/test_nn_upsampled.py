@@ -34,6 +34,7 @@ def derivatives(f, x, kernel, dx, dkernel):
     return value, tangent, by_image, jax.vjp(f, x, kernel)[1](jnp.cos(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", [(2, 3, 4, 3), (1, 1, 1, 3), (2, 1, 5, 3)])
 def test_it_is_the_upsampled_images_convolution_in_float64(image):
     with jax.enable_x64(True):

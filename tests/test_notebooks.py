@@ -7,6 +7,8 @@ import jax
 import matplotlib
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "docs" / "notebooks"
 NAMES = ["digits", "mathematics"]
 

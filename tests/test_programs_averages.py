@@ -55,6 +55,7 @@ def value_of(run):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options,expected",
     [

@@ -50,6 +50,7 @@ def conditioned(request, tmp_path_factory):
     return request.param, folder / "run", folder / "rows.npy"
 
 
+@pytest.mark.slow
 def test_an_exported_program_takes_conditions(conditioned, tmp_path):
     name, run_dir, rows = conditioned
     given = {name: np.load(rows)}
@@ -97,6 +98,7 @@ def test_interpolation_uses_a_row_for_each_pair(conditioned, tmp_path):
         interpolate.interpolate(dataclasses.replace(config, **{name: tmp_path / "wrong.npy"}))
 
 
+@pytest.mark.slow
 def test_weights_keep_the_condition_and_diffusers_refuses_it(conditioned, tmp_path):
     name, run_dir, rows = conditioned
     to_weights(ToWeights(run_dir, out=tmp_path / "weights"))

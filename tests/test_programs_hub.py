@@ -49,6 +49,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_a_pushed_run_comes_back_bit_for_bit(hub, ada, run_dir, tmp_path):
     commit, files = push(PushConfig(run_dir, repository="ada/tiny", sheet_count=4, tag="v1"))
     repository = hub.repositories["ada/tiny"]
@@ -131,6 +132,7 @@ def test_the_programs_take_names_of_the_hub(hub, ada, run_dir, tmp_path):
     assert record["from"] == f"hub:ada/tiny@{commit}"
 
 
+@pytest.mark.slow
 def test_a_commit_in_the_cache_needs_no_network(hub, ada, run_dir):
     commit = push(PushConfig(run_dir, repository="ada/tiny", sheet_count=0)).commit
     wanted = dj.load_run(f"hub:ada/tiny@{commit}").params

@@ -87,6 +87,7 @@ def test_what_is_free_changes_no_weight(source, weights, part, changes):
     assert record["step"] == 5 and record["weights"] == weights and record["fresh"] == []
 
 
+@pytest.mark.slow
 def test_a_changed_head_is_initialised_afresh_and_named(source):
     config = changed("network", class_conditional=False)
     diffusion = dataclasses.replace(SHORT.diffusion, variance="fixed_large", loss="simple")
@@ -97,6 +98,7 @@ def test_a_changed_head_is_initialised_afresh_and_named(source):
     assert_same(state.params["conv_in"], stored(source).ema_params["conv_in"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part,changes,words",
     [
@@ -113,6 +115,7 @@ def test_another_network_or_process_is_refused_and_named(source, part, changes, 
     assert words in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["folders", "top", "top without an index"])
 def test_a_pipeline_gives_its_weights(source, tmp_path, layout):
     plain = changed("network", class_conditional=False)

@@ -171,6 +171,7 @@ def test_a_kill_while_the_run_is_fetched_loses_no_log(store, monkeypatch, tmp_pa
     assert len((store / "bucket/run/log.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_what_could_not_be_uploaded_is_uploaded_by_the_next_start(store):
     with pytest.raises(UnsentError, match="QuotaExceeded.*has no checkpoint.*are kept in") as told:
         with Training() as run:
@@ -272,6 +273,7 @@ def test_sigterm_waits_for_the_last_upload_within_a_limit(store, capsys):
     assert "fake://bucket/run has everything up to step 8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sigterm_does_not_wait_for_ever(store, capsys):
     stop = StopRequest()
     with Training(stop=stop) as run:

@@ -122,6 +122,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
 def test_files_of_something_else_are_not_replaced(name, tmp_path):
     """Other files of the folder are no obstacle, nor what the program itself wrote there."""

@@ -22,6 +22,8 @@ from rivals.vae import elbo, importance_bound
 from rivals_2d import RivalsConfig, makers, rivals_2d
 from tests.small_run import program
 
+pytestmark = pytest.mark.slow
+
 SETS = {"eight Gaussians": eight_gaussians(), "checkerboard": board()}
 
 

@@ -17,6 +17,8 @@ from rivals.rival import equal_models, num_parameters
 from rivals_digits import RivalsDigitsConfig, makers, rivals_digits
 from tests.small_run import program
 
+pytestmark = pytest.mark.slow
+
 
 def test_dequantised_digits_fill_their_bins_and_round_back_to_themselves():
     levels = np.arange(17).repeat(64 * 40).reshape(-1, 8, 8, 1)

@@ -43,6 +43,7 @@ def draw(num_resamples, num_steps, count=1024):
     return np.asarray(run(x_T, keys))
 
 
+@pytest.mark.slow
 def test_resampling_approaches_the_conditional_distribution():
     mean, covariance = conditional()
     errors = []

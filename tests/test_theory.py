@@ -747,6 +747,7 @@ def test_the_exact_ends_of_the_flow():
     np.testing.assert_allclose(flow.ends(x_T), y, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_figures_are_drawn(tmp_path):
     """The quick ones; theory.json belongs to a run of all figures."""
     names = ("integration", "posterior", "weights", "kinds", "chain")

@@ -22,6 +22,8 @@ from toys.mixing import MixingConfig
 from toys.models import ModelsConfig
 from toys.objectives import ObjectivesConfig
 
+pytestmark = pytest.mark.slow
+
 PLANES = {
     "two_gaussians": densities.two_gaussians(0.2, 1.5),
     "rings": densities.rings(),

@@ -60,6 +60,7 @@ def parts():
     return train(DataParallel("shard_map", DEVICES[:4], parameter_shards=2), chunk=2)
 
 
+@pytest.mark.slow
 def test_parameters_in_parts_train_alike(whole, parts):
     """Two by two devices against one: losses, norms, and every array of the state."""
     for name in ("loss", "grad_norm"):

@@ -49,6 +49,7 @@ def leaves(state):
     return [np.asarray(x) for x in jax.tree.leaves((state.params, state.ema_params))]
 
 
+@pytest.mark.slow
 def test_pmap_equals_shard_map_bitwise(runs):
     (a, metrics_a), (b, metrics_b) = runs["pmap"], runs["shard_map"]
     for x, y in zip(leaves(a), leaves(b), strict=True):
@@ -141,6 +142,7 @@ def test_the_step_is_gradient_descent_on_the_mean_loss():
         np.testing.assert_allclose(e, 0.9 * p + 0.1 * q, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_step_does_not_depend_on_how_numbers_are_promoted():
     """JAX_NUMPY_DTYPE_PROMOTION=strict: Optax multiplies its integer counters with floats."""
     rate = learning_rate_schedule(1e-2, warmup_steps=2, num_steps=9, decay="cosine")

@@ -75,6 +75,7 @@ def holds(folder):
         assert (folder / name).read_bytes() == content
 
 
+@pytest.mark.slow
 @examples(60)
 @given(listing=json_text(LISTING), damaged=st.booleans(), data=st.data())
 def test_what_is_fetched_is_what_was_said_and_nowhere_else(place, hub, listing, damaged, data):
@@ -91,6 +92,7 @@ def test_what_is_fetched_is_what_was_said_and_nowhere_else(place, hub, listing, 
                 assert path.stat().st_size == stored["size"]
 
 
+@pytest.mark.slow
 @examples(40)
 @given(names=st.lists(st.sampled_from(NAMES) | st.text(max_size=9), min_size=1, max_size=3))
 def test_names_in_the_listing_lead_nowhere(place, hub, names):
