@@ -46,6 +46,8 @@ class LikelihoodConfig(RunOptions):
     """Held-out images; more of them lower the standard errors."""
     batch_size: int = 180
     """Images at a time; changes speed and memory, not the numbers."""
+    steps_per_image: int | None = None
+    """Steps to measure each image at, a divisor of T: fewer for many images. None for all T."""
     train_split: bool = False
     """Also measure as many training images: the gap between the two shows overfitting."""
     flow: bool = True
@@ -98,9 +100,10 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
             count=config.count,
             batch_size=config.batch_size,
             name=f"the bound, {name}",
+            steps_per_image=config.steps_per_image,
         )
         rows = {kind: bound_row(bounds[name], kind) for kind in variances}
-        numbers[name] = {"images": bounds[name].prior.size, "bound": rows}
+        numbers[name] = {"images": bounds[name].num_images, "bound": rows}
     heldout = bounds["held out"]
     terms = {kind: values.mean(axis=1) for kind, values in heldout.terms.items()}
     curve = rate_distortion(heldout.variational_bound(own))

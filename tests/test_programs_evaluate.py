@@ -13,6 +13,7 @@ import ddpm_jax as dj
 from ddpm_jax import evaluation
 from ddpm_jax.data import load_digits
 from ddpm_jax.programs import shards
+from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.programs.run_directory import RunDirectoryError
@@ -67,6 +68,27 @@ def test_the_likelihood_table_is_the_librarys_bound(folder, run, tmp_path):
     assert result["bound"]["analytic"]["bits_per_dim"] < min(fixed) + 0.05
     assert 0 < result["flow"]["bits_per_dim"] < 20 and result["flow"]["images"] == 4
     assert (tmp_path / "terms.png").exists() and (tmp_path / "rate_distortion.png").exists()
+
+
+def test_fewer_steps_per_image_are_entries_of_the_whole_bound(run):
+    T = run.model.schedule.num_timesteps
+    options = {"variances": {"own": run.config.diffusion.variance}, "data": run.heldout_data}
+    options |= {"count": 2 * T + 1, "batch_size": 7, "name": "bound"}
+    whole = measure_bound(run, **options)
+    some = measure_bound(run, **options, steps_per_image=2)
+    group = T // 2
+    images = np.arange(T) % group  # which image of a group has this step
+    assert (whole.num_images, some.num_images) == (2 * T + 1, 2 * T)
+    for column in range(4):
+        rows = group * column + images
+        at = np.arange(T), rows
+        np.testing.assert_allclose(some.terms["own"][:, column], whole.terms["own"][at], rtol=1e-4)
+        np.testing.assert_allclose(some.x_0_mse[:, column], whole.x_0_mse[at], rtol=1e-4)
+        prior = whole.prior[group * column : group * (column + 1)].mean()
+        np.testing.assert_allclose(some.prior[column], prior, rtol=1e-6)
+    for wrong, named in [(0, "got 0"), (T + 1, "divide"), (3, "divide"), (1, "images, got 10")]:
+        with pytest.raises(ValueError, match=named):
+            measure_bound(run, **{**options, "count": 10}, steps_per_image=wrong)
 
 
 def test_measured_errors_are_kept_for_their_checkpoint_alone(folder):

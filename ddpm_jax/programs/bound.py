@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -24,7 +25,7 @@ from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.forward.schedule import timesteps_at
-from ddpm_jax.keys import example_keys, fold_in_each, make_key, normal_per_example
+from ddpm_jax.keys import example_keys, make_key, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.likelihood.coding import mean_and_standard_error
 from ddpm_jax.likelihood.variational import VariationalBound
@@ -35,18 +36,20 @@ from ddpm_jax.types import mean_per_example
 
 
 class MeasuredBound(NamedTuple):
-    """The parts of the bound for N images, on the host.
+    """The parts of the bound for N images, or N groups of images, on the host.
 
     terms        {variance: [T, N]}, L_0 .. L_{T-1} in bits/dim
     x_0_mse      [T, N], ‖x_0 - x̂_0‖²/d
     epsilon_mse  [T, N], ‖ε - ε̂‖²/d
     prior        [N], L_T in bits/dim
+    num_images   how many images there are in all
     """
 
     terms: dict[str, np.ndarray]
     x_0_mse: np.ndarray
     epsilon_mse: np.ndarray
     prior: np.ndarray
+    num_images: int
 
     def variational_bound(self, variance: str) -> VariationalBound:
         """The bound for one of the variances, as `variational_bound` returns it."""
@@ -63,8 +66,14 @@ def measure_bound(
     count: int,
     batch_size: int,
     name: str,
+    steps_per_image: int | None = None,
 ) -> MeasuredBound:
     """Measures all T terms on the first `count` images of a data set.
+
+    With fewer steps per image, T / steps_per_image images in a row form a group: each is measured
+    at every so many steps, beginning at another one, so that the group has every step once. If the
+    images are in random order, the sum of a group's terms has the images' mean bound as expectation
+    and groups are independent: what is computed from N images also holds for N groups.
 
     Args:
         run: its model, parameters, devices and seed.
@@ -73,10 +82,15 @@ def measure_bound(
         count: how many images; fewer if the data set has fewer.
         batch_size: images at a time over all devices; changes speed and memory only.
         name: label of the progress bar.
+        steps_per_image: a divisor of T; None for all T steps.
+
+    Raises ValueError if steps_per_image is no divisor of T, or leaves fewer than two groups.
     """
     count = min(count, len(data.images))
     schedule = run.model.schedule
     T = schedule.num_timesteps
+    group = _group_size(T, steps_per_image, count)
+    count -= count % group
     split = RowSplit(run.devices)
     size = split.round_up(min(batch_size, count))
     params = split.replicate(run.params)
@@ -89,34 +103,53 @@ def measure_bound(
         return prior_term(schedule, prepare_images(images, None, flip=False))
 
     prior_of = split.map(prior_at, (ROWS,))
-    step = split.map(terms_at, (WHOLE, ROWS, ROWS, WHOLE, ROWS), (ROWS, PartitionSpec(None, AXES)))
-    terms = {kind: np.zeros((T, count)) for kind in variances}
-    errors = np.zeros((2, T, count))
+    step = split.map(terms_at, (WHOLE, ROWS, ROWS, ROWS, ROWS), (ROWS, PartitionSpec(None, AXES)))
+    terms = {kind: np.zeros((T, count // group)) for kind in variances}
+    errors = np.zeros((2, T, count // group))
     prior = np.zeros(count)
-    with bar(T * count, name, unit="img·step") as progress:
+    with bar(T * count // group, name, unit="img·step") as progress:
         for rows in batches(count, size):
             real = rows.stop - rows.start
             conditions = run.model.conditions(data, rows)
-            index = np.arange(rows.start, rows.stop, dtype=np.uint32)
-            images, conditions, index = split.put((data.images[rows], conditions, index), size)
+            numbers = np.arange(rows.start, rows.stop)
+            batch = (data.images[rows], conditions, numbers.astype(np.uint32))
+            images, conditions, index = split.put(batch, size)
             prior[rows] = fetch(prior_of(images))[:real]
-            for t in range(T):
-                values, squares = fetch(step(params, images, conditions, np.int32(t), index))
+            for first in range(0, T, group):
+                t = first + numbers % group
+                steps = split.put(t.astype(np.int32), size)
+                values, squares = fetch(step(params, images, conditions, steps, index))
                 for kind, value in values.items():
-                    terms[kind][t, rows] = value[:real]
-                errors[:, t, rows] = squares[:, :real]
+                    terms[kind][t, numbers // group] = value[:real]
+                errors[:, t, numbers // group] = squares[:, :real]
                 progress.update(real)
-    return MeasuredBound(terms, errors[0], errors[1], prior)
+    return MeasuredBound(terms, *errors, prior.reshape(-1, group).mean(axis=1), count)
+
+
+def _group_size(T: int, steps_per_image: int | None, count: int) -> int:
+    if steps_per_image is None:
+        return 1
+    if not 1 <= steps_per_image <= T or T % steps_per_image:
+        raise ValueError(
+            f"the bound needs steps per image that divide T = {T}, got {steps_per_image}."
+        )
+    group = T // steps_per_image
+    if count < 2 * group:
+        raise ValueError(
+            f"with {steps_per_image} of {T} steps per image the bound needs at least {2 * group} "
+            f"images, got {count}. Take more images, or more steps for each."
+        )
+    return group
 
 
 def _terms_at(model: Model, variances, params, images, conditions, t, keys):
-    """The terms of step t [] for every variance, and the squared errors of x̂_0 and ε̂ [2, b]."""
+    """The terms of steps t [b] for every variance, and the squared errors of x̂_0 and ε̂ [2, b]."""
     schedule, diffusion = model.schedule, model.config.diffusion
     x_0 = prepare_images(images, None, flip=False)
-    noise = normal_per_example(fold_in_each(keys, timesteps_at(schedule, t)), x_0.shape[1:])
+    keys = jax.vmap(jax.random.fold_in)(keys, timesteps_at(schedule, t))
+    noise = normal_per_example(keys, x_0.shape[1:])
     x_t = q_sample(schedule, x_0, t, noise)
-    steps = jnp.broadcast_to(t, x_0.shape[:1])
-    output = model.bind(params, **conditions)(x_t, steps)
+    output = model.bind(params, **conditions)(x_t, t)
     prediction, _ = split_output(output, x_t, diffusion.variance)
     terms, x_0_hat = {}, x_0
     for name, variance in variances.items():
@@ -124,14 +157,14 @@ def _terms_at(model: Model, variances, params, images, conditions, t, keys):
             schedule,
             output if is_learned(variance) else prediction,
             x_t,
-            steps,
+            t,
             target=model.target,
             variance=variance,
             clip=diffusion.clip,
         )
-        terms[name] = bound_term(schedule, reverse, x_0, x_t, steps)
+        terms[name] = bound_term(schedule, reverse, x_0, x_t, t)
         x_0_hat = reverse.x_0_hat
-    epsilon_hat = predict_epsilon(schedule, prediction, x_t, steps, target=model.target)
+    epsilon_hat = predict_epsilon(schedule, prediction, x_t, t, target=model.target)
     errors = (x_0 - x_0_hat, noise - epsilon_hat)
     return terms, jnp.stack([mean_per_example(jnp.square(error)) for error in errors])
 

@@ -260,7 +260,7 @@ def _bits(run: TrainedRun, config: EvaluateConfig) -> dict[str, Any] | None:
         batch_size=min(count, 100),
         name="bits/dim",
     )
-    return {"images": measured.prior.size, "variance": own, **bound_row(measured, own)}
+    return {"images": measured.num_images, "variance": own, **bound_row(measured, own)}
 
 
 def _cells(measured: dict[str, Any]) -> dict[str, str]:
