@@ -123,7 +123,8 @@ def measure_bound(
                     terms[kind][t, numbers // group] = value[:real]
                 errors[:, t, numbers // group] = squares[:, :real]
                 progress.update(real)
-    return MeasuredBound(terms, *errors, prior.reshape(-1, group).mean(axis=1), count)
+    prior = prior.reshape(-1, group).mean(axis=1)
+    return MeasuredBound(terms, errors[0], errors[1], prior, count)
 
 
 def _group_size(T: int, steps_per_image: int | None, count: int) -> int:
