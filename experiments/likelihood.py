@@ -50,6 +50,8 @@ class LikelihoodConfig(RunOptions):
     """Steps to measure each image at, a divisor of T: fewer for many images. None for all T."""
     train_split: bool = False
     """Also measure as many training images: the gap between the two shows overfitting."""
+    analytic: bool = True
+    """Also with the analytic variance: 256 training images at all steps, once per checkpoint."""
     flow: bool = True
     """Also measure the likelihood of the probability-flow ODE, with Hutchinson's estimator."""
     flow_count: int = 60
@@ -88,7 +90,7 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
     out = run.folder("likelihood")
     if config.train_split:
         splits["training"] = run.train_data
-    variances = _variances(run)
+    variances = _variances(run, config.analytic)
     own = run.config.diffusion.variance
     bounds: dict[str, MeasuredBound] = {}
     numbers: dict[str, Any] = {}
@@ -127,15 +129,17 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
     return LikelihoodResult(bounds, numbers, files)
 
 
-def _variances(run: TrainedRun) -> dict[str, Variance]:
+def _variances(run: TrainedRun, analytic: bool) -> dict[str, Variance]:
     """The variances this model could be sampled with, its own first."""
     own = run.config.diffusion.variance
-    return {
+    variances: dict[str, Variance] = {
         own: own,
         "fixed_large": "fixed_large",
         "fixed_small": "fixed_small",
-        "analytic": optimal_log_variance(run.model.schedule, run.x_0_mse),
     }
+    if analytic:
+        variances["analytic"] = optimal_log_variance(run.model.schedule, run.x_0_mse)
+    return variances
 
 
 def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
