@@ -158,6 +158,21 @@ def test_a_run_with_classes_there_and_back(tmp_path, capsys):
     assert (images != there.sample(2, **options | {"label": 5})).any()
 
 
+def classes_run(image_shape, class_names, num_classes, **diffusion):
+    """What the code for diffusers needs of a class-conditional run; no weights."""
+    config = TrainConfig(
+        Path("run"),
+        num_steps=1,
+        diffusion=DiffusionConfig(**diffusion),
+        network=NetworkConfig(class_conditional=True),
+    )
+    return SimpleNamespace(
+        model=build_model(config, image_shape, num_classes),
+        config=config,
+        facts={"data": {"class_names": class_names}},
+    )
+
+
 @pytest.mark.parametrize(
     "change,expected",
     [
@@ -170,20 +185,16 @@ def test_a_run_with_classes_there_and_back(tmp_path, capsys):
 )
 def test_the_code_for_diffusers_follows_the_run(change, expected):
     """Names are those of folders or files, and must not end the comment."""
-    config = TrainConfig(
-        Path("run"),
-        num_steps=1,
-        diffusion=DiffusionConfig(**{"num_timesteps": 20, **change}),
-        network=NetworkConfig(class_conditional=True),
-    )
-    run = SimpleNamespace(
-        model=build_model(config, SHAPE, 10),
-        config=config,
-        facts={"data": {"class_names": ["a\nb", "c"]}},
-    )
+    run = classes_run(SHAPE, ["a\nb", "c"], 10, **{"num_timesteps": 20, **change})
     code = guided_sampling_code(run, Path('a "folder"'))
     compile(code, "code", "exec")
     assert expected in code and r'from_pretrained("a \"folder\"", subfolder="unet")' in code
+
+
+def test_the_page_shows_the_printed_code():
+    page = Path(__file__).parents[1] / "docs/howto/diffusers.md"
+    code = guided_sampling_code(classes_run((32, 32, 3), ["cat", "dog"], 2), Path("model"))
+    assert f"```py\n{code}```\n" in page.read_text()
 
 
 def test_a_run_is_never_overwritten(imported, pipeline):
