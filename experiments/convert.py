@@ -1,4 +1,4 @@
-"""Converts weights: other libraries' models to runs, and runs to diffusers pipelines.
+"""Converts weights: other libraries' models to runs, and runs to models of diffusers.
 
     python experiments/convert.py from-diffusers --folder FOLDER --run-dir runs/cifar10-google
     python experiments/convert.py from-diffusers --download google/ddpm-cifar10-32 \\
@@ -23,9 +23,9 @@ from ddpm_jax.programs.convert import (
 )
 
 CONVERSIONS: dict[str, tuple[str, Conversion]] = {
-    "from-diffusers": ("a DDPMPipeline, from a folder or the hub, to a run", FromDiffusers()),
+    "from-diffusers": ("a model of diffusers, from a folder or the hub, to a run", FromDiffusers()),
     "from-tensorflow": ("the DDPM authors' variables to a run", FromTensorFlow()),
-    "to-diffusers": ("a run to the folder of a DDPMPipeline", ToDiffusers()),
+    "to-diffusers": ("a run to a folder that diffusers loads", ToDiffusers()),
     "to-weights": ("a run to config.json and weights.safetensors", ToWeights()),
 }
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from ddpm_jax.nn import UNet
 from ddpm_jax.programs.build import build_model, build_schedule
 from ddpm_jax.programs.config import (
     DiffusionConfig,
+    NetworkConfig,
     SamplerOptions,
     TrainConfig,
 )
@@ -34,6 +37,7 @@ from ddpm_jax.programs.convert import (
     convert,
     write_run,
 )
+from ddpm_jax.programs.diffusers_code import guided_sampling_code
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.training import Checkpoints
@@ -130,6 +134,68 @@ def test_there_and_back(imported, params, tmp_path):
     assert (back.unet, back.image_shape) == (UNET, SHAPE)
     # A cosine has no first and last β of its own; they are kept all the same.
     assert back.process == PROCESS
+
+
+def test_a_run_with_classes_there_and_back(tmp_path, capsys):
+    unet = UNET.clone(num_classes=10, out_channels=1)
+    params = random_params(unet, np.zeros((1, *SHAPE), np.float32), 0)
+    process = PROCESS._replace(variance="fixed_small")
+    first = FromDiffusers(tmp_path / "run", data_name="digits")
+    write_run(first, ImportedModel(unet, params, SHAPE, process), {"library": "ours"})
+    convert(ToDiffusers(tmp_path / "run", out=tmp_path / "model"))
+    printed = capsys.readouterr().out
+    assert "as a UNet2DModel with 10 classes" in printed
+    assert "no_label, guidance = 0, 10, 2.0  # labels 0 to 9\n" in printed
+    assert "set_timesteps(30)" in printed and "torch.randn(16, 1, 8, 8)" in printed
+    convert(FromDiffusers(tmp_path / "back", data_name="digits", folder=tmp_path / "model"))
+    assert "11 embeddings of labels: 10 classes" in capsys.readouterr().out
+    there, back = (TrainedRun(RunOptions(tmp_path / name)) for name in ("run", "back"))
+    assert same(back.params, params)
+    assert back.model.network == there.model.network
+    assert back.config.diffusion == there.config.diffusion
+    options = {"sampler": "ddim", "num_steps": 3, "label": 4, "guidance": 2.0}
+    images = there.sample(2, **options)
+    np.testing.assert_array_equal(back.sample(2, **options), images)
+    assert (images != there.sample(2, **options | {"label": 5})).any()
+
+
+def classes_run(image_shape, class_names, num_classes, **diffusion):
+    """What the code for diffusers needs of a class-conditional run; no weights."""
+    config = TrainConfig(
+        Path("run"),
+        num_steps=1,
+        diffusion=DiffusionConfig(**diffusion),
+        network=NetworkConfig(class_conditional=True),
+    )
+    return SimpleNamespace(
+        model=build_model(config, image_shape, num_classes),
+        config=config,
+        facts={"data": {"class_names": class_names}},
+    )
+
+
+@pytest.mark.parametrize(
+    "change,expected",
+    [
+        ({}, "guidance = 0, 10, 2.0  # labels 0 to 9: a b, c"),
+        ({"label_dropout": 0.0}, "0, 10, 1.0  # labels 0 to 9: a b, c; guidance 1, because no"),
+        ({"variance": "learned_range"}, "class_labels=given).sample[:, :1] for"),
+        ({"num_timesteps": 1000}, "set_timesteps(50)"),
+    ],
+    ids=str,
+)
+def test_the_code_for_diffusers_follows_the_run(change, expected):
+    """Names are those of folders or files, and must not end the comment."""
+    run = classes_run(SHAPE, ["a\nb", "c"], 10, **{"num_timesteps": 20, **change})
+    code = guided_sampling_code(run, Path('a "folder"'))
+    compile(code, "code", "exec")
+    assert expected in code and r'from_pretrained("a \"folder\"", subfolder="unet")' in code
+
+
+def test_the_page_shows_the_printed_code():
+    page = Path(__file__).parents[1] / "docs/howto/diffusers.md"
+    code = guided_sampling_code(classes_run((32, 32, 3), ["cat", "dog"], 2), Path("model"))
+    assert f"```py\n{code}```\n" in page.read_text()
 
 
 def test_a_run_is_never_overwritten(imported, pipeline):

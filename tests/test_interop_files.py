@@ -391,9 +391,51 @@ def test_weights_in_several_files_are_refused():
         choose_pipeline_files(names, "repository")
 
 
-def test_nothing_is_written_for_a_model_without_counterpart(params, tmp_path):
-    with pytest.raises(ValueError, match="num_classes=3; DDPMPipeline passes no labels"):
-        save_diffusers(tmp_path / "a", TINY.clone(num_classes=3), params, SHAPE, PROCESS, SCHEDULE)
+def test_a_model_with_labels_is_a_unet_and_a_scheduler_but_no_pipeline(folder):
+    """Over an earlier model without labels, whose index must not name the new parts."""
+    unet = TINY.clone(num_classes=3)
+    params = random_params(unet, np.zeros((1, *SHAPE), np.float32), 1)
+    written = save_diffusers(folder, unet, params, SHAPE, PROCESS, SCHEDULE)
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(written)
+    assert {path.relative_to(folder).as_posix() for path in written} == {
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+    }
+    config = json.loads((folder / "unet/config.json").read_text())
+    assert (config["num_class_embeds"], config["class_embed_type"]) == (4, None)
+    tensors = read_safetensors(folder / "unet/diffusion_pytorch_model.safetensors")
+    table = params["label_embedding"]["table"]["embedding"]
+    assert table.shape == (4, 32)
+    np.testing.assert_array_equal(tensors["class_embedding.weight"], table)
+    read = load_diffusers(folder)
+    assert (read.unet, read.image_shape, read.process) == (unet, SHAPE, PROCESS)
+    assert jax.tree.all(jax.tree.map(np.array_equal, read.params, params))
+
+
+@pytest.mark.parametrize("labels", [None, 3])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cond_features": 2},
+        {"context_features": 2},
+        {"patch_size": 2},
+        {"resample_with_conv": False},
+        {"channel_multipliers": (2, 2)},
+        {"middle_attention": "plain"},
+        {"num_heads": 2, "attention_resolutions": (8,)},
+    ],
+    ids=str,
+)
+def test_networks_without_counterpart_leave_no_folder(labels, change, tmp_path):
+    unet = TINY.clone(num_classes=labels, **change)
+    params = random_params(unet, np.zeros((1, *SHAPE), np.float32), 0)
+    with pytest.raises(ValueError, match=f"UNet2DModel cannot express {next(iter(change))}="):
+        save_diffusers(tmp_path / "a", unet, params, SHAPE, PROCESS, SCHEDULE)
+    assert not (tmp_path / "a").exists()
+
+
+def test_processes_without_counterpart_leave_no_folder(params, tmp_path):
     with pytest.raises(ValueError, match="target='score'"):
         out, process = tmp_path / "out", PROCESS._replace(target="score")
         save_diffusers(out, TINY, params, SHAPE, process, SCHEDULE)

@@ -1,6 +1,7 @@
 """Models exported from here run in diffusers' own pipeline, and theirs here, to the same images."""
 
 import functools
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
-from ddpm_jax.interop import Process, load_diffusers, save_diffusers
+from ddpm_jax.interop import ImportedModel, Process, load_diffusers, save_diffusers
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs.build import build_schedule
-from ddpm_jax.programs.config import DiffusionConfig
+from ddpm_jax.programs.config import DiffusionConfig, SamplerOptions
+from ddpm_jax.programs.convert import ImportOptions, ToDiffusers, convert, write_run
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from tests.reference_unet import random_params
 
 BATCH, STEPS = 3, 12
@@ -96,6 +99,61 @@ def test_our_models_run_in_their_pipeline(libraries, name, tmp_path):
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(pipeline.scheduler).__name__ == "DDPMScheduler"
     check_same_images(torch, pipeline, unet, process, params)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_our_classes_are_sampled_in_diffusers(libraries, name, tmp_path, capsys):
+    """The printed lines make our guided DDIM samples from the same noise; so does "no label"."""
+    torch, diffusers = libraries
+    process, classes = PROCESSES[name], 3
+    channels = SHAPE[-1] * (2 if process.variance == "learned_range" else 1)
+    unet = UNET.clone(num_classes=classes, out_channels=channels)
+    params = random_params(unet, np.zeros((1, *SHAPE), np.float32), 0)
+    write_run(
+        ImportOptions(tmp_path / "run"),
+        ImportedModel(unet, params, SHAPE, process),
+        {"library": "ours"},
+    )
+    convert(ToDiffusers(tmp_path / "run", out=tmp_path / "model"))
+    lines = capsys.readouterr().out.splitlines()
+    code = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
+    run = TrainedRun(RunOptions(tmp_path / "run"))
+
+    theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "model", subfolder="unet")
+    labels, t = np.arange(classes + 1), np.array([0, 7, 20, 39])
+    x = np.random.default_rng(1).normal(size=(classes + 1, *SHAPE)).astype(np.float32)
+    with torch.no_grad():
+        nchw = torch.as_tensor(x).permute(0, 3, 1, 2)
+        more = {"class_labels": torch.as_tensor(labels)}
+        truth = theirs(nchw, torch.as_tensor(t), **more).sample.permute(0, 2, 3, 1).numpy()
+    output = np.asarray(run.apply_fn(jnp.asarray(x), jnp.asarray(t), label=jnp.asarray(labels)))
+    assert np.std(truth) > 0.2
+    np.testing.assert_allclose(output, truth, atol=1e-5)
+    # Without labels, ours means the last row.
+    last = run.apply_fn(jnp.asarray(x[-1:]), jnp.asarray(t[-1:]))
+    np.testing.assert_allclose(last, truth[-1:], atol=1e-5)
+
+    torch.manual_seed(0)
+    x_T = torch.randn(16, *SHAPE[-1:], *SHAPE[:-1]).permute(0, 2, 3, 1).numpy()
+    sampler = run.sampler(SamplerOptions("ddim", num_steps=40, spacing="leading"))
+    draw = jax.jit(
+        lambda label: dj.sample(sampler, run.denoiser(label, guidance=2.0), jnp.asarray(x_T))
+    )
+    made = []
+    for label in labels:
+        chosen = code.replace("guidance = 0, ", f"guidance = {label}, ")
+        assert label == 0 or chosen != code
+        scope: dict = {}
+        torch.manual_seed(0)
+        exec(compile(chosen, "printed", "exec"), scope)
+        theirs_x = scope["x"].permute(0, 2, 3, 1).numpy()
+        made.append(theirs_x)
+        ours_x = np.asarray(draw(jnp.full(16, label)))
+        scale = max(1.0, float(np.abs(theirs_x).max()))
+        np.testing.assert_allclose(ours_x / scale, theirs_x / scale, atol=1e-4)
+        assert scope["images"].shape == (16, *SHAPE[-1:], *SHAPE[:-1])
+        assert 0 <= scope["images"].min() and scope["images"].max() <= 1
+    assert all(np.abs(made[0] - other).max() > 1e-2 for other in made[1:])
 
 
 def test_their_pipelines_run_here(libraries, tmp_path):

@@ -1,9 +1,12 @@
-"""Reads and writes a folder that diffusers.DDPMPipeline loads: two JSON files and safetensors.
+"""Reads and writes a model's folder of diffusers: JSON files and safetensors.
 
-model_index.json                               the classes of the parts
+model_index.json                               the classes of the parts, for DDPMPipeline
 unet/config.json                               or, in repositories of 2022, without the folders:
 unet/diffusion_pytorch_model.safetensors       config.json, diffusion_pytorch_model.safetensors
 scheduler/scheduler_config.json                and scheduler_config.json beside model_index.json
+
+A class-conditional model has no model_index.json: DDPMPipeline passes no labels to its network, so
+UNet2DModel and a scheduler are loaded from their folders.
 """
 
 from __future__ import annotations
@@ -96,13 +99,13 @@ def pipeline_files(folder: str | Path) -> PipelineFiles:
     """Finds the files of a pipeline in a folder; raises as `choose_pipeline_files` does."""
     folder = user_path(folder, "pipeline_files")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder. Name the one that holds model_index.json.")
+        raise FileNotFoundError(f"{folder} is no folder. Name the one that holds unet/config.json.")
     names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     return choose_pipeline_files(names, str(folder))
 
 
 def load_diffusers(folder: str | Path) -> ImportedModel:
-    """Reads a DDPMPipeline's folder of either layout.
+    """Reads a DDPMPipeline's folder of either layout, or that of a UNet2DModel with labels.
 
     Raises FileNotFoundError, or ValueError naming the file and what in it is wrong or has no
     counterpart: settings, names, shapes and dtypes of tensors, pickles, damaged files.
@@ -143,18 +146,16 @@ def save_diffusers(
 ) -> list[Path]:
     """Writes a folder that `diffusers.DDPMPipeline.from_pretrained` loads; returns its files.
 
+    For a network with `num_classes`, `UNet2DModel.from_pretrained(folder, subfolder="unet")` and a
+    scheduler's `from_pretrained(folder, subfolder="scheduler")` load it instead. Its
+    `class_labels` are those of `unet`: num_classes stands for "no label".
+
     Everything is checked before anything is written. Raises ValueError for what diffusers cannot
-    express, naming it, and for labels, which DDPMPipeline does not pass to its network.
+    express, naming it.
     """
     call = "save_diffusers"
     folder = user_path(folder, call)
     check_kind(call, "unet", unet, UNet, "such as dj.UNet()")
-    if unet.num_classes is not None:
-        raise ValueError(
-            f"{call} got a UNet with num_classes={unet.num_classes}; DDPMPipeline passes "
-            "no labels. Write the model alone with unet_to_diffusers_config and "
-            "unet_params_to_diffusers."
-        )
     network = unet_to_diffusers_config(unet, image_shape)
     scheduler = process_to_diffusers_config(process, schedule)
     tensors = unet_params_to_diffusers(params, unet)
@@ -164,18 +165,18 @@ def save_diffusers(
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", network["_class_name"]],
     }
+    # That of an earlier model would make the new parts a pipeline.
+    (folder / "model_index.json").unlink(missing_ok=True)
     for part in ("unet", "scheduler"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     written = [folder / "unet" / f"{WEIGHTS}.safetensors"]
     write_safetensors(written[0], tensors)
-    for path, values in (
-        (folder / "unet" / "config.json", network),
-        (folder / "scheduler" / "scheduler_config.json", scheduler),
-        # Last: this file makes the folder a pipeline.
-        (folder / "model_index.json", index),
-    ):
-        write_json(path, values, sort_keys=True, allow_nan=False, ensure_ascii=True)
-        written.append(path)
+    files = {"unet/config.json": network, "scheduler/scheduler_config.json": scheduler}
+    if unet.num_classes is None:
+        files["model_index.json"] = index  # Last: this file makes the folder a pipeline.
+    for name, values in files.items():
+        write_json(folder / name, values, sort_keys=True, allow_nan=False, ensure_ascii=True)
+        written.append(folder / name)
     return written
 
 

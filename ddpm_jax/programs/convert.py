@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.config_values import to_json, with_types
 from ddpm_jax.programs.console import quantity, say
+from ddpm_jax.programs.diffusers_code import guided_sampling_code
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import WeightsDtype, check_weights_folder, save_weights
@@ -56,10 +58,13 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class FromDiffusers(ImportOptions):
-    """Import a DDPMPipeline of diffusers, from a folder or from the hub, as a run."""
+    """Import a model of diffusers, from a folder or from the hub, as a run.
+
+    It is a DDPMPipeline, or a class-conditional UNet2DModel in unet/ with scheduler/ beside it.
+    """
 
     folder: Path | None = None
-    """The pipeline's folder. Only .safetensors and JSON are read; pickles are refused."""
+    """The model's folder. Only .safetensors and JSON are read; pickles are refused."""
     download: str | None = None
     """Instead of a folder: OWNER/NAME on huggingface.co."""
     revision: str | None = None
@@ -84,7 +89,11 @@ class FromTensorFlow(ImportOptions):
 
 @dataclass(frozen=True)
 class ToDiffusers(RunOptions):
-    """Export a run as a folder that diffusers.DDPMPipeline.from_pretrained loads."""
+    """Export a run as a folder that diffusers.DDPMPipeline.from_pretrained loads.
+
+    A class-conditional run is loaded by UNet2DModel and DDIMScheduler, since DDPMPipeline has no
+    labels; the code that samples it is printed.
+    """
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def convert(config: Conversion) -> None:
 
 
 def from_diffusers(config: FromDiffusers) -> None:
-    """Makes a run directory from a DDPMPipeline."""
+    """Makes a run directory from a model of diffusers."""
     source: dict[str, Any] = {"library": "diffusers"}
     if (config.folder is None) == (config.download is None):
         raise ValueError(
@@ -134,6 +143,8 @@ def from_diffusers(config: FromDiffusers) -> None:
         folder = config.folder
     say(f"reading {folder}")
     model = load_diffusers(folder)
+    if (classes := model.unet.num_classes) is not None:
+        say(f"  {classes + 1} embeddings of labels: {classes} classes, and the last for no label")
     files = pipeline_files(folder)
     digests = {name: _sha256(folder / name) for name in filter(None, files)}
     write_run(config, model, source | {"folder": str(folder), "sha256": digests})
@@ -155,7 +166,7 @@ def from_tensorflow(config: FromTensorFlow) -> None:
 
 
 def to_diffusers(config: ToDiffusers) -> None:
-    """Writes a run's parameters and process as a DDPMPipeline's folder."""
+    """Writes a run's parameters and process as a folder that diffusers loads."""
     run = TrainedRun(config)
     diffusion = run.config.diffusion
     if diffusion.process != "ddpm":
@@ -167,7 +178,7 @@ def to_diffusers(config: ToDiffusers) -> None:
     if len(shape) != 3 or run.model.concat_features is not None:
         raise ValueError(
             f"{run.name} makes arrays of shape {list(shape)}, with concat_features="
-            f"{run.model.concat_features}; a DDPMPipeline makes images [H, W, C] from x_t alone. "
+            f"{run.model.concat_features}; diffusers makes images [H, W, C] from x_t alone. "
             "Export it as weights (to-weights)."
         )
     if diffusion.exploding:
@@ -189,9 +200,14 @@ def to_diffusers(config: ToDiffusers) -> None:
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
     written = save_diffusers(out, run.model.network, run.params, shape, process, run.model.schedule)
     which = _parameters(config)
-    say(f"{run.title}: {which} parameters, as a DDPMPipeline in {out}")
+    classes = run.model.num_classes
+    kind = "DDPMPipeline" if classes is None else f"UNet2DModel with {classes} classes"
+    say(f"{run.title}: {which} parameters, as a {kind} in {out}")
     for path in written:
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
+    if classes is not None:
+        say("Sample it in diffusers with these lines:\n")
+        say(textwrap.indent(guided_sampling_code(run, out), "    "))
 
 
 def to_weights(config: ToWeights) -> None:
