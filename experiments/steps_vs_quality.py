@@ -1,10 +1,13 @@
 """Sample quality against the number of steps, for every sampler: DDIM's Table 1.
 
     python experiments/steps_vs_quality.py --run-dir runs/digits
+    python experiments/steps_vs_quality.py --run-dir RUN --classifier runs/classifier
 
 Song, Meng, Ermon 2020 (arXiv 2010.02502, Table 1), with the samplers that came after it: analytic
 variances (2201.06503), DPM-Solver++ (2211.01095), Heun on EDM's grid (2206.00364). Quality is the
-Fréchet distance of pixels, which needs no network and suits small images.
+Fréchet distance of pixels, which needs no network and suits small images, or of the features of a
+classifier trained on the same data, which is not the FID. As many held-out images, and images of
+the Gaussian fitted to the training set, are measured beside the samples.
 
 The network alone is compiled, once, and all samplers step outside of it: on small images, compiling
 each sampler for each number of steps would take longer than sampling.
@@ -26,8 +29,11 @@ from ddpm_jax import evaluation, visualize
 from ddpm_jax.files import write_json
 from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys, make_key
+from ddpm_jax.programs.buckets import shown
+from ddpm_jax.programs.classifier import accuracy
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
+from ddpm_jax.programs.metrics import classifier_features, look_at_reference, pixel_features
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, grid_steps, initial_noise
@@ -44,6 +50,12 @@ SAMPLERS: dict[str, SamplerOptions] = {
 }
 FULL = ("ancestral, the run's σ", "DDIM η=0")
 """Samplers that are also run on all T steps."""
+TITLES = {
+    "frechet_pixels": "Fréchet distance of pixels to the training set",
+    "frechet_classifier": "Fréchet distance of classifier features to the training set",
+    "accuracy": "share of images that the classifier gives their class",
+    "share_confident": "share of images a classifier is > 90 % sure of",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,9 @@ class StepsConfig(RunOptions):
     """Images per cell; more images lower the Fréchet distance, so compare equal counts only."""
     batch_size: int = 200
     """Images at a time."""
+    classifier: Path | None = None
+    """Folder of a classifier of the run's own data, whose features are compared instead of pixels;
+    of a class-conditional run it also gives the accuracy on the samples."""
     show: int = 10
     """Images per cell in the picture."""
 
@@ -66,12 +81,14 @@ class StepsResult(NamedTuple):
     pictures  {(sampler, steps): uint8 [show, H, W, C]}
     rows      {sampler: {steps: its numbers}}, steps as text
     heldout   the same numbers of held-out images
+    gaussian  the same numbers of images of the Gaussian fitted to the training set
     files     what was written
     """
 
     pictures: dict[tuple[str, int], np.ndarray]
     rows: dict[str, dict[str, Any]]
     heldout: dict[str, float]
+    gaussian: dict[str, float]
     files: list[Path]
 
 
@@ -90,6 +107,7 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     run = TrainedRun(config)
     need_pictures(run, "steps_vs_quality")
     real = run.need_heldout(2).images[: config.count]
+    field, fingerprint, measure = _measure_of(run, config.classifier)
     out = run.folder("steps_vs_quality")
     T = run.model.schedule.num_timesteps
     columns = sorted({s for s in config.steps if s < T})
@@ -98,7 +116,6 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     for name, s in cells:
         options = dataclasses.replace(SAMPLERS[name], num_steps=s if s < T else None)
         samplers[name, s] = run.sampler(options)
-    measure = _measure_of(run)
     network = _network(run)
     work = sum(_evaluations(name, s) for name, s in cells) * config.count
     rows: dict[str, dict[str, Any]] = {name: {} for name in SAMPLERS}
@@ -107,29 +124,41 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
         for (name, s), sampler in samplers.items():
             images = _draw(run, network, sampler, config)
             pictures[name, s] = images[: config.show]
-            rows[name][str(s)] = {"evaluations": _evaluations(name, s), **measure(images)}
+            labels = run.labels(config.count)
+            rows[name][str(s)] = {"evaluations": _evaluations(name, s), **measure(images, labels)}
             progress.update(_evaluations(name, s) * config.count)
-    heldout = {"images": len(real), **measure(real)}
+    own_labels = None if run.labels(1) is None else run.heldout_data.labels[: len(real)]
+    heldout = {"images": len(real), **measure(real, own_labels)}
+    drawn = evaluation.fitted_gaussian_images(run.train_data.images, config.count, config.seed)
+    gaussian = {"images": config.count, **measure(drawn, None)}
     files = [out / "steps_vs_quality.json", out / "quality.png"]
     write_json(
         files[0],
-        {**run.provenance(), "images_per_cell": config.count, "held out": heldout, "rows": rows},
+        {
+            **run.provenance(),
+            "images_per_cell": config.count,
+            "classifier": None if config.classifier is None else shown(config.classifier),
+            "features_fingerprint": fingerprint,
+            "held out": heldout,
+            "fitted Gaussian": gaussian,
+            "rows": rows,
+        },
     )
-    _plot(files[1], rows, heldout)
+    _plot(files[1], field, rows, heldout, gaussian)
     widest = columns[-1] if columns else T
-    shown = [(name, s) for name in SAMPLERS for s in {min(10, widest), widest} if s in columns]
-    if shown:
-        shown.sort(key=lambda cell: (cell[1], list(SAMPLERS).index(cell[0])))
+    seen = [(name, s) for name in SAMPLERS for s in {min(10, widest), widest} if s in columns]
+    if seen:
+        seen.sort(key=lambda cell: (cell[1], list(SAMPLERS).index(cell[0])))
         files.append(out / "samples.png")
         visualize.save_rows(
             files[-1],
-            np.stack([pictures[cell] for cell in shown]),
-            row_labels=[f"{name}, {s} steps" for name, s in shown],
+            np.stack([pictures[cell] for cell in seen]),
+            row_labels=[f"{name}, {s} steps" for name, s in seen],
         )
-    _print_tables(rows, heldout, [*columns, T], config.count)
+    _print_tables(rows, heldout, gaussian, [*columns, T], config.count)
     for path in files:
         say(f"  {path}")
-    return StepsResult(pictures, rows, heldout, files)
+    return StepsResult(pictures, rows, heldout, gaussian, files)
 
 
 def _evaluations(name: str, steps: int) -> int:
@@ -166,62 +195,66 @@ def _draw(
     return np.concatenate(images)
 
 
-def _measure_of(run: TrainedRun) -> Callable[[np.ndarray], dict[str, float]]:
-    """Returns the measure of a set of images: its Fréchet distance to the training set, in pixels.
+def _measure_of(
+    run: TrainedRun, classifier: Path | None
+) -> tuple[str, str, Callable[[np.ndarray, np.ndarray | None], dict[str, float]]]:
+    """The name of the distance, the fingerprint of its features, and measure(images, labels).
 
-    For digits also the share of images that a classifier is more than 90 % sure of.
+    The Fréchet distance to the training set, in pixels or in a classifier's features; then, with
+    labels, also the classifier's accuracy. For digits in pixels also the share of images that
+    another classifier is more than 90 % sure of.
     """
-    train = run.train_data
-    pixels = evaluation.pixel_features
-    truth = evaluation.moments_of(train.images, pixels, batch_size=4096)["features"]
-    classify = None
-    if run.config.data.name == "digits":
-        classify = evaluation.fit_classifier(train.images, train.labels)
+    train, shape = run.train_data, run.model.image_shape
+    if classifier is None:
+        features, field = pixel_features(shape), "frechet_pixels"
+    else:
+        features = classifier_features(classifier, shape, run.model.num_classes, run.devices)
+        field = "frechet_classifier"
+    truth = look_at_reference(train, features, None).moments[features.compared[0]]
+    recognise = None
+    if run.config.data.name == "digits" and classifier is None:
+        recognise = evaluation.fit_classifier(train.images, train.labels)
 
-    def measure(images: np.ndarray) -> dict[str, float]:
-        found = evaluation.moments(pixels(images))
-        values = {"frechet_pixels": evaluation.frechet_distance(truth, found)}
-        if classify is not None:
-            values["share_confident"] = evaluation.share_confident(classify(images), 0.9)
+    def measure(images: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
+        found = features.of(images)
+        moments = evaluation.moments(found[features.compared[0]])
+        values = {field: evaluation.frechet_distance(truth, moments)}
+        if features.logits is not None and labels is not None:
+            values["accuracy"] = accuracy(found[features.logits], labels)
+        if recognise is not None:
+            values["share_confident"] = evaluation.share_confident(recognise(images), 0.9)
         return values
 
-    return measure
+    return field, features.fingerprint, measure
 
 
-def _plot(path: Path, rows: dict[str, dict[str, Any]], heldout: dict[str, float]) -> None:
+def _plot(path: Path, field: str, rows, heldout, gaussian) -> None:
     curves: dict[str, Any] = {}
-    best = ("", {"evaluations": 0, "frechet_pixels": np.inf})
     for name, cells in rows.items():
         ordered = sorted(cells.values(), key=lambda cell: cell["evaluations"])
         x = [cell["evaluations"] for cell in ordered]
-        curves[name] = (x, [cell["frechet_pixels"] for cell in ordered])
-        best = min([best, *((name, cell) for cell in ordered)], key=_distance)
+        curves[name] = (x, [cell[field] for cell in ordered])
+    best, (x, y) = min(curves.items(), key=lambda item: min(item[1][1]))
+    least = int(np.argmin(y))
     visualize.save_curves(
         path,
         curves,
         "network evaluations per image",
-        "Fréchet distance of pixels to the training set",
+        TITLES[field],
         logx=True,
         logy=True,
-        levels={"held-out images": heldout["frechet_pixels"]},
-        title=f"{best[0]} comes closest: {_distance(best):.2f} in {best[1]['evaluations']} "
-        "evaluations",
+        levels={"held-out images": heldout[field], "fitted Gaussian": gaussian[field]},
+        title=f"{best} comes closest: {y[least]:.2f} in {x[least]} evaluations",
     )
 
 
-def _distance(cell: tuple[str, dict[str, Any]]) -> float:
-    return cell[1]["frechet_pixels"]
-
-
-def _print_tables(rows, heldout: dict[str, float], columns: list[int], count: int) -> None:
-    for field, what in (
-        ("frechet_pixels", "Fréchet distance of pixels to the training set"),
-        ("share_confident", "share of images a classifier is > 90 % sure of"),
-    ):
+def _print_tables(rows, heldout, gaussian, columns: list[int], count: int) -> None:
+    for field, what in TITLES.items():
         if field not in heldout:
             continue
         say(f"\n{what}, {count} images each")
-        say(f"({heldout['images']} held-out images: {heldout[field]:.3f})")
+        beside = f"; fitted Gaussian: {gaussian[field]:.3f}" if field in gaussian else ""
+        say(f"({heldout['images']} held-out images: {heldout[field]:.3f}{beside})")
         say(f"{'steps':22}" + "".join(f"{s:>8}" for s in columns))
         for name, cells in rows.items():
             values = [

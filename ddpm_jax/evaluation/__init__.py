@@ -9,6 +9,9 @@ from ddpm_jax.evaluation.features import FeatureExtractor as FeatureExtractor
 from ddpm_jax.evaluation.features import batches_of as batches_of
 from ddpm_jax.evaluation.features import inception_extractor as inception_extractor
 from ddpm_jax.evaluation.features import variables_fingerprint as variables_fingerprint
+from ddpm_jax.evaluation.image_classifier import ClassifierOutput as ClassifierOutput
+from ddpm_jax.evaluation.image_classifier import ImageClassifier as ImageClassifier
+from ddpm_jax.evaluation.image_classifier import classifier_extractor as classifier_extractor
 from ddpm_jax.evaluation.image_sets import ImageSet as ImageSet
 from ddpm_jax.evaluation.image_sets import open_images as open_images
 from ddpm_jax.evaluation.inception_score import InceptionScore as InceptionScore

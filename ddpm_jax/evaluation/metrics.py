@@ -172,7 +172,11 @@ def fitted_gaussian_images(images: npt.ArrayLike, count: int, seed: int) -> npt.
     seed = check_whole("fitted_gaussian_images", "seed", seed, least=0)
     if pixels.shape[0] < 2:
         raise ValueError("fitted_gaussian_images needs at least two images, got one.")
-    fitted = moments(pixels.reshape(pixels.shape[0], -1))
+    fitted = None
+    for first in range(0, len(pixels), 4096):  # large sets are not copied to float64 as a whole
+        block = pixels[first : first + 4096]
+        fitted = update_moments(fitted, block.reshape(len(block), -1))
+    assert fitted is not None
     axes, spread = _principal_axes(fitted.covariance)
     # The symmetric root is unique. The axes alone would do as well, but their signs depend on the
     # linear algebra library, so the same seed would draw other images on another machine.

@@ -1,9 +1,11 @@
 """The evaluation program: samples a trained run and measures the samples.
 
     samples   shards of images, written while sampling: a killed program resumes after the last one
-    features  of Inception-v3 (then the Fréchet distance is the FID), or the pixels themselves
+    features  of Inception-v3 (then the Fréchet distance is the FID), of a classifier of the run's
+              own data (then it is not), or the pixels themselves
     metrics   Fréchet distance, KID, precision and recall, density and coverage; with Inception also
-              the Inception Score and sFID; bits/dim of held-out images beside them
+              the Inception Score and sFID; with a classifier its accuracy on conditional samples;
+              bits/dim of held-out images beside them
 
 Results are stored with all that they depend on: checkpoint, sampler, seed, count, data, features.
 Results that need more images are named and left out before anything is sampled.
@@ -14,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ddpm_jax.data.cache import cache_root
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs.bound import bound_row, measure_bound
@@ -31,15 +31,12 @@ from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.metrics import (
     PAIRED,
-    Features,
-    inception_features,
+    features_for,
     look,
     look_at_reference,
     measure,
     not_measurable,
-    pixel_features,
 )
-from ddpm_jax.programs.pictures import are_pictures
 from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -48,6 +45,7 @@ PUBLISHED_COUNT = 50_000
 
 COLUMNS = {
     "frechet": "Fréchet distance",
+    "accuracy": "accuracy",
     "kid": "KID",
     "inception_score": "IS",
     "sfid": "sFID",
@@ -56,8 +54,6 @@ COLUMNS = {
     "density": "density",
     "coverage": "coverage",
 }
-MOST_VALUES = 4096
-"""Largest number of values of a signal or volume that are compared directly."""
 BITS_NEED = "needs 2 held-out images, whose spread gives the error"
 
 
@@ -72,9 +68,12 @@ class EvaluateConfig(SamplerOptions, RunOptions):
     """Images at a time; changes speed and memory, not the images."""
     guidance: float = 1.0
     """Classifier-free guidance of a class-conditional run."""
-    features: Literal["auto", "inception", "pixels"] = "auto"
-    """Features to compare. auto: Inception-v3 for images of at least 32×32 pixels; the values
-    themselves for smaller images, signals and volumes."""
+    features: Literal["auto", "inception", "classifier", "pixels"] = "auto"
+    """Features to compare. auto: those of --classifier if it is given, else Inception-v3 for images
+    of at least 32×32 pixels; the values themselves for smaller images, signals and volumes."""
+    classifier: Path | None = None
+    """Folder of a classifier of the run's own data, from ddpm-jax train classifier. Its Fréchet
+    distance is no FID; of a class-conditional run it also gives the accuracy on the samples."""
     inception: Path | None = None
     """The published Inception weights (.pth or .safetensors); None for the copy in the cache."""
     download: bool = False
@@ -109,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> None:
         )
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
-    features = processes.everywhere(lambda: _features(run, config))
+    features = processes.everywhere(lambda: features_for(run, config))
     count = _count(run, config)
     heldout = run.heldout_data.images[:count]
     conditions, data = {}, run.heldout_data if len(heldout) else run.train_data
@@ -131,6 +130,9 @@ def evaluate(config: EvaluateConfig) -> None:
     sampled = look(features, samples, count, "features of the samples")
     truth = look_at_reference(run.train_data, features, config.cache_dir)
     options = {"bootstrap": config.bootstrap, "seed": config.seed}
+    # Which classes an unconditional run made is unknown.
+    labels = run.labels(count)
+    true_labels = None if labels is None else run.heldout_data.labels[:count]
     real = None
     if len(heldout):
         real = look(features, lambda: iter([heldout]), len(heldout), "features of held-out images")
@@ -138,7 +140,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if not processes.is_leader():
         return
     if real is not None:
-        held_out = measure(real, truth, **options)
+        held_out = measure(real, truth, labels=true_labels, **options)
     else:
         held_out = {"left_out": not_measurable(0, len(truth.paired), features.name)}
     results = {
@@ -150,52 +152,20 @@ def evaluate(config: EvaluateConfig) -> None:
             "fingerprint": run.train_data.fingerprint,
             "images": len(run.train_data.images),
         },
-        "samples": measure(sampled, truth, **options),
+        "samples": measure(sampled, truth, labels=labels, **options),
         "held_out": {"images": len(heldout), **held_out},
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
     }
     # The folder belongs to the samples; the names of the files contain the features.
-    kind = features.name if features.name == "pixels" else f"{features.name}-{config.preprocess}"
+    variant = {"inception": config.preprocess, "classifier": features.fingerprint[:8]}
+    kind = "-".join(filter(None, [features.name, variant.get(features.name)]))
     write_json(out / f"{kind}.json", results)
     row = markdown_row(results, run.model.schedule.num_timesteps)
     (out / f"{kind}.md").write_text(row, encoding="utf-8")
     _print_table(results)
     say(f"  {out / kind}.json")
     say(f"  {out / kind}.md")
-
-
-def _features(run: TrainedRun, config: EvaluateConfig) -> Features:
-    name = config.features
-    shape = run.model.image_shape
-    pictures = are_pictures(shape)
-    if name == "auto":
-        name = "inception" if pictures and min(shape[:2]) >= 32 else "pixels"
-    if name == "pixels":
-        if not pictures and math.prod(shape) > MOST_VALUES:
-            raise ValueError(
-                f"{run.name} makes arrays of shape {list(shape)}: Inception-v3 accepts only images "
-                f"with 1 or 3 channels, and the covariance of more than {MOST_VALUES:,} values is "
-                "too large. Measure the bits/dim: ddpm-jax likelihood."
-            )
-        return pixel_features(shape)
-    if not pictures:
-        raise ValueError(
-            f"--features inception needs images with 1 or 3 channels, and {run.name} makes arrays "
-            f"of shape {list(shape)}. Compare their values: --features pixels."
-        )
-    cached = cache_root(config.cache_dir) / "inception"
-    if config.inception is None and not config.download and not any(cached.glob("*.pth")):
-        raise ValueError(
-            f"the weights of Inception-v3 are not in {cached}. Fetch them with --download (96 MB), "
-            "name a copy with --inception FILE, or compare pixels: --features pixels."
-        )
-    return inception_features(
-        config.inception,
-        cache_dir=config.cache_dir,
-        preprocess=config.preprocess,
-        devices=run.devices,
-    )
 
 
 def _count(run: TrainedRun, config: EvaluateConfig) -> int:
@@ -278,7 +248,8 @@ def _cells(measured: dict[str, Any]) -> dict[str, str]:
 
 
 def _title(results: dict[str, Any], name: str) -> str:
-    return "FID" if name == "frechet" and results["features"] == "inception" else COLUMNS[name]
+    titles = {"inception": "FID", "classifier": "Fréchet distance, classifier"}
+    return titles.get(results["features"], COLUMNS[name]) if name == "frechet" else COLUMNS[name]
 
 
 def markdown_row(results: dict[str, Any], num_timesteps: int) -> str:
@@ -299,7 +270,7 @@ def markdown_row(results: dict[str, Any], num_timesteps: int) -> str:
         row.append(f"{bits['bits_per_dim']:.3f} ± {bits['standard_error']:.3f}")
     lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), row)]
     fingerprint = results["features_fingerprint"]
-    if results["features"] == "inception":
+    if results["features"] != "pixels":
         fingerprint = fingerprint[:16]
     default = dataclasses.asdict(SamplerOptions())
     chosen = {
@@ -327,15 +298,16 @@ def _print_table(results: dict[str, Any]) -> None:
     say("")
     count = results["count"]
     samples, floor = _cells(results["samples"]), _cells(results["held_out"])
-    say(f"{'':18}{f'{count:,} samples':28}{results['held_out']['images']:,} held-out images")
+    width = max(18, *(len(_title(results, name)) + 2 for name in samples))
+    say(f"{'':{width}}{f'{count:,} samples':28}{results['held_out']['images']:,} held-out images")
     for name in COLUMNS:
         if name not in samples:
             continue
-        say(f"{_title(results, name):18}{samples[name]:28}{floor.get(name, '')}")
+        say(f"{_title(results, name):{width}}{samples[name]:28}{floor.get(name, '')}")
     bits = results["bits_per_dim"]
     if bits:
         say(
-            f"{'bound, bits/dim':18}{'':28}{bits['bits_per_dim']:.3f} ± "
+            f"{'bound, bits/dim':{width}}{'':28}{bits['bits_per_dim']:.3f} ± "
             f"{bits['standard_error']:.3f} on {bits['images']} held-out images"
         )
     if results["fewer_than_published"]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,26 +16,36 @@ from ddpm_jax.data import ImageDataset
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.devices import processes
 from ddpm_jax.evaluation import FeatureExtractor, Moments, StatisticsKey
+from ddpm_jax.programs.classifier import accuracy, load_classifier
 from ddpm_jax.programs.console import bar
+from ddpm_jax.programs.pictures import are_pictures
+
+if TYPE_CHECKING:
+    from ddpm_jax.programs.evaluate import EvaluateConfig
+    from ddpm_jax.programs.trained_run import TrainedRun
 
 PAIRED = 10_000
 """Images a side for the metrics of pairs (KID, precision, recall, density, coverage), at most."""
+MOST_VALUES = 4096
+"""Largest number of values of a signal or volume that are compared directly."""
 
 
 class Features(NamedTuple):
     """A feature function, and what it is known by.
 
     Attributes:
-        name: "inception" or "pixels".
+        name: "inception", "classifier" or "pixels".
         fingerprint: of network, weights, resize and precision.
-        main: which of its outputs the metrics of pairs use.
+        compared: which of its outputs are compared; the metrics of pairs use the first.
+        logits: which of its outputs are logits, if any.
         of: images [n, H, W, C] -> {name: [n, D]}; signals and volumes are passed as [n, 1, D, C].
-        batch_size: images a call.
+        batch_size: images per call.
     """
 
     name: str
     fingerprint: str
-    main: str
+    compared: tuple[str, ...]
+    logits: str | None
     of: Callable[[npt.NDArray[np.uint8]], dict[str, npt.NDArray]]
     batch_size: int
 
@@ -54,7 +65,28 @@ def pixel_features(image_shape: tuple[int, ...]) -> Features:
     def pixels(images):
         return {"pixels": evaluation.pixel_features(images)}
 
-    return Features("pixels", f"pixels in [-1, 1], {shape}", "pixels", pixels, 1000)
+    return Features("pixels", f"pixels in [-1, 1], {shape}", ("pixels",), None, pixels, 1000)
+
+
+def classifier_features(
+    folder: Path, image_shape: tuple[int, ...], num_classes: int | None, devices: Any = None
+) -> Features:
+    """The features of a classifier trained by `train_classifier`, on images like its own.
+
+    Raises ValueError for images of another shape, for another number of classes than a
+    class-conditional run has, and as `load_classifier`.
+    """
+    trained = load_classifier(folder)
+    shape, classes = tuple(trained.about["data"]["image_shape"]), trained.network.num_classes
+    if shape != tuple(image_shape) or num_classes not in (None, classes):
+        raise ValueError(
+            f"the classifier in {folder} was trained on images {list(shape)} of {classes} classes, "
+            f"and these are images {list(image_shape)} of {num_classes or 'no'} classes. Train one "
+            "on the run's own data: ddpm-jax train classifier."
+        )
+    extractor = trained.extractor(devices)
+    size = extractor.batch_size
+    return Features("classifier", extractor.fingerprint, ("features",), "logits", extractor, size)
 
 
 def inception_features(
@@ -68,7 +100,52 @@ def inception_features(
         preprocess=evaluation.PREPROCESSINGS[preprocess],
         devices=devices,
     )
-    return Features("inception", extractor.fingerprint, "pool", extractor, extractor.batch_size)
+    outputs, logits = ("pool", "spatial"), "logits_unbiased"
+    size = extractor.batch_size
+    return Features("inception", extractor.fingerprint, outputs, logits, extractor, size)
+
+
+def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
+    """The features that the options of an evaluation name; ValueError if the run has none such."""
+    name = config.features
+    shape = run.model.image_shape
+    pictures = are_pictures(shape)
+    if name == "auto" and config.classifier is not None:
+        name = "classifier"
+    if name == "auto":
+        name = "inception" if pictures and min(shape[:2]) >= 32 else "pixels"
+    if (name == "classifier") != (config.classifier is not None):
+        raise ValueError(
+            "--features classifier and --classifier FOLDER belong together, got "
+            f"{config.features} and {config.classifier}. ddpm-jax train classifier makes a folder."
+        )
+    if config.classifier is not None:
+        return classifier_features(config.classifier, shape, run.model.num_classes, run.devices)
+    if name == "pixels":
+        if not pictures and math.prod(shape) > MOST_VALUES:
+            raise ValueError(
+                f"{run.name} makes arrays of shape {list(shape)}: Inception-v3 accepts only images "
+                f"with 1 or 3 channels, and the covariance of more than {MOST_VALUES:,} values is "
+                "too large. Measure the bits/dim: ddpm-jax likelihood."
+            )
+        return pixel_features(shape)
+    if not pictures:
+        raise ValueError(
+            f"--features inception needs images with 1 or 3 channels, and {run.name} makes arrays "
+            f"of shape {list(shape)}. Compare their values: --features pixels."
+        )
+    cached = cache_root(config.cache_dir) / "inception"
+    if config.inception is None and not config.download and not any(cached.glob("*.pth")):
+        raise ValueError(
+            f"the weights of Inception-v3 are not in {cached}. Fetch them with --download (96 MB), "
+            "name a copy with --inception FILE, or compare pixels: --features pixels."
+        )
+    return inception_features(
+        config.inception,
+        cache_dir=config.cache_dir,
+        preprocess=config.preprocess,
+        devices=run.devices,
+    )
 
 
 def look(
@@ -84,12 +161,9 @@ def look(
         found = features.of(images)
         room = PAIRED - sum(map(len, kept))
         if room > 0:
-            kept.append(np.asarray(found[features.main][:room], np.float32))
+            kept.append(np.asarray(found[features.compared[0]][:room], np.float32))
         return found
 
-    logits = "logits_unbiased"
-    known = features.name == "inception"
-    moments = ("pool", "spatial") if known else (features.main,)
     with bar(count, name, unit="img") as progress:
         done = 0
 
@@ -101,12 +175,13 @@ def look(
         summary = evaluation.summarize_features(
             map(_as_images, source()),
             of,
-            moments=moments,
-            keep=(logits,) if known else (),
+            moments=features.compared,
+            keep=(features.logits,) if features.logits else (),
             batch_size=features.batch_size,
             on_progress=tell,
         )
-    return Seen(summary.moments, np.concatenate(kept), summary.features.get(logits))
+    logits = summary.features[features.logits] if features.logits else None
+    return Seen(summary.moments, np.concatenate(kept), logits)
 
 
 def _as_images(pieces: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -127,7 +202,7 @@ def look_at_reference(data: ImageDataset, features: Features, cache_dir: Path | 
 
     computed: dict[str, Moments] = {}
     moments = {}
-    for name in ("pool", "spatial") if features.name == "inception" else (features.main,):
+    for name in features.compared:
         key = StatisticsKey(data.fingerprint, "train", total, features.fingerprint, name)
 
         def compute(name=name) -> Moments:
@@ -182,7 +257,7 @@ NEEDED = {
 def not_measurable(count: int, num_real: int, kind: str) -> dict[str, str]:
     """Which metrics of `count` images against `num_real` cannot be had: {metric: reason}.
 
-    kind  the features, "inception" or "pixels"
+    kind  the features, "inception", "classifier" or "pixels"
     """
     reasons = {}
     for name, least in NEEDED.items():
@@ -193,14 +268,17 @@ def not_measurable(count: int, num_real: int, kind: str) -> dict[str, str]:
     return reasons
 
 
-def measure(seen: Seen, truth: Seen, *, bootstrap: int, seed: int) -> dict[str, Any]:
+def measure(
+    seen: Seen, truth: Seen, *, bootstrap: int, seed: int, labels: npt.NDArray | None = None
+) -> dict[str, Any]:
     """Every metric of one set of images against the training set.
 
-    What needs more images than there are is left out, and explained under "left_out".
+    With `labels` [N], also the accuracy of the classifier whose logits were kept. What needs more
+    images than there are is left out, and explained under "left_out".
     """
     main = "pool" if "pool" in truth.moments else next(iter(truth.moments))
     mine, theirs = seen.moments[main], truth.moments[main]
-    kind = "inception" if main == "pool" else "pixels"
+    kind = "inception" if main == "pool" else "another"
     left_out = not_measurable(len(seen.paired), len(truth.paired), kind)
     found: dict[str, Any] = {}
     if "frechet" not in left_out:
@@ -231,7 +309,9 @@ def measure(seen: Seen, truth: Seen, *, bootstrap: int, seed: int) -> dict[str, 
             values = compute(truth.paired, seen.paired)._asdict()
             found |= {name: values[name] for name in names}
     found["paired_images"] = [len(truth.paired), len(seen.paired)]
-    if seen.logits is not None and "inception_score" not in left_out:
+    if seen.logits is not None and labels is not None:
+        found["accuracy"] = accuracy(seen.logits, labels)
+    if seen.logits is not None and kind == "inception" and "inception_score" not in left_out:
         splits = 10 if len(seen.logits) >= 5000 else 1
         score = evaluation.inception_score(logits=seen.logits, splits=splits)
         found["inception_score"] = score._asdict()

@@ -43,7 +43,7 @@ def save_curves(
 
     Values that are not finite leave gaps. Values ≤ 0 on a logarithmic axis raise ValueError: they
     would silently be left out. `xticks`: the labelled ticks on x, instead of matplotlib's.
-    `levels` {name: y}: values to compare with, dashed in grey over the whole width.
+    `levels` {name: y}: values to compare with, broken grey lines over the whole width.
     """
     call = "save_curves"
     for name, one in (("curves", curves), ("levels", levels or {})):
@@ -59,8 +59,8 @@ def save_curves(
     ]
     if levels and lines:
         ends = [find([find(line.x) for line in lines]) for find in (np.nanmin, np.nanmax)]
-        grey = {"color": "#6b7078", "linestyle": "--", "linewidth": 1.2}
-        for name, y in levels.items():
+        for i, (name, y) in enumerate(levels.items()):
+            grey = {"color": "#6b7078", "linestyle": ("--", ":", "-.")[i % 3], "linewidth": 1.2}
             lines.append(_line(call, name, (ends, [check_number(call, name, y)] * 2), **grey))
     _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title, xticks)
 

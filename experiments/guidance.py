@@ -1,0 +1,259 @@
+"""What classifier-free guidance does: the same noise for every class, at several scales.
+
+    python experiments/guidance.py --run-dir RUN
+    python experiments/guidance.py --run-dir RUN --classifier runs/classifier --count 1000
+
+Ho, Salimans 2022 (arXiv 2207.12598), with scale s = w + 1 of the paper: s = 0 ignores the class,
+s = 1 is the conditional model, and s > 1 moves further away from the unconditional one.
+guidance.png has one panel per scale and one column per class; equal places start from equal noise.
+Expect samples that grow more typical of their class, and more alike, with s. A classifier measures
+both: its accuracy on the samples grows with s, and beyond some s so does the Fréchet distance in
+its features, which is not the FID.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax import evaluation, visualize
+from ddpm_jax.files import write_json
+from ddpm_jax.programs import pictures
+from ddpm_jax.programs.classifier import accuracy
+from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.config_values import to_json
+from ddpm_jax.programs.console import run_program, say
+from ddpm_jax.programs.metrics import classifier_features, look_at_reference
+from ddpm_jax.programs.named import SamplerName
+from ddpm_jax.programs.pictures import need_pictures
+from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
+from ddpm_jax.visualize.files import DPI, INK, write_figure
+
+_TILE = 64
+"""Least width of a tile in the picture, in pixels: class names stand above the tiles."""
+
+
+@dataclass(frozen=True)
+class GuidanceConfig(SamplerOptions, RunOptions):
+    """Samples every class of a class-conditional run at several guidance scales."""
+
+    sampler: SamplerName = "ddim"
+    """Sampler of all images, from `ddpm-jax list`."""
+    num_steps: int | None = 50
+    """Steps of the sampler; None for all T."""
+    guidance: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    """Guidance scales: 0 ignores the class, 1 is the conditional model."""
+    classes: int = 10
+    """Classes in the picture, the first ones."""
+    per_class: int = 10
+    """Images per class and scale in the picture."""
+    count: int | None = None
+    """Images per scale that are measured, all classes in turn; None for as many as the picture
+    needs. More images lower the Fréchet distance, so compare equal counts only."""
+    classifier: Path | None = None
+    """Folder of a classifier of the run's own data, from ddpm-jax train classifier; None for the
+    picture alone."""
+    batch_size: int = 100
+    """Images at a time; changes speed and memory, not the images."""
+
+
+class GuidanceResult(NamedTuple):
+    """What the study made.
+
+    images    {scale: uint8 [N, H, W, C]}, image i of class i mod K
+    numbers   {scale: {"accuracy", "frechet_classifier"}}, empty without a classifier
+    held_out  the same numbers of as many held-out images
+    files     what was written
+    """
+
+    images: dict[float, np.ndarray]
+    numbers: dict[float, dict[str, float]]
+    held_out: dict[str, float]
+    files: list[Path]
+
+
+def study_guidance(config: GuidanceConfig) -> GuidanceResult:
+    """Samples; writes guidance.png and guidance.json, and with a classifier curves.png.
+
+    Raises ValueError for invalid options and for a run without classes, and whatever `TrainedRun`
+    and `load_classifier` raise.
+    """
+    for name in ("classes", "per_class", "batch_size"):
+        if getattr(config, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
+    if len(set(config.guidance)) < max(1, len(config.guidance)):
+        raise ValueError(f"--guidance needs different scales, got {config.guidance}.")
+    run = TrainedRun(config)
+    need_pictures(run, "guidance")
+    num_classes = run.model.num_classes
+    if num_classes is None:
+        raise ValueError(
+            f"{run.name} was trained without labels. Train a run with --network.class-conditional."
+        )
+    least = num_classes * config.per_class
+    count = least if config.count is None else config.count
+    if count < least:
+        raise ValueError(
+            f"--count must be at least {least}, --per-class {config.per_class} of {num_classes} "
+            f"classes, got {count}."
+        )
+    measure = held_out = None
+    if config.classifier is not None:
+        real = run.need_heldout(2)
+        measure, fingerprint = _measure_of(run, config.classifier)
+        held_out = measure(real.images[:count], real.labels[:count])
+        held_out["images"] = len(real.images[:count])
+    labels, sampler = run.labels(count), run.sampler(config)
+    out = run.folder("guidance")
+    say(f"{run.title}: {count} images per scale, {config.sampler}, {sampler.num_steps} steps")
+    images, numbers = {}, {}
+    for scale in config.guidance:
+        images[scale] = pictures.draw_images(
+            run.generator(sampler, guidance=scale),
+            run.params,
+            f"guidance {scale:g}",
+            seed=config.seed,
+            count=count,
+            batch_size=config.batch_size,
+            labels=labels,
+        ).images
+        if measure is not None:
+            numbers[scale] = measure(images[scale], labels)
+
+    files = [out / "guidance.png", out / "guidance.json"]
+    shown = min(num_classes, config.classes)
+    _save_panels(
+        files[0],
+        {
+            _name(scale): x[:least].reshape(-1, num_classes, *x.shape[1:])[:, :shown]
+            for scale, x in images.items()
+        },
+        (run.facts["data"].get("class_names") or list(map(str, range(num_classes))))[:shown],
+    )
+    results: dict[str, Any] = {
+        **run.provenance(),
+        "options": to_json(config),
+        "images_per_scale": count,
+    }
+    if measure is not None and held_out is not None:
+        results["features_fingerprint"] = fingerprint
+        results["held_out"] = held_out
+        results["guidance"] = [{"scale": scale, **row} for scale, row in numbers.items()]
+        files.append(out / "curves.png")
+        _save_curves(files[-1], numbers, held_out, count)
+        _print_table(numbers, held_out, count)
+    write_json(files[1], results)
+    for path in files:
+        say(f"  {path}")
+    return GuidanceResult(images, numbers, held_out or {}, files)
+
+
+def _name(scale: float) -> str:
+    known = {0.0: " (unconditional: the class is ignored)", 1.0: " (the conditional model)"}
+    return f"guidance {scale:g}{known.get(scale, '')}"
+
+
+def _measure_of(run: TrainedRun, folder: Path):
+    """measure(images, labels), and the fingerprint of the classifier's features."""
+    features = classifier_features(
+        folder, run.model.image_shape, run.model.num_classes, run.devices
+    )
+    truth = look_at_reference(run.train_data, features, None).moments["features"]
+
+    def measure(images: np.ndarray, labels: Any) -> dict[str, float]:
+        found = features.of(images)
+        moments = evaluation.moments(found["features"])
+        return {
+            "accuracy": accuracy(found["logits"], labels),
+            "frechet_classifier": evaluation.frechet_distance(truth, moments),
+        }
+
+    return measure, features.fingerprint
+
+
+def _save_panels(path: Path, panels: dict[str, np.ndarray], names: list[str]) -> None:
+    """One sheet of images [R, K, H, W, C] per panel, two in a row, a class name above each column.
+
+    Sheets are placed at integer pixels: axes would resample them.
+    """
+    from matplotlib.figure import Figure
+
+    _, columns, _, width = next(iter(panels.values())).shape[:4]
+    scale = max(1, math.ceil(_TILE / width))
+    sheets = [
+        visualize.image_grid(x.reshape(-1, *x.shape[2:]), columns=columns, scale=scale)
+        for x in panels.values()
+    ]
+    high, wide = sheets[0].shape[:2]
+    across = min(2, len(sheets))
+    down = math.ceil(len(sheets) / across)
+    margin, band = 24, 64
+    total = (across * (wide + margin) + margin, down * (high + band + margin))
+    figure = Figure((total[0] / DPI, total[1] / DPI), dpi=DPI)
+    step = wide / columns
+    size = 72 / DPI * min(18.0, 1.75 * step / max(map(len, names)))
+    for i, (title, sheet) in enumerate(zip(panels, sheets, strict=True)):
+        x = margin + i % across * (wide + margin)
+        y = total[1] - (i // across) * (high + band + margin) - band
+        colour = np.broadcast_to(sheet, (*sheet.shape[:2], 3))
+        figure.figimage(colour, x, y - high, origin="upper")
+        style: dict[str, Any] = {"color": INK, "va": "center"}
+        where = (x / total[0], (y + 44) / total[1])
+        figure.text(*where, title, fontsize=72 / DPI * 20, fontweight="bold", **style)
+        for k, name in enumerate(names):
+            where = ((x + (k + 0.5) * wide / columns) / total[0], (y + 12) / total[1])
+            figure.text(*where, name, fontsize=size, ha="center", **style)
+    write_figure(path, figure)
+
+
+def _save_curves(path: Path, numbers, held_out: dict[str, float], count: int) -> None:
+    scales = sorted(numbers)
+    ends = [scales[0], scales[-1]] if len(scales) > 1 else [scales[0] - 0.5, scales[0] + 0.5]
+    fields = {
+        "accuracy": "share of samples the classifier gives their class",
+        "frechet_classifier": "Fréchet distance of classifier features",
+    }
+    values = {field: [numbers[scale][field] for scale in scales] for field in fields}
+    best = scales[int(np.argmin(values["frechet_classifier"]))]
+    titles = {
+        "accuracy": f"Accuracy {values['accuracy'][0]:.2f} at {scales[0]:g}, "
+        f"{values['accuracy'][-1]:.2f} at {scales[-1]:g}",
+        "frechet_classifier": f"Closest to the data at {best:g}",
+    }
+    panels = [
+        visualize.Panel(
+            titles[field],
+            [
+                visualize.Line(scales, values[field], f"{count:,} samples", marker="o"),
+                visualize.Line(
+                    ends,
+                    [held_out[field]] * 2,
+                    f"{held_out['images']:,} held-out images",
+                    colour="#6b7078",
+                    style="--",
+                ),
+            ],
+            xlabel="guidance scale",
+            ylabel=label,
+            xticks=scales,
+        )
+        for field, label in fields.items()
+    ]
+    visualize.save_panels(path, panels, size=(4.2, 3.3))
+
+
+def _print_table(numbers, held_out: dict[str, float], count: int) -> None:
+    say(f"\n{'guidance':>24}  accuracy  Fréchet distance of classifier features (not the FID)")
+    rows = {f"{scale:g}, {count:,} samples": row for scale, row in numbers.items()}
+    for name, row in {**rows, f"{held_out['images']:,} held-out images": held_out}.items():
+        say(f"{name:>24}  {row['accuracy']:8.3f}  {row['frechet_classifier']:.3f}")
+    say("")
+
+
+if __name__ == "__main__":
+    run_program(study_guidance, GuidanceConfig(), __doc__)

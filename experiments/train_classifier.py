@@ -1,0 +1,24 @@
+"""A small classifier of labelled images, with which samples are measured (CIFAR-10 by default).
+
+    python experiments/train_classifier.py --data.download
+    python experiments/train_classifier.py --out runs/pets --data.name folder --data.path FOLDER
+    python experiments/evaluate.py --run-dir RUN --features classifier --classifier runs/classifier
+
+Its features give a Fréchet distance for images like its own (which is not the FID), and its
+decisions say whether conditional samples show their class. 0.65 M parameters and 0.04 GFLOP per
+32×32 image, so that two CPU cores train it in minutes. The accuracy is that of the last step, on
+held-out images that decided nothing.
+"""
+
+from pathlib import Path
+
+from ddpm_jax.programs.classifier import ClassifierConfig, train_classifier
+from ddpm_jax.programs.config import DataConfig
+from ddpm_jax.programs.console import run_program
+
+CONFIG = ClassifierConfig(
+    out=Path("runs/classifier"), data=DataConfig(name="cifar10", augment="flip_pad_crop")
+)
+
+if __name__ == "__main__":
+    run_program(train_classifier, CONFIG, __doc__)
