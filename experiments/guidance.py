@@ -154,7 +154,7 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
 
 
 def _name(scale: float) -> str:
-    known = {0.0: " (unconditional: the class is ignored)", 1.0: " (the conditional model)"}
+    known = {0.0: " (unconditional)", 1.0: " (conditional)"}
     return f"guidance {scale:g}{known.get(scale, '')}"
 
 
@@ -204,7 +204,8 @@ def _save_panels(path: Path, panels: dict[str, np.ndarray], names: list[str]) ->
         figure.figimage(colour, x, y - high, origin="upper")
         style: dict[str, Any] = {"color": INK, "va": "center"}
         where = (x / total[0], (y + 44) / total[1])
-        figure.text(*where, title, fontsize=72 / DPI * 20, fontweight="bold", **style)
+        fits = 72 / DPI * min(20.0, 1.5 * wide / max(map(len, panels)))
+        figure.text(*where, title, fontsize=fits, fontweight="bold", **style)
         for k, name in enumerate(names):
             where = ((x + (k + 0.5) * wide / columns) / total[0], (y + 12) / total[1])
             figure.text(*where, name, fontsize=size, ha="center", **style)

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 
 from ddpm_jax.evaluation.features import FeatureExtractor
 from ddpm_jax.evaluation.preprocessing import Preprocessing
-from ddpm_jax.forward.checks import check_kind
+from ddpm_jax.forward.checks import check_kind, check_whole
 from ddpm_jax.nn.blocks import GroupNorm, conv, dense
 from ddpm_jax.nn.space_to_depth import space_to_depth
-from ddpm_jax.types import Array, Device, PyTree
+from ddpm_jax.types import Array, Device, PyTree, describe
 
 NATIVE = Preprocessing("native", lambda x, height, width: x.astype(jnp.float32), 127.5, 127.5, 0)
 """0..255 to -1..1 at the size of the images."""
@@ -46,9 +46,19 @@ class ImageClassifier(nn.Module):
     channels: int = 48
     patch_size: int = 2
 
+    def __post_init__(self) -> None:
+        call = "ImageClassifier"
+        check_whole(call, "num_classes", self.num_classes)
+        check_whole(call, "patch_size", self.patch_size)
+        if check_whole(call, "channels", self.channels) % GROUPS:
+            raise ValueError(f"{call} needs channels, a multiple of {GROUPS}, got {self.channels}.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Array) -> ClassifierOutput:
-        """Maps images [B, H, W, 3] to features and logits; ValueError if no patches fit."""
+        """Maps images [B, H, W, 3] to features and logits; ValueError for other shapes."""
+        if jnp.ndim(x) != 4 or x.shape[-1] != 3:
+            raise ValueError(f"ImageClassifier needs images [B, H, W, 3], got {describe(x)}.")
         x = conv(self.channels, jnp.float32, name="stem")(space_to_depth(x, self.patch_size))
         for i in range(LEVELS):
             if i:

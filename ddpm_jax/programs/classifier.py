@@ -21,7 +21,7 @@ from ddpm_jax.data import ImageDataset, ShuffledIndices, prepare_images
 from ddpm_jax.devices import processes
 from ddpm_jax.devices.cpu import keep_freed_memory
 from ddpm_jax.evaluation import FeatureExtractor, ImageClassifier, classifier_extractor
-from ddpm_jax.files import read_json_object
+from ddpm_jax.files import read_json_object, user_path
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.build import load_data
@@ -133,6 +133,7 @@ def load_classifier(folder: Path) -> TrainedClassifier:
 
     Raises ValueError for a folder of something else, or with damaged files.
     """
+    folder = user_path(folder, "load_classifier")
     try:
         about = read_json_object(folder / "config.json")
         config = from_json(ClassifierConfig, about["classifier"])

@@ -315,6 +315,8 @@ KINDS = WRONG | {
         "a string": lambda v: "pool",
     },
     "some names": {"a number": lambda v: 3, "others": lambda v: ("x",), "a string": lambda v: "x"},
+    "groups of 8": WRONG["whole"] | {"12": lambda v: 12},
+    "classifier": OBJECT | {"a class": lambda v: evaluation.ImageClassifier},
     "preprocessing": OBJECT | {"a name": lambda v: "tf1"},
     "devices": {
         "nothing": lambda v: [],
@@ -558,6 +560,19 @@ ROWS = {
             preprocess=evaluation.Preprocessing("small", evaluation.resize_tf1, 128.0, 128.0, 3),
         ),
         images=("colour or grey", PIXELS),
+    ),
+    "ImageClassifier": row(
+        evaluation.ImageClassifier,
+        num_classes=("whole", 2),
+        channels=("groups of 8", 8),
+        patch_size=("whole", 1),
+    ),
+    "classifier_extractor": row(
+        evaluation.classifier_extractor,
+        network=("classifier", evaluation.ImageClassifier(2, 8)),
+        variables=("tree", NETWORK),
+        batch_size=batch_size,
+        devices=devices,
     ),
     "Preprocessing": row(preprocessed, pixels=("resizable", PIXELS)),
     "batches_of": row(cut, source=source, batch_size=batch_size),
@@ -985,6 +1000,7 @@ NET = Net(
     classes=True,
     passed_on={
         "inception_extractor": "FeatureExtractor",
+        "classifier_extractor": "FeatureExtractor",
         "load_folder": "cache_root",
         "load_named": "load_digits",
     },

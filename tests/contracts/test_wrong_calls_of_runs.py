@@ -26,6 +26,7 @@ from ddpm_jax.devices import batched, cpu, mesh, processes
 from ddpm_jax.interop import hub, stablehlo
 from ddpm_jax.programs import (
     chunks,
+    classifier,
     config,
     convert,
     diffusion,
@@ -59,7 +60,7 @@ ROOMS = tuple(
     map(
         own,
         (hub, stablehlo, batched, cpu, mesh, processes, trained_run, train, generator, chunks)
-        + (run_options, config, diffusion, sample, evaluate, export, convert, publish),
+        + (run_options, config, diffusion, sample, evaluate, export, convert, publish, classifier),
     )
 )
 CONFIGURATIONS = {
@@ -96,6 +97,11 @@ TENSORS = {"a": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
 interop.save_diffusers(PLACE / "pipeline", UNET, PARAMS, (8, 8, 1), PROCESS, SCHEDULE)
 interop.write_safetensors(PLACE / "weights.safetensors", TENSORS)
 np.savez(PLACE / "weights.npz", **TENSORS)
+CLASSIFIER = PLACE / "classifier"
+DIGITS = config.DataConfig(name="digits")
+classifier.train_classifier(
+    classifier.ClassifierConfig(CLASSIFIER, epochs=1, batch_size=512, channels=8, data=DIGITS)
+)
 DEVICES = jax.devices()[:4]
 SPLIT = batched.RowSplit(DEVICES)
 ROWS_OF_MESH = NamedSharding(mesh.make_mesh(DEVICES), mesh.ROWS)
@@ -588,6 +594,7 @@ ROWS = {
     ),
     "chunk_length": row(chunks.chunk_length, num_steps=("whole", 12), target_chunks=whole),
     "common_chunk": row(chunks.common_chunk, counts=("counts", [4, 8]), target_chunks=whole),
+    "load_classifier": row(classifier.load_classifier, folder=("path", CLASSIFIER)),
     "depth_counts": row(
         chunks.depth_counts,
         num_steps=("whole", 12),
@@ -602,6 +609,8 @@ ELSEWHERE = {
     **dict.fromkeys(("train", "sample", "evaluate", "export", "convert", "push", "pull"), PROGRAM),
     **dict.fromkeys(("from_diffusers", "from_tensorflow", "to_diffusers", "to_weights"), PART),
     "write_weights": PART,
+    "train_classifier": PROGRAM,
+    "accuracy": PART,
     **dict.fromkeys(("train_config", "write_run", "markdown_row", "check_config"), PART),
     **dict.fromkeys(("weighting_of", "loss_name", "check_process_fields", "check_diffusion"), PART),
     **dict.fromkeys(("check_devices", "check_references"), "a check, which names its caller"),
@@ -669,6 +678,7 @@ REQUIRED = {"run_dir": PLACE / "run", "num_steps": 4}
 PROGRAMS = {
     "train": (train.train, config.TrainConfig(**REQUIRED)),
     "sample": (sample.sample, sample.SampleConfig(pretrained="digits")),
+    "train_classifier": (classifier.train_classifier, classifier.ClassifierConfig()),
     "evaluate": (evaluate.evaluate, evaluate.EvaluateConfig(pretrained="digits")),
     "export": (export.export, export.ExportConfig(pretrained="digits")),
     "convert": (convert.convert, convert.ToWeights(pretrained="digits")),
