@@ -83,6 +83,7 @@ class Options:
 def main(options: Options) -> None:
     """Runs every step in a temporary folder, and writes the page."""
     steps: list[dict[str, Any]] = []
+    load = os.getloadavg()[0]
     out = options.out.resolve()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -127,7 +128,7 @@ def main(options: Options) -> None:
             "box.png": next(work.glob("runs/pretrained-digits/generated/*/grid.png")),
             "class.png": next(work.glob("runs/mine/generated/*/grid.png")),
         }
-        results: dict[str, Any] = {"machine": describe_machine(), "steps": steps}
+        results: dict[str, Any] = {"machine": describe_machine(), "load": load, "steps": steps}
         if options.torch_python is not None:
             interpreter = shlex.quote(str(options.torch_python))
             code = shlex.quote(torch_code(printed, work / "pictures", "three"))
@@ -187,8 +188,9 @@ images; the largest difference is {theirs["largest_difference"]:.0e}, of a range
 
 The time from an install to samples of one's own data, outside the clone, with a new virtual
 environment and empty caches. Measured on {machine["cores"]} cores of {machine["processor"]}, Python
-{machine["versions"]["python"]}, jax {machine["versions"]["jax"]}. The pictures are scikit-learn's
-1,437 training digits, written as PNG files, one folder per class.
+{machine["versions"]["python"]}, jax {machine["versions"]["jax"]}. Other programs were using the
+machine: its load average before the start was {results["load"]:.1f}. The pictures are
+scikit-learn's 1,437 training digits, written as PNG files, one folder per class.
 
 `python -m benchmarks.first_minutes --num-steps N --torch-python PYTHON` makes this page; every
 figure is in `results.json`.

@@ -165,7 +165,7 @@ def classes_run(image_shape, class_names, num_classes, **diffusion):
         Path("run"),
         num_steps=1,
         diffusion=DiffusionConfig(**diffusion),
-        network=NetworkConfig(class_conditional=True),
+        network=NetworkConfig(class_conditional=True, attention_resolutions=()),
     )
     return SimpleNamespace(
         model=build_model(config, image_shape, num_classes),
@@ -179,7 +179,7 @@ def classes_run(image_shape, class_names, num_classes, **diffusion):
     [
         ({}, "guidance = 0, 10, 2.0  # labels 0 to 9: a b, c"),
         ({"label_dropout": 0.0}, "0, 10, 1.0  # labels 0 to 9: a b, c; guidance 1, because no"),
-        ({"variance": "learned_range"}, "class_labels=given).sample[:, :1] for"),
+        ({"variance": "learned_range", "loss": "hybrid"}, "class_labels=given).sample[:, :1] for"),
         ({"num_timesteps": 1000}, "set_timesteps(50)"),
     ],
     ids=str,
