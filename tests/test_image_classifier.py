@@ -95,6 +95,30 @@ def test_grey_images_are_coloured_images_without_colour(tmp_path):
     np.testing.assert_allclose(extractor(grey[4:5])["logits"], found["logits"][4:5], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "shape,patch_size", [((8, 8), 2), ((28, 28), 2), ((9, 15), 3), ((5, 7), 1)]
+)
+def test_images_of_any_size_have_features(shape, patch_size):
+    network = evaluation.ImageClassifier(4, 16, patch_size)
+    x = jax.ShapeDtypeStruct((2, *shape, 3), np.float32)
+    found, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), x)
+    assert found.features.shape == (2, 64) and found.logits.shape == (2, 4)
+
+
+def test_it_learns_a_folder_of_labelled_pictures(tmp_path):
+    some = stripes(60, 0)
+    for i, (image, label) in enumerate(zip(some.images, some.labels, strict=True)):
+        path = tmp_path / "pictures" / ("left dark", "left bright")[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    where = ["--data.name=folder", f"--data.path={tmp_path / 'pictures'}", "--data.resolution=8"]
+    options = ["--data.augment=none", "--channels=8", "--batch-size=8", "--epochs=4"]
+    program("train_classifier.py", f"--out={tmp_path / 'out'}", *where, *options)
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert about["held_out"]["accuracy"] == 1.0 and about["held_out"]["images"] == 6
+    assert about["data"]["class_names"] == ["left bright", "left dark"]
+
+
 def test_accuracy_counts_the_largest():
     logits = np.array([[1.0, 2, 0], [5, 1, 1], [0, 0, 3], [9, 8, 7]])
     assert accuracy(logits, np.array([1, 0, 2, 2])) == 0.75
