@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddpm_jax.programs.classifier import ClassifierConfig
 from ddpm_jax.programs.config import DataConfig, TrainConfig
 from ddpm_jax.programs.console import run_program
 from ddpm_jax.programs.convert import FromDiffusers, FromTensorFlow, ToDiffusers, ToWeights
@@ -18,10 +19,12 @@ from ddpm_jax.programs.paths import NAMES_OR_FILES, local_path, with_local_paths
 from ddpm_jax.programs.publish import PullConfig, PushConfig
 from ddpm_jax.programs.run_directory import RunDirectory
 from ddpm_jax.programs.sample import SampleConfig
+from guidance import GuidanceConfig
 from inpaint import InpaintConfig
 from interpolate import InterpolateConfig
 from neighbours import NeighboursConfig
 from solvers import SolversConfig
+from steps_vs_quality import StepsConfig
 from tests.small_run import make_run, program
 
 # Of every program: its default, and its path options.
@@ -31,7 +34,13 @@ PROGRAMS = {
         ["run-dir", "init-from", "data.path", "data.cache-dir", "data.labels"],
     ),
     "sample": (SampleConfig(), ["run-dir", "out", "data-path", "cond", "context", "concat"]),
-    "evaluate": (EvaluateConfig(), ["run-dir", "out", "data-path", "inception", "cache-dir"]),
+    "evaluate": (
+        EvaluateConfig(),
+        ["run-dir", "out", "data-path", "inception", "classifier", "cache-dir"],
+    ),
+    "guidance": (GuidanceConfig(), ["run-dir", "out", "data-path", "classifier"]),
+    "steps_vs_quality": (StepsConfig(), ["run-dir", "out", "data-path", "classifier"]),
+    "train classifier": (ClassifierConfig(), ["out", "data.path", "data.cache-dir", "data.labels"]),
     "inpaint": (InpaintConfig(), ["run-dir", "out", "data-path", "mask"]),
     "neighbours": (NeighboursConfig(), ["run-dir", "out", "data-path", "samples"]),
     "solvers": (SolversConfig(), ["out"]),
