@@ -42,7 +42,7 @@ LONGEST = (
 
 
 def pytest_addoption(parser):
-    """`--part 2/6`: the second of six parts, which together are all tests."""
+    """`--part 2/10`: the second of ten parts, which together are all tests."""
     parser.addoption("--part", metavar="K/N", help="only this part of the tests, by their names")
 
 
