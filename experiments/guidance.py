@@ -216,7 +216,7 @@ def _save_curves(path: Path, numbers, held_out: dict[str, float], count: int) ->
     scales = sorted(numbers)
     ends = [scales[0], scales[-1]] if len(scales) > 1 else [scales[0] - 0.5, scales[0] + 0.5]
     fields = {
-        "accuracy": "share of samples the classifier gives their class",
+        "accuracy": "share classified as their class",
         "frechet_classifier": "Fréchet distance of classifier features",
     }
     values = {field: [numbers[scale][field] for scale in scales] for field in fields}
