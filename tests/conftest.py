@@ -2,6 +2,7 @@
 twice. And the order of the files: what takes longest starts first."""
 
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -15,6 +16,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax  # noqa: E402
 import jaxlib.version  # noqa: E402
+import pytest  # noqa: E402
 
 from ddpm_jax.devices.cpu import may_have_accelerators  # noqa: E402
 
@@ -24,7 +26,7 @@ from ddpm_jax.devices.cpu import may_have_accelerators  # noqa: E402
 if not may_have_accelerators():
     quick = ["--xla_backend_optimization_level=0"]
     if jaxlib.version.__version_info__[:2] <= (0, 10):  # later ones end at a flag they do not know
-        # One LLVM module per program: 32 of them would take a fifth longer.
+        # One LLVM module per program: 32 of them take up to a fifth longer.
         quick += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     # What was set by hand comes last and wins.
     os.environ["XLA_FLAGS"] = " ".join([*quick, os.environ.get("XLA_FLAGS", "")])
@@ -67,7 +69,11 @@ def pytest_collection_modifyitems(config, items):
     rank = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
     if part := config.getoption("part"):
-        number, count = map(int, part.split("/"))
+        if not (found := re.fullmatch(r"(\d+)/(\d+)", part)):
+            raise pytest.UsageError(f"--part needs K/N, such as 2/10, got {part!r}.")
+        number, count = map(int, found.groups())
+        if not 1 <= number <= count:
+            raise pytest.UsageError(f"--part needs K in 1..N, got {part!r}.")
         # Variants of a test stay together: they share fixtures and compiled programs.
         chosen = [zlib.crc32(x.nodeid.split("[")[0].encode()) % count == number - 1 for x in items]
         config.hook.pytest_deselected(

@@ -79,7 +79,7 @@ def measure_bound(
         run: its model, parameters, devices and seed.
         variances: {name: variance of p_θ}; each gets its own terms.
         data: the images, with labels for a class-conditional run.
-        count: how many images; fewer if the data set has fewer.
+        count: how many images; fewer if the data set has fewer, or to fill the groups.
         batch_size: images at a time over all devices; changes speed and memory only.
         name: label of the progress bar.
         steps_per_image: a divisor of T; None for all T steps.

@@ -19,6 +19,7 @@ import optax
 
 from ddpm_jax.data import ImageDataset, ShuffledIndices, prepare_images
 from ddpm_jax.devices import processes
+from ddpm_jax.devices.batched import batches
 from ddpm_jax.devices.cpu import keep_freed_memory
 from ddpm_jax.evaluation import FeatureExtractor, ImageClassifier, classifier_extractor
 from ddpm_jax.files import read_json_object, user_path
@@ -110,7 +111,8 @@ def train_classifier(config: ClassifierConfig) -> TrainedClassifier:
     trained = TrainedClassifier(network, params, about)
     with bar(len(heldout.images), "held-out images", unit="img") as progress:
         logits = []
-        for found in trained.extractor().stream(_pieces(heldout)):
+        pieces = (heldout.images[rows] for rows in batches(len(heldout.images), 1000))
+        for found in trained.extractor().stream(pieces):
             logits.append(found["logits"])
             progress.update(len(logits[-1]))
     share = accuracy(np.concatenate(logits), heldout.labels)
@@ -204,10 +206,6 @@ def _fit(config: ClassifierConfig, network: ImageClassifier, data: ImageDataset)
             progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             progress.update(1)
     return params
-
-
-def _pieces(data: ImageDataset):
-    return (data.images[i : i + 1000] for i in range(0, len(data.images), 1000))
 
 
 def _check(config: ClassifierConfig) -> None:

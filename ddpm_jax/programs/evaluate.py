@@ -140,7 +140,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if not processes.is_leader():
         return
     if real is not None:
-        held_out = measure(real, truth, labels=true_labels, **options)
+        held_out = measure(real, truth, features, labels=true_labels, **options)
     else:
         held_out = {"left_out": not_measurable(0, len(truth.paired), features.name)}
     results = {
@@ -152,7 +152,7 @@ def evaluate(config: EvaluateConfig) -> None:
             "fingerprint": run.train_data.fingerprint,
             "images": len(run.train_data.images),
         },
-        "samples": measure(sampled, truth, labels=labels, **options),
+        "samples": measure(sampled, truth, features, labels=labels, **options),
         "held_out": {"images": len(heldout), **held_out},
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,

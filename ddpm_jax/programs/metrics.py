@@ -269,16 +269,22 @@ def not_measurable(count: int, num_real: int, kind: str) -> dict[str, str]:
 
 
 def measure(
-    seen: Seen, truth: Seen, *, bootstrap: int, seed: int, labels: npt.NDArray | None = None
+    seen: Seen,
+    truth: Seen,
+    features: Features,
+    *,
+    bootstrap: int,
+    seed: int,
+    labels: npt.NDArray | None = None,
 ) -> dict[str, Any]:
     """Every metric of one set of images against the training set.
 
-    With `labels` [N], also the accuracy of the classifier whose logits were kept. What needs more
-    images than there are is left out, and explained under "left_out".
+    With `labels` [N], also the accuracy of a classifier of these classes; the logits of Inception
+    are of other classes, and give the Inception Score. What needs more images than there are is
+    left out, and explained under "left_out".
     """
-    main = "pool" if "pool" in truth.moments else next(iter(truth.moments))
+    kind, main = features.name, features.compared[0]
     mine, theirs = seen.moments[main], truth.moments[main]
-    kind = "inception" if main == "pool" else "another"
     left_out = not_measurable(len(seen.paired), len(truth.paired), kind)
     found: dict[str, Any] = {}
     if "frechet" not in left_out:
@@ -309,9 +315,9 @@ def measure(
             values = compute(truth.paired, seen.paired)._asdict()
             found |= {name: values[name] for name in names}
     found["paired_images"] = [len(truth.paired), len(seen.paired)]
-    if seen.logits is not None and labels is not None:
+    if kind == "classifier" and seen.logits is not None and labels is not None:
         found["accuracy"] = accuracy(seen.logits, labels)
-    if seen.logits is not None and kind == "inception" and "inception_score" not in left_out:
+    if kind == "inception" and seen.logits is not None and "inception_score" not in left_out:
         splits = 10 if len(seen.logits) >= 5000 else 1
         score = evaluation.inception_score(logits=seen.logits, splits=splits)
         found["inception_score"] = score._asdict()
