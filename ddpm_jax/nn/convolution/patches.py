@@ -2,7 +2,7 @@
 
     y = patches(x) · kernel            ∂kernel = patches(x)ᵀ · ȳ
 
-Nine copies of a quarter of the image pay off where the stride is 2.
+Used for stride 2: inside loops, `lax`'s gradients take 40 times as long there.
 """
 
 from __future__ import annotations
