@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.nn.convolution.dispatch import convolution
-from ddpm_jax.nn.convolution.patches import convolution_by_patches, patches, tangent_by_patches
+from ddpm_jax.nn.convolution.patches import convolution_by_patches, patches
 
 SAME = ((1, 1), (1, 1))
 
@@ -56,38 +56,15 @@ def test_patches_lie_in_a_kernels_order():
     assert not rows[0, 0, 0, :2].any()
 
 
-@pytest.mark.parametrize("still", [False, True])
-def test_the_tangent_and_its_transpose(still):
-    """Along both and along the kernel alone, forwards and backwards, in float64."""
-    with jax.enable_x64(True):
-        x, kernel, dx, dkernel = arrays(kernel=(3, 3, 3, 2))
-        dx = None if still else dx
-        ours = functools.partial(tangent_by_patches, x, kernel)
-
-        def theirs(dx, dkernel):
-            dy = plain(x, dkernel)
-            return dy if dx is None else dy + plain(dx, kernel)
-
-        got, back = jax.vjp(ours, dx, dkernel)
-        expected, exactly = jax.vjp(theirs, dx, dkernel)
-        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
-        for a, b in zip(*(jax.tree.leaves(f(jnp.cos(got))) for f in (back, exactly)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     "image, kernel, strides, expected",
     [
-        ((2, 4, 4, 64), (3, 3, 64, 64), (1, 1), True),
-        ((2, 8, 8, 96), (3, 3, 96, 32), (1, 1), True),
-        ((2, 32, 32, 128), (3, 3, 128, 3), (1, 1), True),
-        ((2, 16, 16, 64), (3, 3, 64, 64), (1, 1), False),
-        ((2, 8, 8, 32), (3, 3, 32, 64), (1, 1), False),
+        ((2, 4, 4, 64), (3, 3, 64, 64), (1, 1), False),
         ((2, 16, 16, 64), (3, 3, 64, 64), (2, 2), True),
     ],
 )
 def test_where_gradients_use_it(image, kernel, strides, expected):
-    """On CPUs for small or narrow outputs and for stride 2; never the value, never elsewhere."""
+    """On CPUs for stride 2; never the value, never elsewhere."""
     x, kernel = jnp.zeros(image), jnp.zeros(kernel)
     f = functools.partial(convolution, strides=strides, padding="SAME")
     gradients = jax.grad(lambda x, k: f(x, k).sum(), (0, 1))

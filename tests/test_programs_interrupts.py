@@ -161,6 +161,23 @@ def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
     assert done.stdout == b""
 
 
+def test_an_error_while_compiling_does_not_wait_for_the_compiler(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import time\n"
+        "from ddpm_jax.programs.compilation import in_background\n"
+        "from ddpm_jax.programs.config import SamplerOptions\n"
+        "from ddpm_jax.programs.console import run_program\n"
+        "def program(config):\n"
+        "    in_background(lambda: time.sleep(60))\n"
+        "    raise ValueError('other weights')\n"
+        "run_program(program, SamplerOptions(), None)\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, timeout=50)
+    assert done.returncode == 2 and b"error: other weights" in done.stderr, done.stderr
+
+
 def test_a_platform_that_is_not_there_is_one_message():
     code = "from ddpm_jax.programs.cli import main; main()"
     words = ["sample", "--pretrained", "digits", "--count", "1"]

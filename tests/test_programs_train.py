@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_jax.programs import console, training_session
 from ddpm_jax.programs import train as train_module
-from ddpm_jax.programs.compilation import CompilationStopped, unless_stopped
+from ddpm_jax.programs.compilation import CompilationStopped, in_background, unless_stopped
 from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.train import train
 from ddpm_jax.training import StopRequest
@@ -23,6 +23,20 @@ def test_compiling_returns_its_result_or_raises_its_error():
         assert unless_stopped(lambda: 3, stop) == 3
         with pytest.raises(OSError, match="no compiler"):
             unless_stopped(lambda: (_ for _ in ()).throw(OSError("no compiler")), stop)
+
+
+def test_compiling_in_the_background_starts_before_it_is_waited_for():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compile_():
+        begun.set()
+        return go_on.wait(60)
+
+    wait = in_background(compile_)
+    assert begun.wait(60)
+    go_on.set()
+    with StopRequest() as stop:
+        assert wait(stop) is True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

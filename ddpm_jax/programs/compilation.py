@@ -40,11 +40,12 @@ class CompilationStopped(KeyboardInterrupt):
     """
 
 
-def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
-    """Returns `compile_()`, called in another thread.
+def in_background(compile_: Callable[[], T]) -> Callable[[StopRequest], T]:
+    """Starts `compile_()` in another thread; the returned function waits for its result.
 
-    Raises CompilationStopped as soon as `stop` is requested; of several processes none does, so
-    that none leaves the others waiting, and they stop after the first step.
+    It raises what `compile_` raised, and CompilationStopped as soon as the given stop is requested;
+    of several processes none does, so that none leaves the others waiting, and they stop after the
+    first step.
     """
     results: list[Any] = []
 
@@ -55,21 +56,28 @@ def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
             results.append(error)
 
     thread = threading.Thread(target=work, name=THREAD, daemon=True)
+    # A thread inside the compiler must not outlive the interpreter: that would abort.
+    atexit.register(thread.join)
     thread.start()
-    try:
+
+    def wait(stop: StopRequest) -> T:
         while thread.is_alive():
             thread.join(0.1)
             if processes.num_processes() == 1 and stop() and thread.is_alive():
                 raise CompilationStopped(
                     "stopped while compiling; nothing was lost, the same command goes on"
                 )
-    except BaseException:
-        # A thread inside the compiler must not outlive the interpreter: that would abort.
-        atexit.register(thread.join)
-        raise
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
+        atexit.unregister(thread.join)
+        if isinstance(results[0], BaseException):
+            raise results[0]
+        return results[0]
+
+    return wait
+
+
+def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
+    """Returns `compile_()`, called in another thread; raises what `in_background` does."""
+    return in_background(compile_)(stop)
 
 
 MAX_KEPT_BYTES = 2**30

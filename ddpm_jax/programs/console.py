@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -157,7 +157,7 @@ def _read_command_line(default: Any, description: str | None, first: str | None)
 
 def _run(program: Callable[[C], Any], config: C) -> None:
     from ddpm_jax.programs.buckets import UnsentError, push_outputs
-    from ddpm_jax.programs.compilation import CompilationStopped, is_compiling
+    from ddpm_jax.programs.compilation import CompilationStopped
     from ddpm_jax.programs.run_directory import RunDirectoryError
     from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
@@ -167,25 +167,25 @@ def _run(program: Callable[[C], Any], config: C) -> None:
         push_outputs()
     except UnsentError as error:
         print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(75)
+        _leave(75)
     except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
         if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error, program):
             raise
         print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except PeerError as error:
         # The process that failed says so itself.
         print(f"\nended with the others: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except NonFiniteError as error:
         print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(1)
+        _leave(1)
     except RuntimeError as error:
         # JAX_PLATFORMS names no platform of this machine, or a driver is missing.
         if "Unable to initialize backend" not in str(error):
             raise
         print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except CompilationStopped as stopped:
         say(str(stopped))
         sys.stderr.flush()
@@ -193,11 +193,17 @@ def _run(program: Callable[[C], Any], config: C) -> None:
         os._exit(0)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        if is_compiling():
-            sys.stderr.flush()
-            # As above.
-            os._exit(130)
-        sys.exit(130)
+        _leave(130)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the program, without waiting for a thread that is inside the compiler."""
+    from ddpm_jax.programs.compilation import is_compiling
+
+    if is_compiling():
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 class _Forgiving:

@@ -29,7 +29,7 @@ from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
 from ddpm_jax.programs.trackers import OnRecord, recording
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
-from ddpm_jax.programs.training_session import train_steps
+from ddpm_jax.programs.training_session import prepare_steps, train_steps
 from ddpm_jax.training import Checkpoints, StopRequest, TrainState
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.training.loop import StopAtOnce
@@ -157,8 +157,11 @@ def _train_to_the_end(
     ):
         watchdog.beat(0, "the newest checkpoint to be read")
         # Restoring needs only shapes; initialising takes seconds of compilation.
-        state = checkpoints.restore(run.parallel.placeholder(run.model.init_shapes()))
+        shapes = run.parallel.placeholder(run.model.init_shapes())
+        state = checkpoints.restore(shapes)
         checkpoints.try_folder()
+        start = 0 if state is None else int(state.step)
+        steps = prepare_steps(run, shapes, start) if start < config.num_steps else None
         if state is None:
             with watchdog.paused():
                 state, records = unless_stopped(lambda: _initial_state(run), stop)
@@ -166,18 +169,17 @@ def _train_to_the_end(
             # Process 0 alone writes it.
             records = directory.records() if processes.is_leader() else {}
             if changes:
-                change = {"step": int(state.step), "changed": changes}
+                change = {"step": start, "changed": changes}
                 records["changes"] = [*records.get("changes", ()), change]
         processes.on_leader(lambda: directory.write(config, {**run.facts, **records}))
-        start = int(state.step)
-        if start >= config.num_steps:
+        if steps is None:
             say(f"{directory.root}: all {start:,} steps are done; drawing the pictures again")
             return state
         tracker, fields = config.report.tracker, flatten(to_json(config))
         with recording(
             directory.root, start, config=fields, tracker=tracker, on_record=on_record
         ) as log:
-            return train_steps(run, state, stop, checkpoints, log, watchdog)
+            return train_steps(run, state, steps, stop, checkpoints, log, watchdog)
 
 
 def _initial_state(run: TrainingRun) -> tuple[TrainState, dict[str, Any]]:

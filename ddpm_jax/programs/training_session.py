@@ -13,7 +13,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs.batches import TrainingBatches
 from ddpm_jax.programs.build import fetch
-from ddpm_jax.programs.compilation import unless_stopped
+from ddpm_jax.programs.compilation import in_background
 from ddpm_jax.programs.console import bar, duration, quantity, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.step_profiler import StepProfiler, parse_profile_steps
@@ -41,28 +41,44 @@ class CompiledSteps(NamedTuple):
     flops_per_step: float | None
 
 
+class PreparedSteps(NamedTuple):
+    """The batches of the steps, and the function that waits until the steps are compiled."""
+
+    batches: TrainingBatches
+    compiled: Callable[[StopRequest], CompiledSteps]
+
+
+def prepare_steps(run: TrainingRun, shapes: TrainState, start: int) -> PreparedSteps:
+    """Says what is about to run from step `start` on, and starts to compile its training steps.
+
+    Compiling needs only the state's shapes, so the state can be computed meanwhile.
+    """
+    if run.config.report.heldout_every and not len(run.heldout_data.images):
+        say("no images are held out (--data.holdout): the held-out loss is not measured")
+    if start:
+        say(f"resuming {run.directory.root} from step {start:,}")
+    batches = TrainingBatches(run, start, _periods(run))
+    return PreparedSteps(batches, compile_steps(run, shapes, batches))
+
+
 def train_steps(
     run: TrainingRun,
     state: TrainState,
+    prepared: PreparedSteps,
     stop: StopRequest,
     checkpoints: Checkpoints,
     log: RunLog | NoLog,
     watchdog: Watchdog,
 ) -> TrainState:
     """Trains from the state's step to the last one, or until a stop, and saves the state there."""
-    start = int(state.step)
-    if run.config.report.heldout_every and not len(run.heldout_data.images):
-        say("no images are held out (--data.holdout): the held-out loss is not measured")
-    if start:
-        say(f"resuming {run.directory.root} from step {start:,}")
     profiled = parse_profile_steps(run.config.devices.profile_steps, run.config.num_steps)
     with (
-        TrainingBatches(run, start, _periods(run)) as batches,
-        bar(run.config.num_steps, "training", initial=start) as progress,
+        prepared.batches as batches,
+        bar(run.config.num_steps, "training", initial=int(state.step)) as progress,
         StepProfiler(profiled, run.directory.root / "profile") as profiler,
     ):
         with watchdog.paused():
-            steps = compile_steps(run, state, batches, stop)
+            steps = prepared.compiled(stop)
         throughput = Throughput(run.config, progress, steps.flops_per_step)
         session = _Session(
             run, stop, checkpoints, log, watchdog, batches, steps, throughput, profiler
@@ -77,24 +93,40 @@ def train_steps(
 
 
 def compile_steps(
-    run: TrainingRun, state: TrainState, batches: TrainingBatches, stop: StopRequest
-) -> CompiledSteps:
-    """Says what is about to run, and compiles a chunk of its training steps."""
-    say(run.describe(state))
+    run: TrainingRun, shapes: TrainState, batches: TrainingBatches
+) -> Callable[[StopRequest], CompiledSteps]:
+    """Starts to compile a chunk of training steps; the returned function waits for it."""
+    say(run.describe(shapes))
     say("compiling the training step …")
     began = time.perf_counter()
     chunk = run.parallel.wrap(make_chunk(run.train_step, fetch))
-    arguments = (state, batches.dataset, batches.example(), np.int32(1))
-    compiled = unless_stopped(lambda: chunk.lower(*arguments).compile(), stop)
+    arguments = (shapes, batches.dataset, batches.example(), np.int32(1))
+
+    def work() -> tuple[Any, float]:
+        compiled = chunk.lower(*arguments).compile()
+        return compiled, time.perf_counter() - began
+
+    waiting = in_background(work)
+
+    def wait(stop: StopRequest) -> CompiledSteps:
+        compiled, seconds = waiting(stop)
+        flops = _flops_per_step(run, compiled)
+        cost = f"; {quantity(flops, 'FLOP')} per step" if flops else ""
+        say(f"compiled in {duration(seconds)}{cost}")
+        return CompiledSteps(compiled, flops)
+
+    return wait
+
+
+def _flops_per_step(run: TrainingRun, compiled: Any) -> float | None:
+    """The FLOPs of a step on all devices, as the compiler counts them; None if it does not."""
     analysis = compiled.cost_analysis() or {}
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     flops = analysis.get("flops")
     if flops:
         # XLA counts one device's share, and the body of a loop, such as microbatches', once.
         flops *= len(run.parallel.devices) * run.config.devices.microbatches
-    cost = f"; {quantity(flops, 'FLOP')} per step" if flops else ""
-    say(f"compiled in {duration(time.perf_counter() - began)}{cost}")
-    return CompiledSteps(compiled, flops)
+    return flops
 
 
 def _periods(run: TrainingRun) -> list[int]:

@@ -9,8 +9,8 @@ kernel are slow everywhere. So on CPUs each gradient uses what is fast, either t
     with respect to the kernel:  ∂kernel = conv(x with C as its batch, ȳ as a kernel of H × W taps)
 
 or products of matrices: Winograd's algorithm for wide layers in float32 (`winograd.py`, also for
-the value), patches for small images and for stride 2 (`patches.py`), and differences of pixels for
-upsampled images (`upsampled.py`, also for the value). benchmarks/NOTES.md has the gain of each.
+the value), patches for stride 2 (`patches.py`), and differences of pixels for upsampled images
+(`upsampled.py`, also for the value). benchmarks/NOTES.md has the gain of each.
 
 No transpose is customised. The JVP is the same linear map in the form whose own transpose is the
 gradient above, so `grad`, `jvp`, `vmap`, `shard_map` and any composition of them hold. A form is
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ddpm_jax.nn.convolution.patches import convolution_by_patches, tangent_by_patches
+from ddpm_jax.nn.convolution.patches import convolution_by_patches
 from ddpm_jax.nn.convolution.upsampled import upsampled_by_differences
 from ddpm_jax.nn.convolution.winograd import winograd_convolution, winograd_tangent
 from ddpm_jax.types import Array
@@ -139,8 +139,6 @@ def _unit_plain(x: Array, kernel: Array, pads: Pads) -> Array:
 def _unit_tangent(x: Array, kernel: Array, dx: Array | None, dkernel: Array, pads: Pads) -> Array:
     if _winograd_pays(x, kernel, pads):
         return winograd_tangent(x, kernel, dx, dkernel)
-    if _patches_pay(x, kernel, pads):
-        return tangent_by_patches(x, kernel, dx, dkernel)
     dy = _kernel_jvp(x, dkernel, pads)
     return dy if dx is None else dy + _input_jvp(dx, kernel, pads)
 
@@ -177,16 +175,6 @@ def _winograd_pays(x: Array, kernel: Array, pads: Pads) -> bool:
     even = height % 2 == 0 and width % 2 == 0
     wide = height * width >= 64 and sum(kernel.shape[2:]) >= 256
     return _keeps_size(kernel, pads) and even and wide and x.dtype == kernel.dtype == jnp.float32
-
-
-def _patches_pay(x: Array, kernel: Array, pads: Pads) -> bool:
-    """Whether gradients from patches are faster on CPUs: for a small or a narrow output.
-
-    The patches need nine times the output's memory.
-    """
-    channels, out = kernel.shape[2:]
-    small = x.shape[1] * x.shape[2] <= 64 and out <= channels
-    return _keeps_size(kernel, pads) and (small or 9 * out <= channels)
 
 
 def _keeps_size(kernel: Array, pads: Pads) -> bool:
