@@ -75,6 +75,7 @@ def examples():
 EXAMPLES = examples()
 
 
+@pytest.mark.slow  # and whole in .ci/run
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name):
     """As a reader would run it, without the flags this suite turns on."""

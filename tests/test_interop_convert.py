@@ -136,6 +136,7 @@ def test_there_and_back(imported, params, tmp_path):
     assert back.process == PROCESS
 
 
+@pytest.mark.slow
 def test_a_run_with_classes_there_and_back(tmp_path, capsys):
     unet = UNET.clone(num_classes=10, out_channels=1)
     params = random_params(unet, np.zeros((1, *SHAPE), np.float32), 0)

@@ -221,6 +221,7 @@ def test_data_config_has_a_default_that_needs_no_network():
     assert DataConfig().name == "digits"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_run_of_its_own_that_can_be_built(name):
     config = PRESETS[name]

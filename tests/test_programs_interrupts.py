@@ -19,6 +19,10 @@ from ddpm_jax.training.loop import StopAtOnce
 CONFIG = TrainConfig(run_dir=Path("unused"), num_steps=1)
 
 
+def later(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def interrupt_here():
     os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(1000):
@@ -204,7 +208,9 @@ def test_closed_streams_are_no_error(monkeypatch, closed, within):
     assert all(getattr(sys, name) is None for name in closed)
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--version"], ["lists"]])
+@pytest.mark.parametrize(
+    "arguments", [["list"], *map(later, [["--help"], ["--version"], ["lists"]])]
+)
 @pytest.mark.parametrize("output", ["/dev/full", "ascii", "closed"])
 def test_the_command_prints_where_it_can(arguments, output):
     redirected = {"/dev/full": ">/dev/full 2>&1", "closed": ">&- 2>&-", "ascii": ""}[output]
@@ -217,8 +223,10 @@ def test_the_command_prints_where_it_can(arguments, output):
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "ascii", "shift_jis"])
-@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *map(later, ["utf-8", "latin-1", "cp1252", "shift_jis"])]
+)
+@pytest.mark.parametrize("locale", ["C", later("C.UTF-8")])
 def test_no_character_ends_a_program(encoding, locale, tmp_path):
     """What the output's encoding does not have is replaced, and files are UTF-8 all the same."""
     program = (
