@@ -88,7 +88,7 @@ def _train(plan: Plan, dtype: str, seed: int) -> tuple[float, float]:
         jax.block_until_ready(metrics)
         times.append((time.perf_counter() - begun) / length)
     draws = 64 if plan.quick else DRAWS
-    which, t = heldout_plan(draws, len(heldout.images), model.schedule.num_timesteps)
+    which, t, weight = heldout_plan(draws, len(heldout.images), model.schedule.num_timesteps)
     keys = example_keys(jax.random.key(0), jnp.arange(draws, dtype=jnp.uint32))
     # Measured in float32 in both cases: what is compared are the parameters training arrived at.
     measured = build_model(_config(plan, "float32", seed), data.images.shape[1:], None)
@@ -96,7 +96,7 @@ def _train(plan: Plan, dtype: str, seed: int) -> tuple[float, float]:
     total = 0.0
     for part in np.array_split(np.arange(draws), max(1, draws // 256)):
         got = losses(state.ema_params, heldout.images[which[part]], None, t[part], keys[part])
-        total += float(got[:, 0].sum())
+        total += float(weight[part] @ np.asarray(got[:, 0], np.float64))
     if not np.isfinite(total):
         raise ValueError(f"training in {dtype} with seed {seed} ended at a loss of {total}")
     return total / draws, float(np.median(times))

@@ -10,7 +10,7 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.keys import split_each
-from ddpm_jax.programs.build import as_rows, build_model, build_sampler, fetch
+from ddpm_jax.programs.build import as_rows, build_model, build_sampler, fetch, heldout_plan
 from ddpm_jax.programs.config import DiffusionConfig, NetworkConfig, SamplerOptions, TrainConfig
 
 SHAPE, B = (4, 4, 1), 6
@@ -162,6 +162,23 @@ def test_labels_are_dropped_as_often_as_asked():
     never = model_of(classes=True, label_dropout=0.0)
     never.training_losses(0.7, BATCH, keys_of())
     np.testing.assert_array_equal(never.network.seen[-1]["label"], LABELS)
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 2, 200, 1000])
+@pytest.mark.parametrize("draws", [1, 2, 8, 199, 512, 2048])
+def test_the_heldout_plan_weighs_every_step_the_same(draws, num_timesteps):
+    image, t, weight = heldout_plan(draws, 7, num_timesteps)
+    assert len(image) == len(t) == draws and (np.diff(t) >= 0).all()
+    np.testing.assert_array_equal(image, np.arange(draws) % 7)
+    shares = np.bincount(t, weight, num_timesteps) / draws
+    np.testing.assert_allclose(shares.sum(), 1, rtol=1e-12)
+    if draws >= num_timesteps:
+        np.testing.assert_allclose(shares, 1 / num_timesteps, rtol=1e-12)
+    elif draws > 1:
+        # t = 0 stands for itself, and any linear function of t has its mean.
+        np.testing.assert_allclose(shares[0], 1 / num_timesteps, rtol=1e-12)
+        mean = shares @ np.arange(num_timesteps)
+        assert abs(mean - (num_timesteps - 1) / 2) <= 0.5
 
 
 def test_heldout_losses_are_the_loss_and_the_bounds_estimate():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -269,7 +269,26 @@ def fetch(dataset: Any, batch: Any) -> Any:
     return {**batch, **{name: values[batch["example"]] for name, values in dataset.items()}}
 
 
-def heldout_plan(draws: int, num_images: int, num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (image, t) pairs of the held-out loss: [draws] each, t evenly spaced in 0..T-1."""
+class HeldOutPlan(NamedTuple):
+    """The pairs of an image and a step t that the held-out loss is a weighted mean over."""
+
+    image: np.ndarray
+    t: np.ndarray
+    weight: np.ndarray
+
+
+def heldout_plan(draws: int, num_images: int, num_timesteps: int) -> HeldOutPlan:
+    """Plans the held-out loss: [draws] each, t evenly spaced in 0..T-1, weights of mean 1.
+
+    Each step weighs the same, however often it occurs. With fewer draws than steps, t = 0 stands
+    for itself alone, as its part of the bound is larger than that of hundreds of others.
+    """
     index = np.arange(draws)
-    return (index % num_images).astype(np.int32), (index * num_timesteps // draws).astype(np.int32)
+    if draws >= num_timesteps:
+        t = index * num_timesteps // draws
+        weight = 1 / np.bincount(t)[t]
+    else:
+        t = np.append(0, 1 + (2 * index[:-1] + 1) * (num_timesteps - 1) // (2 * max(draws - 1, 1)))
+        weight = np.append(1.0, np.full(draws - 1, (num_timesteps - 1) / max(draws - 1, 1)))
+    weight *= draws / weight.sum()
+    return HeldOutPlan((index % num_images).astype(np.int32), t.astype(np.int32), weight)

@@ -161,7 +161,7 @@ class TrainingRun:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> HeldOut:
         """The mean loss over a fixed plan of images, steps and noise; Stopped if should_stop()."""
-        which, t = heldout_plan(draws, len(data.images), self.model.schedule.num_timesteps)
+        which, t, weight = heldout_plan(draws, len(data.images), self.model.schedule.num_timesteps)
         split, losses_of = self._heldout_losses
         # At most as many images at a time as a training step has on each device.
         count = len(self.parallel.devices)
@@ -177,7 +177,7 @@ class TrainingRun:
                 np.arange(rows.start, rows.stop, dtype=np.uint32),
             )
             losses = fetch(losses_of(params, *split.put(batch, size)))
-            total += np.asarray(losses, np.float64)[: rows.stop - rows.start].sum(axis=0)
+            total += weight[rows] @ np.asarray(losses, np.float64)[: rows.stop - rows.start]
         return HeldOut(*(total / draws).tolist())
 
     def draw_sheet(self, state: TrainState, step: int, should_stop: Callable[[], bool]) -> None:
