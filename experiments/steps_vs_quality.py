@@ -63,7 +63,11 @@ class StepsConfig(RunOptions):
     """Sample quality against the number of steps."""
 
     steps: tuple[int, ...] = (5, 10, 20, 50)
-    """Numbers of steps below T (others are left out); T itself is added."""
+    """Numbers of steps below T (others are left out)."""
+    all_steps: bool = True
+    """Also sample with all T steps, ancestral and DDIM."""
+    analytic: bool = True
+    """Also with the analytic variance: 256 training images at all steps, once per checkpoint."""
     count: int = 200
     """Images per cell; more images lower the Fréchet distance, so compare equal counts only."""
     batch_size: int = 200
@@ -111,14 +115,21 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     out = run.folder("steps_vs_quality")
     T = run.model.schedule.num_timesteps
     columns = sorted({s for s in config.steps if s < T})
-    cells = [(name, s) for name in SAMPLERS for s in columns] + [(name, T) for name in FULL]
+    names = [n for n, o in SAMPLERS.items() if config.analytic or o.variance != "analytic"]
+    cells = [(name, s) for name in names for s in columns]
+    if config.all_steps:
+        cells += [(name, T) for name in FULL]
+    if not cells:
+        raise ValueError(
+            f"--steps needs a number below T = {T} with --no-all-steps, got {config.steps}."
+        )
     samplers = {}
     for name, s in cells:
         options = dataclasses.replace(SAMPLERS[name], num_steps=s if s < T else None)
         samplers[name, s] = run.sampler(options)
     network = _network(run)
     work = sum(_evaluations(name, s) for name, s in cells) * config.count
-    rows: dict[str, dict[str, Any]] = {name: {} for name in SAMPLERS}
+    rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     pictures = {}
     with bar(work, "sampling", unit="img·evaluation") as progress:
         for (name, s), sampler in samplers.items():
@@ -146,16 +157,16 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     )
     _plot(files[1], field, rows, heldout, gaussian)
     widest = columns[-1] if columns else T
-    seen = [(name, s) for name in SAMPLERS for s in {min(10, widest), widest} if s in columns]
+    seen = [(name, s) for name in names for s in {min(10, widest), widest} if s in columns]
     if seen:
-        seen.sort(key=lambda cell: (cell[1], list(SAMPLERS).index(cell[0])))
+        seen.sort(key=lambda cell: (cell[1], names.index(cell[0])))
         files.append(out / "samples.png")
         visualize.save_rows(
             files[-1],
             np.stack([pictures[cell] for cell in seen]),
             row_labels=[f"{name}, {s} steps" for name, s in seen],
         )
-    _print_tables(rows, heldout, gaussian, [*columns, T], config.count)
+    _print_tables(rows, heldout, gaussian, sorted({s for _, s in cells}), config.count)
     for path in files:
         say(f"  {path}")
     return StepsResult(pictures, rows, heldout, gaussian, files)
