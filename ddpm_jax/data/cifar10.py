@@ -14,12 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from ddpm_jax.data import tfds_reader
 from ddpm_jax.data.archives import DAMAGE, open_plain_or_gzip, read_members
-from ddpm_jax.data.cache import cache_root, read_entry, signature, write_entry
+from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress, download_file
-from ddpm_jax.files import user_path
+from ddpm_jax.data.official import OfficialData, load_official, locate
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
@@ -53,43 +52,33 @@ def load_cifar10(
                `cifar-10-batches-bin`, a folder that holds either, or the `data_dir` of a prepared
                TFDS data set
     source     "archive" (or its folder) or "tfds" allows only that kind; "auto" both
-    cache_dir  where decoded images and downloads are kept (`cache_root`)
-    download   whether the archive may be downloaded
-    progress   called with (bytes, total) during a download; by default a tqdm bar
 
-    Without a path, the first available of these is used: images cached by an earlier call, from any
-    source; the archive or its folder in cache_dir; a data set that TFDS prepared as array_record in
-    TFDS_DATA_DIR or ~/tensorflow_datasets, if TFDS is installed; a download. A path is read again
-    if the sizes or times of its files have changed since they were cached. The images keep the
-    order of the source (TFDS shuffles), so the fingerprint differs between sources.
-
-    A download must match the published size and sha256. Of local files the structure is checked:
-    sizes, range of labels, and 5,000 (test: 1,000) images of every class.
-
-    Raises FileNotFoundError, with the remedies, if nothing is found; ValueError naming the file
-    for damaged or wrong files; ImportError if TFDS is needed and not installed.
+    The other options, what is used without a path, and the errors are those of
+    `official.load_official`. The images keep the order of the source (TFDS shuffles), so the
+    fingerprint differs between sources.
     """
-    if split not in FILES:
-        raise ValueError(f'load_cifar10 needs split "train" or "test", got {split!r}.')
-    if source not in ("auto", "archive", "tfds"):
-        raise ValueError(f'load_cifar10 needs source "auto", "archive" or "tfds", got {source!r}.')
-    root, key = cache_root(cache_dir), f"cifar10-{split}"
-    if path is None:
-        cached = read_entry(root, key, lambda about: source in ("auto", about["kind"]))
-        if cached is not None:
-            return cached._replace(class_names=CLASSES)
-    kind, place = _locate(path, source, root, download, progress)
-    origin = signature(kind, place, _files_read(kind, place, split))
-    cached = read_entry(root, key, lambda about: about == origin)
-    if cached is not None:
-        return cached._replace(class_names=CLASSES)
-    if kind == "tfds":
-        images, labels = tfds_reader.read_prepared(place, split, (32, 32, 3))
-    else:
-        images, labels = read_batches(place, split)
-    _check_counts(labels, split, place)
-    dataset = write_entry(root, key, images, labels, 10, f"cifar10/{split}", origin)
-    return dataset._replace(class_names=CLASSES)
+    options = {"source": source, "path": path, "cache_dir": cache_dir}
+    return load_official(_data(), split, **options, download=download, progress=progress)
+
+
+def _data() -> OfficialData:
+    each = RECORDS_PER_FILE // 10
+    return OfficialData(
+        "cifar10",
+        "CIFAR-10",
+        {split: (len(names) * each,) * 10 for split, names in FILES.items()},
+        _find,
+        _files_read,
+        lambda place, split, count: read_batches(place, split),
+        _fetch,
+        where=f"the archive {ARCHIVE}, its folder {FOLDER}, or a folder that holds either ({URL})",
+        mistaken="A batch file may be there twice, under two names.",
+        kind="archive",
+        tfds_shape=(32, 32, 3),
+        tfds_remedy=" (ddpm_jax.data.prepare_cifar10_tfds does so without TensorFlow)",
+        class_names=CLASSES,
+        refuse=_refuse_pickles,
+    )
 
 
 def find_archive(
@@ -100,7 +89,8 @@ def find_archive(
     progress: Progress | None = None,
 ) -> Path:
     """Returns the archive or folder that `load_cifar10(source="archive", ...)` would decode."""
-    return _locate(path, "archive", cache_root(cache_dir), download, progress)[1]
+    root = cache_root(cache_dir)
+    return locate(_data(), "train", "archive", path, root, download, progress)[1]
 
 
 def read_batches(place: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -167,81 +157,27 @@ def _check_size(size: int, name: str, place: Path) -> None:
         )
 
 
-def _check_counts(labels: np.ndarray, split: Split, place: Path) -> None:
-    each = len(FILES[split]) * RECORDS_PER_FILE // 10
-    counts = np.bincount(labels, minlength=10)
-    if counts.tolist() != [each] * 10:
-        raise ValueError(
-            f"{place}: the {split} split of CIFAR-10 has {each:,} images of every class, but these "
-            f"files have {counts.tolist()}. A batch file may be there twice, under two names."
-        )
-
-
-def _locate(
-    path: str | os.PathLike[str] | None,
-    source: Source,
-    root: Path,
-    download: bool,
-    progress: Progress | None,
-) -> tuple[str, Path]:
-    """Returns ("archive", file or folder) or ("tfds", folder of the prepared version)."""
-    if path is not None:
-        return _recognise(user_path(path), source)
-    archive = _find_in(root)
-    if archive is not None and source != "tfds":
-        return "archive", archive
-    data_dir = tfds_reader.default_data_dir()
-    prepared = tfds_reader.find_prepared("cifar10", data_dir)
-    if prepared is not None and source != "archive":
-        if source == "tfds" or tfds_reader.is_installed():
-            return "tfds", prepared
-    why = "Downloading was not allowed."
-    if download and source != "tfds":
-        destination, known = root / ARCHIVE, {"size": ARCHIVE_BYTES, "sha256": ARCHIVE_SHA256}
-        try:
-            return "archive", download_file([URL], destination, progress=progress, **known)
-        except ConnectionError as error:
-            why = f"The download failed: {error}."
-    raise FileNotFoundError(
-        f"load_cifar10 found no CIFAR-10 in {root} or {data_dir}"
-        f"{tfds_reader.explain_unreadable('cifar10', data_dir)}. {why} Any one of these helps:\n"
-        f"  1. path=...: the archive {ARCHIVE}, its folder {FOLDER}, or a folder that holds either "
-        f"({URL});\n"
-        "  2. download=True, on a machine with a network;\n"
-        "  3. TFDS: path=..., the data_dir of a cifar10 prepared as array_record "
-        "(ddpm_jax.data.prepare_cifar10_tfds does so without TensorFlow)."
-    )
-
-
-def _recognise(path: Path, source: Source) -> tuple[str, Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"load_cifar10 got path {path}, which does not exist.")
-    if path.name == PICKLES[0]:
-        _refuse_pickles(path)
-    found = _find_in(path)
-    if found is not None and source != "tfds":
-        return "archive", found
-    _refuse_pickles(path)
-    prepared = tfds_reader.find_prepared("cifar10", path)
-    if prepared is not None and source != "archive":
-        return "tfds", prepared
-    raise FileNotFoundError(
-        f"load_cifar10 found no CIFAR-10 for source={source!r} in {path}. A path is {ARCHIVE}, the "
-        f"folder {FOLDER}, a folder that holds either, or a TFDS data_dir with cifar10 prepared as "
-        f"array_record{tfds_reader.explain_unreadable('cifar10', path)}."
-    )
-
-
-def _find_in(path: Path) -> Path | None:
+def _find(path: Path, split: str) -> Path | None:
     """Returns the archive or batch folder at or in `path`, if any."""
     if path.is_file():
-        return path
+        return None if path.name in PICKLES else path
     for place in (path, path / FOLDER, path / ARCHIVE):
         if place.name == ARCHIVE and place.is_file():
             return place
         if any((place / name).is_file() for names in FILES.values() for name in names):
             return place
     return None
+
+
+def _files_read(place: Path, split: str) -> list[Path]:
+    if place.is_file():
+        return [place]
+    return [file for name in FILES[split] if (file := place / name).is_file()]
+
+
+def _fetch(cache: Path, split: str, progress: Progress | None) -> Path:
+    known = {"size": ARCHIVE_BYTES, "sha256": ARCHIVE_SHA256}
+    return download_file([URL], cache / ARCHIVE, progress=progress, **known)
 
 
 def _refuse_pickles(path: Path) -> None:
@@ -252,11 +188,3 @@ def _refuse_pickles(path: Path) -> None:
                 "pickles, and reading a pickle runs whatever code it holds. Get the binary "
                 f"version, {URL}, or pass download=True without a path."
             )
-
-
-def _files_read(kind: str, place: Path, split: Split) -> list[Path]:
-    if kind == "tfds":
-        return tfds_reader.record_files(place, split)
-    if place.is_file():
-        return [place]
-    return [file for name in FILES[split] if (file := place / name).is_file()]

@@ -15,14 +15,12 @@ import numpy as np
 from ddpm_jax.data.archives import DAMAGE, open_plain_or_gzip, read_members
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress
-from ddpm_jax.data.official import OfficialData, Published, load_official
+from ddpm_jax.data.official import PublishedFile, load_official, single_files
 from ddpm_jax.files import read_regular
 
-ARCHIVE = Published(
-    "cifar-100-binary.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-    168_513_733,
-    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+ARCHIVE = PublishedFile(
+    URL, 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
 )
 FOLDER = "cifar-100-binary"
 RECORD_BYTES = 2 + 3 * 32 * 32
@@ -42,16 +40,16 @@ def load_cifar100(
     See `official.load_official` for the options and errors.
     """
     files = {"train": ARCHIVE, "test": ARCHIVE}
-    data = OfficialData("cifar100", "CIFAR-100", files, CLASS_COUNTS, read_records, folder=FOLDER)
+    data = single_files("cifar100", "CIFAR-100", files, CLASS_COUNTS, read_records, FOLDER)
     return load_official(
         data, split, path=path, cache_dir=cache_dir, download=download, progress=progress
     )
 
 
-def read_records(place: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_records(place: Path, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Decodes the archive or its folder: images uint8 [N, 32, 32, 3] and fine labels uint8 [N]."""
     name = f"{split}.bin"
-    needed = sum(CLASS_COUNTS[split]) * RECORD_BYTES
+    needed = count * RECORD_BYTES
     try:
         if place.is_dir():
             data = read_regular(place / name, needed)
@@ -68,7 +66,7 @@ def read_records(place: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
             raise
         raise ValueError(
             f"{place} is damaged or not CIFAR-100's binary version ({error}). Get {ARCHIVE.name} "
-            f"again from {ARCHIVE.url}."
+            f"again from {URL}."
         ) from error
     return records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 

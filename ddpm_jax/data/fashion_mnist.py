@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 
-from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress
-from ddpm_jax.data.mnist import IdxData, Source, Split, load_idx_data
+from ddpm_jax.data.mnist import Source, Split, idx_data, load_idx_data
 
 CLASSES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
-DATA = IdxData(
+DATA = idx_data(
     name="fashion_mnist",
     title="Fashion-MNIST",
     mirrors=(
@@ -40,7 +39,7 @@ DATA = IdxData(
     },
     class_counts={"train": (6000,) * 10, "test": (1000,) * 10},
     raw="FashionMNIST/raw",
-)
+)._replace(class_names=CLASSES)
 
 
 def load_fashion_mnist(
@@ -58,6 +57,5 @@ def load_fashion_mnist(
     KMNIST has the same file names and class counts, so local files of it would pass for this data
     set; a download is known by its sha256.
     """
-    root = cache_root(cache_dir)
-    dataset = load_idx_data(DATA, split, source, path, root, download, pad_to, progress)
-    return dataset._replace(class_names=CLASSES)
+    options = {"source": source, "path": path, "cache_dir": cache_dir}
+    return load_idx_data(DATA, split, pad_to, **options, download=download, progress=progress)

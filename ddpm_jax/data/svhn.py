@@ -14,19 +14,17 @@ import numpy as np
 
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress
-from ddpm_jax.data.official import OfficialData, Published, load_official
+from ddpm_jax.data.official import PublishedFile, load_official, single_files
 from ddpm_jax.files import check_regular
 
 URL = "http://ufldl.stanford.edu/housenumbers/"
 FILES = {
-    "train": Published(
-        "train_32x32.mat",
+    "train": PublishedFile(
         f"{URL}train_32x32.mat",
         182_040_794,
         "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
     ),
-    "test": Published(
-        "test_32x32.mat",
+    "test": PublishedFile(
         f"{URL}test_32x32.mat",
         64_275_384,
         "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
@@ -50,17 +48,16 @@ def load_svhn(
 
     See `official.load_official` for the options and errors.
     """
-    data = OfficialData("svhn", "SVHN", FILES, CLASS_COUNTS, read_mat)
+    data = single_files("svhn", "SVHN", FILES, CLASS_COUNTS, read_mat)
     return load_official(
         data, split, path=path, cache_dir=cache_dir, download=download, progress=progress
     )
 
 
-def read_mat(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_mat(file: Path, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Decodes a MATLAB file: images uint8 [N, 32, 32, 3] and the digits uint8 [N]."""
     from scipy.io import loadmat, whosmat
 
-    count = sum(CLASS_COUNTS[split])
     try:
         check_regular(file)
         # From the headers, before anything is decompressed.

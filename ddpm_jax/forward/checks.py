@@ -7,6 +7,7 @@ run at trace time only and cost nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,15 @@ def check_text(call: str, name: str, value: Any) -> None:
     """Raises TypeError unless the value is a string."""
     if not isinstance(value, str):
         raise TypeError(f"{call} needs {name}, a string, got {describe(value)}.")
+
+
+def check_choice(call: str, name: str, value: Any, known: Sequence[str | int]) -> None:
+    """Raises ValueError unless the value is one of these."""
+    if not any(type(value) is type(one) and value == one for one in known):
+        *others, last = (f'"{one}"' if isinstance(one, str) else str(one) for one in known)
+        raise ValueError(
+            f"{call} needs {name} {', '.join(others)} or {last}, got {describe(value)}."
+        )
 
 
 def is_number(value: Any) -> bool:
