@@ -9,6 +9,7 @@ raises OSError, which does.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -102,6 +103,12 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise ValueError(f"it is larger than the {max_bytes:,} bytes allowed for such a file")
     return content
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def toy_dataset(num=20, shape=(3, 4, 2)):
 
 
 def prefetch_threads():
-    return [t for t in threading.enumerate() if t.name == "prefetched-batches"]
+    return [t for t in threading.enumerate() if t.name.startswith("prefetched-batches")]
 
 
 def test_without_flip_pixels_are_only_mapped():

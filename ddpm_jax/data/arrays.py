@@ -19,7 +19,7 @@ from ddpm_jax.data.dataset import (
 )
 from ddpm_jax.data.images import shown
 from ddpm_jax.files import map_npy, read_arrays, user_path
-from ddpm_jax.forward.checks import check_text, host_numbers, spatial_axes
+from ddpm_jax.forward.checks import check_choice, check_text, host_numbers, spatial_axes
 
 NAMES = ("images", "labels", *CONDITIONS)
 
@@ -78,8 +78,7 @@ def from_arrays(
         )
 
     def load(split: Literal["train", "heldout"]) -> ImageDataset:
-        if split not in ("train", "heldout"):
-            raise ValueError(f'{name} has the splits "train" and "heldout", got {split!r}.')
+        check_choice(name, "split", split, ("train", "heldout"))
         if split == "train" and not held_out.any():
             # A slice, unlike a mask, does not copy.
             return split_dataset(whole, slice(None), f"{name}/{split}")
@@ -106,8 +105,7 @@ def load_arrays(
     call = "load_arrays"
     file = user_path(path, call)
     check_holdout(call, holdout)
-    if split not in ("train", "heldout"):
-        raise ValueError(f'{call} needs split "train" or "heldout", got {split!r}.')
+    check_choice(call, "split", split, ("train", "heldout"))
     name = shown(file.stem)
     arrays: dict[str, np.ndarray]
     try:

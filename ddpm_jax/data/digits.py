@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm_jax.data.dataset import ImageDataset, make_dataset
+from ddpm_jax.forward.checks import check_choice
 
 NUM_DIGITS = 1797
 
@@ -30,8 +31,7 @@ def load_digits(split: Literal["train", "heldout"]) -> ImageDataset:
 
     Raises ValueError for another split name, or if scikit-learn ships different data.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f'load_digits needs split "train" or "heldout", got {split!r}.')
+    check_choice("load_digits", "split", split, ("train", "heldout"))
     levels, labels = _levels_and_labels()
     if levels.shape != (NUM_DIGITS, 64) or levels.min() != 0 or levels.max() != 16:
         raise ValueError(

@@ -131,6 +131,16 @@ def hold_out(dataset: ImageDataset, split: str, holdout: float, name: str) -> Im
     return split_dataset(dataset, held_out == (split == "heldout"), name)
 
 
+def choose_column(found: Sequence[str], usual: str, what: str, remedy: str) -> str | None:
+    """The only one of the columns found, or the usual one of several; None for none.
+
+    Raises ValueError, which begins with `what`, for several of which none is the usual one.
+    """
+    if usual in found or len(found) < 2:
+        return usual if usual in found else next(iter(found), None)
+    raise ValueError(f"{what}, {list(found)}, and none is called {usual}. {remedy}")
+
+
 def _first_size(source: Encoded, name: str) -> tuple[int, int]:
     with open_image(source.fetch([0])[0][0], f"image 0 of {name}") as image:
         return image.height, image.width

@@ -39,8 +39,7 @@ from ddpm_jax.data.labels import read_labels
 from ddpm_jax.data.streamed import Stream, StreamedImages, check_stream, is_streamed
 from ddpm_jax.data.unfinished import Row, unfinished_rows
 from ddpm_jax.files import user_path
-from ddpm_jax.forward.checks import check_function, check_whole
-from ddpm_jax.types import describe
+from ddpm_jax.forward.checks import check_choice, check_function, check_whole
 
 BLOCK = 64  # images that a thread decodes at a time
 
@@ -91,12 +90,8 @@ def load_folder(
     call = "load_folder"
     folder, size = user_path(path, call), size_of(resolution)
     check_holdout(call, holdout)
-    if (
-        isinstance(channels, bool)
-        or not isinstance(channels, int | str)
-        or (channels not in ("auto", 1, 3))
-    ):
-        raise ValueError(f'{call} needs channels "auto", 1 or 3, got {describe(channels)}.')
+    check_choice(call, "channels", channels, ("auto", 1, 3))
+    check_choice(call, "split", split, ("all", "train", "heldout"))
     check_whole(call, "max_pixels", max_pixels)
     if num_workers is not None:
         check_whole(call, "num_workers", num_workers)
@@ -104,8 +99,6 @@ def load_folder(
         check_function(call, "progress", progress, "(images decoded, N)")
     check_stream(call, stream)
     root = cache_root(cache_dir)
-    if split not in ("all", "train", "heldout"):
-        raise ValueError(f'load_folder needs split "all", "train" or "heldout", got {split!r}.')
     all_files = list_images(folder)
     classes = read_labels(folder, [file.name for file in all_files], labels)
     chosen = np.ones(len(all_files), bool)

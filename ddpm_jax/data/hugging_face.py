@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.dataset import ImageDataset
-from ddpm_jax.data.encoded import Encoded, choose_split, decode_dataset, hold_out
+from ddpm_jax.data.encoded import Encoded, choose_column, choose_split, decode_dataset, hold_out
 from ddpm_jax.data.streamed import Stream
 from ddpm_jax.files import user_path
 
@@ -129,10 +129,9 @@ def _fetch(
 def _column(data: Any, kind: type, usual: str, name: str) -> str | None:
     """The only column of this kind, or the usual one of several."""
     found = [key for key, feature in data.features.items() if isinstance(feature, kind)]
-    if usual in found or len(found) < 2:
-        return usual if usual in found else (found[0] if found else None)
-    raise ValueError(
-        f"{name} has several columns of the kind {kind.__name__}, {found}, and none is called "
-        f"{usual}. Name the labels with --data.labels COLUMN, or write a function of the split "
-        "that chooses: --data.name package.module:function."
+    what = f"{name} has several columns of the kind {kind.__name__}"
+    remedy = (
+        "Name the labels with --data.labels COLUMN, or write a function of the split that "
+        "chooses: --data.name package.module:function."
     )
+    return choose_column(found, usual, what, remedy)

@@ -8,9 +8,9 @@ are a function of the step, and the jitted step converts them to floats with `pr
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, cast
 
 import jax
@@ -156,73 +156,58 @@ class PrefetchedBatches:
                 f"{dataset.name} of {len(dataset.images)}. Build the indices for that data set."
             )
         self._dataset, self._indices, self._share = dataset, indices, share
-        self._start_step, self._chunk_length = start_step, chunk_length
-        self._queue: queue.Queue[BatchChunk | RuntimeError | None] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._step, self._chunk_length, self._depth = start_step, chunk_length, depth
+        self._coming: deque[Future[BatchChunk | None]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> PrefetchedBatches:
-        if self._thread is not None:
+        if self._pool is not None:
             raise RuntimeError("PrefetchedBatches can be entered once. Make another for each pass.")
-        self._thread = threading.Thread(target=self._work, name="prefetched-batches", daemon=True)
-        self._thread.start()
+        self._pool = ThreadPoolExecutor(1, "prefetched-batches")
+        for _ in range(self._depth + 1):
+            self._coming.append(self._pool.submit(self._read_next))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._coming.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[BatchChunk]:
         return self
 
     def __next__(self) -> BatchChunk:
-        if self._thread is None or self._stop.is_set():
+        if self._pool is None or not self._coming:
             raise RuntimeError(
                 "PrefetchedBatches has no thread reading for it. Iterate inside a `with` block."
             )
-        item = self._queue.get()
-        if isinstance(item, BatchChunk):
-            return item
-        self._put_back(item)
-        if item is None:
+        # The end and an error stay in the queue: a later `next` finds them again.
+        chunk = self._coming[0].result()
+        if chunk is None:
             raise StopIteration
-        raise item
+        self._coming.append(self._pool.submit(self._read_next))
+        self._coming.popleft()
+        return chunk
 
-    def _put_back(self, last: RuntimeError | None) -> None:
-        # This was the last item of the thread, so there is room; a later `next` finds it again.
-        self._queue.put_nowait(last)
-
-    def _work(self) -> None:
-        step, length = self._start_step, 0
+    def _read_next(self) -> BatchChunk | None:
+        """Reads the chunk that follows, in the pool's only thread; None after the last."""
+        step, length, data = self._step, 0, self._dataset
         try:
-            while not self._stop.is_set() and (length := self._length_at(step)) > 0:
-                self._put(self._read(step, length))
-                step += length
-            self._put(None)
-        except Exception as error:
-            filename = getattr(self._dataset.images, "filename", None)
-            failure = RuntimeError(
-                f"PrefetchedBatches could not read steps {step}..{step + max(length, 1) - 1} of "
-                f"{self._dataset.name}" + (f" ({filename})" if filename else "") + f": {error!r}"
+            length = check_whole(
+                "PrefetchedBatches", "chunk_length(step)", self._chunk_length(step), least=0
             )
-            failure.__cause__ = error
-            self._put(failure)
-
-    def _length_at(self, step: int) -> int:
-        return check_whole(
-            "PrefetchedBatches", "chunk_length(step)", self._chunk_length(step), least=0
-        )
+            chunk = self._read(step, length) if length else None
+        except Exception as error:
+            filename = getattr(data.images, "filename", None)
+            raise RuntimeError(
+                f"PrefetchedBatches could not read steps {step}..{step + max(length, 1) - 1} of "
+                f"{data.name}" + (f" ({filename})" if filename else "") + f": {error!r}"
+            ) from error
+        self._step += length
+        return chunk
 
     def _read(self, step: int, length: int) -> BatchChunk:
         chosen = self._indices.chunk(step, length)[:, self._share]
         data = self._dataset
         conditions = {name: x[chosen] for name, x in data.conditions.items()}
         return BatchChunk(step, chosen, data.images[chosen], data.labels[chosen], conditions)
-
-    def _put(self, item: BatchChunk | RuntimeError | None) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue

@@ -7,11 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ddpm_jax.forward.checks import check_function
+from ddpm_jax.forward.checks import check_choice, check_function
 from ddpm_jax.types import describe
 
 Stream = Literal["auto", "always", "never"]
@@ -110,11 +110,7 @@ class StreamedImages:
 
 def check_stream(call: str, stream: Any) -> None:
     """Raises ValueError unless stream is one of `Stream`."""
-    if not isinstance(stream, str) or stream not in ("auto", "always", "never"):
-        raise ValueError(
-            f'{call} needs stream "auto", "always" or "never" (--data.stream), got '
-            f"{describe(stream)}."
-        )
+    check_choice(call, "stream", stream, get_args(Stream), "--data.stream sets it.")
 
 
 def is_streamed(stream: Stream, name: str, count: int, num_bytes: int, root: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ddpm_jax.data import tfds_reader
 from ddpm_jax.data.cache import cache_root, signature
 from ddpm_jax.data.dataset import ImageDataset
-from ddpm_jax.data.encoded import Encoded, choose_split, decode_dataset, hold_out
+from ddpm_jax.data.encoded import Encoded, choose_column, choose_split, decode_dataset, hold_out
 from ddpm_jax.data.streamed import Stream
 from ddpm_jax.files import user_path
 
@@ -80,11 +80,7 @@ def load_tfds(
 
 def _feature(builder: Any, kind: type, usual: str, name: str) -> str | None:
     """The name of the only feature of this kind, or of the usual one if there are several."""
-    features = builder.info.features
-    found = [key for key, feature in features.items() if type(feature) is kind]
-    if usual in found or len(found) < 2:
-        return usual if usual in found else (found[0] if found else None)
-    raise ValueError(
-        f"{name} has several features of the kind {kind.__name__}, {found}, and none is called "
-        f"{usual}. Choose in a function of your own: --data.name package.module:function."
-    )
+    found = [key for key, feature in builder.info.features.items() if type(feature) is kind]
+    what = f"{name} has several features of the kind {kind.__name__}"
+    remedy = "Choose in a function of your own: --data.name package.module:function."
+    return choose_column(found, usual, what, remedy)

@@ -24,6 +24,7 @@ from ddpm_jax.files import (
     open_npz,
     read_arrays,
     read_json_object,
+    sha256_of,
     user_path,
     write_atomically,
     write_json,
@@ -123,9 +124,7 @@ def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = No
         found = StatisticsKey(**about["key"])
         if about["fingerprint"] != found.fingerprint:
             raise ValueError("its fingerprint is not that of its key")
-        with open(file, "rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        if digest != about["sha256"]:
+        if sha256_of(file) != about["sha256"]:
             raise ValueError(f"{file.name} has changed since it was written")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{described} is damaged: {error}. Delete both files.") from error

@@ -34,12 +34,14 @@ def check_text(call: str, name: str, value: Any) -> None:
         raise TypeError(f"{call} needs {name}, a string, got {describe(value)}.")
 
 
-def check_choice(call: str, name: str, value: Any, known: Sequence[str | int]) -> None:
+def check_choice(
+    call: str, name: str, value: Any, known: Sequence[str | int], remedy: str = ""
+) -> None:
     """Raises ValueError unless the value is one of these."""
     if not any(type(value) is type(one) and value == one for one in known):
         *others, last = (f'"{one}"' if isinstance(one, str) else str(one) for one in known)
         raise ValueError(
-            f"{call} needs {name} {', '.join(others)} or {last}, got {describe(value)}."
+            f"{call} needs {name} {', '.join(others)} or {last}, got {describe(value)}. {remedy}"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.data import cache_root
 from ddpm_jax.data.download import ANSWER_SECONDS, within
-from ddpm_jax.files import user_path
+from ddpm_jax.files import sha256_of, user_path
 from ddpm_jax.forward.checks import check_flag, check_function, check_kind, check_text
 from ddpm_jax.types import describe
 
@@ -273,5 +273,4 @@ def _digest(path: Path, *, git: bool) -> str:
     if git:
         content = path.read_bytes()
         return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

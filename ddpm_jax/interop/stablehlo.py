@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.files import read_json_object, user_path, write_atomically, write_json
 from ddpm_jax.forward.checks import (
+    check_choice,
     check_flag,
     check_function,
     check_kind,
@@ -91,8 +92,7 @@ def export_sampler(
         isinstance(platforms, tuple | list) and set(platforms) <= set(PLATFORMS) and platforms
     ):
         raise ValueError(f"{call} needs platforms, some of {PLATFORMS}, got {platforms!r}.")
-    if inputs not in INPUTS:
-        raise ValueError(f"export_sampler knows the inputs {INPUTS}, got {inputs!r}.")
+    check_choice(call, "inputs", inputs, INPUTS)
     if inputs == "x_T_noise" and not sampler.stochastic:
         raise ValueError(
             "export_sampler got inputs='x_T_noise' for a sampler that draws none. Use 'x_T'."

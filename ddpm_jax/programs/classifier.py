@@ -27,7 +27,7 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.build import load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
-from ddpm_jax.programs.config import DataConfig
+from ddpm_jax.programs.config import DataConfig, check_seed
 from ddpm_jax.programs.config_values import from_json, to_json, with_types
 from ddpm_jax.programs.console import bar, quantity, say
 from ddpm_jax.programs.pictures import are_pictures
@@ -217,8 +217,7 @@ def _check(config: ClassifierConfig) -> None:
         raise ValueError(f"--channels must be a multiple of 8, got {config.channels}.")
     if not 0 <= config.label_smoothing < 1:
         raise ValueError(f"--label-smoothing must be in [0, 1), got {config.label_smoothing}.")
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
+    check_seed(config.seed)
     if config.data.augment == "edm":
         raise ValueError("--data.augment edm is not for classifiers. Use flip_pad_crop.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import glob
 import hashlib
@@ -11,8 +10,9 @@ import platform
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
@@ -29,7 +29,7 @@ THREAD = "compile"
 
 def is_compiling() -> bool:
     """Whether a thread of `unless_stopped` is still inside the compiler."""
-    return any(thread.name == THREAD for thread in threading.enumerate())
+    return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
 
 
 class CompilationStopped(KeyboardInterrupt):
@@ -47,32 +47,21 @@ def in_background(compile_: Callable[[], T]) -> Callable[[StopRequest], T]:
     of several processes none does, so that none leaves the others waiting, and they stop after the
     first step.
     """
-    results: list[Any] = []
+    executor = ThreadPoolExecutor(1, THREAD)
+    future = executor.submit(compile_)
+    # Its thread then ends with its work. The interpreter waits for that: it would abort otherwise.
+    executor.shutdown(wait=False)
 
-    def work():
-        try:
-            results.append(compile_())
-        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
-            results.append(error)
-
-    thread = threading.Thread(target=work, name=THREAD, daemon=True)
-    # A thread inside the compiler must not outlive the interpreter: that would abort.
-    atexit.register(thread.join)
-    thread.start()
-
-    def wait(stop: StopRequest) -> T:
-        while thread.is_alive():
-            thread.join(0.1)
-            if processes.num_processes() == 1 and stop() and thread.is_alive():
+    def result(stop: StopRequest) -> T:
+        while not future.done():
+            wait([future], timeout=0.1)
+            if processes.num_processes() == 1 and stop() and not future.done():
                 raise CompilationStopped(
                     "stopped while compiling; nothing was lost, the same command goes on"
                 )
-        atexit.unregister(thread.join)
-        if isinstance(results[0], BaseException):
-            raise results[0]
-        return results[0]
+        return future.result()
 
-    return wait
+    return result
 
 
 def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:

@@ -295,22 +295,25 @@ def check_config(config: TrainConfig) -> None:
     """
     check_name(config.data.name)
     check_tracker(config.report.tracker)
-    if config.num_steps < 1:
-        raise ValueError(f"--num-steps must be at least 1, got {config.num_steps}.")
-    if config.max_bad_steps < 1:
-        raise ValueError(f"--max-bad-steps must be at least 1, got {config.max_bad_steps}.")
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"--seed must be in 0..2³²-1, got {config.seed}.")
-    kept, saved = config.report.keep_every, config.report.checkpoint_every
-    if kept < 0 or (kept and (not saved or kept % saved)):
+    report, devices = config.report, config.devices
+    least_one = ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep")
+    numbers = {
+        "num-steps": (config.num_steps, 1),
+        "max-bad-steps": (config.max_bad_steps, 1),
+        "devices.steps-per-dispatch": (devices.steps_per_dispatch, 1),
+        **{f"report.{n.replace('_', '-')}": (x, n in least_one) for n, x in vars(report).items()},
+    }
+    for name, (value, least) in numbers.items():
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"--{name} must be at least {int(least)}, got {value}.")
+    check_seed(config.seed)
+    kept, saved = report.keep_every, report.checkpoint_every
+    if kept and (not saved or kept % saved):
         raise ValueError(
             f"--report.keep-every must be 0 or a multiple of --report.checkpoint-every {saved}, "
             f"got {kept}: only saved steps can be kept."
         )
-    parse_profile_steps(config.devices.profile_steps, config.num_steps)
-    steps = config.devices.steps_per_dispatch
-    if steps is not None and steps < 1:
-        raise ValueError(f"--devices.steps-per-dispatch must be at least 1, got {steps}.")
+    parse_profile_steps(devices.profile_steps, config.num_steps)
     if not 0 <= config.devices.resident_gib < 2**20:
         raise ValueError(
             "--devices.resident-gib must be a number of GiB from 0, got "
@@ -321,11 +324,9 @@ def check_config(config: TrainConfig) -> None:
             "--devices.watchdog-seconds must be a number of seconds, 0 for no watchdog, got "
             f"{config.devices.watchdog_seconds}."
         )
-    for name, value in vars(config.report).items():
-        if isinstance(value, int) and value < 0:
-            raise ValueError(
-                f"--report.{name.replace('_', '-')} must not be negative, got {value}."
-            )
-    for name in ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep"):
-        if getattr(config.report, name) < 1:
-            raise ValueError(f"--report.{name.replace('_', '-')} must be at least 1, got 0.")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a seed of more than 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be in 0..2³²-1, got {seed}.")

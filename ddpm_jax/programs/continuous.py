@@ -13,17 +13,11 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.denoisers.continuous import (
-    ContinuousTarget,
-    continuous_target,
-    continuous_x_0,
-    edm_denoiser,
-)
+from ddpm_jax.denoisers.continuous import ContinuousTarget, edm_denoiser
 from ddpm_jax.forward import (
     ContinuousProcess,
     edm_process,
     flow_process,
-    process_sample,
     sub_vp_process,
     ve_process,
     vp_process,
@@ -38,7 +32,7 @@ from ddpm_jax.losses import (
     uniform_times,
 )
 from ddpm_jax.programs.diffusion import DiffusionConfig, weighting_of
-from ddpm_jax.types import ApplyFn, Array, Key, bcast_right, mean_per_example
+from ddpm_jax.types import ApplyFn, Array, Key, bcast_right
 
 RHO = 7.0
 """Exponent of EDM's times (Karras et al. 2022, Eq. 5)."""
@@ -124,28 +118,7 @@ def training_loss(
     """The weighted loss at times t, per example [B]."""
     target = cast(ContinuousTarget, config.target)
     losses = continuous_loss(process, network, x_0, t, noise, target=target)
-    return losses * _weight(config, process, t)
-
-
-def heldout_loss(
-    config: DiffusionConfig,
-    process: ContinuousProcess,
-    network: ApplyFn,
-    x_0: Array,
-    t: Array,
-    noise: Array,
-) -> tuple[Array, Array]:
-    """`training_loss` and the estimate x̂_0 [B, ...], from one evaluation of the network."""
-    target = cast(ContinuousTarget, config.target)
-    x_t = process_sample(process, x_0, t, noise)
-    output = network(x_t, t)
-    error = output - continuous_target(process, x_0, t, noise, target=target)
-    losses = mean_per_example(jnp.square(error)) * _weight(config, process, t)
-    return losses, continuous_x_0(process, output, x_t, t, target=target)
-
-
-def _weight(config: DiffusionConfig, process: ContinuousProcess, t: Array) -> Array | float:
     if config.weighting == "none":
-        return 1.0
+        return losses
     weighting = "likelihood" if config.weighting == "likelihood" else weighting_of(config)
-    return continuous_weight(process, t, weighting, target=cast(ContinuousTarget, config.target))
+    return losses * continuous_weight(process, t, weighting, target=target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 
+from ddpm_jax.files import sha256_of
 from ddpm_jax.interop import (
     ImportedModel,
     Process,
@@ -146,7 +146,7 @@ def from_diffusers(config: FromDiffusers) -> None:
     if (classes := model.unet.num_classes) is not None:
         say(f"  {classes + 1} embeddings of labels: {classes} classes, and the last for no label")
     files = pipeline_files(folder)
-    digests = {name: _sha256(folder / name) for name in filter(None, files)}
+    digests = {name: sha256_of(folder / name) for name in filter(None, files)}
     write_run(config, model, source | {"folder": str(folder), "sha256": digests})
 
 
@@ -161,7 +161,7 @@ def from_tensorflow(config: FromTensorFlow) -> None:
         raise ValueError(f"{config.file}: {error}") from error
     shape = (config.resolution, config.resolution, unet.out_channels or 3)
     process = Process("linear", 1000, 1e-4, 0.02, False, "epsilon", config.variance, clip=True)
-    source = {"library": "diffusion_tf", "file": str(config.file), "sha256": _sha256(config.file)}
+    source = {"library": "diffusion_tf", "file": str(config.file), "sha256": sha256_of(config.file)}
     write_run(config, ImportedModel(unet, params, shape, process), source)
 
 
@@ -343,8 +343,3 @@ def _check_same(ours: UNet, wanted: UNet) -> None:
                 f"a run's configuration cannot express {name}={getattr(wanted, name)!r} of this "
                 f"network; it would become {getattr(ours, name)!r}."
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

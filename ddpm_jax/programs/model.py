@@ -15,6 +15,7 @@ from ddpm_jax.data import BatchChunk, ImageDataset, prepare_images
 from ddpm_jax.data.conditions import Shape
 from ddpm_jax.denoisers.continuous import (
     ContinuousTarget,
+    continuous_x_0,
     denoiser_from_process,
     sigma_denoiser_from_process,
 )
@@ -27,7 +28,7 @@ from ddpm_jax.denoisers.sigma import (
     sigma_denoiser,
 )
 from ddpm_jax.denoisers.thresholds import Clip
-from ddpm_jax.forward import ContinuousProcess, NoiseSchedule
+from ddpm_jax.forward import ContinuousProcess, NoiseSchedule, process_sample
 from ddpm_jax.forward.checks import is_number
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each
@@ -173,11 +174,15 @@ class Model:
         x_t = q_sample(self.schedule, x_0, t, noise)
         diffusion = self.config.diffusion
         if self.process is not None:
-            network, times = self._network_of_time(params, **conditions), jnp.asarray(self.times)
+            process, target = self.process, self._time_target
+            time = jnp.asarray(self.times)[t].astype(x_0.dtype)
+            x_time = process_sample(process, x_0, time, noise)
             # The network's output is computed once for loss and bound, here and below.
-            losses, output = continuous.heldout_loss(
-                diffusion, self.process, network, x_0, times[t].astype(x_0.dtype), noise
+            predicted = self._network_of_time(params, **conditions)(x_time, time)
+            losses = continuous.training_loss(
+                diffusion, process, lambda *_: predicted, x_0, time, noise
             )
+            output = continuous_x_0(process, predicted, x_time, time, target=target)
         else:
             output = self.bind(params, **conditions)(x_t, t)
             losses = self._objective(lambda *_: output, x_0, t, noise)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddpm_jax import visualize
 from ddpm_jax.programs.console import bar
-from ddpm_jax.programs.generator import Conditions, Generated, Generator
+from ddpm_jax.programs.generator import Generated, Generator
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.types import PyTree
@@ -24,28 +23,13 @@ def draw_images(
     params: PyTree,
     title: str,
     *,
-    seed: int,
     count: int,
-    batch_size: int,
-    labels: np.ndarray | None = None,
-    conditions: Conditions | None = None,
-    frames_of: int = 0,
     leave: bool = True,
-    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> Generated:
-    """Generates images behind a progress bar of that title; see `Generator`."""
+    """Generates images behind a progress bar; `options` are those of calling a `Generator`."""
     with bar(count * generator.num_steps, title, unit="img·step", leave=leave) as progress:
-        return generator(
-            params,
-            seed=seed,
-            count=count,
-            batch_size=batch_size,
-            labels=labels,
-            conditions=conditions,
-            frames_of=frames_of,
-            on_progress=progress.update,
-            should_stop=should_stop,
-        )
+        return generator(params, count=count, on_progress=progress.update, **options)
 
 
 def are_pictures(image_shape: tuple[int, ...]) -> bool:

@@ -26,7 +26,7 @@ from ddpm_jax.programs.buckets import readable_run, shown
 from ddpm_jax.programs.build import build_model_of, build_sampler, load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data, conditions_for, in_turn
-from ddpm_jax.programs.config import SamplerOptions, TrainConfig
+from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_seed
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
 from ddpm_jax.programs.generator import Conditions, Generator
@@ -56,8 +56,7 @@ class TrainedRun:
 
     def __init__(self, options: RunOptions):
         options = with_types("TrainedRun", options, RunOptions)
-        if not 0 <= options.seed < 2**32:
-            raise ValueError(f"--seed must be in 0..2³²-1, got {options.seed}.")
+        check_seed(options.seed)
         self.options = options = with_local_paths(options)
         source = readable_run(options.run_dir, options.checkpoint, options.ema_sigma_rel)
         self.root, self.name = options.run_dir, shown(options.run_dir)

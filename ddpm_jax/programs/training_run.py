@@ -26,10 +26,9 @@ from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
 from ddpm_jax.programs.diffusion import loss_name
-from ddpm_jax.programs.generator import Conditions, Generator, Stopped
+from ddpm_jax.programs.generator import Conditions, Generated, Generator, Stopped
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.run_directory import RunDirectory
-from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import TrainState, choose_devices, make_train_step
 from ddpm_jax.training.sharding import DataParallel
 from ddpm_jax.types import Device
@@ -184,15 +183,11 @@ class TrainingRun:
         """Draws samples of the averaged parameters with DDIM; nothing if should_stop()."""
         report = self.config.report
         try:
-            made = pictures.draw_images(
+            made = self._draw(
                 self.sheet_generator,
-                state.ema_params,
+                state,
                 f"samples at step {step}",
-                seed=self.config.seed,
-                count=report.sample_count,
-                batch_size=report.sample_count,
-                labels=self.model.cycled_labels(report.sample_count),
-                conditions=self.sample_conditions(report.sample_count),
+                report.sample_count,
                 leave=False,
                 should_stop=should_stop,
             )
@@ -200,6 +195,22 @@ class TrainingRun:
             return
         if processes.is_leader():
             pictures.save_sheet(self.sheet_path(step), made.images)
+
+    def _draw(
+        self, generator: Generator, state: TrainState, title: str, count: int, **options: Any
+    ) -> Generated:
+        """Draws images of the averaged parameters, of all classes in turn."""
+        return pictures.draw_images(
+            generator,
+            state.ema_params,
+            title,
+            seed=self.config.seed,
+            count=count,
+            batch_size=count,
+            labels=self.model.cycled_labels(count),
+            conditions=self.sample_conditions(count),
+            **options,
+        )
 
     def sample_conditions(self, count: int) -> Conditions:
         """What sheets of samples are conditioned on besides labels: held-out, or training's."""
@@ -210,11 +221,17 @@ class TrainingRun:
         """The file of a step's sheet of samples."""
         return self.directory.sheets / f"step_{step:07d}.png"
 
-    def _sampler(self, options: SamplerOptions) -> Sampler:
-        model, variance = self.model, self.config.diffusion.variance
-        return build_sampler(
-            model.schedule, options, variance=variance, process=model.process, times=model.times
+    def _generator(self, options: SamplerOptions, **more: Any) -> Generator:
+        model = self.model
+        sampler = build_sampler(
+            model.schedule,
+            options,
+            variance=self.config.diffusion.variance,
+            process=model.process,
+            times=model.times,
         )
+        guided = model.guided(self.config.report.guidance)
+        return Generator(sampler, guided, model.image_shape, devices=self.sampling_devices, **more)
 
     @functools.cached_property
     def sheet_generator(self) -> Generator:
@@ -222,14 +239,7 @@ class TrainingRun:
         report = self.config.report
         num_steps = min(report.sample_steps, self.model.schedule.num_timesteps)
         options = SamplerOptions("ddim", num_steps=num_steps, spacing=report.spacing)
-        sampler = self._sampler(options)
-        return Generator(
-            sampler,
-            self.model.guided(report.guidance),
-            self.model.image_shape,
-            devices=self.sampling_devices,
-            target_chunks=10,
-        )
+        return self._generator(options, target_chunks=10)
 
     @functools.cached_property
     def generator(self) -> Generator:
@@ -242,13 +252,7 @@ class TrainingRun:
             langevin_steps=report.langevin_steps,
             langevin_rate=report.langevin_rate,
         )
-        sampler = self._sampler(options)
-        return Generator(
-            sampler,
-            self.model.guided(report.guidance),
-            self.model.image_shape,
-            devices=self.sampling_devices,
-        )
+        return self._generator(options)
 
     def draw_final_pictures(
         self, state: TrainState, should_stop: Callable[[], bool]
@@ -259,18 +263,9 @@ class TrainingRun:
         """
         report, root = self.config.report, self.directory.root
         paths = root / "samples.png", root / "denoising.gif", root / "loss.png"
-        made = pictures.draw_images(
-            self.generator,
-            state.ema_params,
-            "sampling",
-            seed=self.config.seed,
-            count=report.final_count,
-            batch_size=report.final_count,
-            labels=self.model.cycled_labels(report.final_count),
-            conditions=self.sample_conditions(report.final_count),
-            frames_of=min(report.final_count, 36),
-            should_stop=should_stop,
-        )
+        frames_of = min(report.final_count, 36)
+        options = {"frames_of": frames_of, "should_stop": should_stop}
+        made = self._draw(self.generator, state, "sampling", report.final_count, **options)
 
         def save() -> None:
             pictures.save_sheet(paths[0], made.images)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from flax import traverse_util
 
 import ddpm_jax
-from ddpm_jax.files import read_json_object, write_json
+from ddpm_jax.files import read_json_object, sha256_of, write_json
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.interop.tensors import read_safetensors, write_safetensors
 from ddpm_jax.programs.run_directory import RunDirectoryError
@@ -117,7 +116,7 @@ def save_weights(
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(jax.device_get(params), sep="/"))
     path = folder / WEIGHTS
     write_safetensors(path, flat, dtype=np.dtype(dtype))
-    about = {**config["weights"], "dtype": dtype, "sha256": _sha256(path)}
+    about = {**config["weights"], "dtype": dtype, "sha256": sha256_of(path)}
     write_json(folder / "config.json", {**config, "weights": about})
     return [folder / "config.json", path]
 
@@ -129,7 +128,7 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
     the model wants. Raises ValueError for a file that was changed or belongs to another network.
     """
     path = folder / WEIGHTS
-    found = _sha256(path)
+    found = sha256_of(path)
     if about.get("sha256") != found:
         raise ValueError(
             f"{path} is not the file that config.json describes (sha256 {found}, there "
@@ -149,8 +148,3 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
         for name, leaf in wanted.items()
     }
     return traverse_util.unflatten_dict(placed, sep="/"), int(about["step"]), found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

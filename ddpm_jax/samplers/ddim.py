@@ -8,14 +8,20 @@ decodes noise to data, rising σ encodes data to noise.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_batch, check_function, check_number, check_whole
+from ddpm_jax.forward.checks import (
+    check_batch,
+    check_choice,
+    check_function,
+    check_number,
+    check_whole,
+)
 from ddpm_jax.forward.process import at_step
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at, no_state
@@ -161,11 +167,7 @@ def _encode(
             f"{call} needs last_step in 0..{size - 1}, got {last_step}. Steps count on the grid, "
             "not on the full process."
         )
-    if not isinstance(convention, str) or convention not in ("euler", "fed_next", "data_is_step_0"):
-        raise ValueError(
-            f"{call} knows the conventions 'euler', 'fed_next' and 'data_is_step_0', got "
-            f"{convention!r}."
-        )
+    check_choice(call, "convention", convention, get_args(Convention))
 
     def epsilon_hat(x, t):
         x_0_hat = x_0_of(denoise(x, jnp.full(x.shape[:1], timesteps_at(schedule, t))), x)

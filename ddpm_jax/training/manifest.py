@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.files import check_regular, read_json_object, sync
+from ddpm_jax.files import check_regular, read_json_object, sha256_of, sync
 from ddpm_jax.types import PyTree
 
 NAME = "manifest.json"
@@ -44,9 +44,7 @@ def describe_tree(tree: PyTree) -> dict[str, list[Any]]:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _digest_of(body: dict[str, Any]) -> str:
@@ -110,7 +108,7 @@ def verify_manifest(folder: Path) -> dict[str, list[Any]]:
                 raise DamagedCheckpointError(
                     f"{file} has {size} bytes, {sizes[name]} were written."
                 )
-            if _digest(file)["sha256"] != wanted["sha256"]:
+            if sha256_of(file) != wanted["sha256"]:
                 raise DamagedCheckpointError(f"{file} does not have the content that was written.")
         except OSError as error:
             raise DamagedCheckpointError(f"{file} cannot be read ({error!r}).") from error

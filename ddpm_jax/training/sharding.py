@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.devices import mesh as meshes
 from ddpm_jax.devices.mesh import AXES, WHOLE, check_devices
-from ddpm_jax.forward.checks import check_function, check_whole
+from ddpm_jax.forward.checks import check_choice, check_function, check_whole
 from ddpm_jax.training.fsdp import FullySharded, state_specs
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
@@ -94,11 +94,7 @@ class DataParallel:
     parameter_shards: int = 1
 
     def __post_init__(self):
-        if self.backend not in ("jit", "pmap", "shard_map"):
-            raise ValueError(
-                "DataParallel knows the backends 'jit', 'pmap' and 'shard_map', got "
-                f"{self.backend!r}."
-            )
+        check_choice("DataParallel", "backend", self.backend, ("jit", "pmap", "shard_map"))
         check_devices("DataParallel", self.devices)
         check_whole("DataParallel", "parameter_shards", self.parameter_shards)
         if self.backend == "jit" and len(self.devices) != 1:
@@ -252,10 +248,7 @@ def choose_devices(
     `count` is the number of devices per process. Raises ValueError if there are fewer.
     """
     call = "choose_devices"
-    if backend not in ("auto", "jit", "pmap", "shard_map"):
-        raise ValueError(
-            f"{call} knows the backends 'auto', 'jit', 'pmap' and 'shard_map', got {backend!r}."
-        )
+    check_choice(call, "backend", backend, ("auto", "jit", "pmap", "shard_map"))
     if count is not None:
         check_whole(call, "count", count, remedy="--devices.count (--num-devices) sets it.")
     check_whole(call, "parameter_shards", parameter_shards)
