@@ -36,14 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one command line; exits with 2 for a command that is unknown."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        _print(USAGE + "\n" + listing())
-        return
+        return _print(USAGE + "\n" + listing())
     if words[0] in ("--version", "version"):
-        _print(f"ddpm_jax {ddpm_jax.__version__}\n")
-        return
+        return _print(f"ddpm_jax {ddpm_jax.__version__}\n")
     if words[0] == "list":
-        _print(listing())
-        return
+        return _print(listing())
     presets, studies = commands()
     if words[0] == "train":
         if len(words) < 2 or words[1].startswith("-"):

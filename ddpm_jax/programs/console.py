@@ -156,36 +156,13 @@ def _read_command_line(default: Any, description: str | None, first: str | None)
 
 
 def _run(program: Callable[[C], Any], config: C) -> None:
-    from ddpm_jax.programs.buckets import UnsentError, push_outputs
+    from ddpm_jax.programs.buckets import push_outputs
     from ddpm_jax.programs.compilation import CompilationStopped
-    from ddpm_jax.programs.run_directory import RunDirectoryError
-    from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
 
     try:
         pin_single_precision()
         program(with_local_paths(config))
         push_outputs()
-    except UnsentError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        _leave(75)
-    except (ValueError, TypeError, OSError, RunDirectoryError, DamagedCheckpointError) as error:
-        if isinstance(error, (ValueError, TypeError)) and not _raised_by_us(error, program):
-            raise
-        print(f"\nerror: {error}", file=sys.stderr)
-        _leave(2)
-    except PeerError as error:
-        # The process that failed says so itself.
-        print(f"\nended with the others: {error}", file=sys.stderr)
-        _leave(2)
-    except NonFiniteError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        _leave(1)
-    except RuntimeError as error:
-        # JAX_PLATFORMS names no platform of this machine, or a driver is missing.
-        if "Unable to initialize backend" not in str(error):
-            raise
-        print(f"\nerror: {error}", file=sys.stderr)
-        _leave(2)
     except CompilationStopped as stopped:
         say(str(stopped))
         sys.stderr.flush()
@@ -194,6 +171,32 @@ def _run(program: Callable[[C], Any], config: C) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         _leave(130)
+    except Exception as error:
+        code = _exit_code(error, program)
+        if code is None:
+            raise
+        # The process that failed says so itself.
+        what = "ended with the others" if isinstance(error, PeerError) else "error"
+        print(f"\n{what}: {error}", file=sys.stderr)
+        _leave(code)
+
+
+def _exit_code(error: Exception, program: Callable) -> int | None:
+    """The exit code of an expected error; None for a bug."""
+    from ddpm_jax.programs.buckets import UnsentError
+    from ddpm_jax.programs.run_directory import RunDirectoryError
+    from ddpm_jax.training import DamagedCheckpointError, NonFiniteError
+
+    if isinstance(error, UnsentError):
+        return 75
+    if isinstance(error, NonFiniteError):
+        return 1
+    if isinstance(error, (ValueError, TypeError)):
+        return 2 if _raised_by_us(error, program) else None
+    # JAX_PLATFORMS names no platform of this machine, or a driver is missing.
+    no_device = isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)
+    expected = isinstance(error, (OSError, RunDirectoryError, DamagedCheckpointError, PeerError))
+    return 2 if expected or no_device else None
 
 
 def _leave(code: int) -> NoReturn:

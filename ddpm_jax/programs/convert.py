@@ -186,16 +186,7 @@ def to_diffusers(config: ToDiffusers) -> None:
             "the network of a run with --diffusion.exploding takes x_0 + σ ε; DDPMScheduler "
             "always gives it √ᾱ x_0 + √(1-ᾱ) ε."
         )
-    process = Process(
-        schedule=diffusion.schedule,
-        num_timesteps=diffusion.num_timesteps,
-        beta_start=diffusion.beta_start,
-        beta_end=diffusion.beta_end,
-        zero_terminal_snr=diffusion.zero_terminal_snr,
-        target=run.target,
-        variance=diffusion.variance,
-        clip=diffusion.clip,
-    )
+    process = Process(*(getattr(diffusion, name) for name in Process._fields))
     out = config.out or run.root / "diffusers"
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
     written = save_diffusers(out, run.model.network, run.params, shape, process, run.model.schedule)
@@ -264,34 +255,13 @@ def train_config(options: ImportOptions, model: ImportedModel) -> TrainConfig:
         path=options.data_path,
         resolution=height if name == "folder" and height == width else None,
     )
+    same = {f.name for f in dataclasses.fields(NetworkConfig)} - {"class_conditional", "dtype"}
     network = NetworkConfig(
-        channels=unet.channels,
-        channel_multipliers=tuple(unet.channel_multipliers),
-        num_res_blocks=unet.num_res_blocks,
-        attention_resolutions=tuple(unet.attention_resolutions),
-        dropout=unet.dropout,
-        num_groups=unet.num_groups,
-        downsample_padding="same" if unet.downsample_padding == "same" else "symmetric",
-        num_heads=unet.num_heads,
-        head_channels=unet.head_channels,
-        middle_attention=unet.middle_attention,  # type: ignore[arg-type]
-        scale_shift=unet.scale_shift,
-        embedding_order=unet.embedding_order,  # type: ignore[arg-type]
-        embedding_shift=unet.embedding_shift,
-        norm_epsilon=unet.norm_epsilon,
+        **{name: getattr(unet, name) for name in same},
         class_conditional=unet.num_classes is not None,
     )
-    diffusion = DiffusionConfig(
-        schedule=process.schedule,  # type: ignore[arg-type]
-        num_timesteps=process.num_timesteps,
-        beta_start=process.beta_start,
-        beta_end=process.beta_end,
-        zero_terminal_snr=process.zero_terminal_snr,
-        target=process.target,
-        variance=process.variance,
-        loss="hybrid" if process.variance == "learned_range" else "simple",
-        clip=process.clip,
-    )
+    loss = "hybrid" if process.variance == "learned_range" else "simple"
+    diffusion = DiffusionConfig(**process._asdict(), loss=loss)
     # No step was taken here, but a run needs at least one.
     return TrainConfig(
         options.run_dir, num_steps=1, data=data, network=network, diffusion=diffusion

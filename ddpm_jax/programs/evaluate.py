@@ -196,11 +196,7 @@ def _say_what_is_left_out(
 
 def _plan(run: TrainedRun, config: EvaluateConfig, count: int) -> dict[str, Any]:
     """All that the sampled images depend on."""
-    options = dataclasses.asdict(
-        SamplerOptions(
-            **{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerOptions)}
-        )
-    )
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerOptions)}
     return {
         **run.provenance(),
         "sampler": options,

@@ -165,20 +165,13 @@ def look(
         return found
 
     with bar(count, name, unit="img") as progress:
-        done = 0
-
-        def tell(total: int) -> None:
-            nonlocal done
-            progress.update(total - done)
-            done = total
-
         summary = evaluation.summarize_features(
             map(_as_images, source()),
             of,
             moments=features.compared,
             keep=(features.logits,) if features.logits else (),
             batch_size=features.batch_size,
-            on_progress=tell,
+            on_progress=lambda done: progress.update(done - progress.n),
         )
     logits = summary.features[features.logits] if features.logits else None
     return Seen(summary.moments, np.concatenate(kept), logits)

@@ -185,17 +185,13 @@ def _check_sizes(config: TrainConfig) -> None:
 
 def _check_data(data: dict[str, Any]) -> None:
     """Raises ValueError unless these are the facts of a data set that a run writes."""
-    shape, classes = data["image_shape"], data.get("num_classes")
-    ranks, whole = range(2, 5), all(type(n) is int and 0 < n <= 1 << 16 for n in shape)
-    if len(shape) not in ranks or not whole:
+    shape, classes, names = data["image_shape"], data.get("num_classes"), data.get("class_names")
+    if not 2 <= len(shape) <= 4 or not all(type(n) is int and 0 < n <= 1 << 16 for n in shape):
         raise ValueError(f"data.image_shape is {shape}, not [H, W, C], [L, C] or [D, H, W, C]")
-    if classes is not None and (type(classes) is not int or not 0 < classes <= 1_000_000):
-        raise ValueError(f"data.num_classes is {classes!r}")
-    names = data.get("class_names")
-    for name in ("cond_features", "context_features", "concat_features"):
-        features = data.get(name)
-        if features is not None and (type(features) is not int or not 0 < features <= 1_000_000):
-            raise ValueError(f"data.{name} is {features!r}")
+    for name in ("num_classes", "cond_features", "context_features", "concat_features"):
+        size = data.get(name)
+        if size is not None and (type(size) is not int or not 0 < size <= 1_000_000):
+            raise ValueError(f"data.{name} is {size!r}")
     if names is not None and (
         type(names) is not list or len(names) != classes or not all(type(n) is str for n in names)
     ):
@@ -210,7 +206,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     before, after = flatten(to_json(old)), flatten(to_json(new))
     changed = []
     for name in sorted({*before, *after}):
-        free = any(name == f or (f.endswith(".") and name.startswith(f)) for f in FREE_FIELDS)
+        free = _is_one_of(name, FREE_FIELDS)
         # A constant learning rate does not know how long the run will be, so it may be made longer
         # or shorter.
         free |= name == "num_steps" and new.optimizer.decay == "constant"
@@ -222,9 +218,12 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 def _is_changeable(change: str) -> bool:
     """Whether one of the `differences` is permitted by --resume-with-changes."""
     name = change.partition(":")[0].removeprefix("--").replace("-", "_")
-    return name not in FIXED_FIELDS and any(
-        name == f or (f.endswith(".") and name.startswith(f)) for f in CHANGEABLE_FIELDS
-    )
+    return name not in FIXED_FIELDS and _is_one_of(name, CHANGEABLE_FIELDS)
+
+
+def _is_one_of(name: str, fields: tuple[str, ...]) -> bool:
+    """Whether a field is among these; a name that ends in a dot stands for all below it."""
+    return any(name == f or (f.endswith(".") and name.startswith(f)) for f in fields)
 
 
 def make_writable(out: Path) -> None:
