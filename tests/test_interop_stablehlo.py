@@ -206,7 +206,7 @@ def test_inputs_that_do_not_go_together():
     def export(name, **options):
         return export_sampler(SAMPLERS[name], denoiser_of, PARAMS, SHAPE, **options)
 
-    with pytest.raises(ValueError, match="knows the inputs"):
+    with pytest.raises(ValueError, match="needs inputs"):
         export("ddim", inputs="noise")
     with pytest.raises(ValueError, match="draws none"):
         export("ddim", inputs="x_T_noise")

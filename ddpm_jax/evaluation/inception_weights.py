@@ -173,12 +173,8 @@ def _some(names: list[str]) -> str:
 
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    try:
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise ImportError(
-            f"{file} needs the library safetensors: pip install 'ddpm_jax[interop]'."
-        ) from error
+    from safetensors.numpy import load_file
+
     try:
         return load_file(file)
     except Exception as error:

@@ -35,8 +35,13 @@ def _interpolate(x: Array, positions: np.ndarray, axis: int) -> Array:
     return first + (second - first) * fraction
 
 
-def _checked(call: str, images: Array, height: int, width: int) -> Array:
-    """The images as float32; TypeError or ValueError for other images and sizes."""
+def _resize(
+    call: str, images: Array, height: int, width: int, positions: Callable[..., np.ndarray]
+) -> Array:
+    """Resizes columns, then rows, by the positions of output pixels for their index and m/n.
+
+    Raises TypeError or ValueError for other images and sizes.
+    """
     x = as_array(call, "images", images)
     if x.ndim != 4 or not x.size or not jnp.isdtype(x.dtype, ("integral", "real floating")):
         raise ValueError(
@@ -44,7 +49,11 @@ def _checked(call: str, images: Array, height: int, width: int) -> Array:
         )
     for name, size in (("height", height), ("width", width)):
         check_whole(call, name, size)
-    return x.astype(jnp.float32)
+    x = x.astype(jnp.float32)
+    for axis, size in ((2, width), (1, height)):
+        scale = np.float32(x.shape[axis]) / np.float32(size)
+        x = _interpolate(x, positions(np.arange(size, dtype=np.float32), scale), axis)
+    return x
 
 
 def resize_tf1(images: Array, height: int, width: int) -> Array:
@@ -52,11 +61,7 @@ def resize_tf1(images: Array, height: int, width: int) -> Array:
 
     p = i m/n in float32, with align_corners and half_pixel_centers False; columns first, then rows.
     """
-    x = _checked("resize_tf1", images, height, width)
-    for axis, size in ((2, width), (1, height)):
-        scale = np.float32(x.shape[axis]) / np.float32(size)
-        x = _interpolate(x, np.arange(size, dtype=np.float32) * scale, axis)
-    return x
+    return _resize("resize_tf1", images, height, width, lambda index, scale: index * scale)
 
 
 def resize_pytorch(images: Array, height: int, width: int) -> Array:
@@ -64,12 +69,9 @@ def resize_pytorch(images: Array, height: int, width: int) -> Array:
 
     p = max((i + ½) m/n - ½, 0) in float32, which is align_corners False without antialias.
     """
-    x = _checked("resize_pytorch", images, height, width)
-    for axis, size in ((2, width), (1, height)):
-        scale = np.float32(x.shape[axis]) / np.float32(size)
-        centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
-        x = _interpolate(x, np.maximum(centres * scale - np.float32(0.5), 0), axis)
-    return x
+    half = np.float32(0.5)
+    positions = lambda index, scale: np.maximum((index + half) * scale - half, 0)  # noqa: E731
+    return _resize("resize_pytorch", images, height, width, positions)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.types import SPATIAL_AXES, Array, describe, host_array
+from ddpm_jax.keys import check_keys
+from ddpm_jax.types import SPATIAL_AXES, Array, as_array, describe, host_array
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
@@ -40,9 +41,8 @@ def check_choice(
     """Raises ValueError unless the value is one of these."""
     if not any(type(value) is type(one) and value == one for one in known):
         *others, last = (f'"{one}"' if isinstance(one, str) else str(one) for one in known)
-        raise ValueError(
-            f"{call} needs {name} {', '.join(others)} or {last}, got {describe(value)}. {remedy}"
-        )
+        wanted = f"{', '.join(others)} or {last}"
+        raise ValueError(f"{call} needs {name} {wanted}, got {describe(value)}. {remedy}".rstrip())
 
 
 def is_number(value: Any) -> bool:
@@ -256,6 +256,30 @@ def check_batch(call: str, **arrays: Any) -> tuple[Array, ...]:
     if not check_same_shape(call, **arrays):
         raise TypeError(f"{call} needs {' and '.join(arrays)} [B, ...], got a number.")
     return tuple(jnp.asarray(value) for value in arrays.values())
+
+
+def check_draws(
+    call: str, keys: Any, noise: Any, batch: int, shape: tuple[int, ...], layout: str
+) -> None:
+    """Raises unless there is either one key per example or the noise that the keys stand for.
+
+    `shape` is the noise's, and `layout` says it in words.
+    """
+    if (keys is None) == (noise is None):
+        raise ValueError(
+            f"{call} draws noise: pass either keys [B], one per example "
+            f"(example_keys(key, jnp.arange(B))), or noise {layout} = {shape} to replay; got "
+            f"{'both' if keys is not None else 'neither'}."
+        )
+    if keys is not None:
+        check_keys(call, keys, batch)
+        return
+    drawn = as_array(call, "noise", noise)
+    if drawn.shape != shape or not jnp.issubdtype(drawn.dtype, jnp.floating):
+        raise ValueError(
+            f"{call} needs floating-point noise {layout} = {shape}, in the order of the steps, got "
+            f"{describe(noise)}."
+        )
 
 
 def check_function(call: str, name: str, value: Any, signature: str) -> None:

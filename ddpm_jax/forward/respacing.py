@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ddpm_jax.forward.checks import check_number, check_whole, host_table
+from ddpm_jax.forward.checks import check_choice, check_number, check_whole, host_table
 from ddpm_jax.forward.schedule import NoiseSchedule, check_num_timesteps, from_log_alpha_bar
 from ddpm_jax.types import ArrayLike, describe, host_array
 
@@ -95,10 +95,7 @@ def spaced_timesteps(
             f"spaced_timesteps needs 1 <= num_steps <= num_timesteps, got {num_steps=}, "
             f"{num_timesteps=}. A sampler cannot take more steps than the process has."
         )
-    if not isinstance(spacing, str) or spacing not in SPACINGS:
-        raise ValueError(
-            f"spaced_timesteps knows the spacings {SPACINGS}, got {describe(spacing)}."
-        )
+    check_choice("spaced_timesteps", "spacing", spacing, SPACINGS)
     if S == 1:
         steps = np.array([T - 1])
     elif spacing == "fractional":

@@ -10,7 +10,7 @@ the variables by name as an .npz or .safetensors file first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from ddpm_jax.forward.checks import check_flag, check_text, check_whole, host_numbers
-from ddpm_jax.interop.tensors import check_names
+from ddpm_jax.interop.tensors import check_names, numbers_in
 from ddpm_jax.nn import UNet
 from ddpm_jax.types import PyTree, describe
 
@@ -139,14 +139,14 @@ def _unet_of(call: str, weights: Mapping[str, Any], resolution: int) -> UNet:
     )
     if bare:
         raise ValueError(f"{call} got {bare[:4]}, which have no values or no axes.")
-    levels = _indices(r"model/down_(\d+)/block_0/conv1/W", weights)
+    levels = numbers_in(r"model/down_(\d+)/block_0/conv1/W$", weights)
     if levels != list(range(len(levels))) or not levels:
         raise ValueError(f"{call} got the levels {levels} of a U-Net, not 0, 1, … without gaps.")
-    blocks = _indices(r"model/down_0/block_(\d+)/conv1/W", weights)
+    blocks = numbers_in(r"model/down_0/block_(\d+)/conv1/W$", weights)
     widths = [np.shape(weights[f"model/down_{i}/block_0/conv1/W"])[-1] for i in levels]
     if any(w % width for w in widths):
         raise ValueError(f"{call} got levels of {widths} channels, not multiples of {width}.")
-    attended = _indices(r"model/down_(\d+)/attn_0/q/W", weights)
+    attended = numbers_in(r"model/down_(\d+)/attn_0/q/W$", weights)
     if "model/conv_out/W" not in weights:
         raise ValueError(f"{call}: missing ['model/conv_out/W'].")
     try:
@@ -159,8 +159,3 @@ def _unet_of(call: str, weights: Mapping[str, Any], resolution: int) -> UNet:
         )
     except ValueError as error:
         raise ValueError(f"{call} got weights of no network: {error}") from error
-
-
-def _indices(pattern: str, names: Iterable[str]) -> list[int]:
-    matches = (re.fullmatch(pattern, name) for name in names)
-    return sorted({int(match[1]) for match in matches if match})

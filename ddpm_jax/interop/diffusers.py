@@ -20,7 +20,7 @@ import numpy as np
 from flax import traverse_util
 
 from ddpm_jax.forward.checks import check_kind, host_numbers
-from ddpm_jax.interop.tensors import check_names
+from ddpm_jax.interop.tensors import check_names, numbers_in
 from ddpm_jax.nn import UNet
 from ddpm_jax.types import PyTree
 
@@ -128,7 +128,7 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
             f"{call} got {len(theirs)} tensors for {len(unet.channel_multipliers)} levels of "
             f"{unet.num_res_blocks} blocks. Give the UNet the blocks of the weights."
         )
-    levels = _levels(r"down_blocks\.(\d+)\.attentions\.", theirs)
+    levels = numbers_in(r"down_blocks\.(\d+)\.attentions\.", theirs)
     expected = _expected_shapes(call, unet, levels, np.shape(theirs["conv_in.weight"])[1])
     entries = unet_weight_map(expected, len(unet.channel_multipliers))
     _check_names(call, theirs, [entry.key for entry in entries])
@@ -157,7 +157,7 @@ def unet_params_to_diffusers(params: PyTree, unet: UNet) -> dict[str, np.ndarray
             f"{call} needs the parameters of a UNet, got a tree of {sorted(params)} without "
             "conv_in/kernel. Pass variables['params']."
         )
-    levels = _levels(r"down_(\d+)_attention_", (path[0] for path in ours))
+    levels = numbers_in(r"down_(\d+)_attention_", (path[0] for path in ours))
     expected = _expected_shapes(call, unet, levels, ours["conv_in", "kernel"].shape[2])
     _check_names(call, map("/".join, ours), map("/".join, expected))
     state_dict = {}
@@ -198,12 +198,6 @@ def _modern_names(call: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{call} got {key} twice, under its old and its new name. Keep one.")
         tensors[key] = tensor
     return tensors
-
-
-def _levels(pattern: str, names: Iterable[str]) -> list[int]:
-    """Finds the levels with attention from the names, finest first."""
-    matches = (re.match(pattern, name) for name in names)
-    return sorted({int(match[1]) for match in matches if match})
 
 
 def _expected_shapes(

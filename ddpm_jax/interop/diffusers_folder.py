@@ -11,12 +11,11 @@ UNet2DModel and a scheduler are loaded from their folders.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddpm_jax.files import read_json_object as read_strict_object
-from ddpm_jax.files import user_path, write_json
+from ddpm_jax.files import read_json_object, user_path, write_json
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_kind, check_text
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
@@ -183,17 +182,13 @@ def save_diffusers(
 def _of(path: Path, read: Any, what: str) -> Any:
     """Applies `read` to a JSON file and puts the file's name before its errors."""
     try:
-        return read(read_json_object(path, what))
+        try:
+            values = read_json_object(path)
+        except ValueError as error:
+            raise ValueError(f"the {what} must be a JSON object and is {error}.") from error
+        return read(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def read_json_object(path: Path, what: str) -> Mapping[str, Any]:
-    """Reads the object in a JSON file; ValueError for anything else."""
-    try:
-        return read_strict_object(path)
-    except ValueError as error:
-        raise ValueError(f"the {what} must be a JSON object and is {error}.") from error
 
 
 def _check_index(path: Path) -> None:

@@ -7,7 +7,7 @@ something else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax.forward.checks import check_kind, check_shape
@@ -25,36 +25,65 @@ FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "time_embedding_type": ("positional", ("positional",)),
     "upsample_type": ("conv", ("conv",)),
 }
-# Settings that are read -> their values when absent, or REQUIRED.
-REQUIRED = object()
-READ: dict[str, Any] = {
-    "add_attention": True,
-    "attention_head_dim": 8,
-    "attn_norm_num_groups": None,
-    "block_out_channels": REQUIRED,
-    "down_block_types": REQUIRED,
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "in_channels": 3,
-    "layers_per_block": 2,
-    "norm_eps": 1e-5,
-    "norm_num_groups": 32,
-    "num_class_embeds": None,
-    "out_channels": 3,
-    "resnet_time_scale_shift": "default",
-    "sample_size": REQUIRED,
-    "time_embedding_dim": None,
-    "up_block_types": REQUIRED,
-}
-# Settings without effect under those above.
-IGNORED = ("num_train_timesteps",)
 PADDINGS = {0: "same", 1: "symmetric"}
 ORDERS = {False: "sin_cos", True: "cos_sin"}  # of flip_sin_to_cos
 SCALE_SHIFTS = {"default": False, "scale_shift": True}
 MAX_SIZE = 1 << 16
 """Largest width, size or count accepted; Stable Diffusion's widest layer has 1,280 channels."""
+REQUIRED = object()
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_SIZE
+
+
+class Setting(NamedTuple):
+    """A setting that is read: its value when absent, what fits, and that in words."""
+
+    default: Any
+    fits: Callable[[Any], bool] = lambda value: True
+    words: str = ""
+
+
+COUNT = "a whole number above 0"
+# Those without a test of their own are compared with others in `_problems`.
+READ: dict[str, Setting] = {
+    "add_attention": Setting(True, _flag, "true or false"),
+    "attention_head_dim": Setting(8),
+    "attn_norm_num_groups": Setting(None),
+    "block_out_channels": Setting(REQUIRED),
+    "down_block_types": Setting(REQUIRED),
+    "downsample_padding": Setting(
+        1, lambda v: isinstance(v, int) and v in PADDINGS, "only 0 and 1"
+    ),
+    "dropout": Setting(0.0, lambda v: _number(v) and 0 <= v < 1, "at least 0 and below 1"),
+    "flip_sin_to_cos": Setting(True, _flag, "true or false"),
+    "freq_shift": Setting(0, lambda v: not _flag(v) and v in (0, 1), "only 0 and 1"),
+    "in_channels": Setting(3, _whole, COUNT),
+    "layers_per_block": Setting(2, _whole, COUNT),
+    "norm_eps": Setting(1e-5, lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
+    "norm_num_groups": Setting(32, _whole, COUNT),
+    "num_class_embeds": Setting(
+        None, lambda v: v is None or (_whole(v) and v > 1), "None, or two rows at least"
+    ),
+    "out_channels": Setting(3, _whole, COUNT),
+    "resnet_time_scale_shift": Setting(
+        "default", lambda v: v in (*SCALE_SHIFTS,), f"only {' and '.join(SCALE_SHIFTS)}"
+    ),
+    "sample_size": Setting(REQUIRED),
+    "time_embedding_dim": Setting(None),
+    "up_block_types": Setting(REQUIRED),
+}
+# Settings without effect under those above.
+IGNORED = ("num_train_timesteps",)
 
 
 class NetworkDescription(NamedTuple):
@@ -86,7 +115,7 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
         raise ValueError(f"{call} needs the config of a UNet2DModel, got _class_name={kind!r}.")
     known = {*FIXED, *READ, *IGNORED}
     given = {name: value for name, value in config.items() if not name.startswith("_")}
-    missing = [name for name, value in READ.items() if value is REQUIRED and name not in given]
+    missing = [n for n, setting in READ.items() if setting.default is REQUIRED and n not in given]
     if missing:
         raise ValueError(f"{call} got a config without {missing}. Pass all of config.json.")
     problems = [f"{name}={given[name]!r} (unknown here)" for name in given if name not in known]
@@ -95,7 +124,7 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
         if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
             how = "" if name in given else ", its default"
             problems.append(f"{name}={value!r}{how} (only {allowed[0]!r})")
-    values = {name: given.get(name, default) for name, default in READ.items()}
+    values = {name: given.get(name, setting.default) for name, setting in READ.items()}
     problems += _problems(values)
     if problems:
         raise ValueError(
@@ -153,17 +182,18 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
     widths = [unet.channels * m for m in unet.channel_multipliers]
     attended = [height >> level in unet.attention_resolutions for level in range(len(widths))]
     middle = unet.middle_attention
-    problems = []
-    if unet.cond_features is not None:
-        problems.append(f"cond_features={unet.cond_features} (it has no such input)")
-    if unet.context_features is not None:
-        problems.append(f"context_features={unet.context_features} (it has no such input)")
-    if unet.spatial_rank != 2:
-        problems.append(f"spatial_rank={unet.spatial_rank} (it works on images)")
-    if unet.patch_size != 1:
-        problems.append(f"patch_size={unet.patch_size} (it works on pixels)")
-    if not unet.resample_with_conv:
-        problems.append("resample_with_conv=False (its blocks resample by convolutions)")
+    lacking = {
+        "cond_features": (None, "it has no such input"),
+        "context_features": (None, "it has no such input"),
+        "spatial_rank": (2, "it works on images"),
+        "patch_size": (1, "it works on pixels"),
+        "resample_with_conv": (True, "its blocks resample by convolutions"),
+    }
+    problems = [
+        f"{name}={getattr(unet, name)} ({why})"
+        for name, (needed, why) in lacking.items()
+        if getattr(unet, name) != needed
+    ]
     if unet.channel_multipliers[0] != 1:
         problems.append(
             f"channel_multipliers={unet.channel_multipliers} (its first level has `channels`)"
@@ -236,30 +266,13 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"attention_head_dim={head!r} (None, or a divisor of every width)")
     if values["attn_norm_num_groups"] not in (None, values["norm_num_groups"]):
         problems.append(f"attn_norm_num_groups={values['attn_norm_num_groups']!r} (only None)")
-    for name in ("add_attention", "flip_sin_to_cos"):
-        if not isinstance(values[name], bool):
-            problems.append(f"{name}={values[name]!r} (true or false)")
-    if isinstance(values["freq_shift"], bool) or values["freq_shift"] not in (0, 1):
-        problems.append(f"freq_shift={values['freq_shift']!r} (only 0 and 1)")
-    if values["resnet_time_scale_shift"] not in (*SCALE_SHIFTS,):
-        kind = values["resnet_time_scale_shift"]
-        problems.append(f"resnet_time_scale_shift={kind!r} (only {' and '.join(SCALE_SHIFTS)})")
-    if not _number(values["norm_eps"]) or not 0 < values["norm_eps"] < 1:
-        problems.append(f"norm_eps={values['norm_eps']!r} (a number between 0 and 1)")
-    classes = values["num_class_embeds"]
-    if classes is not None and not (_whole(classes) and classes > 1):
-        problems.append(f"num_class_embeds={classes!r} (None, or two rows at least)")
+    problems += [
+        f"{name}={values[name]!r} ({setting.words})"
+        for name, setting in READ.items()
+        if not setting.fits(values[name])
+    ]
     if values["time_embedding_dim"] not in (None, 4 * widths[0]):
         problems.append(f"time_embedding_dim={values['time_embedding_dim']!r} (only None)")
-    padding = values["downsample_padding"]
-    if not (isinstance(padding, int) and padding in PADDINGS):
-        problems.append(f"downsample_padding={padding!r} (only 0 and 1)")
-    for name in ("in_channels", "layers_per_block", "norm_num_groups", "out_channels"):
-        if not _whole(values[name]):
-            problems.append(f"{name}={values[name]!r} (a whole number above 0)")
-    drop = values["dropout"]
-    if not _number(drop) or not 0 <= drop < 1:
-        problems.append(f"dropout={drop!r} (at least 0 and below 1)")
     size = _size(values["sample_size"])
     multiple = 2 ** (len(widths) - 1)
     if len(size) != 2 or not all(_whole(n) and n % multiple == 0 for n in size):
@@ -282,11 +295,3 @@ def _attended_widths(values: Mapping[str, Any]) -> set[int]:
 def _key(names: Mapping[Any, Any], value: Any) -> Any:
     """Inverts a mapping."""
     return next(key for key, name in names.items() if name == value)
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
-def _whole(value: Any) -> bool:
-    return type(value) is int and 0 < value <= MAX_SIZE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ def check_names(call: str, name: str, values: Any) -> None:
     """Raises TypeError unless the values are a mapping with string keys."""
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise TypeError(f"{call} needs {name}, values by name, got {describe(values)}.")
+
+
+def numbers_in(pattern: str, names: Iterable[str]) -> list[int]:
+    """The numbers that the first group of the pattern matches at the beginning of the names."""
+    matches = (re.match(pattern, name) for name in names)
+    return sorted({int(match[1]) for match in matches if match})
 
 
 def _check_names(path: Path) -> None:

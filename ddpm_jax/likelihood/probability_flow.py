@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.sigma import SigmaDenoiser, check_sigmas, denoise_one
 from ddpm_jax.forward.checks import (
+    check_choice,
     check_flag,
     check_function,
     check_number,
@@ -314,8 +315,7 @@ def _check_call(
 
 def _check_probes(call: str, trace: str, probes: ArrayLike | None, y_0: Array) -> Array | None:
     """The probes in y_0's dtype, None for an exact trace, or ValueError."""
-    if not isinstance(trace, str) or trace not in TRACES:
-        raise ValueError(f"{call} knows the traces {TRACES}, got {describe(trace)}.")
+    check_choice(call, "trace", trace, TRACES)
     if trace == "exact":
         if probes is not None:
             raise ValueError(f"{call} with trace='exact' takes no probes; leave them out.")

@@ -31,10 +31,10 @@ from ddpm_jax.denoisers.prediction import (
 )
 from ddpm_jax.denoisers.thresholds import Clip, check_clip
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_real, check_steps
+from ddpm_jax.forward.checks import check_draws, check_real, check_steps
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.forward.schedule import check_arguments, timesteps_at
-from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example
+from ddpm_jax.keys import fold_in_each, normal_per_example
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, Key, mean_per_example
 
@@ -95,7 +95,7 @@ def _named(variance: Variance | Mapping[str, Variance]) -> tuple[Mapping[str, Va
     return {"": variance}, True
 
 
-def _one_step(
+def terms_of_step(
     schedule: NoiseSchedule,
     apply_fn: ApplyFn,
     x_0: Array,
@@ -104,16 +104,21 @@ def _one_step(
     target: Target,
     variances: Mapping[str, Variance],
     clip: Clip,
+    own_variance: Variance | None = None,
 ) -> tuple[dict[str, Array], Array, Array]:
-    """({name: L_t}, ‖x_0 - x̂_0‖²/d, ‖ε - ε̂‖²/d), each [B], at steps t [B]."""
+    """({name: L_t}, ‖x_0 - x̂_0‖²/d, ‖ε - ε̂‖²/d), each [B], at steps t [B].
+
+    `own_variance` is the network's, by default the learned one among the variances, if any.
+    """
     x_t = q_sample(schedule, x_0, t, noise)
     output = apply_fn(x_t, timesteps_at(schedule, t))
     check_real("the network (apply_fn)", output=output)
     # A bfloat16 output would round the log-variance, and the error it is meant to measure.
     output = output.astype(x_t.dtype)
-    some: Variance = next(iter(variances.values()))
-    learned: Any = next((v for v in variances.values() if is_learned(v)), some)
-    prediction, _ = split_output(output, x_t, learned)
+    if own_variance is None:
+        learned = (v for v in variances.values() if is_learned(v))
+        own_variance = next(learned, next(iter(variances.values())))
+    prediction, _ = split_output(output, x_t, own_variance)
     terms, x_0_hat = {}, x_0
     for name, variance in variances.items():
         shown = output if is_learned(variance) else prediction
@@ -163,23 +168,9 @@ def _bound_terms(
     check_steps(call, steps, schedule.num_timesteps)
     if np.ndim(steps) != 1:
         raise ValueError(f"{call} needs steps [N], got shape {np.shape(steps)}.")
-    if keys is not None:
-        check_keys(call, keys, x_0.shape[0])
-    if noise is not None:
-        check_real(call, noise=noise)
-    if (keys is None) == (noise is None):
-        raise ValueError(
-            f"{call} draws one x_t per step: pass either keys [B] (one per example, see "
-            "`example_keys`) or noise [num_steps, B, ...] to replay; got "
-            f"{'neither' if keys is None else 'both'}."
-        )
     steps = jnp.asarray(steps, jnp.int32)
-    if noise is not None and jnp.shape(noise) != (*steps.shape, *x_0.shape):
-        raise ValueError(
-            f"{call} needs noise of shape [num_steps, *x_0.shape] = "
-            f"{(*steps.shape, *x_0.shape)}, one draw per step in the order of the steps, got "
-            f"{jnp.shape(noise)}."
-        )
+    shape = *steps.shape, *x_0.shape
+    check_draws(call, keys, noise, x_0.shape[0], shape, "[num_steps, *x_0.shape]")
 
     def body(carry, inputs):
         t, drawn = inputs
@@ -189,7 +180,7 @@ def _bound_terms(
             stream = fold_in_each(keys, timesteps_at(schedule, t))
             drawn = normal_per_example(stream, x_0.shape[1:], x_0.dtype)
         t = jnp.full(x_0.shape[:1], t)
-        return carry, _one_step(schedule, apply_fn, x_0, t, drawn, target, variances, clip)
+        return carry, terms_of_step(schedule, apply_fn, x_0, t, drawn, target, variances, clip)
 
     _, (terms, x_0_mse, epsilon_mse) = jax.lax.scan(body, None, (steps, noise))
     return BoundTerms(steps, terms[""] if single else terms, x_0_mse, epsilon_mse)
@@ -311,7 +302,7 @@ def estimate_bound(
     def body(carry, inputs):
         drawn_t, drawn = inputs
         named: Mapping[str, Variance] = {"": variance}
-        terms, *_ = _one_step(schedule, apply_fn, x_0, drawn_t, drawn, target, named, clip)
+        terms, *_ = terms_of_step(schedule, apply_fn, x_0, drawn_t, drawn, target, named, clip)
         return carry, terms[""]
 
     _, terms = jax.lax.scan(body, None, (t, noise))

@@ -14,25 +14,17 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ddpm_jax.data import ImageDataset, prepare_images
-from ddpm_jax.denoisers.prediction import (
-    Variance,
-    is_learned,
-    p_mean_variance,
-    predict_epsilon,
-    split_output,
-)
+from ddpm_jax.denoisers.prediction import Variance
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
-from ddpm_jax.forward.process import q_sample
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.keys import example_keys, make_key, normal_per_example
-from ddpm_jax.likelihood.bound import bound_term, prior_term
+from ddpm_jax.likelihood.bound import prior_term
 from ddpm_jax.likelihood.coding import mean_and_standard_error
-from ddpm_jax.likelihood.variational import VariationalBound
+from ddpm_jax.likelihood.variational import VariationalBound, terms_of_step
 from ddpm_jax.programs.console import bar
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.trained_run import TrainedRun
-from ddpm_jax.types import mean_per_example
 
 
 class MeasuredBound(NamedTuple):
@@ -149,25 +141,18 @@ def _terms_at(model: Model, variances, params, images, conditions, t, keys):
     x_0 = prepare_images(images, None, flip=False)
     keys = jax.vmap(jax.random.fold_in)(keys, timesteps_at(schedule, t))
     noise = normal_per_example(keys, x_0.shape[1:])
-    x_t = q_sample(schedule, x_0, t, noise)
-    output = model.bind(params, **conditions)(x_t, t)
-    prediction, _ = split_output(output, x_t, diffusion.variance)
-    terms, x_0_hat = {}, x_0
-    for name, variance in variances.items():
-        reverse = p_mean_variance(
-            schedule,
-            output if is_learned(variance) else prediction,
-            x_t,
-            t,
-            target=model.target,
-            variance=variance,
-            clip=diffusion.clip,
-        )
-        terms[name] = bound_term(schedule, reverse, x_0, x_t, t)
-        x_0_hat = reverse.x_0_hat
-    epsilon_hat = predict_epsilon(schedule, prediction, x_t, t, target=model.target)
-    errors = (x_0 - x_0_hat, noise - epsilon_hat)
-    return terms, jnp.stack([mean_per_example(jnp.square(error)) for error in errors])
+    terms, *errors = terms_of_step(
+        schedule,
+        model.bind(params, **conditions),
+        x_0,
+        t,
+        noise,
+        model.target,
+        variances,
+        diffusion.clip,
+        diffusion.variance,
+    )
+    return terms, jnp.stack(errors)
 
 
 def bound_row(measured: MeasuredBound, variance: str) -> dict[str, float]:

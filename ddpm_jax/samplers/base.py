@@ -22,7 +22,7 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_batch, check_flag, check_function
+from ddpm_jax.forward.checks import check_batch, check_draws, check_flag, check_function
 from ddpm_jax.keys import check_draw, check_keys, fold_in_each, normal_per_example
 from ddpm_jax.types import Array, Denoiser, Key, PyTree, as_array, bcast_right, describe
 
@@ -331,20 +331,10 @@ def _check_call(
     draws = (sampler.num_draws,) if sampler.num_draws > 1 else ()
     expected = (*((sampler.num_steps,) if steps_shape is None else steps_shape), *draws, *x.shape)
     layout = "[num_steps, num_draws, *x.shape]" if draws else "[num_steps, *x.shape]"
-    if sampler.stochastic and (keys is None) == (noise is None):
-        raise ValueError(
-            f"{call}: this sampler draws noise. Pass either keys [B], one per example "
-            f"(example_keys(key, jnp.arange(B))), or noise {layout} = {expected} to replay; got "
-            f"{'both' if keys is not None else 'neither'}."
-        )
+    if sampler.stochastic or noise is not None:
+        keys_or_noise = keys if sampler.stochastic else None, noise
+        check_draws(call, *keys_or_noise, x.shape[0], expected, layout)
     if keys is not None:
         check_keys(call, keys, x.shape[0])
-    drawn = None if noise is None else as_array(call, "noise", noise)
-    fits = drawn is None or (drawn.shape == expected and jnp.issubdtype(drawn.dtype, jnp.floating))
-    if not fits:
-        raise ValueError(
-            f"{call} needs floating-point noise {layout} = {expected}, {max(sampler.num_draws, 1)} "
-            f"per step in the order of the steps, got {describe(noise)}."
-        )
     check_denoiser(call, sampler.schedule, denoise)
     return x

@@ -21,7 +21,7 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_whole
+from ddpm_jax.forward.checks import check_choice, check_whole
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at
 from ddpm_jax.types import Array, bcast_right, host_array, x_0_of
@@ -59,12 +59,8 @@ def deis(
     (4, 3)
     """
     check_schedule("deis", schedule)
-    order = check_whole("deis", "order", order)
-    if order > 4:
-        raise ValueError(
-            f"deis knows the orders 1 to 4, got {order}. Order 1 is ddim; the paper's best, tAB-3, "
-            "is order 4."
-        )
+    remedy = "Order 1 is ddim; the paper's best, tAB-3, is order 4."
+    check_choice("deis", "order", check_whole("deis", "order", order), (1, 2, 3, 4), remedy)
     table = jnp.asarray(_coefficients(schedule, process, order), schedule.beta.dtype)
 
     def init(x_T):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_flag, check_whole
+from ddpm_jax.forward.checks import check_choice, check_flag, check_whole
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, no_state
 from ddpm_jax.samplers.exponential import (
@@ -58,17 +58,13 @@ def dpm_solver_pp(
     (4, 3)
     """
     check_schedule("dpm_solver_pp", schedule)
-    order = check_whole("dpm_solver_pp", "order", order)
-    check_flag("dpm_solver_pp", "sde", sde)
-    check_flag("dpm_solver_pp", "singlestep", singlestep)
-    if order > 3:
-        raise ValueError(
-            f"dpm_solver_pp knows the orders 1, 2 and 3, got {order}. Order 2 is the authors' "
-            "choice; order 1 is ddim."
-        )
+    call, remedy = "dpm_solver_pp", "Order 2 is the authors' choice; order 1 is ddim."
+    check_choice(call, "order", check_whole(call, "order", order), (1, 2, 3), remedy)
+    check_flag(call, "sde", sde)
+    check_flag(call, "singlestep", singlestep)
     if (sde and order == 3) or (singlestep and (sde or order != 2)):
         raise ValueError(
-            f"dpm_solver_pp has sde=True for the orders 1 and 2, and singlestep=True for order 2 "
+            f"{call} has sde=True for the orders 1 and 2, and singlestep=True for order 2 "
             f"without sde; got {order=}, {sde=}, {singlestep=}."
         )
 

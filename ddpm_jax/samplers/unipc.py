@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_whole
+from ddpm_jax.forward.checks import check_choice, check_whole
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule
 from ddpm_jax.samplers.exponential import (
@@ -56,12 +56,8 @@ def unipc(schedule: NoiseSchedule, *, order: int = 3) -> Sampler:
     (4, 3)
     """
     check_schedule("unipc", schedule)
-    order = check_whole("unipc", "order", order)
-    if order > 3:
-        raise ValueError(
-            f"unipc knows the orders 1, 2 and 3, got {order}. The paper uses 3 without guidance "
-            "and 2 with it."
-        )
+    remedy = "The paper uses 3 without guidance and 2 with it."
+    check_choice("unipc", "order", check_whole("unipc", "order", order), (1, 2, 3), remedy)
 
     def init(x_T):
         return Memory(no_history(x_T, order), jnp.zeros_like(x_T))

@@ -26,13 +26,14 @@ import numpy as np
 
 from ddpm_jax.forward.checks import (
     check_batch,
+    check_draws,
     check_flag,
     check_function,
     check_real,
     check_whole,
     real_table,
 )
-from ddpm_jax.keys import check_keys, fold_in_each, normal_per_example
+from ddpm_jax.keys import fold_in_each, normal_per_example
 from ddpm_jax.types import (
     Array,
     ArrayLike,
@@ -216,19 +217,7 @@ def check_chains(
     """x as an array. Raises, in the name of the call, for what none of the samplers can run on."""
     (x,) = check_batch(call, x=x)
     step_size_of(call, step_size, x)
-    expected = (*steps, *x.shape)
-    if (keys is None) == (noise is None):
-        raise ValueError(
-            f"{call} draws noise: pass either keys [B] (one per chain, see `example_keys`) or "
-            f"noise {layout} = {expected} to replay; got "
-            f"{'neither' if keys is None else 'both'}."
-        )
-    if noise is not None:
-        check_real(call, noise=noise)
-    if noise is not None and jnp.shape(noise) != expected:
-        raise ValueError(f"{call} needs noise {layout} = {expected}, got shape {jnp.shape(noise)}.")
-    if keys is not None:
-        check_keys(call, keys, x.shape[0])
+    check_draws(call, keys, noise, x.shape[0], (*steps, *x.shape), layout)
     return x
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from ddpm_jax.forward.checks import (
     check_batch,
+    check_choice,
     check_flag,
     check_function,
     check_number,
@@ -160,8 +161,7 @@ def projections(
     (5, 2, 3)
     """
     num = check_whole("projections", "num", num)
-    if not isinstance(kind, str) or kind not in PROJECTIONS:
-        raise ValueError(f"projections knows the kinds {PROJECTIONS}, got {kind=}.")
+    check_choice("projections", "kind", kind, PROJECTIONS)
     shape = check_draw("projections", keys, shape, dtype)
 
     def draw(index: Array) -> Array:

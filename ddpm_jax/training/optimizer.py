@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import optax
 
-from ddpm_jax.forward.checks import check_number, check_whole
+from ddpm_jax.forward.checks import check_choice, check_number, check_whole
 from ddpm_jax.types import PyTree
 
 Decay = Literal["constant", "cosine"]
@@ -29,12 +29,11 @@ def learning_rate_schedule(
         raise ValueError(
             f"{call} needs a peak > 0, got {peak}. Ho et al. (2020) use 2e-4 on CIFAR-10."
         )
+    check_choice(call, "decay", decay, get_args(Decay))
     if decay == "constant":
         if warmup_steps == 0:
             return optax.constant_schedule(peak)
         return optax.linear_schedule(0.0, peak, warmup_steps)
-    if decay != "cosine":
-        raise ValueError(f"learning_rate_schedule knows 'constant' and 'cosine', got {decay!r}.")
     if num_steps <= warmup_steps:
         raise ValueError(
             f"learning_rate_schedule got a warm-up of {warmup_steps} steps, which leaves none of "
