@@ -173,9 +173,8 @@ def build_dataset(
     conditions = checked_conditions(given, call, shapes_beside(images.shape[1:-1]), len(images))
     if fingerprint is None:
         fingerprint = _fingerprint(images, labels, conditions)
-    return _read_only_dataset(
-        images, labels, num_classes, name, fingerprint, class_names, conditions
-    )
+    dataset = ImageDataset(images, labels, num_classes, name, fingerprint, class_names=class_names)
+    return _read_only(dataset._replace(**conditions))
 
 
 def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) -> ImageDataset:
@@ -186,15 +185,14 @@ def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) 
     labels = dataset.labels[chosen]
     conditions = {name: x[chosen] for name, x in dataset.conditions.items()}
     if isinstance(dataset.images, StreamedImages):
-        images = dataset.images.subset(chosen)
+        images: Any = dataset.images.subset(chosen)
         rows = np.arange(len(dataset.images), dtype="<i8")[chosen].tobytes()
         fingerprint = hashlib.sha256(dataset.fingerprint.encode() + rows).hexdigest()
     else:
         images = dataset.images[chosen]
         fingerprint = _fingerprint(images, labels, conditions)
-    return _read_only_dataset(
-        images, labels, dataset.num_classes, name, fingerprint, dataset.class_names, conditions
-    )
+    part = {"images": images, "labels": labels, "name": name, "fingerprint": fingerprint}
+    return _read_only(dataset._replace(**part, **conditions))
 
 
 def check_holdout(call: str, holdout: float) -> None:
@@ -267,30 +265,13 @@ def _blocks(images: Any, num_bytes: int = 1 << 24) -> Iterable[np.ndarray]:
     return (images[start : start + size] for start in range(0, len(images), size))
 
 
-def _read_only(x: Any) -> Any:
-    if isinstance(x, StreamedImages):
-        return x
-    view = x.view()
-    view.flags.writeable = False
-    return view
+def _read_only(dataset: ImageDataset) -> ImageDataset:
+    """The same data set, with read-only views of its arrays."""
 
+    def view(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = value.view()
+            value.flags.writeable = False
+        return value
 
-def _read_only_dataset(
-    images: np.ndarray | StreamedImages,
-    labels: np.ndarray,
-    num_classes: int | None,
-    name: str,
-    fingerprint: str,
-    class_names: tuple[str, ...] | None,
-    conditions: dict[str, np.ndarray],
-) -> ImageDataset:
-    views = {name: _read_only(x) for name, x in conditions.items()}
-    return ImageDataset(
-        _read_only(images),
-        _read_only(labels),
-        num_classes,
-        name,
-        fingerprint,
-        class_names=class_names,
-        **views,
-    )
+    return ImageDataset(*map(view, dataset))

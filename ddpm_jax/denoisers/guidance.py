@@ -26,6 +26,7 @@ from ddpm_jax.forward.checks import (
     check_finite,
     check_function,
     check_number,
+    check_per_example,
     check_real,
     check_steps,
     is_number,
@@ -199,13 +200,8 @@ def classifier_guided(
 
         def total(x: Array) -> Array:
             log_p = log_probability(x, timesteps)
-            check_real("classifier_guided", log_probability=log_p)
-            if jnp.shape(log_p) != x.shape[:1]:
-                raise ValueError(
-                    "classifier_guided needs log p(y | x_t) [B] of the wanted classes, one number "
-                    f"per example: x_t has shape {x.shape}, log_probability {jnp.shape(log_p)}. "
-                    "Pick each example's class from log-probabilities [B, K] first."
-                )
+            remedy = "Pick each example's class from log-probabilities [B, K] first."
+            check_per_example("classifier_guided", "log_probability", log_p, x, remedy)
             return jnp.sum(log_p)
 
         row = rows_of_timesteps(schedule, timesteps)

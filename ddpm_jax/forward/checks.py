@@ -282,6 +282,22 @@ def check_draws(
         )
 
 
+def check_per_example(
+    call: str,
+    name: str,
+    value: Any,
+    x: Array,
+    remedy: str = "Sum over the event's axes, not over the batch.",
+) -> None:
+    """Raises TypeError or ValueError unless the value is [B], real numbers of events x [B, ...]."""
+    check_real(call, **{name: value})
+    if jnp.shape(value) != x.shape[:1]:
+        raise ValueError(
+            f"{call} needs {name} [B], one number per example: x has shape {x.shape}, {name} "
+            f"{jnp.shape(value)}. {remedy}"
+        )
+
+
 def check_function(call: str, name: str, value: Any, signature: str) -> None:
     """Raises TypeError unless the value can be called."""
     if not callable(value):

@@ -6,6 +6,7 @@ devices may belong to several processes; all of them must call, and each gets al
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,14 +47,6 @@ class Generated(NamedTuple):
     frames: np.ndarray | None
 
 
-class _Programs(NamedTuple):
-    """What a Generator has compiled for some number of devices."""
-
-    split: RowSplit
-    start: Callable[..., Any]
-    run: Callable[..., Any]
-
-
 class Generator:
     """Generates images with one sampler; compiled once, whatever the number of calls.
 
@@ -83,11 +76,10 @@ class Generator:
         self._sampler, self._denoiser_of = sampler, denoiser_of
         self._steps = np.asarray(grid_steps(sampler))
         self._chunk = chunk_length(len(self._steps), target_chunks)
-        self._programs: dict[int, _Programs] = {}
+        self._programs_on = functools.cache(self._compile)
 
-    def _programs_on(self, num_devices: int) -> _Programs:
-        if num_devices in self._programs:
-            return self._programs[num_devices]
+    def _compile(self, num_devices: int) -> tuple[RowSplit, Callable, Callable]:
+        """The split over so many devices, and the functions that start and advance a batch."""
         sampler, split = self._sampler, RowSplit(self.devices[:num_devices])
 
         def start(seed, index):
@@ -102,12 +94,8 @@ class Generator:
             x, state, _ = advance(sampler, denoise, x, state, steps, keys=noise_keys)
             return x, state
 
-        programs = _Programs(
-            split,
-            split.map(start, (WHOLE, ROWS)),
-            split.map(run, (WHOLE, ROWS, ROWS, ROWS, ROWS, WHOLE)),
-        )
-        return self._programs.setdefault(num_devices, programs)
+        start_batch = split.map(start, (WHOLE, ROWS))
+        return split, start_batch, split.map(run, (WHOLE, ROWS, ROWS, ROWS, ROWS, WHOLE))
 
     @property
     def num_steps(self) -> int:

@@ -110,8 +110,8 @@ def push(config: PushConfig) -> Published:
         assert folder is not None
         check_weights_folder(folder, NAMES)
         make_writable(folder)
-        config_path, weights_path = write_weights(run, folder, config.dtype)
-        paths = [config_path, weights_path]
+        paths = write_weights(run, folder, config.dtype)
+        about = read_json_object(paths[0])["weights"]
         if config.sheet_count:
             steps = min(SHEET_STEPS, run.schedule.num_timesteps)
             images = run.sample(
@@ -119,10 +119,9 @@ def push(config: PushConfig) -> Published:
             )
             save_sheet(folder / SHEET, images)
             paths.append(folder / SHEET)
-        paths.append(folder / "README.md")
-        about = read_json_object(config_path)["weights"]
         card = model_card(run, config.repository, config.license, config.sheet_count, about)
-        paths[-1].write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        paths.append(folder / "README.md")
         for path in paths:
             say(f"  {path.name} ({quantity(path.stat().st_size, 'B')})")
         commit = publish(

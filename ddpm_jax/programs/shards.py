@@ -89,23 +89,15 @@ def _read_shard(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | N
     if not path.exists():
         return None
     try:
-        images = _images(path, path.stat().st_size * MAX_EXPANSION)
+        arrays = read_arrays(path, path.stat().st_size * MAX_EXPANSION, ("images",))
+        if "images" not in arrays:
+            raise ValueError("it has no array `images`")
     except (OSError, ValueError) as error:
         say(f"warning: {path} cannot be read ({error}); it is sampled again")
         return None
+    images = arrays["images"]
     fits = images.shape[1:] == shape and images.dtype == np.uint8 and len(images)
     return images if fits else None
-
-
-def _images(path: Path, max_bytes: int) -> npt.NDArray[np.uint8]:
-    arrays = read_arrays(path, max_bytes, ("images",))
-    if "images" not in arrays:
-        raise ValueError("it has no array `images`")
-    return arrays["images"]
-
-
-def _write_shard(path: Path, images: npt.NDArray[np.uint8]) -> None:
-    write_atomically(path, lambda file: np.savez_compressed(file, images=images))
 
 
 def _kept_and_next(out: Path, first: int, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -186,7 +178,8 @@ def sample_shards(
                 if late or start + 2 * batch - first > limit:
                     break
             images = np.concatenate(pieces)
-            processes.on_leader(partial(_write_shard, _shard(out, first), images))
+            save = partial(np.savez_compressed, images=images)
+            processes.on_leader(partial(write_atomically, _shard(out, first), save))
             first += len(images)
 
 

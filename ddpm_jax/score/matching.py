@@ -30,6 +30,7 @@ from ddpm_jax.forward.checks import (
     check_flag,
     check_function,
     check_number,
+    check_per_example,
     check_real,
     check_whole,
     real_table,
@@ -70,12 +71,7 @@ def score_of_energy(energy: Callable[..., Array]) -> Callable[..., Array]:
 
         def total(x: Array) -> Array:
             f = energy(x, *conditions)
-            check_real("score_of_energy", energy=f)
-            if jnp.shape(f) != x.shape[:1]:
-                raise ValueError(
-                    "score_of_energy needs an energy f [B], one number per example: x has shape "
-                    f"{x.shape}, f {jnp.shape(f)}. Sum over the event's axes, not over the batch."
-                )
+            check_per_example("score_of_energy", "energy f", f, x)
             return jnp.sum(f)
 
         return -jax.grad(total)(x)

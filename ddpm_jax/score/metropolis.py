@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.forward.checks import check_batch, check_flag, check_function, check_real, check_whole
+from ddpm_jax.forward.checks import (
+    check_batch,
+    check_flag,
+    check_function,
+    check_per_example,
+    check_real,
+    check_whole,
+)
 from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
 from ddpm_jax.score.langevin import check_chains, langevin_step, step_size_of
 from ddpm_jax.types import Array, ArrayLike, Key, bcast_right
@@ -86,12 +93,14 @@ def metropolis_adjusted_langevin(
 
     def evaluate(x):
         if score_fn is not None:
-            s = score_fn(x)
+            s, log_p = score_fn(x), log_density(x)
             check_batch(call, score=s, x=x)
-            return _per_chain(call, log_density(x), x), s.astype(x.dtype)
+            check_per_example(call, "log_density", log_p, x)
+            return log_p, s.astype(x.dtype)
 
         def total(x):
-            log_p = _per_chain(call, log_density(x), x)
+            log_p = log_density(x)
+            check_per_example(call, "log_density", log_p, x)
             return jnp.sum(log_p), log_p
 
         score, log_p = jax.grad(total, has_aux=True)(x)
@@ -127,13 +136,3 @@ def _draw_with_uniform(keys: Any, step: Array, x: Array) -> tuple[Array, Array]:
     proposal_keys, accept_keys = split_each(fold_in_each(keys, step), 2)
     z = normal_per_example(proposal_keys, x.shape[1:], x.dtype)
     return z, jax.vmap(jax.random.uniform)(accept_keys)
-
-
-def _per_chain(call: str, log_p: Array, x: Array) -> Array:
-    check_real(call, log_density=log_p)
-    if jnp.shape(log_p) != x.shape[:1]:
-        raise ValueError(
-            f"{call} needs a log_density [B], one number per chain: x has shape {x.shape}, "
-            f"log_density {jnp.shape(log_p)}. Sum over the event's axes, not over the batch."
-        )
-    return log_p
