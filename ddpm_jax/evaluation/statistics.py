@@ -18,17 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_jax import files
 from ddpm_jax.evaluation.metrics import Moments, check_moments
-from ddpm_jax.files import (
-    array_names,
-    open_npz,
-    read_arrays,
-    read_json_object,
-    sha256_of,
-    user_path,
-    write_atomically,
-    write_json,
-)
 from ddpm_jax.forward.checks import check_flag, check_function, check_kind, check_whole
 from ddpm_jax.types import describe
 
@@ -98,8 +89,8 @@ def save_statistics(path: str | os.PathLike[str], moments: Moments, key: Statist
         "fingerprint": key.fingerprint,
         "sha256": hashlib.sha256(content.getbuffer()).hexdigest(),
     }
-    write_atomically(file, content.getvalue())
-    write_json(file.with_suffix(".json"), about)
+    files.write_atomically(file, content.getvalue())
+    files.write_json(file.with_suffix(".json"), about)
 
 
 def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = None) -> Moments:
@@ -120,11 +111,11 @@ def load_statistics(path: str | os.PathLike[str], key: StatisticsKey | None = No
             "describes. Read files of other tools with read_reference_statistics."
         )
     try:
-        about = read_json_object(described)
+        about = files.read_json_object(described)
         found = StatisticsKey(**about["key"])
         if about["fingerprint"] != found.fingerprint:
             raise ValueError("its fingerprint is not that of its key")
-        if sha256_of(file) != about["sha256"]:
+        if files.sha256_of(file) != about["sha256"]:
             raise ValueError(f"{file.name} has changed since it was written")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{described} is damaged: {error}. Delete both files.") from error
@@ -150,7 +141,7 @@ def cached_statistics(
     call = "cached_statistics"
     check_kind(call, "key", key, StatisticsKey, "evaluation.StatisticsKey")
     check_function(call, "compute", compute, "() -> Moments")
-    path = user_path(folder, call) / f"{key.output}-{key.fingerprint[:24]}.npz"
+    path = files.user_path(folder, call) / f"{key.output}-{key.fingerprint[:24]}.npz"
     if path.is_file():
         try:
             return load_statistics(path, key)
@@ -189,11 +180,11 @@ def read_reference_statistics(
 
 def _read(file: Path, mean_name: str, covariance_name: str, count: int | None) -> Moments:
     try:
-        with open_npz(file) as archive:
-            names = array_names(archive)
+        with files.open_npz(file) as archive:
+            names = files.array_names(archive)
         if not {mean_name, covariance_name} <= set(names):
             raise ValueError(f"it has {names}, not {mean_name} and {covariance_name}")
-        arrays = read_arrays(file, MAX_BYTES, (mean_name, covariance_name, "count"))
+        arrays = files.read_arrays(file, MAX_BYTES, (mean_name, covariance_name, "count"))
         mean = np.asarray(arrays[mean_name], np.float64)
         covariance = np.asarray(arrays[covariance_name], np.float64)
         stored = _whole(arrays["count"]) if "count" in arrays else None
@@ -228,7 +219,7 @@ def _whole(count: np.ndarray) -> int:
 
 
 def _checked_path(caller: str, path: str | os.PathLike[str]) -> Path:
-    file = user_path(path, caller)
+    file = files.user_path(path, caller)
     if file.suffix != ".npz":
         raise ValueError(f"{caller} needs a path that ends in .npz, got {file}.")
     return file

@@ -12,16 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax import forward
 from ddpm_jax.denoisers.prediction import Target, VarianceKind
-from ddpm_jax.forward import (
-    NoiseSchedule,
-    constant_schedule,
-    cosine_schedule,
-    jsd_schedule,
-    linear_schedule,
-    quadratic_schedule,
-    warmup_schedule,
-)
+from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_kind
 from ddpm_jax.interop.tensors import check_names
 
@@ -224,13 +217,13 @@ def _recognised(betas: Any, problems: list[str]) -> tuple[str, float, float]:
         table = np.asarray(betas, np.float64)
         start, end = float(table[0]), float(table[-1])
         makers: dict[str, Callable[..., NoiseSchedule]] = {
-            "constant": lambda T, start, end: constant_schedule(T, end),
-            "linear": linear_schedule,
-            "quadratic": quadratic_schedule,
-            "warmup10": functools.partial(warmup_schedule, warmup_fraction=0.1),
-            "warmup50": functools.partial(warmup_schedule, warmup_fraction=0.5),
-            "cosine": lambda T, start, end: cosine_schedule(T),
-            "jsd": lambda T, start, end: jsd_schedule(T),
+            "constant": lambda T, start, end: forward.constant_schedule(T, end),
+            "linear": forward.linear_schedule,
+            "quadratic": forward.quadratic_schedule,
+            "warmup10": functools.partial(forward.warmup_schedule, warmup_fraction=0.1),
+            "warmup50": functools.partial(forward.warmup_schedule, warmup_fraction=0.5),
+            "cosine": lambda T, start, end: forward.cosine_schedule(T),
+            "jsd": lambda T, start, end: forward.jsd_schedule(T),
         }
         for name, make in makers.items():
             try:

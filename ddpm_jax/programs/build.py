@@ -10,18 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import forward
 from ddpm_jax.data import DataOptions, ImageDataset, load_named
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.denoisers.prediction import Variance, is_learned
-from ddpm_jax.forward import (
-    ContinuousProcess,
-    NoiseSchedule,
-    karras_timesteps,
-    rescale_zero_terminal_snr,
-    respace,
-    schedule_from_process,
-    spaced_timesteps,
-)
+from ddpm_jax.forward import ContinuousProcess, NoiseSchedule
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs.buckets import check_fetched
@@ -45,7 +38,7 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The noise schedule a configuration names."""
     schedule = named("--diffusion.schedule", SCHEDULES, config.schedule)(config)
     if config.zero_terminal_snr:
-        schedule = rescale_zero_terminal_snr(schedule)
+        schedule = forward.rescale_zero_terminal_snr(schedule)
     stretched = " with --diffusion.zero-terminal-snr" if config.zero_terminal_snr else ""
     if float(schedule.signal_scale[-1]) == 0.0 and config.target in ("epsilon", "score"):
         raise ValueError(
@@ -105,10 +98,10 @@ def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedul
     if options.spacing in ("karras", "log_snr"):
         # EDM's σ_max; the cosine schedule ends at thousands, where a Heun step is wasted.
         rho = 7.0 if options.spacing == "karras" else math.inf
-        steps = karras_timesteps(schedule, options.num_steps, rho, sigma_max=80.0)
+        steps = forward.karras_timesteps(schedule, options.num_steps, rho, sigma_max=80.0)
     else:
-        steps = spaced_timesteps(schedule.num_timesteps, options.num_steps, options.spacing)
-    return respace(schedule, steps)
+        steps = forward.spaced_timesteps(schedule.num_timesteps, options.num_steps, options.spacing)
+    return forward.respace(schedule, steps)
 
 
 def load_data(
@@ -205,7 +198,7 @@ def build_model(
         schedule = build_schedule(config.diffusion)
     else:
         times = table_of_times(config.diffusion)
-        schedule = schedule_from_process(process, times)
+        schedule = forward.schedule_from_process(process, times)
     network = build_network(
         config.network,
         out_channels=2 * channels if is_learned(config.diffusion.variance) else channels,

@@ -13,24 +13,9 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import forward, losses
 from ddpm_jax.denoisers.continuous import ContinuousTarget, edm_denoiser
-from ddpm_jax.forward import (
-    ContinuousProcess,
-    edm_process,
-    flow_process,
-    sub_vp_process,
-    ve_process,
-    vp_process,
-)
-from ddpm_jax.losses import (
-    continuous_loss,
-    continuous_weight,
-    likelihood_times,
-    logit_normal_times,
-    lognormal_times,
-    shift_times,
-    uniform_times,
-)
+from ddpm_jax.forward import ContinuousProcess
 from ddpm_jax.programs.diffusion import DiffusionConfig, weighting_of
 from ddpm_jax.types import ApplyFn, Array, Key, bcast_right
 
@@ -44,11 +29,11 @@ def build_process(config: DiffusionConfig) -> ContinuousProcess | None:
     rates = T * config.beta_start, T * config.beta_end
     makers: dict[str, Callable[[], ContinuousProcess | None]] = {
         "ddpm": lambda: None,
-        "vp": lambda: vp_process(*rates),
-        "subvp": lambda: sub_vp_process(*rates),
-        "ve": lambda: ve_process(*sigmas),
-        "edm": lambda: edm_process(*sigmas),
-        "flow": lambda: flow_process(),
+        "vp": lambda: forward.vp_process(*rates),
+        "subvp": lambda: forward.sub_vp_process(*rates),
+        "ve": lambda: forward.ve_process(*sigmas),
+        "edm": lambda: forward.edm_process(*sigmas),
+        "flow": lambda: forward.flow_process(),
     }
     return makers[config.process]()
 
@@ -63,7 +48,7 @@ def table_of_times(config: DiffusionConfig) -> np.ndarray:
         return np.linspace(0.0, 1.0, T)
     times = np.arange(1, T + 1) / T
     shift = config.time_shift
-    return times if shift == 1.0 else np.asarray(shift_times(times, shift), np.float64)
+    return times if shift == 1.0 else np.asarray(losses.shift_times(times, shift), np.float64)
 
 
 def network_of_time(
@@ -95,15 +80,15 @@ def draw_times(
     The log-normal and the logit-normal distribution belong to their papers' losses: factor 1.
     """
     if config.timesteps == "likelihood":
-        return likelihood_times(keys, process)
+        return losses.likelihood_times(keys, process)
     makers = {
-        "uniform": uniform_times,
-        "lognormal": lognormal_times,
-        "logit_normal": logit_normal_times,
+        "uniform": losses.uniform_times,
+        "lognormal": losses.lognormal_times,
+        "logit_normal": losses.logit_normal_times,
     }
     t = makers[config.timesteps](keys, process)
     if config.time_shift != 1.0:
-        t = jnp.clip(shift_times(t, config.time_shift), process.t_min, process.t_max)
+        t = jnp.clip(losses.shift_times(t, config.time_shift), process.t_min, process.t_max)
     return t, 1.0
 
 
@@ -117,8 +102,8 @@ def training_loss(
 ) -> Array:
     """The weighted loss at times t, per example [B]."""
     target = cast(ContinuousTarget, config.target)
-    losses = continuous_loss(process, network, x_0, t, noise, target=target)
+    errors = losses.continuous_loss(process, network, x_0, t, noise, target=target)
     if config.weighting == "none":
-        return losses
+        return errors
     weighting = "likelihood" if config.weighting == "likelihood" else weighting_of(config)
-    return losses * continuous_weight(process, t, weighting, target=target)
+    return errors * losses.continuous_weight(process, t, weighting, target=target)

@@ -11,18 +11,9 @@ from typing import Any, Literal
 
 import jax
 
+from ddpm_jax import interop
 from ddpm_jax.files import sha256_of
-from ddpm_jax.interop import (
-    ImportedModel,
-    Process,
-    choose_pipeline_files,
-    load_diffusers,
-    pipeline_files,
-    read_npz,
-    read_safetensors,
-    save_diffusers,
-    unet_from_tensorflow,
-)
+from ddpm_jax.interop import ImportedModel, Process
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
@@ -135,17 +126,20 @@ def from_diffusers(config: FromDiffusers) -> None:
         )
     if config.download is not None:
         folder, commit = fetch_files(
-            config.download, config.revision, choose_pipeline_files, cache_dir=config.cache_dir
+            config.download,
+            config.revision,
+            interop.choose_pipeline_files,
+            cache_dir=config.cache_dir,
         )
         source |= {"repository": config.download, "revision": commit}
     else:
         assert config.folder is not None
         folder = config.folder
     say(f"reading {folder}")
-    model = load_diffusers(folder)
+    model = interop.load_diffusers(folder)
     if (classes := model.unet.num_classes) is not None:
         say(f"  {classes + 1} embeddings of labels: {classes} classes, and the last for no label")
-    files = pipeline_files(folder)
+    files = interop.pipeline_files(folder)
     digests = {name: sha256_of(folder / name) for name in filter(None, files)}
     write_run(config, model, source | {"folder": str(folder), "sha256": digests})
 
@@ -153,10 +147,12 @@ def from_diffusers(config: FromDiffusers) -> None:
 def from_tensorflow(config: FromTensorFlow) -> None:
     """Makes a run directory from the authors' variables, with the paper's process."""
     say(f"reading {config.file}")
-    read = read_npz if config.file.suffix == ".npz" else read_safetensors
+    read = interop.read_npz if config.file.suffix == ".npz" else interop.read_safetensors
     variables = read(config.file)
     try:
-        unet, params = unet_from_tensorflow(variables, config.resolution, average=config.average)
+        unet, params = interop.unet_from_tensorflow(
+            variables, config.resolution, average=config.average
+        )
     except ValueError as error:
         raise ValueError(f"{config.file}: {error}") from error
     shape = (config.resolution, config.resolution, unet.out_channels or 3)
@@ -189,7 +185,9 @@ def to_diffusers(config: ToDiffusers) -> None:
     process = Process(*(getattr(diffusion, name) for name in Process._fields))
     out = config.out or run.root / "diffusers"
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
-    written = save_diffusers(out, run.model.network, run.params, shape, process, run.model.schedule)
+    written = interop.save_diffusers(
+        out, run.model.network, run.params, shape, process, run.model.schedule
+    )
     which = _parameters(config)
     classes = run.model.num_classes
     kind = "DDPMPipeline" if classes is None else f"UNet2DModel with {classes} classes"

@@ -25,18 +25,11 @@ import numpy as np
 
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
+from ddpm_jax.programs import metrics
 from ddpm_jax.programs.bound import bound_row, measure_bound
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import say
-from ddpm_jax.programs.metrics import (
-    PAIRED,
-    features_for,
-    look,
-    look_at_reference,
-    measure,
-    not_measurable,
-)
 from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -108,7 +101,7 @@ def evaluate(config: EvaluateConfig) -> None:
         )
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
-    features = processes.everywhere(lambda: features_for(run, config))
+    features = processes.everywhere(lambda: metrics.features_for(run, config))
     count = _count(run, config)
     heldout = run.heldout_data.images[:count]
     conditions, data = {}, run.heldout_data if len(heldout) else run.train_data
@@ -127,22 +120,24 @@ def evaluate(config: EvaluateConfig) -> None:
     def samples() -> Iterator[np.ndarray]:
         return read_shards(out, count, run.model.image_shape)
 
-    sampled = look(features, samples, count, "features of the samples")
-    truth = look_at_reference(run.train_data, features, config.cache_dir)
+    sampled = metrics.look(features, samples, count, "features of the samples")
+    truth = metrics.look_at_reference(run.train_data, features, config.cache_dir)
     options = {"bootstrap": config.bootstrap, "seed": config.seed}
     # Which classes an unconditional run made is unknown.
     labels = run.labels(count)
     true_labels = None if labels is None else run.heldout_data.labels[:count]
     real = None
     if len(heldout):
-        real = look(features, lambda: iter([heldout]), len(heldout), "features of held-out images")
+        real = metrics.look(
+            features, lambda: iter([heldout]), len(heldout), "features of held-out images"
+        )
     bits = _bits(run, config)
     if not processes.is_leader():
         return
     if real is not None:
-        held_out = measure(real, truth, features, labels=true_labels, **options)
+        held_out = metrics.measure(real, truth, features, labels=true_labels, **options)
     else:
-        held_out = {"left_out": not_measurable(0, len(truth.paired), features.name)}
+        held_out = {"left_out": metrics.not_measurable(0, len(truth.paired), features.name)}
     results = {
         **plan,
         "features": features.name,
@@ -152,7 +147,7 @@ def evaluate(config: EvaluateConfig) -> None:
             "fingerprint": run.train_data.fingerprint,
             "images": len(run.train_data.images),
         },
-        "samples": measure(sampled, truth, features, labels=labels, **options),
+        "samples": metrics.measure(sampled, truth, features, labels=labels, **options),
         "held_out": {"images": len(heldout), **held_out},
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
@@ -179,8 +174,8 @@ def _say_what_is_left_out(
     run: TrainedRun, config: EvaluateConfig, kind: str, count: int, num_heldout: int
 ) -> None:
     """Prints which results need more images; ValueError if all of them do."""
-    num_real = min(PAIRED, len(run.train_data.images))
-    reasons = not_measurable(min(PAIRED, count), num_real, kind)
+    num_real = min(metrics.PAIRED, len(run.train_data.images))
+    reasons = metrics.not_measurable(min(metrics.PAIRED, count), num_real, kind)
     if "frechet" in reasons:
         raise ValueError(
             f"nothing can be measured against {num_real} training image: two are the least. Train "
@@ -188,7 +183,7 @@ def _say_what_is_left_out(
         )
     for name, reason in reasons.items():
         say(f"left out: {COLUMNS[name]} of the samples {reason}")
-    for name, reason in not_measurable(num_heldout, num_real, kind).items():
+    for name, reason in metrics.not_measurable(num_heldout, num_real, kind).items():
         say(f"left out: {COLUMNS[name]} of the held-out images {reason}")
     if config.bits_count and num_heldout < 2:
         say(f"left out: bits/dim {BITS_NEED}, got {num_heldout}")

@@ -23,15 +23,8 @@ from pathlib import Path
 
 from ddpm_jax.devices import processes
 from ddpm_jax.files import read_json_object, write_json
-from ddpm_jax.programs import bucket_lock
+from ddpm_jax.programs import bucket_lock, buckets
 from ddpm_jax.programs.bucket_files import Bucket, BucketError, Files
-from ddpm_jax.programs.buckets import (
-    UnsentError,
-    address_of,
-    committed_steps,
-    is_hidden,
-    written,
-)
 from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
@@ -59,7 +52,7 @@ def mirrored(directory: RunDirectory, report: ReportConfig, stop: StopRequest) -
     Raises RunDirectoryError if another process holds the run, BucketError if the bucket cannot be
     used, UnsentError if a finished run could not be uploaded.
     """
-    address = address_of(directory.root)
+    address = buckets.address_of(directory.root)
     if address is None:
         yield
         return
@@ -94,7 +87,7 @@ class Mirror:
 
     def __init__(self, address: str, root: Path, report: ReportConfig, stop: StopRequest):
         self.address, self.root, self._stop = address, root, stop
-        written[root] = math.inf  # not pushed again when the program ends
+        buckets.written[root] = math.inf  # not pushed again when the program ends
         self._keep = report.checkpoint_keep, report.keep_every
         self._bucket = Bucket(address)
         self._up: set[int] = set()
@@ -160,7 +153,7 @@ class Mirror:
         newest = max(self._up - self._damaged, default=None)
         has = "no checkpoint" if newest is None else f"everything up to step {newest:,}"
         if self._failed is None and not pushing:
-            written[self.root] = time.time()
+            buckets.written[self.root] = time.time()
             if len(self._threads) > 1:
                 say(f"{self.address} has {has}")
             return
@@ -170,7 +163,7 @@ class Mirror:
             f"files are kept in {self.root}. The same command on this machine uploads it."
         )
         if not hurry and self._stop.signal is None:
-            raise UnsentError(message)
+            raise buckets.UnsentError(message)
         say(f"warning: {message}")
 
     def _set_aside(self) -> None:
@@ -188,7 +181,7 @@ class Mirror:
 
     def _pull(self) -> None:
         files = self._bucket.files()
-        committed = committed_steps(files)
+        committed = buckets.committed_steps(files)
         self._up = set(committed)
         self._bucket.remove(_uncommitted(files, self._up))
         mine = max(_local_steps(self.root), default=-1)
@@ -285,7 +278,7 @@ class Mirror:
         tops = [path for path in self.root.iterdir() if path.name != "checkpoints"]
         paths = [path for top in tops for path in (top, *top.rglob("*"))]
         named = {path.relative_to(self.root).as_posix(): path for path in paths if path.is_file()}
-        return {name: path for name, path in named.items() if not is_hidden(name)}
+        return {name: path for name, path in named.items() if not buckets.is_hidden(name)}
 
     def _push_small(self) -> None:
         found = self._small()

@@ -7,43 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from ddpm_jax import forward, losses, samplers
 from ddpm_jax.denoisers.prediction import Variance
-from ddpm_jax.forward import (
-    ContinuousProcess,
-    NoiseSchedule,
-    constant_schedule,
-    cosine_schedule,
-    jsd_schedule,
-    linear_schedule,
-    quadratic_schedule,
-    schedule_from_noise_levels,
-    sigmoid_schedule,
-    warmup_schedule,
-)
+from ddpm_jax.forward import ContinuousProcess, NoiseSchedule
 from ddpm_jax.forward.schedule import timesteps_at
-from ddpm_jax.losses import (
-    Weighting,
-    edm_weighting,
-    min_snr_weighting,
-    p2_weighting,
-    snr_plus_one_weighting,
-    snr_weighting,
-    truncated_snr_weighting,
-)
-from ddpm_jax.samplers import (
-    Sampler,
-    ancestral,
-    annealed_langevin,
-    ddim,
-    deis,
-    dpm_solver_pp,
-    euler_maruyama,
-    heun,
-    predictor_corrector,
-    probability_flow_euler,
-    probability_flow_heun,
-    unipc,
-)
+from ddpm_jax.losses import Weighting
+from ddpm_jax.samplers import Sampler
 from ddpm_jax.score import geometric_noise_levels
 
 if TYPE_CHECKING:
@@ -72,46 +41,48 @@ class SamplerInputs(NamedTuple):
 
 
 SCHEDULES: dict[str, Callable[[DiffusionConfig], NoiseSchedule]] = {
-    "linear": lambda c: linear_schedule(c.num_timesteps, c.beta_start, c.beta_end),
-    "quadratic": lambda c: quadratic_schedule(c.num_timesteps, c.beta_start, c.beta_end),
-    "constant": lambda c: constant_schedule(c.num_timesteps, c.beta_end),
-    "warmup10": lambda c: warmup_schedule(c.num_timesteps, c.beta_start, c.beta_end, 0.1),
-    "warmup50": lambda c: warmup_schedule(c.num_timesteps, c.beta_start, c.beta_end, 0.5),
-    "jsd": lambda c: jsd_schedule(c.num_timesteps),
-    "cosine": lambda c: cosine_schedule(c.num_timesteps),
-    "sigmoid": lambda c: sigmoid_schedule(c.num_timesteps, c.beta_start, c.beta_end),
-    "geometric": lambda c: schedule_from_noise_levels(
+    "linear": lambda c: forward.linear_schedule(c.num_timesteps, c.beta_start, c.beta_end),
+    "quadratic": lambda c: forward.quadratic_schedule(c.num_timesteps, c.beta_start, c.beta_end),
+    "constant": lambda c: forward.constant_schedule(c.num_timesteps, c.beta_end),
+    "warmup10": lambda c: forward.warmup_schedule(c.num_timesteps, c.beta_start, c.beta_end, 0.1),
+    "warmup50": lambda c: forward.warmup_schedule(c.num_timesteps, c.beta_start, c.beta_end, 0.5),
+    "jsd": lambda c: forward.jsd_schedule(c.num_timesteps),
+    "cosine": lambda c: forward.cosine_schedule(c.num_timesteps),
+    "sigmoid": lambda c: forward.sigmoid_schedule(c.num_timesteps, c.beta_start, c.beta_end),
+    "geometric": lambda c: forward.schedule_from_noise_levels(
         geometric_noise_levels(c.sigma_max, c.sigma_min, c.num_timesteps)
     ),
 }
 
 # "bound" and "likelihood" are not here: they depend on more than the log SNR.
 WEIGHTINGS: dict[str, Callable[[DiffusionConfig], Weighting]] = {
-    "snr": lambda c: snr_weighting,
-    "snr_plus_one": lambda c: snr_plus_one_weighting,
-    "truncated_snr": lambda c: truncated_snr_weighting,
-    "min_snr": lambda c: min_snr_weighting(c.min_snr_gamma),
-    "p2": lambda c: p2_weighting(1.0, c.p2_gamma),
-    "edm": lambda c: edm_weighting(c.sigma_data),
+    "snr": lambda c: losses.snr_weighting,
+    "snr_plus_one": lambda c: losses.snr_plus_one_weighting,
+    "truncated_snr": lambda c: losses.truncated_snr_weighting,
+    "min_snr": lambda c: losses.min_snr_weighting(c.min_snr_gamma),
+    "p2": lambda c: losses.p2_weighting(1.0, c.p2_gamma),
+    "edm": lambda c: losses.edm_weighting(c.sigma_data),
 }
 
 SAMPLERS: dict[str, Callable[[SamplerInputs], Sampler]] = {
-    "ancestral": lambda s: ancestral(s.grid, variance=s.variance),
-    "ddim": lambda s: ddim(s.grid, eta=s.options.eta),
-    "dpm_solver_pp": lambda s: dpm_solver_pp(s.grid),
-    "dpm_solver_pp_sde": lambda s: dpm_solver_pp(s.grid, sde=True),
-    "dpm_solver_pp_3": lambda s: dpm_solver_pp(s.grid, order=3),
-    "dpm_solver_pp_2s": lambda s: dpm_solver_pp(s.grid, singlestep=True),
-    "unipc": lambda s: unipc(s.grid),
-    "deis": lambda s: deis(s.grid, process=s.schedule),
-    "heun": lambda s: heun(s.grid, churn=s.options.churn, process=s.schedule),
-    "predictor_corrector": lambda s: predictor_corrector(ancestral(s.grid, variance=s.variance)),
-    "annealed_langevin": lambda s: annealed_langevin(
+    "ancestral": lambda s: samplers.ancestral(s.grid, variance=s.variance),
+    "ddim": lambda s: samplers.ddim(s.grid, eta=s.options.eta),
+    "dpm_solver_pp": lambda s: samplers.dpm_solver_pp(s.grid),
+    "dpm_solver_pp_sde": lambda s: samplers.dpm_solver_pp(s.grid, sde=True),
+    "dpm_solver_pp_3": lambda s: samplers.dpm_solver_pp(s.grid, order=3),
+    "dpm_solver_pp_2s": lambda s: samplers.dpm_solver_pp(s.grid, singlestep=True),
+    "unipc": lambda s: samplers.unipc(s.grid),
+    "deis": lambda s: samplers.deis(s.grid, process=s.schedule),
+    "heun": lambda s: samplers.heun(s.grid, churn=s.options.churn, process=s.schedule),
+    "predictor_corrector": lambda s: samplers.predictor_corrector(
+        samplers.ancestral(s.grid, variance=s.variance)
+    ),
+    "annealed_langevin": lambda s: samplers.annealed_langevin(
         s.grid, steps_per_level=s.options.langevin_steps, rate=s.options.langevin_rate
     ),
-    "probability_flow_euler": lambda s: _in_time(probability_flow_euler, s),
-    "probability_flow_heun": lambda s: _in_time(probability_flow_heun, s),
-    "euler_maruyama": lambda s: _in_time(euler_maruyama, s),
+    "probability_flow_euler": lambda s: _in_time(samplers.probability_flow_euler, s),
+    "probability_flow_heun": lambda s: _in_time(samplers.probability_flow_heun, s),
+    "euler_maruyama": lambda s: _in_time(samplers.euler_maruyama, s),
 }
 
 # Type checkers accept only literal lists; the programs read the names from the tables.
@@ -140,7 +111,7 @@ def _in_time(
             f"--sampler {name} follows the time of a continuous process, and this run has "
             "--diffusion.process ddpm. Use ddim, heun or ancestral."
         )
-    if make is euler_maruyama and not float(grid.signal_scale[-1]):
+    if make is samplers.euler_maruyama and not float(grid.signal_scale[-1]):
         raise ValueError(
             f"--sampler {name} needs a reverse SDE with a finite g at its start, and "
             "--diffusion.process flow has none. Use ancestral, or probability_flow_heun."

@@ -13,13 +13,7 @@ from typing import NamedTuple
 from tyro.conf import Positional
 
 from ddpm_jax.files import read_json_object, user_path, write_json
-from ddpm_jax.interop.hub import (
-    check_push,
-    check_references,
-    check_repository,
-    fetch_files,
-    publish,
-)
+from ddpm_jax.interop import hub
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
@@ -96,14 +90,14 @@ def push(config: PushConfig) -> Published:
     config = with_types("push", config, PushConfig)
     if config.sheet_count < 0:
         raise ValueError(f"--sheet-count must be at least 0, got {config.sheet_count}.")
-    check_references("push", config.branch, config.tag)
+    hub.check_references("push", config.branch, config.tag)
     if not re.fullmatch(r"[\w.+-]+", config.license):
         raise ValueError(
             "--license must be one identifier in the hub's spelling, such as apache-2.0, got "
             f"{config.license!r}."
         )
     # First: without a token, there is no use in loading and sampling.
-    check_push(config.repository)
+    hub.check_push(config.repository)
     run = TrainedRun(config)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if config.out is None else run.options.out
@@ -124,7 +118,7 @@ def push(config: PushConfig) -> Published:
         paths.append(folder / "README.md")
         for path in paths:
             say(f"  {path.name} ({quantity(path.stat().st_size, 'B')})")
-        commit = publish(
+        commit = hub.publish(
             config.repository,
             {path.name: path for path in paths},
             config.message or f"Training step {run.step:,}",
@@ -144,11 +138,11 @@ def pull(config: PullConfig) -> Path:
     folder is not empty. The folder appears complete or not at all.
     """
     config = with_types("pull", config, PullConfig)
-    check_repository(config.repository)
+    hub.check_repository(config.repository)
     out = user_path(config.out or Path("runs") / config.repository.rpartition("/")[2])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunDirectoryError(f"{out} is not empty. Choose another folder with --out.")
-    fetched = fetch_files(
+    fetched = hub.fetch_files(
         config.repository, config.revision, choose_weights, cache_dir=config.cache_dir
     )
     run = TrainedRun(RunOptions(fetched.folder))

@@ -18,14 +18,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ddpm_jax import files
 from ddpm_jax.devices import processes
-from ddpm_jax.files import (
-    MAX_EXPANSION,
-    read_arrays,
-    read_json_object,
-    write_atomically,
-    write_json,
-)
 from ddpm_jax.programs.conditions import in_turn
 from ddpm_jax.programs.console import bar, say
 from ddpm_jax.programs.generator import Conditions, Generator
@@ -58,7 +52,7 @@ def remember_plan(out: Path, plan: dict[str, Any]) -> None:
     path = out / "plan.json"
     if path.exists():
         try:
-            old = read_json_object(path)
+            old = files.read_json_object(path)
         except (OSError, ValueError) as error:
             raise RunDirectoryError(
                 f"{path} cannot be understood ({error}), so what {out} holds is unknown. Choose "
@@ -77,7 +71,7 @@ def remember_plan(out: Path, plan: dict[str, Any]) -> None:
             f"{out / 'shards'} holds images, but there is no {path.name} with their settings. "
             "Remove them, or choose another folder with --out. Nothing was changed."
         )
-    write_json(path, plan)
+    files.write_json(path, plan)
 
 
 def _shard(out: Path, first: int) -> Path:
@@ -89,7 +83,7 @@ def _read_shard(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | N
     if not path.exists():
         return None
     try:
-        arrays = read_arrays(path, path.stat().st_size * MAX_EXPANSION, ("images",))
+        arrays = files.read_arrays(path, path.stat().st_size * files.MAX_EXPANSION, ("images",))
         if "images" not in arrays:
             raise ValueError("it has no array `images`")
     except (OSError, ValueError) as error:
@@ -179,7 +173,7 @@ def sample_shards(
                     break
             images = np.concatenate(pieces)
             save = partial(np.savez_compressed, images=images)
-            processes.on_leader(partial(write_atomically, _shard(out, first), save))
+            processes.on_leader(partial(files.write_atomically, _shard(out, first), save))
             first += len(images)
 
 
@@ -209,7 +203,7 @@ def join_shards(
             for images in pieces:
                 file.write(np.ascontiguousarray(images).data)
 
-    write_atomically(path, write)
+    files.write_atomically(path, write)
 
 
 def remove_shards(out: Path) -> None:

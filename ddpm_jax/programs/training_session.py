@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax import training
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs.batches import TrainingBatches
@@ -19,16 +20,7 @@ from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.step_profiler import StepProfiler, parse_profile_steps
 from ddpm_jax.programs.throughput import Throughput
 from ddpm_jax.programs.training_run import TrainingRun
-from ddpm_jax.training import (
-    Checkpoints,
-    CheckpointWriteError,
-    Hook,
-    NonFiniteError,
-    StopRequest,
-    TrainState,
-    make_chunk,
-    train_loop,
-)
+from ddpm_jax.training import Checkpoints, StopRequest, TrainState
 from ddpm_jax.training.logs import NoLog, RunLog
 from ddpm_jax.training.loop import Metrics
 from ddpm_jax.training.watchdog import Watchdog
@@ -99,7 +91,7 @@ def compile_steps(
     say(run.describe(shapes))
     say("compiling the training step …")
     began = time.perf_counter()
-    chunk = run.parallel.wrap(make_chunk(run.train_step, fetch))
+    chunk = run.parallel.wrap(training.make_chunk(run.train_step, fetch))
     arguments = (shapes, batches.dataset, batches.example(), np.int32(1))
 
     def work() -> tuple[Any, float]:
@@ -155,17 +147,17 @@ class _Session:
         config = self.run.config
         calls = (self.measure_heldout, self.draw_samples, self.save)
         try:
-            return train_loop(
+            return training.train_loop(
                 state,
                 self.run_chunk,
                 num_steps=config.num_steps,
                 max_chunk=self.run.max_chunk,
-                hooks=list(map(Hook, _periods(self.run), calls)),
+                hooks=list(map(training.Hook, _periods(self.run), calls)),
                 on_metrics=self.record,
                 should_stop=self.stop,
                 max_bad_steps=config.max_bad_steps,
             )
-        except NonFiniteError as error:
+        except training.NonFiniteError as error:
             self.describe_failure(error)
             raise
 
@@ -232,11 +224,11 @@ class _Session:
         self.watchdog.beat(step, f"the checkpoint of step {step:,}, or the one before it")
         try:
             self.checkpoints.save(step, state)
-        except CheckpointWriteError as error:
+        except training.CheckpointWriteError as error:
             say(f"warning: {error} Training goes on.")
         self.throughput.restart()
 
-    def describe_failure(self, error: NonFiniteError) -> None:
+    def describe_failure(self, error: training.NonFiniteError) -> None:
         """Writes the last steps' metrics, and the examples of the last one, beside the run."""
         path = self.run.directory.root / f"nonfinite_step_{error.step}.json"
         description = {
