@@ -173,7 +173,8 @@ def build_dataset(
     conditions = checked_conditions(given, call, shapes_beside(images.shape[1:-1]), len(images))
     if fingerprint is None:
         fingerprint = _fingerprint(images, labels, conditions)
-    dataset = ImageDataset(images, labels, num_classes, name, fingerprint, class_names=class_names)
+    every: Any = images
+    dataset = ImageDataset(every, labels, num_classes, name, fingerprint, class_names=class_names)
     return _read_only(dataset._replace(**conditions))
 
 

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from ddpm_jax.files import read_json_object, user_path, write_json
 from ddpm_jax.interop import hub
+from ddpm_jax.programs import weights
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
@@ -21,16 +22,9 @@ from ddpm_jax.programs.model_card import SHEET_STEPS, model_card
 from ddpm_jax.programs.pictures import save_sheet
 from ddpm_jax.programs.run_directory import RunDirectoryError, make_writable
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
-from ddpm_jax.programs.weights import (
-    HUB,
-    SHEET,
-    WEIGHTS,
-    WeightsDtype,
-    check_weights_folder,
-    choose_weights,
-)
+from ddpm_jax.programs.weights import WeightsDtype
 
-NAMES = ("README.md", "config.json", SHEET, WEIGHTS)
+NAMES = ("README.md", "config.json", weights.SHEET, weights.WEIGHTS)
 """What `push` publishes."""
 
 
@@ -102,7 +96,7 @@ def push(config: PushConfig) -> Published:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if config.out is None else run.options.out
         assert folder is not None
-        check_weights_folder(folder, NAMES)
+        weights.check_weights_folder(folder, NAMES)
         make_writable(folder)
         paths = write_weights(run, folder, config.dtype)
         about = read_json_object(paths[0])["weights"]
@@ -111,8 +105,8 @@ def push(config: PushConfig) -> Published:
             images = run.sample(
                 config.sheet_count, sampler="ddim", num_steps=steps, seed=config.seed
             )
-            save_sheet(folder / SHEET, images)
-            paths.append(folder / SHEET)
+            save_sheet(folder / weights.SHEET, images)
+            paths.append(folder / weights.SHEET)
         card = model_card(run, config.repository, config.license, config.sheet_count, about)
         (folder / "README.md").write_text(card, encoding="utf-8")
         paths.append(folder / "README.md")
@@ -127,7 +121,7 @@ def push(config: PushConfig) -> Published:
             tag=config.tag,
         )
     say(f"{run.title}: pushed to {config.repository}")
-    say(f"  ddpm-jax sample --pretrained {HUB}{config.repository}@{commit}")
+    say(f"  ddpm-jax sample --pretrained {weights.HUB}{config.repository}@{commit}")
     return Published(commit, [path.name for path in paths])
 
 
@@ -143,13 +137,14 @@ def pull(config: PullConfig) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunDirectoryError(f"{out} is not empty. Choose another folder with --out.")
     fetched = hub.fetch_files(
-        config.repository, config.revision, choose_weights, cache_dir=config.cache_dir
+        config.repository, config.revision, weights.choose_weights, cache_dir=config.cache_dir
     )
     run = TrainedRun(RunOptions(fetched.folder))
     draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         draft.mkdir(parents=True)
-        for name in choose_weights([path.name for path in fetched.folder.iterdir()], str(out)):
+        names = [path.name for path in fetched.folder.iterdir()]
+        for name in weights.choose_weights(names, str(out)):
             shutil.copyfile(fetched.folder / name, draft / name)
         source = {"repository": config.repository, "commit": fetched.commit}
         write_json(

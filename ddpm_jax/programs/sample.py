@@ -18,6 +18,7 @@ from ddpm_jax.denoisers.guidance import guidance_interval
 from ddpm_jax.denoisers.thresholds import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
+from ddpm_jax.programs import shards
 from ddpm_jax.programs.averages import average_name
 from ddpm_jax.programs.conditions import read_conditions
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
@@ -25,13 +26,6 @@ from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.pictures import need_pictures, save_film, save_sheet
 from ddpm_jax.programs.run_directory import RunDirectoryError
-from ddpm_jax.programs.shards import (
-    join_shards,
-    read_shards,
-    remember_plan,
-    remove_shards,
-    sample_shards,
-)
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
 GRID = 400
@@ -121,8 +115,8 @@ def sample(config: SampleConfig) -> None:
     for name, given in conditions.items():
         plan[f"{name}_sha256"] = hashlib.sha256(given.tobytes()).hexdigest()
     processes.on_leader(lambda: _refuse_foreign(out))
-    processes.on_leader(lambda: remember_plan(out, plan))
-    sample_shards(
+    processes.on_leader(lambda: shards.remember_plan(out, plan))
+    shards.sample_shards(
         run,
         generator,
         out,
@@ -151,11 +145,11 @@ def _write(
 ) -> None:
     """Turns the shards into the requested files, with one shard in memory at a time."""
 
-    def shards() -> Iterator[np.ndarray]:
-        return read_shards(out, config.count, image_shape)
+    def stored() -> Iterator[np.ndarray]:
+        return shards.read_shards(out, config.count, image_shape)
 
     shown: list[np.ndarray] = []
-    for images in shards():
+    for images in stored():
         shown.append(images[: GRID - sum(map(len, shown))])
         if sum(map(len, shown)) >= min(GRID, config.count):
             break
@@ -164,12 +158,12 @@ def _write(
     if config.gif:
         written.append(out / "denoising.gif")
     if config.format in ("npz", "both"):
-        join_shards(shards(), (config.count, *image_shape), out / "samples.npz")
+        shards.join_shards(stored(), (config.count, *image_shape), out / "samples.npz")
         written.append(out / "samples.npz")
     if config.format in ("png", "both"):
         (out / "images").mkdir(exist_ok=True)
         number = 0
-        for images in shards():
+        for images in stored():
             for image in images:
                 Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
                     out / "images" / f"{number:06d}.png"
@@ -181,7 +175,7 @@ def _write(
                 old.unlink()
         written.append(out / "images")
     write_json(out / "sampling.json", {**plan, "count": config.count})
-    remove_shards(out)
+    shards.remove_shards(out)
     for path in written:
         say(f"  {path}")
 

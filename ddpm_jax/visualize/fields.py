@@ -19,15 +19,8 @@ import numpy.typing as npt
 
 from ddpm_jax.forward.checks import check_number, check_text, check_whole, host_numbers
 from ddpm_jax.types import describe
-from ddpm_jax.visualize.files import (
-    COLOURS,
-    DPI,
-    INK,
-    PathLike,
-    checked_numbers,
-    checked_path,
-    write_figure,
-)
+from ddpm_jax.visualize import files
+from ddpm_jax.visualize.files import COLOURS, DPI, INK, PathLike
 from ddpm_jax.visualize.plots import label_logarithms
 
 if TYPE_CHECKING:
@@ -136,7 +129,7 @@ def save_panels(
     """
     from matplotlib.figure import Figure
 
-    target = checked_path("save_panels", path, ".png")
+    target = files.checked_path("save_panels", path, ".png")
     if not isinstance(panels, Sequence) or not all(isinstance(p, Panel) for p in panels):
         raise TypeError(f"save_panels needs panels, a list of Panel, got {describe(panels)}.")
     if not panels:
@@ -145,7 +138,7 @@ def save_panels(
         check_whole("save_panels", "columns", columns)
     if title is not None:
         check_text("save_panels", "title", title)
-    checked_numbers("save_panels", "size", size, 2)
+    files.checked_numbers("save_panels", "size", size, 2)
     if min(size) <= 0:
         raise ValueError(f"save_panels needs a size above 0, got {size}.")
     for panel in panels:
@@ -164,7 +157,7 @@ def save_panels(
         figure.suptitle(title, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
     for i, panel in enumerate(panels):
         _draw(figure.add_subplot(down, across, i + 1), panel)
-    write_figure(target, figure)
+    files.write_figure(target, figure)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -214,9 +207,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 def _heatmap(axes: Axes, panel: Panel, layer: Heatmap) -> None:
     values = _values(panel, "values of a heat map", layer.values)
-    checked_numbers("save_panels", "extent", layer.extent, 4)
+    files.checked_numbers("save_panels", "extent", layer.extent, 4)
     if layer.limits is not None:
-        checked_numbers("save_panels", "limits", layer.limits, 2)
+        files.checked_numbers("save_panels", "limits", layer.limits, 2)
     if values.ndim != 2 or not values.size:
         raise ValueError(
             f"save_panels needs a heat map [H, W], got shape {values.shape} in {panel.title!r}."

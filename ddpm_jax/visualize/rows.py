@@ -10,15 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpm_jax.types import describe
+from ddpm_jax.visualize import grids
 from ddpm_jax.visualize.files import DPI, INK, PathLike, check_texts, checked_path, write_figure
-from ddpm_jax.visualize.grids import (
-    GAP,
-    check_sheet,
-    checked_images,
-    fitting_scale,
-    padding_for,
-    sheet_of,
-)
 
 _PAGE = 1000
 """Pixels of sheets whose labels are not enlarged."""
@@ -44,9 +37,9 @@ def save_rows(
     from matplotlib.figure import Figure
 
     target = checked_path("save_rows", path, ".png")
-    block = checked_images("save_rows", images, "RKHWC")
+    block = grids.checked_images("save_rows", images, "RKHWC")
     rows, columns = block.shape[:2]
-    check_sheet("save_rows", None, padding, scale)
+    grids.check_sheet("save_rows", None, padding, scale)
     for name, labels in (("row_labels", row_labels), ("column_labels", column_labels)):
         check_texts("save_rows", name, labels or ())
     left, top = list(row_labels or ()), list(column_labels or ())
@@ -79,17 +72,17 @@ def save_rows(
     tiles = block.reshape(-1, *block.shape[2:])
     texts = top + sum(below, [])
     if scale is None:
-        fitting = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=960)
+        fitting = grids.fitting_scale(tiles, columns, tile_limit=96, sheet_limit=960)
         scale = max(fitting, math.ceil((width_of(texts) + margin) / block.shape[3]) if texts else 1)
     tile = scale * block.shape[3]
     room = tile / (width_of(texts) + 2) if texts else math.inf
     growth = max(1.0, min(columns * tile / _PAGE, room))
     size, line = growth * size, round(growth * line)
-    padding = padding_for(scale) if padding is None else padding
+    padding = grids.padding_for(scale) if padding is None else padding
     # Captions use pixels added below the images, so that the sheet remains one grid.
     band = math.ceil(line / scale) if below and scale > 0 else 0
-    tiles = np.pad(tiles, ((0, 0), (0, band), (0, 0), (0, 0)), constant_values=GAP)
-    sheet = sheet_of("save_rows", tiles, columns, padding, scale)
+    tiles = np.pad(tiles, ((0, 0), (0, band), (0, 0), (0, 0)), constant_values=grids.GAP)
+    sheet = grids.sheet_of("save_rows", tiles, columns, padding, scale)
     # Placed at integer pixels: axes would resample the sheet, and blur or drop rows of it.
     x = margin + (width_of(left) + margin if left else 0)
     y = margin + (line if top else 0)
