@@ -116,8 +116,8 @@ def terms_of_step(
     # A bfloat16 output would round the log-variance, and the error it is meant to measure.
     output = output.astype(x_t.dtype)
     if own_variance is None:
-        learned = (v for v in variances.values() if is_learned(v))
-        own_variance = next(learned, next(iter(variances.values())))
+        kinds: list[Variance] = list(variances.values())
+        own_variance = ([kind for kind in kinds if is_learned(kind)] or kinds)[0]
     prediction, _ = split_output(output, x_t, own_variance)
     terms, x_0_hat = {}, x_0
     for name, variance in variances.items():

@@ -10,8 +10,15 @@ import numpy.typing as npt
 
 from ddpm_jax.forward.checks import check_flag, check_number, check_text, check_whole, host_numbers
 from ddpm_jax.types import describe
-from ddpm_jax.visualize import files
-from ddpm_jax.visualize.files import COLOURS, DPI, INK, PathLike
+from ddpm_jax.visualize.files import (
+    COLOURS,
+    DPI,
+    INK,
+    PathLike,
+    check_ticks,
+    checked_path,
+    write_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,8 +160,8 @@ def _save_plot(
 ) -> None:
     from matplotlib.figure import Figure
 
-    target = files.checked_path(caller, path, ".png")
-    files.check_ticks(caller, xticks)
+    target = checked_path(caller, path, ".png")
+    check_ticks(caller, xticks)
     if title is not None:
         check_text(caller, "title", title)
     if not lines:
@@ -186,7 +193,7 @@ def _save_plot(
         )
         for handle in legend.get_lines():
             handle.set_linewidth(max(handle.get_linewidth(), 1.2))
-    files.write_figure(target, figure)
+    write_figure(target, figure)
 
 
 def _scale_axis(
