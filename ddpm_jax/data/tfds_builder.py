@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +89,12 @@ def _builder_class(tfds: Any) -> Any:
 
         def _generate_examples(self, split):
             images, labels = cifar10.read_batches(self.archive, split)
-            return _examples(split, images, labels)
+            # The key is the index, as in the stock builder: TFDS shuffles by its hash with the split.
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                name = f"{split}_{i:05d}"
+                yield i, {"id": name, "image": encode_png(image), "label": int(label)}
 
     return Cifar10
-
-
-def _examples(split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict]]:
-    # The key is the index, as in the stock builder: TFDS shuffles by a hash of split and key.
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        yield i, {"id": f"{split}_{i:05d}", "image": encode_png(image), "label": int(label)}
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -61,7 +61,8 @@ def find_prepared(name: str, place: Path) -> Path | None:
         for folder in folders
         if (folder / "dataset_info.json").is_file() and any(folder.glob(f"{name}-*.array_record-*"))
     ]
-    return max(versions, key=_version, default=None)
+    numbers = lambda folder: tuple(map(int, re.findall(r"\d+", folder.name)))  # noqa: E731
+    return max(versions, key=numbers, default=None)
 
 
 def explain_unreadable(name: str, place: Path) -> str:
@@ -164,7 +165,3 @@ def _decode_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
         image.load()
         check_png_rows(image, data)
         return np.asarray(image.convert("L" if shape[2] == 1 else "RGB")).reshape(shape)
-
-
-def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(digits) for digits in re.findall(r"\d+", folder.name))

@@ -196,15 +196,11 @@ def _array_in(
     except _Unfit:
         raise
     except ValueError as error:
-        raise _unreadable(path, str(error)) from error
+        raise ValueError(
+            f"{path} could not be read as an .npz: {error}. Save samples with "
+            "np.savez(path, images=pixels), uint8 [N, H, W, C]."
+        ) from error
 
 
 class _Unfit(ValueError):
     """An intact archive of something other than images."""
-
-
-def _unreadable(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f"{path} could not be read as an .npz: {why}. Save samples with "
-        "np.savez(path, images=pixels), uint8 [N, H, W, C]."
-    )

@@ -164,6 +164,8 @@ def process_to_diffusers_config(process: Process, schedule: NoiseSchedule) -> di
                 f"counterparts of {', '.join(theirs)}."
             )
     named = process.schedule in SCHEDULES
+    # Their shortest decimals read back as the same float32.
+    betas = [float(str(value)) for value in np.asarray(schedule.beta, np.float32)]
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": "0.35.0",
@@ -178,7 +180,7 @@ def process_to_diffusers_config(process: Process, schedule: NoiseSchedule) -> di
         "steps_offset": 0,
         "thresholding": False,
         "timestep_spacing": "leading",
-        "trained_betas": None if named else _decimal(np.asarray(schedule.beta)),
+        "trained_betas": None if named else betas,
         "variance_type": VARIANCES[process.variance],
     }
 
@@ -238,8 +240,3 @@ def _recognised(betas: Any, problems: list[str]) -> tuple[str, float, float]:
 
 def _list(betas: Any) -> list[Any] | tuple[Any, ...]:
     return betas if isinstance(betas, (list, tuple)) else ()
-
-
-def _decimal(values: np.ndarray) -> list[float]:
-    """Writes float32 values as their shortest decimals, which read back as the same float32."""
-    return [float(str(value)) for value in values.astype(np.float32)]

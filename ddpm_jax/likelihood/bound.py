@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.prediction import ReverseStep
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_same_shape
+from ddpm_jax.forward.checks import check_kind, check_same_shape
 from ddpm_jax.forward.process import q_mean_variance, q_posterior
 from ddpm_jax.forward.schedule import check_arguments
 from ddpm_jax.likelihood.normal import discretized_log_likelihood, normal_kl
-from ddpm_jax.types import Array, ArrayLike, bcast_right, describe, mean_per_example
+from ddpm_jax.types import Array, ArrayLike, bcast_right, mean_per_example
 
 NATS_PER_BIT = math.log(2.0)
 
@@ -47,11 +47,7 @@ def bound_term(
         >>> dj.likelihood.bound_term(schedule, p, x_0, x_t, t)
         Array([0., 0.], dtype=float32)
     """
-    if not isinstance(reverse, ReverseStep):
-        raise TypeError(
-            "bound_term takes (schedule, reverse, x_0, x_t, t) with the ReverseStep that "
-            f"p_mean_variance returns, got {describe(reverse)}."
-        )
+    check_kind("bound_term", "reverse", reverse, ReverseStep, "p_mean_variance returns one")
     shape = check_arguments("bound_term", schedule=schedule, x_0=x_0, x_t=x_t, t=t)
     check_same_shape("bound_term", mean=reverse.mean, log_variance=reverse.log_variance, x_0=x_0)
     t = jnp.broadcast_to(jnp.asarray(t), shape[:1])

@@ -115,10 +115,11 @@ def terms_of_step(
     check_real("the network (apply_fn)", output=output)
     # A bfloat16 output would round the log-variance, and the error it is meant to measure.
     output = output.astype(x_t.dtype)
-    if own_variance is None:
-        kinds: list[Variance] = list(variances.values())
-        own_variance = ([kind for kind in kinds if is_learned(kind)] or kinds)[0]
-    prediction, _ = split_output(output, x_t, own_variance)
+    kinds: list[Any] = list(variances.values())
+    own: Any = own_variance
+    if own is None:
+        own = next((kind for kind in kinds if is_learned(kind)), kinds[0])
+    prediction, _ = split_output(output, x_t, own)
     terms, x_0_hat = {}, x_0
     for name, variance in variances.items():
         shown = output if is_learned(variance) else prediction

@@ -10,20 +10,21 @@ state: it is updated from the whole global batch, and saved and restored with th
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.forward.checks import (
     check_index,
+    check_kind,
     check_number,
     check_real,
     check_steps,
     check_whole,
 )
 from ddpm_jax.keys import check_keys
-from ddpm_jax.types import Array, ArrayLike, Key, describe
+from ddpm_jax.types import Array, ArrayLike, Key
 
 
 def uniform_timesteps(keys: Key, num_timesteps: int) -> Array:
@@ -95,14 +96,6 @@ def init_loss_history(num_timesteps: int, length: int = 10) -> LossHistory:
     )
 
 
-def _check_history(call: str, history: Any) -> None:
-    if not isinstance(history, LossHistory):
-        raise TypeError(
-            f"{call} needs a LossHistory first, got {describe(history)}. `init_loss_history` makes "
-            "one."
-        )
-
-
 def importance_probabilities(history: LossHistory, *, uniform_mix: float = 1e-3) -> Array:
     """p_t [T] ∝ √(mean of the step's last squared losses), mixed with a little of the uniform.
 
@@ -118,7 +111,7 @@ def importance_probabilities(history: LossHistory, *, uniform_mix: float = 1e-3)
 
 
 def _probabilities(call: str, history: LossHistory, uniform_mix: float) -> Array:
-    _check_history(call, history)
+    check_kind(call, "history", history, LossHistory, "init_loss_history makes one")
     if not 0.0 <= check_number(call, "uniform_mix", uniform_mix) <= 1.0:
         raise ValueError(f"{call} needs 0 <= uniform_mix <= 1, got {uniform_mix}. iDDPM uses 1e-3.")
     T, length = history.losses.shape
@@ -169,7 +162,7 @@ def update_loss_history(history: LossHistory, t: Array, losses: Array) -> LossHi
         Array(1, dtype=int32)
     """
     call = "update_loss_history"
-    _check_history(call, history)
+    check_kind(call, "history", history, LossHistory, "init_loss_history makes one")
     check_real(call, losses=losses)
     if jnp.ndim(losses) != 1:
         raise ValueError(f"{call} needs losses [B], got shape {jnp.shape(losses)}.")

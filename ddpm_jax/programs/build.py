@@ -114,18 +114,8 @@ def load_data(
     """
     check_fetched(config.path)
     labels = config.labels if labelled or config.labels != "auto" else "none"
-    options = DataOptions(
-        path=config.path,
-        cache_dir=config.cache_dir,
-        download=config.download,
-        resolution=config.resolution,
-        holdout=config.holdout,
-        labels=labels,
-        channels=config.channels,
-        spatial_rank=config.spatial_rank,
-        stream=config.stream,
-    )
-    return load_named(config.name, split, options)
+    options = DataOptions(*(getattr(config, name) for name in DataOptions._fields))
+    return load_named(config.name, split, options._replace(labels=labels))
 
 
 def build_network(

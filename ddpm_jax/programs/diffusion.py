@@ -79,10 +79,7 @@ def weighting_of(config: DiffusionConfig) -> Weighting:
 
 def loss_name(config: DiffusionConfig) -> str:
     """The name of the training loss in titles and tables."""
-    names: dict[str, Literal["L_hybrid", "L (bits/dim)"]] = {
-        "hybrid": "L_hybrid",
-        "bound": "L (bits/dim)",
-    }
+    names = {"hybrid": "L_hybrid", "bound": "L (bits/dim)"}
     if config.loss in names:
         return names[config.loss]
     if config.exploding and config.target == "epsilon" and config.weighting == "none":

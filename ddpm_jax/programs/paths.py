@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from ddpm_jax.files import user_path
 from ddpm_jax.programs.buckets import find_address, localized
-from ddpm_jax.types import describe
 
 C = TypeVar("C", bound=Any)
 NAMES_OR_FILES = ("labels", "mask")
@@ -28,8 +27,7 @@ def local_path(path: str | Path, option: str) -> Path:
     config.json could not hold. Raises BucketError for a bucket that cannot be read.
     """
     flag = f"--{option.replace('_', '-')}"
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{flag} needs a path, a str or os.PathLike, got {describe(path)}.")
+    user_path(path, flag)  # refuses other types
     text = os.fspath(path)
     try:
         text.encode("utf-8")

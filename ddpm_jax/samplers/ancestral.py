@@ -27,12 +27,7 @@ def ancestral(schedule: NoiseSchedule, *, variance: Variance = "fixed_large") ->
     (4, 3)
     """
     check_schedule("ancestral", schedule)
-    check_variance("ancestral", variance)
-    if not isinstance(variance, str) and jnp.shape(variance)[0] != schedule.num_timesteps:
-        raise ValueError(
-            f"ancestral got log-variances for {jnp.shape(variance)[0]} steps with a schedule of "
-            f"{schedule.num_timesteps}. Make the table for the schedule that is sampled on."
-        )
+    check_variance("ancestral", variance, schedule.num_timesteps)
 
     def step(denoise, x_t, t, noise, state):
         denoised = denoise(x_t, timesteps_at(schedule, t))

@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 def stored_tree(state: PyTree) -> dict[str, Any]:
     """The arrays of a state as they are stored."""
-    return _fields(_raw(state))
+    raw = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf  # noqa: E731
+    return _fields(jax.tree.map(raw, state))
 
 
 def stored_shapes(like: PyTree) -> dict[str, Any]:
@@ -40,11 +41,6 @@ def _is_key(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _raw(tree: PyTree) -> PyTree:
-    """The tree with typed keys as the integers behind them."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-
-
 def _fields(tree: PyTree) -> PyTree:
     """The same leaves in dictionaries by field name, which every version of Orbax stores alike.
 
@@ -65,14 +61,12 @@ def _raw_like(like: PyTree) -> PyTree:
         sharding = getattr(leaf, "sharding", None)
         if _is_key(leaf):
             data = jax.eval_shape(jax.random.key_data, leaf)
-            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=_data_sharding(leaf))
+            if isinstance(leaf, jax.Array):
+                sharding = jax.random.key_data(leaf).sharding
+            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
         return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
     return jax.tree.map(describe, like)
-
-
-def _data_sharding(key):
-    return jax.random.key_data(key).sharding if isinstance(key, jax.Array) else key.sharding
 
 
 def _key_impl(key):
