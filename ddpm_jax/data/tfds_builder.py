@@ -89,7 +89,7 @@ def _builder_class(tfds: Any) -> Any:
 
         def _generate_examples(self, split):
             images, labels = cifar10.read_batches(self.archive, split)
-            # The key is the index, as in the stock builder: TFDS shuffles by its hash with the split.
+            # The key is the index, as in the stock builder: TFDS shuffles by split and key.
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 name = f"{split}_{i:05d}"
                 yield i, {"id": name, "image": encode_png(image), "label": int(label)}

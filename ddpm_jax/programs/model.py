@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ddpm_jax import losses
 from ddpm_jax.data import BatchChunk, ImageDataset, prepare_images
 from ddpm_jax.data.conditions import Shape
 from ddpm_jax.denoisers.continuous import (
@@ -33,18 +34,6 @@ from ddpm_jax.forward.checks import is_number
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each
 from ddpm_jax.likelihood.bound import bound_term, prior_term
-from ddpm_jax.losses import (
-    bound_loss,
-    bound_weight,
-    hybrid_loss,
-    importance_timesteps,
-    init_loss_history,
-    loss_weight,
-    simple_loss,
-    stratified_timesteps,
-    uniform_timesteps,
-    update_loss_history,
-)
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs import continuous, inputs
 from ddpm_jax.programs.averages import extra_emas
@@ -100,7 +89,7 @@ class Model:
         key_init, key_train = jax.random.split(root)
         x = jnp.zeros((1, *inputs.input_shape(self.image_shape, self.concat_features)))
         params = self.network.init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
-        history = init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
+        history = losses.init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
         guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
         extra = len(extra_emas(self.config.optimizer))
         return init_state(params, self.optimizer, key_train, history, guard, extra)
@@ -115,7 +104,7 @@ class Model:
         """Adds a step's losses to the state's history; None if t does not depend on losses."""
         if not self.loss_aware:
             return None
-        return lambda history, seen: update_loss_history(history, seen["t"], seen["loss"])
+        return lambda history, seen: losses.update_loss_history(history, seen["t"], seen["loss"])
 
     def training_losses(
         self, params: PyTree, batch: Any, keys: Key, loss_state: PyTree = ()
@@ -138,19 +127,19 @@ class Model:
         if self.process is not None:
             t, factor = continuous.draw_times(diffusion, self.process, key_t)
             network = self._network_of_time(params, **options)
-            losses = continuous.training_loss(diffusion, self.process, network, x_0, t, noise)
-            return factor * losses
+            loss = continuous.training_loss(diffusion, self.process, network, x_0, t, noise)
+            return factor * loss
         weight = None
         if self.loss_aware:
-            t, weight = importance_timesteps(key_t, loss_state)
+            t, weight = losses.importance_timesteps(key_t, loss_state)
         elif diffusion.timesteps == "stratified":
-            t = stratified_timesteps(key_t, batch["index"], self.config.batch_size, T)
+            t = losses.stratified_timesteps(key_t, batch["index"], self.config.batch_size, T)
         else:
-            t = uniform_timesteps(key_t, T)
-        losses = self._objective(self.bind(params, **options), x_0, t, noise)
+            t = losses.uniform_timesteps(key_t, T)
+        loss = self._objective(self.bind(params, **options), x_0, t, noise)
         if weight is None:
-            return losses
-        return weight * losses, {"t": t, "loss": losses}
+            return loss
+        return weight * loss, {"t": t, "loss": loss}
 
     def _dropped(self, batch: Any, keys: Key) -> dict[str, Any]:
         """The conditions of a batch, dropped for a random share of the examples."""
@@ -179,13 +168,13 @@ class Model:
             x_time = process_sample(process, x_0, time, noise)
             # The network's output is computed once for loss and bound, here and below.
             predicted = self._network_of_time(params, **conditions)(x_time, time)
-            losses = continuous.training_loss(
+            loss = continuous.training_loss(
                 diffusion, process, lambda *_: predicted, x_0, time, noise
             )
             output = continuous_x_0(process, predicted, x_time, time, target=target)
         else:
             output = self.bind(params, **conditions)(x_t, t)
-            losses = self._objective(lambda *_: output, x_0, t, noise)
+            loss = self._objective(lambda *_: output, x_0, t, noise)
         reverse = p_mean_variance(
             self.schedule,
             output,
@@ -197,21 +186,20 @@ class Model:
         )
         T = self.schedule.num_timesteps
         bits = prior_term(self.schedule, x_0) + T * bound_term(self.schedule, reverse, x_0, x_t, t)
-        return jnp.stack([losses, bits], axis=1)
+        return jnp.stack([loss, bits], axis=1)
 
     def _objective(self, apply_fn: ApplyFn, x_0: Array, t: Array, noise: Array) -> Array:
         schedule, diffusion = self.schedule, self.config.diffusion
         target, variance = self.target, diffusion.variance
-        if diffusion.loss == "hybrid":
-            return hybrid_loss(schedule, apply_fn, x_0, t, noise, target=target, variance=variance)
-        if diffusion.loss == "bound":
-            return bound_loss(schedule, apply_fn, x_0, t, noise, target=target, variance=variance)
-        losses = simple_loss(schedule, apply_fn, x_0, t, noise, target=target)
+        if diffusion.loss != "simple":
+            objective = {"hybrid": losses.hybrid_loss, "bound": losses.bound_loss}[diffusion.loss]
+            return objective(schedule, apply_fn, x_0, t, noise, target=target, variance=variance)
+        loss = losses.simple_loss(schedule, apply_fn, x_0, t, noise, target=target)
         if diffusion.weighting == "none":
-            return losses
+            return loss
         if diffusion.weighting == "bound":
-            return losses * bound_weight(schedule, t, target=target, variance=variance)
-        return losses * loss_weight(schedule, t, weighting_of(diffusion), target=target)
+            return loss * losses.bound_weight(schedule, t, target=target, variance=variance)
+        return loss * losses.loss_weight(schedule, t, weighting_of(diffusion), target=target)
 
     def denoiser_of(
         self, params: PyTree, labels: Array | None, **conditions: Array | None
