@@ -401,7 +401,7 @@ def test_unfinished_samples_of_other_settings_are_not_mixed(folder, tmp_path, mo
 def test_more_images_go_on_from_fewer(folder, tmp_path, monkeypatch):
     """Image i does not depend on how many there are, so the plan does not name the count."""
     monkeypatch.setattr(shards, "SHARD", 4)
-    monkeypatch.setattr("ddpm_jax.programs.sample.remove_shards", lambda out: None)
+    monkeypatch.setattr(shards, "remove_shards", lambda out: None)
     arguments = [f"--run-dir={folder}", f"--out={tmp_path}", *SAMPLE]
     program("sample.py", *arguments, "--count=8")
     eight = np.load(tmp_path / "samples.npz")["images"]
