@@ -334,8 +334,9 @@ def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
-            if hasattr(value, "jaxpr"):
-                yield from _equations(value.jaxpr)
+            for inner in value if isinstance(value, tuple) else (value,):
+                if hasattr(inner, "jaxpr"):
+                    yield from _equations(inner.jaxpr)
 
 
 def test_patches_change_only_the_ends():

@@ -29,6 +29,7 @@ from ddpm_jax.nn.blocks import (
     Upsample,
     conv,
     dense,
+    join,
     resolve_dropout_keys,
 )
 from ddpm_jax.nn.checks import (
@@ -220,7 +221,7 @@ class UNet(nn.Module):
 
         for level in reversed(range(len(heights))):
             for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = join(h, skips.pop())
                 h = block(h, level, f"up_{level}_block_{i}")
                 if heights[level] in self.attention_resolutions:
                     h = attend(h, f"up_{level}_attention_{i}")
@@ -229,7 +230,7 @@ class UNet(nn.Module):
 
         # The last convolution is 0.06 % of the work; bfloat16 would round its prediction to 8 bits.
         norm = GroupNorm(self.num_groups, self.norm_epsilon, name="norm_out")
-        h = nn.silu(norm(h.astype(jnp.float32)))
+        h = norm(h, silu=True, dtype=jnp.float32)
         out_channels = in_channels if self.out_channels is None else self.out_channels
         features = self.patch_size**rank * out_channels
         h = conv(features, jnp.float32, scale=NEAR_ZERO, rank=rank, name="conv_out")(h)

@@ -1,0 +1,142 @@
+"""Hand-written kernels for NVIDIA GPUs as primitives that JAX differentiates in any mode.
+
+A kernel comes with its plain form, which says what it computes. Of the derivatives only the
+gradient of the result is a kernel, too. Tangents (forward mode) and derivatives of derivatives are
+those of the plain form. A platform that does not run the kernel neither traces nor imports it,
+because a primitive is lowered only for the platform that needs it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from ddpm_jax.types import Array
+
+Arrays = list[Array]
+Compute = Callable[..., Arrays]
+
+
+def kernel(
+    name: str, *, plain: Compute, forward: Compute, backward: Compute, shapes: Any, moving: int
+) -> Callable[..., Arrays]:
+    """Makes the function that `forward` computes, with `backward` as its gradient.
+
+    Args:
+        name: what its operations are called.
+        plain: `(*arguments, **options) -> [result, *others]` in JAX's own operations.
+        forward: the same by a kernel. Options are hashable.
+        backward: `(*arguments, *others, gradient, **options) -> gradients` of the first `moving`
+            arguments, from the gradient of the result.
+        shapes: `(*arguments, **options) -> [result, *others]` as things with shape and dtype.
+        moving: how many arguments have a gradient; the others, such as masks, come after them.
+    """
+
+    def tangent(*arrays, count, **options):
+        """The tangents of `plain`; arrays are its arguments, its other results, and tangents."""
+        arguments, tangents = arrays[:count], arrays[-moving:]
+        along = lambda *a: plain(*a, *arguments[moving:], **options)  # noqa: E731
+        return jax.jvp(along, arguments[:moving], tangents)[1]
+
+    def gradients(*arrays, count, **options):
+        """The gradients of `plain`'s result; arrays are those of `backward`."""
+        arguments = arrays[:count]
+        along = lambda *a: plain(*a, *arguments[moving:], **options)[0]  # noqa: E731
+        return list(jax.vjp(along, *arguments[:moving])[1](arrays[-1]))
+
+    def uncounted(compute):
+        return lambda *arrays, count, **options: compute(*arrays, **options)
+
+    def shapes_of_tangents(*arrays, count, **options):
+        return shapes(*arrays[:count], **options)
+
+    def shapes_of_gradients(*arrays, **options):
+        return arrays[:moving]
+
+    forward_p = _primitive(name, forward, plain, shapes)
+    tangent_p = _primitive(f"{name}_tangent", tangent, tangent, shapes_of_tangents)
+    backward_p = _primitive(f"{name}_gradient", uncounted(backward), gradients, shapes_of_gradients)
+
+    def forward_jvp(primals, tangents, **options):
+        out = forward_p.bind(*primals, **options)
+        tangents = _alike([ad.instantiate_zeros(t) for t in tangents[:moving]], primals)
+        arrays = (*primals, *out[1:], *tangents)
+        return out, tangent_p.bind(*arrays, count=len(primals), **options)
+
+    def transpose(cotangents, *arrays, count, **options):
+        fixed, tangents = arrays[:-moving], arrays[-moving:]
+        gradient, *of_others = (ad.instantiate_zeros(c) for c in cotangents)
+        if all(type(c) is ad.Zero for c in cotangents[1:]):
+            found = backward_p.bind(*fixed, gradient, count=count, **options)
+        else:
+            along = lambda *a: plain(*a, *fixed[moving:count], **options)  # noqa: E731
+            found = jax.vjp(along, *fixed[:moving])[1]([gradient, *of_others])
+        undefined = [ad.is_undefined_primal(t) for t in tangents]
+        return [None] * len(fixed) + [
+            g if wanted else None for g, wanted in zip(found, undefined, strict=True)
+        ]
+
+    ad.primitive_jvps[forward_p] = forward_jvp
+    ad.primitive_jvps[tangent_p] = _jvp_of(tangent)
+    ad.primitive_jvps[backward_p] = _jvp_of(gradients)
+    ad.primitive_transposes[tangent_p] = transpose
+    return lambda *arrays, **options: forward_p.bind(*_alike(arrays, arrays), **options)
+
+
+def _primitive(name: str, compute: Compute, plain: Compute, shapes: Any) -> Primitive:
+    """A primitive with several results: `compute`, but `plain` under `vmap` and without Triton."""
+    made = Primitive(name)
+    made.multiple_results = True
+
+    def abstract(*avals, **options):
+        return [avals[0].update(shape=s.shape, dtype=s.dtype) for s in shapes(*avals, **options)]
+
+    def batched(arrays, axes, **options):
+        out = jax.vmap(functools.partial(plain, **options), axes)(*arrays)
+        return out, [0] * len(out)
+
+    def lower(ctx, *arrays, **options):
+        # An exported program may hold no Triton, which has no stable form.
+        exported = ctx.module_context.lowering_parameters.for_export
+        chosen = plain if exported or not _triton_runs() else compute
+        return mlir.lower_fun(chosen, multiple_results=True)(ctx, *arrays, **options)
+
+    made.def_impl(
+        lambda *arrays, **options: jax.jit(functools.partial(compute, **options))(*arrays)
+    )
+    made.def_abstract_eval(abstract)
+    batching.primitive_batchers[made] = batched
+    mlir.register_lowering(made, lower)
+    return made
+
+
+def _triton_runs() -> bool:
+    """Whether all cards are of compute capability 8.0 or more; True if none is here."""
+    try:
+        cards = jax.local_devices(backend="cuda")
+    except RuntimeError:  # compiling for a card elsewhere
+        return True
+    return all(float(card.compute_capability) >= 8.0 for card in cards)
+
+
+def _jvp_of(compute: Compute) -> Any:
+    def jvp(primals, tangents, **options):
+        tangents = tuple(ad.instantiate_zeros(t) for t in tangents)
+        return jax.jvp(functools.partial(compute, **options), tuple(primals), tangents)
+
+    return jvp
+
+
+def _alike(arrays: Sequence[Array], others: Sequence[Array]) -> list[Array]:
+    """The arrays, each marked as varying over the devices that any of `others` varies over.
+
+    `shard_map` wants this of a primitive's arguments. Sums of nothing, 0, carry the marks.
+    """
+    nothing = sum(a.ravel()[:0].sum().astype(jnp.float32) for a in others)
+    return [a + nothing.astype(a.dtype) for a in arrays]
