@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import compiled
 from benchmarks.compiled import case, hlo, page
 from benchmarks.compiled.chips import CHIPS, missing
+from benchmarks.compiled.programs import PROGRAMS
+from benchmarks.sizes import plan_for
 
 # A loop over steps as TPUs' compiler writes one: a data set laid out anew before it, and inside a
 # look-up of 4 rows of 12 bytes, a sum over eight devices in flight, an inner loop of three trips,
@@ -82,6 +85,15 @@ def test_cases_are_those_that_exist():
         compiled.cases(compiled.Choice(chips=("v9",)))
     with pytest.raises(ValueError, match="no program is called"):
         compiled.cases(compiled.Choice(programs=("dreaming",)))
+
+
+@pytest.mark.parametrize("program", ["ancestral sampling", "DDIM sampling", "held-out loss"])
+def test_programs_of_sampling_are_those_of_the_package(program):
+    """They lower: what they give the package's functions is what these take."""
+    plan = plan_for("cpu", quick=True, sample_batch=2)
+    lowered = PROGRAMS[program](plan, jax.devices())
+    assert lowered.flops["conv3x3"] > 0
+    assert "stablehlo.convolution" in lowered.stage.as_text()
 
 
 def example_account():

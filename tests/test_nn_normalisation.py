@@ -156,6 +156,28 @@ def test_only_nvidia_gpus_get_kernels():
     assert "triton" not in _lowered("cpu") + _lowered("tpu") + _lowered("rocm")
 
 
+@pytest.mark.parametrize("replicated", [False, True])
+def test_kernels_on_every_device_of_shard_map(replicated):
+    """Where parameters are the same on all devices, and where they are marked as varying."""
+    norm = GroupNorm(2)
+    x = jnp.ones((2, 4, 4, 8))
+    variables = norm.init(jax.random.key(0), x)
+
+    def mean_gradient(variables, x):
+        if not replicated:
+            variables = jax.lax.pcast(variables, "data", to="varying")
+        gradients = jax.grad(lambda v: norm.apply(v, x, silu=True).sum())(variables)
+        return jax.tree.map(lambda g: jax.lax.pmean(g, "data"), gradients)
+
+    spec = jax.sharding.PartitionSpec
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    run = jax.jit(
+        jax.shard_map(mean_gradient, mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec())
+    )
+    text = run.trace(variables, x).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == 2
+
+
 def test_cards_before_ampere_keep_the_plain_form(monkeypatch):
     monkeypatch.setattr(kernels, "_triton_runs", lambda: False)
     jax.clear_caches()

@@ -108,7 +108,7 @@ def sampling(plan: Plan, devices: Sequence[Device], *, num_steps: int | None = N
     whole = (model.init_shapes().params, _shape((generator._chunk,), jnp.int32))
     params, steps = _placed(whole, devices, WHOLE)
     rows = _placed((x, state, keys), devices, ROWS)
-    stage = programs.run.lower(params, *rows, (None,), steps)
+    stage = programs.run.lower(params, *rows, (None, {}), steps)
     each = plan.sample_batch / len(devices)
     return Lowered(stage, 0, _scaled(unet_flops(model.network, size), each), {})
 

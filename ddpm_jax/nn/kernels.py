@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import config
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -105,7 +106,13 @@ def _primitive(name: str, compute: Compute, plain: Compute, shapes: Any) -> Prim
         # An exported program may hold no Triton, which has no stable form.
         exported = ctx.module_context.lowering_parameters.for_export
         chosen = plain if exported or not _triton_runs() else compute
-        return mlir.lower_fun(chosen, multiple_results=True)(ctx, *arrays, **options)
+        # `shard_map` demands to know which axes a kernel's results vary over, which Pallas's own
+        # functions do not say. The results of this primitive have passed that check already.
+        bare = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
+        with config._check_vma(False):
+            return mlir.lower_fun(chosen, multiple_results=True)(
+                ctx.replace(avals_in=bare), *arrays, **options
+            )
 
     made.def_impl(
         lambda *arrays, **options: jax.jit(functools.partial(compute, **options))(*arrays)

@@ -62,32 +62,47 @@ def normalise(
     )
     if not small or 0 in x.shape:
         return plain(x, scale, bias, shift, keep)
+    # x twice, where it may be used elsewhere, too: so its gradients are added in the order of the
+    # plain form alone, and are the same to the last bit.
+    again = x if shift is None else None
     return jax.lax.platform_dependent(
-        *(x, scale, bias, shift, keep),
-        cuda=functools.partial(by_kernels, form=form),
+        *(x, scale, bias, shift, keep, again),
+        cuda=lambda x, scale, bias, shift, keep, _: by_kernels(
+            x, scale, bias, shift, keep, form=form
+        ),
         default=plain,
     )
 
 
 def plain_form(
-    x: Array, scale: Array, bias: Array, shift: Array | None, keep: Array | None, *, form: Form
+    x: Array,
+    scale: Array,
+    bias: Array,
+    shift: Array | None,
+    keep: Array | None,
+    again: Array | None = None,
+    *,
+    form: Form,
 ) -> Array:
-    """`normalise` written out."""
+    """`normalise` written out; the mean is that of `again`, which is x, if given."""
     if shift is not None:
         x = x + shift.reshape(shift.shape[0], *(1,) * (x.ndim - 2), shift.shape[-1])
     x = x.astype(form.dtype)
-    h = _moments(x, scale, bias, form)[0]
+    again = None if again is None else again.astype(form.dtype)
+    h = _moments(x, scale, bias, form, again)[0]
     h = jax.nn.silu(h) if form.silu else h
     return h if keep is None else jnp.where(keep, h / (1.0 - form.rate), jnp.zeros_like(h))
 
 
-def _moments(x: Array, scale: Array, bias: Array, form: Form) -> tuple[Array, Array, Array]:
+def _moments(
+    x: Array, scale: Array, bias: Array, form: Form, again: Array | None = None
+) -> tuple[Array, Array, Array]:
     """The normalised x, and each channel's mean and 1 / √(variance + ε), [B, 1, …, C]."""
     ones = (1,) * (x.ndim - 1)
     x32 = x.astype(jnp.float32)
     # Two passes: E[x²] - E[x]² in one pass cancels when a group's mean is far above its spread,
     # and saves at most a tenth of the time.
-    mean = _group_mean(x32, form.groups)
+    mean = _group_mean(x32 if again is None else again.astype(jnp.float32), form.groups)
     centred = x32 - mean
     variance = _group_mean(jnp.square(centred), form.groups)
     inverse = jax.lax.rsqrt(variance + form.epsilon)
