@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src import config
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -108,7 +109,7 @@ def _primitive(name: str, compute: Compute, plain: Compute, shapes: Any) -> Prim
         chosen = plain if exported or not _triton_runs() else compute
         # `shard_map` demands to know which axes a kernel's results vary over, which Pallas's own
         # functions do not say. The results of this primitive have passed that check already.
-        bare = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
+        bare = [ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
         with config._check_vma(False):
             return mlir.lower_fun(chosen, multiple_results=True)(
                 ctx.replace(avals_in=bare), *arrays, **options
@@ -145,5 +146,7 @@ def _alike(arrays: Sequence[Array], others: Sequence[Array]) -> list[Array]:
 
     `shard_map` wants this of a primitive's arguments. Sums of nothing, 0, carry the marks.
     """
-    nothing = sum(a.ravel()[:0].sum().astype(jnp.float32) for a in others)
+    nothing = sum(
+        (a.ravel()[:0].sum().astype(jnp.float32) for a in others), jnp.zeros((), jnp.float32)
+    )
     return [a + nothing.astype(a.dtype) for a in arrays]
