@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.nn import attention
+from ddpm_jax.nn import attention, kernels
 
 # One block of queries and keys, several, and fewer positions than a block.
 SIZES = {"one block": (2, 64, 16), "several": (1, 128, 32), "4×4": (3, 16, 16)}
@@ -83,6 +83,14 @@ def test_hidden_keys_have_no_weight():
     assert not np.any(seen[1])
 
 
+@pytest.fixture
+def traced_for_gpus(monkeypatch):
+    monkeypatch.setattr(kernels, "may_run", lambda: True)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize(
     "shape,keys,dtype,masked,platform,kernel",
     [
@@ -98,7 +106,7 @@ def test_hidden_keys_have_no_weight():
         ((0, 256, 64), 256, jnp.bfloat16, False, "cuda", False),
     ],
 )
-def test_where_the_kernel_runs(shape, keys, dtype, masked, platform, kernel):
+def test_where_the_kernel_runs(traced_for_gpus, shape, keys, dtype, masked, platform, kernel):
     query = jnp.ones(shape, dtype)
     key = jnp.ones((shape[0], keys, shape[2]), dtype)
     mask = jnp.ones(key.shape[:2], bool) if masked else None

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.nn.kernels import kernel
+from ddpm_jax.nn import kernels
 from ddpm_jax.types import Array
 
 
@@ -22,7 +22,7 @@ def attend(query: Array, key: Array, value: Array, mask: Array | None = None) ->
 
     Keys whose mask [B, L] is False are not seen; where none is, the result is 0.
     """
-    if mask is None and _kernel_fits(query, key):
+    if mask is None and kernels.may_run() and _kernel_fits(query, key):
         return jax.lax.platform_dependent(query, key, value, cuda=by_kernel, default=plain_form)
     return plain_form(query, key, value, mask)
 
@@ -84,11 +84,19 @@ def _backward(query: Array, key: Array, value: Array, gradient: Array, *, interp
     return list(jax.vjp(flash, query, key, value)[1](gradient[:, :, None]))
 
 
-_by_kernel = kernel(
+def _example() -> Any:
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [jax.random.normal(key, (2, 128, 64), jnp.bfloat16) for key in keys], {
+        "interpret": False
+    }
+
+
+_by_kernel = kernels.kernel(
     "attend",
     plain=lambda *arrays, interpret: [plain_form(*arrays)],
     forward=_forward,
     backward=_backward,
     shapes=lambda *arrays, **_: [arrays[2]],
     moving=3,
+    example=_example,
 )

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.nn import kernels
 from ddpm_jax.nn.attention import attend
 from ddpm_jax.nn.convolution import convolution, matmul_last_axis, upsampled_convolution
 from ddpm_jax.nn.normalisation import Form, normalise
@@ -263,6 +264,8 @@ def join(h: Array, skip: Array) -> Array:
         # XLA for GPUs would write it a second time for the gradient of the shortcut's kernel.
         return jax.lax.optimization_barrier(_concatenated(h, skip))
 
+    if not kernels.may_run():
+        return _concatenated(h, skip)
     return jax.lax.platform_dependent(h, skip, cuda=written_once, default=_concatenated)
 
 

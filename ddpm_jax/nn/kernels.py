@@ -4,16 +4,23 @@ A kernel comes with its plain form, which says what it computes. Of the derivati
 gradient of the result is a kernel, too. Tangents (forward mode) and derivatives of derivatives are
 those of the plain form. A platform that does not run the kernel neither traces nor imports it,
 because a primitive is lowered only for the platform that needs it.
+
+No kernel is trusted unseen: before a program is compiled for a card of this machine, the kernel and
+its gradient are run on that card once, on a small example. If they fail or differ from the plain
+form, a warning says so and the plain form is used.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax._src import config
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -23,10 +30,29 @@ from ddpm_jax.types import Array
 
 Arrays = list[Array]
 Compute = Callable[..., Arrays]
+Example = Callable[[], tuple[Sequence[Array], dict[str, Any]]]
+
+
+@functools.cache
+def may_run() -> bool:
+    """Whether programs may be compiled for NVIDIA GPUs, by what is installed.
+
+    Elsewhere the plain forms are called directly: to trace both takes twice as long.
+    """
+    plugins = importlib.util.find_spec("jax_plugins") is not None
+    names = ("xla_cuda12", "xla_cuda13")
+    return plugins and any(importlib.util.find_spec(f"jax_plugins.{name}") for name in names)
 
 
 def kernel(
-    name: str, *, plain: Compute, forward: Compute, backward: Compute, shapes: Any, moving: int
+    name: str,
+    *,
+    plain: Compute,
+    forward: Compute,
+    backward: Compute,
+    shapes: Any,
+    moving: int,
+    example: Example,
 ) -> Callable[..., Arrays]:
     """Makes the function that `forward` computes, with `backward` as its gradient.
 
@@ -38,6 +64,7 @@ def kernel(
             arguments, from the gradient of the result.
         shapes: `(*arguments, **options) -> [result, *others]` as things with shape and dtype.
         moving: how many arguments have a gradient; the others, such as masks, come after them.
+        example: makes small arguments and options, on which the kernels are tried.
     """
 
     def tangent(*arrays, count, **options):
@@ -61,9 +88,24 @@ def kernel(
     def shapes_of_gradients(*arrays, **options):
         return arrays[:moving]
 
-    forward_p = _primitive(name, forward, plain, shapes)
-    tangent_p = _primitive(f"{name}_tangent", tangent, tangent, shapes_of_tangents)
-    backward_p = _primitive(f"{name}_gradient", uncounted(backward), gradients, shapes_of_gradients)
+    def runs() -> bool:
+        """Whether this machine's cards run the kernels, and rightly; True if it has no card."""
+        if name not in _TRIED:
+            fault = _fault(lambda: _compare(plain, forward, backward, moving, *example()))
+            if fault:
+                warnings.warn(
+                    f"the GPU kernel {name!r} is not used: {fault}. Results are right without it, "
+                    "but take longer.",
+                    stacklevel=2,
+                )
+            _TRIED[name] = not fault
+        return _TRIED[name]
+
+    forward_p = _primitive(name, forward, plain, shapes, runs)
+    tangent_p = _primitive(f"{name}_tangent", tangent, tangent, shapes_of_tangents, runs)
+    backward_p = _primitive(
+        f"{name}_gradient", uncounted(backward), gradients, shapes_of_gradients, runs
+    )
 
     def forward_jvp(primals, tangents, **options):
         out = forward_p.bind(*primals, **options)
@@ -91,7 +133,9 @@ def kernel(
     return lambda *arrays, **options: forward_p.bind(*_alike(arrays, arrays), **options)
 
 
-def _primitive(name: str, compute: Compute, plain: Compute, shapes: Any) -> Primitive:
+def _primitive(
+    name: str, compute: Compute, plain: Compute, shapes: Any, runs: Callable[[], bool]
+) -> Primitive:
     """A primitive with several results: `compute`, but `plain` under `vmap` and without Triton."""
     made = Primitive(name)
     made.multiple_results = True
@@ -106,7 +150,7 @@ def _primitive(name: str, compute: Compute, plain: Compute, shapes: Any) -> Prim
     def lower(ctx, *arrays, **options):
         # An exported program may hold no Triton, which has no stable form.
         exported = ctx.module_context.lowering_parameters.for_export
-        chosen = plain if exported or not _triton_runs() else compute
+        chosen = plain if exported or not runs() else compute
         # `shard_map` demands to know which axes a kernel's results vary over, which Pallas's own
         # functions do not say. The results of this primitive have passed that check already.
         bare = [ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
@@ -124,13 +168,60 @@ def _primitive(name: str, compute: Compute, plain: Compute, shapes: Any) -> Prim
     return made
 
 
-def _triton_runs() -> bool:
-    """Whether all cards are of compute capability 8.0 or more; True if none is here."""
+_TRIED: dict[str, bool] = {}
+"""Whether each kernel that was tried runs here, by its name."""
+
+
+def _cards() -> list[tuple[Any, float]]:
+    """The NVIDIA GPUs of this process and their compute capabilities.
+
+    None where programs are compiled for a card elsewhere.
+    """
     try:
-        cards = jax.local_devices(backend="cuda")
-    except RuntimeError:  # compiling for a card elsewhere
-        return True
-    return all(float(card.compute_capability) >= 8.0 for card in cards)
+        return [
+            (card, float(card.compute_capability)) for card in jax.local_devices(backend="cuda")
+        ]
+    except RuntimeError:
+        return []
+
+
+def _fault(try_kernel: Callable[[], None]) -> str:
+    """What is wrong with a kernel on this machine's cards; empty if nothing is."""
+    cards = _cards()
+    if not cards:
+        return ""
+    if (least := min(capability for _, capability in cards)) < 8.0:
+        return f"Triton needs compute capability 8.0, and this card has {least}"
+    try:
+        with jax.default_device(cards[0][0]), jax.ensure_compile_time_eval():
+            try_kernel()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def _compare(
+    plain: Compute,
+    forward: Compute,
+    backward: Compute,
+    moving: int,
+    arrays: Sequence[Array],
+    options: dict[str, Any],
+) -> None:
+    """Raises ValueError where results or gradients of the kernels are not the plain form's."""
+    plainly = jax.jit(functools.partial(plain, **options))
+    got, expected = jax.jit(functools.partial(forward, **options))(*arrays), plainly(*arrays)
+    along = lambda *a: plainly(*a, *arrays[moving:])[0]  # noqa: E731
+    y, vjp = jax.vjp(along, *arrays[:moving])
+    gradient = jnp.cos(y.astype(jnp.float32)).astype(y.dtype)
+    backwards = jax.jit(functools.partial(backward, **options))
+    got = [*got, *backwards(*arrays, *got[1:], gradient)]
+    for one, other in zip(got, [*expected, *vjp(gradient)], strict=True):
+        share = 2.0**-5 if jnp.dtype(one.dtype).itemsize == 2 else 1e-4
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        apart, largest = np.abs(one - other).max(), np.abs(other).max()
+        if not apart <= share * largest:
+            raise ValueError(f"it differs by {apart:.2g} where values reach {largest:.2g}")
 
 
 def _jvp_of(compute: Compute) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.nn.kernels import kernel
+from ddpm_jax.nn import kernels
 from ddpm_jax.types import Array
 
 MOST_CHANNELS = 64
@@ -60,7 +60,7 @@ def normalise(
         jnp.bfloat16,
         jnp.float32,
     )
-    if not small or 0 in x.shape:
+    if not small or 0 in x.shape or not kernels.may_run():
         return plain(x, scale, bias, shift, keep)
     # x twice, where it may be used elsewhere, too: so its gradients are added in the order of the
     # plain form alone, and are the same to the last bit.
@@ -145,15 +145,15 @@ def _plain(x: Array, scale: Array, bias: Array, shift: Array, *keep: Array, form
 
 
 def _forward(*arrays: Array, form: Form) -> list[Array]:
-    from ddpm_jax.nn.normalisation import kernels
+    from ddpm_jax.nn.normalisation.kernels import forward
 
-    return kernels.forward(*arrays, form=form)
+    return forward(*arrays, form=form)
 
 
 def _backward(*arrays: Array, form: Form) -> list[Array]:
-    from ddpm_jax.nn.normalisation import kernels
+    from ddpm_jax.nn.normalisation.kernels import backward
 
-    return kernels.backward(*arrays, form=form)
+    return backward(*arrays, form=form)
 
 
 def _shapes(x: Any, *_: Any, form: Form) -> list[Any]:
@@ -161,6 +161,21 @@ def _shapes(x: Any, *_: Any, form: Form) -> list[Any]:
     return [jax.ShapeDtypeStruct(x.shape, form.dtype), vectors, vectors]
 
 
-_by_kernels = kernel(
-    "normalise", plain=_plain, forward=_forward, backward=_backward, shapes=_shapes, moving=4
+def _example() -> Any:
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, shift = jax.random.normal(keys[0], (2, 200, 96)), jax.random.normal(keys[1], (2, 96))
+    gain, offset = jax.random.normal(keys[2], (2, 96))
+    keep = jax.random.bernoulli(keys[3], 0.9, x.shape)
+    form = Form(8, 1e-6, True, 0.1, jnp.float32)
+    return [x + 1, gain, offset, shift, keep.astype(jnp.int8)], {"form": form}
+
+
+_by_kernels = kernels.kernel(
+    "normalise",
+    plain=_plain,
+    forward=_forward,
+    backward=_backward,
+    shapes=_shapes,
+    moving=4,
+    example=_example,
 )
