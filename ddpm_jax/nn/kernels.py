@@ -159,9 +159,7 @@ def _primitive(
                 ctx.replace(avals_in=bare), *arrays, **options
             )
 
-    made.def_impl(
-        lambda *arrays, **options: jax.jit(functools.partial(compute, **options))(*arrays)
-    )
+    made.def_impl(compute)
     made.def_abstract_eval(abstract)
     batching.primitive_batchers[made] = batched
     mlir.register_lowering(made, lower)
