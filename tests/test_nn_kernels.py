@@ -111,3 +111,6 @@ def test_where_cudas_plugin_is_installed(modules, expected, monkeypatch):
     kernels.may_run.cache_clear()
     assert kernels.may_run() == expected
     kernels.may_run.cache_clear()
+    monkeypatch.setenv("DDPM_JAX_GPU_KERNELS", "0")
+    assert not kernels.may_run()
+    kernels.may_run.cache_clear()

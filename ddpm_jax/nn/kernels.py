@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,8 +38,11 @@ Example = Callable[[], tuple[Sequence[Array], dict[str, Any]]]
 def may_run() -> bool:
     """Whether programs may be compiled for NVIDIA GPUs, by what is installed.
 
-    Elsewhere the plain forms are called directly: to trace both takes twice as long.
+    Elsewhere the plain forms are called directly: to trace both takes twice as long. The
+    environment variable DDPM_JAX_GPU_KERNELS=0 has the same effect.
     """
+    if os.environ.get("DDPM_JAX_GPU_KERNELS") == "0":
+        return False
     plugins = importlib.util.find_spec("jax_plugins") is not None
     names = ("xla_cuda12", "xla_cuda13")
     return plugins and any(importlib.util.find_spec(f"jax_plugins.{name}") for name in names)
@@ -159,7 +163,7 @@ def _primitive(
                 ctx.replace(avals_in=bare), *arrays, **options
             )
 
-    made.def_impl(compute)
+    made.def_impl(lambda *arrays, **options: (compute if runs() else plain)(*arrays, **options))
     made.def_abstract_eval(abstract)
     batching.primitive_batchers[made] = batched
     mlir.register_lowering(made, lower)
