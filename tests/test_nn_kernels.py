@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.nn import kernels
-from ddpm_jax.nn.normalisation import Form, normalise
+from ddpm_jax.nn import attention, kernels
+from ddpm_jax.nn.normalisation import Form, dispatch, normalise
 
 
 def fails(*arrays):
@@ -114,3 +114,22 @@ def test_where_cudas_plugin_is_installed(modules, expected, monkeypatch):
     monkeypatch.setenv("DDPM_JAX_GPU_KERNELS", "0")
     assert not kernels.may_run()
     kernels.may_run.cache_clear()
+
+
+@pytest.mark.parametrize("module", [attention, dispatch])
+def test_the_examples_pass_in_the_interpreter(module, monkeypatch):
+    """What is tried on a card is tried here with the kernels' own functions."""
+    arrays, options = module._example()
+    if module is attention:
+        options = {"interpret": True}
+    else:
+        options = {"form": options["form"]._replace(interpret=True)}
+    plain = {
+        attention: lambda *a, interpret: [attention.plain_form(*a)],
+        dispatch: dispatch._plain,
+    }[module]
+    moving = 3 if module is attention else 4
+    kernels._compare(plain, module._forward, module._backward, moving, arrays, options)
+    with pytest.raises(ValueError, match="differs"):
+        wrong = lambda *a, **o: [1.5 * x for x in module._backward(*a, **o)]  # noqa: E731
+        kernels._compare(plain, module._forward, wrong, moving, arrays, options)
