@@ -52,7 +52,7 @@ FULL = ("ancestral, the run's σ", "DDIM η=0")
 """Samplers that are also run on all T steps."""
 TITLES = {
     "frechet_pixels": "Fréchet distance of pixels to the training set",
-    "frechet_classifier": "Fréchet distance of classifier features to the training set",
+    "frechet_classifier": "Fréchet distance in features of the classifier",
     "accuracy": "share of images that the classifier gives their class",
     "share_confident": "share of images a classifier is > 90 % sure of",
 }
