@@ -65,7 +65,7 @@ def fitted(config: TrainConfig) -> TrainConfig:
         height = load_data(data, "train").images.shape[1]
     if height is not None and not network.attention_resolutions:
         halvings = min(2, len(network.channel_multipliers) - 1)
-        attended = height // network.patch_size >> halvings
+        attended = height // max(1, network.patch_size) >> halvings
         network = dataclasses.replace(network, attention_resolutions=(attended,))
     return dataclasses.replace(config, network=network, report=report)
 

@@ -134,6 +134,7 @@ def test_at_most_twenty_names_are_listed(photos):
         ("a.csv", "path,class\nb/1.png,9\n"),
         ("a.csv", ""),
         ("a.csv", 'file,label\n"b/1.png'),
+        ("a.csv", "file,label,label\nb/1.png,9,10\n"),
         ("a.json", "{"),
         ("a.json", "[]"),
         ("a.json", "{}"),
@@ -275,6 +276,11 @@ def test_wrong_conditions_are_refused(conditions, match):
         ({"images": noise(8, 8, 3)}, r"images\[None\].*images\[..., None\]"),
         ({"images": noise(4, 3, 3, 1), "labels": np.arange(3)}, "integer labels"),
         ({"images": noise(4, 3, 3, 1), "labels": np.arange(4) - 1}, "0 ≤ label"),
+        ({"images": noise(4, 3, 3, 1), "labels": np.full(4, np.nan)}, "integer labels"),
+        ({"images": noise(4, 3, 3, 1), "labels": np.zeros(0, int)}, "integer labels"),
+        # Identifiers, which would wrap around as int32.
+        ({"images": noise(4, 3, 3, 1), "labels": np.full(4, 2**40)}, r"np\.unique"),
+        ({"images": noise(4, 3, 3, 1), "labels": np.full(4, 2**64 - 1, np.uint64)}, r"np\.unique"),
         ({"images": noise(4, 3, 3, 1), "cond": np.ones((4, 0))}, "cond|damaged|empty"),
     ],
 )
@@ -283,6 +289,16 @@ def test_wrong_arrays_are_refused_by_the_files_name(tmp_path, arrays, match):
     with pytest.raises(ValueError, match=match) as caught:
         load_arrays("train", path=tmp_path / "own.npz")
     assert "own.npz" in str(caught.value)
+
+
+def test_arrays_are_known_by_an_ending_in_any_case_and_a_missing_file_by_its_option(tmp_path):
+    images = noise(4, 3, 3, 1)
+    with (tmp_path / "OWN.NPZ").open("wb") as file:
+        np.savez(file, images=images)
+    found = load_arrays("train", path=tmp_path / "OWN.NPZ", holdout=0).images
+    np.testing.assert_array_equal(found, images)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz, which does not exist.*--data\.path"):
+        load_arrays("train", path=tmp_path / "none.npz")
 
 
 MODULE = """

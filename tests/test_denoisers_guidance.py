@@ -171,6 +171,25 @@ def test_guidance_in_an_interval_of_noise_levels():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("labelled, plain", [(0.0, 0.0), (2.0, 2.0), (0.0, None), (None, None)])
+def test_rescaled_guidance_of_outputs_without_spread_has_derivatives(labelled, plain):
+    """As those of a network whose last convolution still is zero; None is an output that varies."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6)), jnp.float32)
+
+    def guided(bias):
+        def network(value):
+            return lambda x_t, t: (x_t if value is None else jnp.full_like(x_t, value)) + bias
+
+        return classifier_free(network(labelled), network(plain), 3.0, rescale=0.7)(x, jnp.array(1))
+
+    value, slope = guided(0.0), jax.grad(lambda bias: guided(bias).sum())(0.0)
+    assert np.isfinite(value).all() and np.isfinite(slope)
+    if labelled == plain:
+        np.testing.assert_allclose(
+            value, x if plain is None else jnp.full_like(x, plain), atol=1e-6
+        )
+
+
 def test_rescaled_guidance_has_the_spread_of_the_conditional_output():
     """φ = 1: exactly; between, φ of the way (Lin et al. 2023, Eqs. 15, 16). A variance stays."""
     t, events = jnp.asarray(T), X_T[:, :, None] * jnp.linspace(0.5, 2.0, 6)[None, None]

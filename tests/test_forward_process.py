@@ -130,6 +130,12 @@ def test_under_pmap():
     np.testing.assert_allclose(got[7], dj.q_sample(SCHEDULE, x_0[0], STEPS, noise[0]), rtol=1e-6)
 
 
+def test_a_list_of_traced_steps_is_refused_in_words():
+    schedule, x = dj.cosine_schedule(10), jnp.zeros((2, 3))
+    with pytest.raises(TypeError, match=r"q_sample needs steps t, an array.*jnp\.stack"):
+        jax.jit(lambda t: dj.q_sample(schedule, x, t, x))([1, 2])
+
+
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="q_sample needs x_0 and noise of one shape"):
         dj.q_sample(SCHEDULE, np.zeros((6, 5)), STEPS, np.zeros((6, 1)))

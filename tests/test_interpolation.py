@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_small_angles_keep_their_digits_in_float32(theta):
     np.testing.assert_allclose(np.arctan2(mixed[0, 1], mixed[0, 0]), theta / 4, rtol=1e-5)
     far = slerp(a, b, 1.5 / theta)
     np.testing.assert_allclose(far, [[np.cos(1.5), np.sin(1.5)]], atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_derivatives_of_parallel_vectors_are_those_of_the_line(scale):
+    a, _ = pair()
+    for f in (0.0, 0.3, 1.0):
+        by_a, by_b = jax.grad(lambda x, y, f=f: slerp(x, y, f).sum(), (0, 1))(a, scale * a)
+        # d slerp = (1-f) da + f db, plus what turns a and b apart, which is of second order.
+        np.testing.assert_allclose(by_a, (1 - f) * np.ones_like(a), atol=1e-5)
+        np.testing.assert_allclose(by_b, f * np.ones_like(a), atol=1e-5)
 
 
 def test_other_shapes_are_refused():

@@ -17,11 +17,18 @@ import train_folder
 import train_lsun
 import train_mnist
 import train_ncsn
+from ddpm_jax.data import ImageDataset, from_arrays
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.build import build_model, build_schedule
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, TrainConfig, check_config
 from ddpm_jax.programs.config_values import from_json, to_json
-from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, differences
+from ddpm_jax.programs.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    check_facts,
+    differences,
+)
+from ddpm_jax.programs.training_run import TrainingRun
 
 CONFIGS = {
     module.__name__: module.CONFIG
@@ -159,6 +166,50 @@ def test_a_value_of_another_type_is_named(tmp_path, field, value):
     values["network"][field] = value
     with pytest.raises(ValueError, match=f"network: {field} "):
         from_json(TrainConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "match"),
+    [
+        (None, {"batch_size": 0}, r"batch_size is 0, not in 1\.\."),
+        (None, {"batch_size": 10**9}, "batch_size is 1,000,000,000"),
+        ("network", {"channels": 0}, "network.channels is 0"),
+        ("network", {"channels": 10**8}, "network.channels is"),
+        ("network", {"num_res_blocks": 10**8}, "network.num_res_blocks is"),
+        ("network", {"channel_multipliers": (10**6,)}, "multiplier"),
+        ("diffusion", {"num_timesteps": 10**9}, "diffusion.num_timesteps is"),
+    ],
+)
+def test_sizes_that_no_run_can_have_are_refused_before_anything_is_built(
+    part, changes, match, tmp_path
+):
+    config = dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path / "run")
+    if part is not None:
+        changes = {part: dataclasses.replace(getattr(config, part), **changes)}
+    with pytest.raises(ValueError, match=match):
+        TrainingRun(dataclasses.replace(config, **changes))
+    assert not config.run_dir.exists()
+
+
+def test_data_that_config_json_could_not_hold_are_refused_at_the_start(tmp_path):
+    config = dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path / "run")
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    data = ImageDataset(images, np.zeros(4, np.int32), None, "x", "f")
+    wide = data._replace(cond=np.broadcast_to(np.float32(0), (4, 2_000_000)))
+    with pytest.raises(ValueError, match=r"data\.cond_features is 2000000"):
+        TrainingRun(config, lambda split: wide)
+
+
+def test_long_signals_are_within_the_limits():
+    check_facts({"image_shape": [441_000, 2]})  # ten seconds in stereo
+
+
+def test_classes_without_a_training_image_are_named(tmp_path):
+    network = dataclasses.replace(train_digits.CONFIG.network, class_conditional=True)
+    config = dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path / "run", network=network)
+    data = from_arrays(np.zeros((8, 8, 8, 1), np.uint8), np.array([1, 3] * 4), holdout=0.25)
+    with pytest.warns(UserWarning, match=r"2 of 4 classes have no training image \(0, 2\)"):
+        TrainingRun(config, data)
 
 
 VALID_BUT_NO_DATA = json.dumps({"config": to_json(train_digits.CONFIG)})

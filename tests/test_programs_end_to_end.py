@@ -208,6 +208,14 @@ def test_wrong_values_get_one_clear_error(tmp_path, capsys, arguments, words):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_missing_extra_is_one_clear_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SystemExit) as stopped:
+        program("train_folder.py", f"--run-dir={tmp_path / 'run'}", "--data.name=hf:photos")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "ddpm_jax[hf]" in error and "Traceback" not in error
+
+
 def test_a_diverging_run_ends_with_a_dump(tmp_path, capsys):
     changes = ["--optimizer.learning-rate=1e30", "--optimizer.clip-norm=1e30", "--max-bad-steps=4"]
     with pytest.raises(SystemExit) as stopped:

@@ -15,7 +15,7 @@ import yaml
 import ddpm_jax as dj
 from ddpm_jax.interop import hub as client
 from ddpm_jax.programs.evaluate import EvaluateConfig, evaluate
-from ddpm_jax.programs.initial_weights import begin_with_weights
+from ddpm_jax.programs.initial_weights import begin_with_weights, read_initial_weights
 from ddpm_jax.programs.publish import PullConfig, PushConfig, pull, push
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.training_run import TrainingRun
@@ -127,7 +127,8 @@ def test_the_programs_take_names_of_the_hub(hub, ada, run_dir, tmp_path):
     # From another run's folder, as a name, and again from the folder of weights.
     config = dataclasses.replace(CONFIG, run_dir=tmp_path / "new", init_from="hub:ada/tiny")
     run = TrainingRun(config)
-    state, record = begin_with_weights(config, run.model, run.model.init())
+    weights = read_initial_weights(config, run.model)
+    state, record = begin_with_weights(config, weights, run.model.init())
     assert same(state.params, dj.load_run(run_dir).params)
     assert record["from"] == f"hub:ada/tiny@{commit}"
 

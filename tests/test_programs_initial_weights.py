@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax.interop import Process, save_diffusers
+from ddpm_jax.programs import train as train_program
 from ddpm_jax.programs.config import DevicesConfig, OptimizerConfig, TrainConfig, check_config
 from ddpm_jax.programs.config_values import to_json
-from ddpm_jax.programs.initial_weights import begin_with_weights
+from ddpm_jax.programs.initial_weights import begin_with_weights, read_initial_weights
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.train import train
 from ddpm_jax.programs.training_run import TrainingRun
@@ -52,7 +53,8 @@ def begin(config, source, weights="ema"):
     config = dataclasses.replace(config, init_from=source, init_weights=weights)
     run = TrainingRun(config)
     fresh = run.model.init()
-    return fresh, *begin_with_weights(config, run.model, fresh)
+    weights = read_initial_weights(config, run.model)
+    return fresh, *begin_with_weights(config, weights, fresh)
 
 
 def stored(source):
@@ -159,6 +161,20 @@ def facts(root):
 
 
 @pytest.mark.slow
+def test_what_does_not_fit_is_refused_before_anything_is_compiled(source, tmp_path, monkeypatch):
+    def compiled(*_):
+        pytest.fail("the step was compiled first")
+
+    monkeypatch.setattr(train_program, "prepare_steps", compiled)
+    other = changed("network", channels=16)
+    for config in (dataclasses.replace(CONFIG, init_from=tmp_path / "nothing"), other):
+        config = dataclasses.replace(config, run_dir=tmp_path / "run")
+        if config.init_from is None:
+            config = dataclasses.replace(config, init_from=source)
+        with pytest.raises(ValueError, match="--init-from"):
+            train(config)
+
+
 def test_a_run_records_where_it_began_and_what_was_changed(source, tmp_path):
     config = dataclasses.replace(SHORT, run_dir=tmp_path / "run", init_from=source)
     train(config)

@@ -225,6 +225,27 @@ def test_the_manifest_protects_itself(saved, part):
         assert_same(checkpoints.restore(make_state()), make_state(2))
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_step_under_another_number_is_not_that_step(saved, copied):
+    if copied:
+        shutil.copytree(saved / "3", saved / "7")
+    else:
+        (saved / "3").rename(saved / "7")
+    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="of step 3 under anot"):
+        assert_same(checkpoints.restore(make_state()), make_state(3 if copied else 2))
+    assert (saved / "7.damaged").exists() and not (saved / "7").exists()
+
+
+def test_other_names_in_the_folder_are_left_alone(saved):
+    names = ("04", "٧", "3 copy", "-1", "notes.txt")
+    for name in names:
+        (saved / name).mkdir()
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+        assert_same(checkpoints.restore(make_state()), make_state(3))
+    assert all((saved / name).exists() for name in names)
+
+
 def test_saving_the_same_step_again_changes_nothing(saved):
     before = (saved / "3" / "manifest.json").read_bytes()
     with Checkpoints(saved) as checkpoints:

@@ -65,7 +65,9 @@ def from_arrays(
         images = images[..., None]
     if labels is not None:
         labels = host_numbers(call, "labels", labels)
-    classes = None if labels is None or not labels.size else int(labels.max()) + 1
+    classes = None if labels is None else 1
+    if labels is not None and labels.size and labels.dtype.kind in "iu":
+        classes = int(labels.max()) + 1
     given: dict[str, Any] = {"cond": cond, "context": context, "context_mask": context_mask}
     given |= {"concat": concat, "spatial_rank": spatial_rank}
     whole = build_dataset(call, images, labels, classes, f"{name}/all", "", **given)
@@ -106,10 +108,15 @@ def load_arrays(
     file = user_path(path, call)
     check_holdout(call, holdout)
     check_choice(call, "split", split, ("train", "heldout"))
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{call} got {shown(file)}, which does not exist. Pass an .npy or .npz file "
+            "(--data.path)."
+        )
     name = shown(file.stem)
     arrays: dict[str, np.ndarray]
     try:
-        if file.suffix == ".npz":
+        if file.suffix.lower() == ".npz":
             arrays = read_arrays(file, MEMORY_BYTES, NAMES)
             if "images" not in arrays:
                 raise ValueError("it has no array `images`")
@@ -124,9 +131,9 @@ def load_arrays(
         return load(split)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{shown(file)} is no data set of arrays: {error} It needs to be an .npy of uint8 "
-            "images [N, H, W, C] (with --data.spatial-rank 1 signals [N, L, C], with 3 volumes "
-            "[N, D, H, W, C]), or an .npz with `images` and, if there are any, integer `labels` "
-            "[N], `cond` [N, D], `context` [N, L, D], `context_mask` [N, L] and `concat` "
+            f"{shown(file)} is no data set of arrays: {str(error).rstrip('. ')}. It needs to be an "
+            ".npy of uint8 images [N, H, W, C] (with --data.spatial-rank 1 signals [N, L, C], with "
+            "3 volumes [N, D, H, W, C]), or an .npz with `images` and, if there are any, integer "
+            "`labels` [N], `cond` [N, D], `context` [N, L, D], `context_mask` [N, L] and `concat` "
             "[N, H, W, C]."
         ) from error

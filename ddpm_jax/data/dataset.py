@@ -29,6 +29,9 @@ from ddpm_jax.forward.checks import (
 )
 from ddpm_jax.types import describe
 
+MAX_CLASSES = 1_000_000
+"""Each class has a row in the network's embedding table; more are identifiers by mistake."""
+
 
 class ImageDataset(NamedTuple):
     """Decoded images with their labels, ready to be indexed.
@@ -155,6 +158,11 @@ def build_dataset(
         raise ValueError(
             f"{call} needs integer labels [N] for {len(images)} images, "
             f"got {labels.dtype} {labels.shape}."
+        )
+    if num_classes is not None and num_classes > MAX_CLASSES:
+        raise ValueError(
+            f"{call} needs at most {MAX_CLASSES:,} classes, got {num_classes:,}. If the labels are "
+            "identifiers, number them from 0: np.unique(labels, return_inverse=True)[1]."
         )
     if num_classes is not None and not (0 <= labels.min() and labels.max() < num_classes):
         raise ValueError(

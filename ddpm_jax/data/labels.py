@@ -78,8 +78,11 @@ def read_labels(
 def _csv_pairs(content: bytes) -> list[tuple[str, str]]:
     rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=""))
     try:
-        if not {"file", "label"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"its columns are {list(rows.fieldnames or ())[:MAX_NAMED]}")
+        columns = list(rows.fieldnames or ())
+        if not {"file", "label"} <= set(columns):
+            raise ValueError(f"its columns are {columns[:MAX_NAMED]}")
+        if twice := [name for name in ("file", "label") if columns.count(name) > 1]:
+            raise ValueError(f"the column {twice[0]} occurs twice")
         return [(row["file"] or "", (row["label"] or "").strip()) for row in rows]
     except csv.Error as error:
         raise ValueError(str(error)) from error

@@ -145,8 +145,11 @@ def classifier_free(
         guided = plain + s * (labelled - plain)
         if rescale > 0:
             axes = tuple(range(1, x_t.ndim))
-            wanted, found = (jnp.std(out, axis=axes, keepdims=True) for out in (labelled, guided))
-            ratio = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1.0), 1.0)
+            wanted, found = (jnp.var(out, axis=axes, keepdims=True) for out in (labelled, guided))
+            # √ has no derivative at 0: outputs without any spread, of which a ratio says nothing.
+            spread = (wanted > 0) & (found > 0)
+            ratio = jnp.where(spread, wanted, 1.0) / jnp.where(spread, found, 1.0)
+            ratio = jnp.where((wanted == 0) & (found > 0), 0.0, jnp.sqrt(ratio))
             guided = (rescale * ratio + 1.0 - rescale) * guided
         return _joined(guided, variance_output)
 

@@ -180,11 +180,13 @@ def _check_free(address: str) -> None:
 
 
 def pin_random_numbers() -> None:
-    """Uses JAX's default form of threefry, whatever JAX_THREEFRY_PARTITIONABLE says.
+    """Uses JAX's default form of threefry, whatever the environment says.
 
-    With another setting every draw changes, so that a seed would give other images.
+    With another JAX_THREEFRY_PARTITIONABLE or JAX_RANDOM_SEED_OFFSET every draw changes, so that a
+    seed would give other images.
     """
     jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_random_seed_offset", 0)
 
 
 def pin_single_precision() -> None:

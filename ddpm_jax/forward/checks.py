@@ -209,7 +209,13 @@ def check_steps(
     Raises TypeError for other dtypes, and ValueError for other shapes and for host values outside
     of the process. `num_timesteps` None leaves the range open, `batch` None the shape.
     """
-    host = None if isinstance(t, jax.Array) else np.asarray(t)  # tracers are jax.Arrays
+    try:
+        host = None if isinstance(t, jax.Array) else np.asarray(t)  # tracers are jax.Arrays
+    except jax.errors.TracerArrayConversionError:
+        raise TypeError(
+            f"{call} needs steps t, an array, got a {type(t).__name__} of traced values: "
+            "jnp.stack(t) makes an array of them."
+        ) from None
     dtype = t.dtype if host is None else host.dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(

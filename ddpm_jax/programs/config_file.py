@@ -87,6 +87,15 @@ def _parse_yaml(path: Path, content: bytes) -> dict[str, Any]:
                 raise ValueError(f"the name {twice[0]!r} occurs twice")
             return super().construct_mapping(node, deep)
 
+    def in_decimal(loader, node):
+        """A number, unless YAML 1.1 and 1.2 disagree on it: 010 is 8 or 10, 1:30 is 90 or text."""
+        if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            raise ValueError(f"{node.value} is no decimal number")
+        of = loader.construct_yaml_int if node.tag.endswith("int") else loader.construct_yaml_float
+        return of(node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", in_decimal)
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
     try:
         values = yaml.load(content, Loader)

@@ -191,7 +191,7 @@ def _exit_code(error: Exception, program: Callable) -> int | None:
         return 75
     if isinstance(error, NonFiniteError):
         return 1
-    if isinstance(error, (ValueError, TypeError)):
+    if isinstance(error, (ValueError, TypeError, ImportError)):  # a missing extra is one
         return 2 if _raised_by_us(error, program) else None
     # JAX_PLATFORMS names no platform of this machine, or a driver is missing.
     no_device = isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -43,16 +43,21 @@ PROCESS = (
 """Fields of DiffusionConfig that decide what the network's inputs and outputs mean."""
 
 
-def begin_with_weights(
-    config: TrainConfig, model: Model, state: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state before the first step with the weights of `config.init_from`, and what was taken.
+class InitialWeights(NamedTuple):
+    """Parameters that fit a configuration, and what config.json says of their origin."""
+
+    params: PyTree
+    origin: dict[str, Any]
+
+
+def read_initial_weights(config: TrainConfig, model: Model) -> InitialWeights:
+    """Reads the weights of `config.init_from`, without compiling anything.
 
     Raises ValueError if they do not fit the configuration, naming every difference, OSError or
     RunDirectoryError if they cannot be read.
     """
     assert config.init_from is not None
-    trained, params, source = _read(config.init_from, config.init_weights)
+    trained, params, origin = _read(config.init_from, config.init_weights)
     wrong = _differences(trained, config)
     if wrong:
         raise ValueError(
@@ -61,8 +66,17 @@ def begin_with_weights(
             + "\nUse its values. Data, optimiser, loss, dropout, precision, classes and the "
             "variance may differ."
         )
-    mine, fresh, dropped = _take(state.params, params, config.init_from)
-    record = {**source, "weights": config.init_weights, "fresh": fresh, "dropped": dropped}
+    _take(model.init_shapes().params, params, config.init_from)
+    return InitialWeights(params, origin)
+
+
+def begin_with_weights(
+    config: TrainConfig, weights: InitialWeights, state: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state before the first step with these weights, and what was taken of them."""
+    assert config.init_from is not None
+    mine, fresh, dropped = _take(state.params, weights.params, config.init_from)
+    record = {**weights.origin, "weights": config.init_weights, "fresh": fresh, "dropped": dropped}
     say(f"weights of {config.init_from}: {len(jax.tree.leaves(mine)) - len(fresh)} arrays taken")
     for title, names in (("initialised afresh", fresh), ("left out", dropped)):
         if names:
@@ -131,7 +145,10 @@ def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 
 def _take(wanted: PyTree, given: PyTree, source: Path) -> tuple[PyTree, list[str], list[str]]:
-    """`wanted` with the arrays of `given`; names of those kept fresh, and of those left out."""
+    """`wanted` with the arrays of `given`; names of those kept fresh, and of those left out.
+
+    `wanted` are arrays, or shapes for a trial.
+    """
     have = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(given)}
     paths, structure = jax.tree_util.tree_flatten_with_path(wanted)
     leaves, fresh, wrong = [], [], []
@@ -141,7 +158,7 @@ def _take(wanted: PyTree, given: PyTree, source: Path) -> tuple[PyTree, list[str
         if found is not None and found.shape == leaf.shape:
             leaves.append(np.asarray(found, leaf.dtype))
             continue
-        leaves.append(np.asarray(leaf))
+        leaves.append(leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf))
         if name.startswith(HEAD):
             fresh.append(name)
         else:

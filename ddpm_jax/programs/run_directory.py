@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.data.dataset import MAX_CLASSES
 from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.config_values import flatten, from_json, to_json
@@ -32,6 +33,10 @@ FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
 """What may not: the state has an average for each of them."""
 RECORDS = ("initial_weights", "changes")
 """What config.json says of a run's history."""
+
+
+MAX_SIDE = 1 << 24
+"""Of an image; a signal of six minutes at 44.1 kHz is as long."""
 
 
 class RunDirectoryError(RuntimeError):
@@ -131,8 +136,8 @@ class RunDirectory:
             if not {"config", "data"} <= values.keys():
                 raise ValueError("it belongs to no run: `config` or `data` is missing")
             config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
-            _check_sizes(config)
-            _check_data(values["data"])
+            check_sizes(config)
+            check_facts(values["data"])
         except FileNotFoundError as error:
             raise RunDirectoryError(
                 f"{self.root} is not a run directory: it has no config.json. Name the folder that "
@@ -163,10 +168,11 @@ def with_new_names(config: Any) -> Any:
     return {**config, "data": data}
 
 
-def _check_sizes(config: TrainConfig) -> None:
+def check_sizes(config: TrainConfig) -> None:
     """Raises ValueError for sizes of which to build the model would take hours or all memory."""
     network, T = config.network, config.diffusion.num_timesteps
     sizes = {
+        "batch_size": (config.batch_size, 1 << 20),
         "diffusion.num_timesteps": (T, 1_000_000),
         "network.channels": (network.channels, 1 << 16),
         "network.num_res_blocks": (network.num_res_blocks, 256),
@@ -175,22 +181,29 @@ def _check_sizes(config: TrainConfig) -> None:
         **{f"a multiplier {m}": (m, 1 << 10) for m in network.channel_multipliers},
     }
     wrong = [
-        f"{what} is {size}, not in 1..{most}"
+        f"{what} is {size:,}, not in 1..{most:,}"
         for what, (size, most) in sizes.items()
         if not 1 <= size <= most
     ]
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise ValueError("; ".join(wrong) + ".")
 
 
-def _check_data(data: dict[str, Any]) -> None:
+def check_facts(data: Any) -> None:
     """Raises ValueError unless these are the facts of a data set that a run writes."""
-    shape, classes, names = data["image_shape"], data.get("num_classes"), data.get("class_names")
-    if not 2 <= len(shape) <= 4 or not all(type(n) is int and 0 < n <= 1 << 16 for n in shape):
-        raise ValueError(f"data.image_shape is {shape}, not [H, W, C], [L, C] or [D, H, W, C]")
+    if not isinstance(data, dict):
+        raise ValueError(f"data is {str(data)[:80]}, not an object of facts")
+    shape, classes, names = map(data.get, ("image_shape", "num_classes", "class_names"))
+    shape = shape if isinstance(shape, list) else []
+    if len(shape) not in range(2, 5) or not all(
+        type(n) is int and 0 < n <= MAX_SIDE for n in shape
+    ):
+        raise ValueError(
+            f"data.image_shape is {data.get('image_shape')}, not [H, W, C], [L, C] or [D, H, W, C]"
+        )
     for name in ("num_classes", "cond_features", "context_features", "concat_features"):
         size = data.get(name)
-        if size is not None and (type(size) is not int or not 0 < size <= 1_000_000):
+        if size is not None and (type(size) is not int or not 0 < size <= MAX_CLASSES):
             raise ValueError(f"data.{name} is {size!r}")
     if names is not None and (
         type(names) is not list or len(names) != classes or not all(type(n) is str for n in names)

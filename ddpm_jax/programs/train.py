@@ -23,7 +23,11 @@ from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.config_values import flatten, to_json, with_types
 from ddpm_jax.programs.console import is_program, say
 from ddpm_jax.programs.generator import Stopped
-from ddpm_jax.programs.initial_weights import begin_with_weights
+from ddpm_jax.programs.initial_weights import (
+    InitialWeights,
+    begin_with_weights,
+    read_initial_weights,
+)
 from ddpm_jax.programs.mirror import mirrored
 from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
@@ -160,11 +164,15 @@ def _train_to_the_end(
         shapes = run.parallel.placeholder(run.model.init_shapes())
         state = checkpoints.restore(shapes)
         checkpoints.try_folder()
-        start = 0 if state is None else int(state.step)
+        start, weights = 0 if state is None else int(state.step), None
+        if state is None and config.init_from is not None:
+            # Before minutes of compilation, so that other weights are refused at once.
+            with watchdog.paused():
+                weights = processes.everywhere(lambda: read_initial_weights(config, run.model))
         steps = prepare_steps(run, shapes, start) if start < config.num_steps else None
         if state is None:
             with watchdog.paused():
-                state, records = unless_stopped(lambda: _initial_state(run), stop)
+                state, records = unless_stopped(lambda: _initial_state(run, weights), stop)
         else:
             # Process 0 alone writes it.
             records = directory.records() if processes.is_leader() else {}
@@ -182,12 +190,14 @@ def _train_to_the_end(
             return train_steps(run, state, steps, stop, checkpoints, log, watchdog)
 
 
-def _initial_state(run: TrainingRun) -> tuple[TrainState, dict[str, Any]]:
+def _initial_state(
+    run: TrainingRun, weights: InitialWeights | None
+) -> tuple[TrainState, dict[str, Any]]:
     """The state before the first step, and what config.json says about its weights."""
     fresh = run.model.init()
-    if run.config.init_from is None:
+    if weights is None:
         return run.parallel.place(fresh), {}
-    state, record = processes.everywhere(lambda: begin_with_weights(run.config, run.model, fresh))
+    state, record = processes.everywhere(lambda: begin_with_weights(run.config, weights, fresh))
     return run.parallel.place(state), {"initial_weights": record}
 
 

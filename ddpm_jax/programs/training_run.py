@@ -28,7 +28,7 @@ from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
 from ddpm_jax.programs.diffusion import loss_name
 from ddpm_jax.programs.generator import Conditions, Generated, Generator, Stopped
 from ddpm_jax.programs.model import Model
-from ddpm_jax.programs.run_directory import RunDirectory
+from ddpm_jax.programs.run_directory import RunDirectory, check_facts, check_sizes
 from ddpm_jax.training import TrainState, choose_devices, make_train_step
 from ddpm_jax.training.sharding import DataParallel
 from ddpm_jax.types import Device
@@ -57,6 +57,22 @@ def data_facts(data: ImageDataset) -> dict[str, Any]:
     return facts
 
 
+def _warn_of_missing_classes(data: ImageDataset, labelled: bool) -> None:
+    """Warns of classes that a class-conditional network is to draw and never sees."""
+    if not labelled or data.num_classes is None:
+        return
+    missing = np.flatnonzero(np.bincount(data.labels, minlength=data.num_classes) == 0)
+    if len(missing):
+        names = data.class_names or range(data.num_classes)
+        few = ", ".join(str(names[i]) for i in missing[:10]) + ", …" * (len(missing) > 10)
+        warnings.warn(
+            f"{len(missing)} of {data.num_classes} classes have no training image ({few}): samples "
+            "of them will mean nothing. Number the classes from 0 without gaps, add images, or "
+            "hold out fewer.",
+            stacklevel=3,
+        )
+
+
 class TrainingRun:
     """A training run in progress: its model, data, devices and folder.
 
@@ -65,6 +81,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, data_set: DataSet | None = None):
         check_config(config)
+        check_sizes(config)
         self.config = config
         labelled = config.network.class_conditional
 
@@ -76,6 +93,8 @@ class TrainingRun:
         self.train_data, self.heldout_data = load("train"), load("heldout")
         data, devices = self.train_data, config.devices
         image_shape = data.images.shape[1:]
+        check_facts(data_facts(data))
+        _warn_of_missing_classes(data, labelled)
         processes.pin_random_numbers()
         # Before JAX starts its threads, which choosing the devices does.
         keep_freed_memory(config.batch_size, image_shape, config.network.channels)

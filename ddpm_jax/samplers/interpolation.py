@@ -41,8 +41,12 @@ def slerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
     theta = 2.0 * jnp.arctan2(_norm(unit_a - unit_b), _norm(unit_a + unit_b))
 
     def weight(share):
-        # sin(share θ)/sin θ with sin x = x sinc(x/π), which also holds at θ = 0.
-        return share * jnp.sinc(share * theta / jnp.pi) / jnp.sinc(theta / jnp.pi)
+        # sin(share θ)/sin θ. At small angles its series: the next term is less than rounding, and
+        # the quotient has no derivative at θ = 0.
+        series = share * (1.0 + (1.0 - share**2) * theta**2 / 6.0)
+        small = jnp.maximum(1.0, jnp.abs(share)) * theta < jnp.finfo(theta.dtype).eps ** 0.25
+        larger = jnp.where(small, 1.0, theta)
+        return jnp.where(small, series, jnp.sin(share * larger) / jnp.sin(larger))
 
     return weight(1.0 - f) * a + weight(f) * b
 

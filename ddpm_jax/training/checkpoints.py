@@ -94,7 +94,8 @@ class Checkpoints:
         """The steps that have a checkpoint, in ascending order."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def try_folder(self) -> None:
         """Saves, reads back and removes a tiny checkpoint; every process of a run must call this.
@@ -227,7 +228,7 @@ class Checkpoints:
         for candidate in reversed(available):
             folder = self.folder / str(candidate)
             try:
-                stored = verify_manifest(folder)
+                stored = verify_manifest(folder, candidate)
                 self._complete(candidate)
             except DamagedCheckpointError as error:
                 damaged.append(str(error))

@@ -82,16 +82,17 @@ def list_files_again(folder: Path) -> None:
     write_manifest(folder, manifest["tree"], manifest["step"])
 
 
-def verify_manifest(folder: Path) -> dict[str, list[Any]]:
+def verify_manifest(folder: Path, step: int | None = None) -> dict[str, list[Any]]:
     """Checks every file against the manifest and returns the tree's description.
 
     Raises DamagedCheckpointError naming the first file that is missing or has another size or
-    content.
+    content, and for the folder of another step than `step`: a run that went on from there would
+    find the names of its later steps taken.
     """
     path = folder / NAME
     try:
         manifest = read_json_object(path)
-        tree, files = manifest["tree"], manifest["files"]
+        tree, files, stored_step = (manifest[name] for name in ("tree", "files", "step"))
         if not isinstance(tree, dict) or not isinstance(files, dict):
             raise TypeError("its tree and files are lists, not by name")
         intact = manifest.pop("sha256") == _digest_of(manifest)
@@ -101,6 +102,10 @@ def verify_manifest(folder: Path) -> dict[str, list[Any]]:
         raise DamagedCheckpointError(f"{path} cannot be read ({error!r}).") from error
     if not intact:
         raise DamagedCheckpointError(f"{path} does not have the content that was written.")
+    if step is not None and step != stored_step:
+        raise DamagedCheckpointError(
+            f"{folder} is the checkpoint of step {stored_step} under another name: rename it back."
+        )
     for name, wanted in files.items():
         file = folder / name
         try:
