@@ -125,3 +125,30 @@ def test_karras_grids_leave_out_infinite_and_too_large_noise():
 def test_bad_calls_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("num_steps", [5, 10, 20, 50])
+def test_a_first_step_from_a_huge_sigma_does_no_harm(schedule, num_steps):
+    """Against the exact ODE of Gaussian data, whose y - mean grows like √(s² + σ²): the cosine
+    schedule begins at σ = 20,291, and with few steps the next σ is 3,000 times as small."""
+    mean, s = 0.5, 0.3
+    process = {"cosine": dj.cosine_schedule, "linear": dj.linear_schedule}[schedule](1000)
+    grid = dj.respace(process, dj.spaced_timesteps(1000, num_steps))
+    signal, sigma = process.signal_scale, process.noise_scale / process.signal_scale
+
+    def denoise(x, t):
+        y, variance = x / signal[t][:, None], (sigma[t] ** 2)[:, None]
+        return (s**2 * y + variance * mean) / (s**2 + variance)
+
+    x_T = np.random.default_rng(0).normal(size=(50, 3))
+    first = float(np.exp(-0.5 * np.float64(grid.log_snr[-1])))
+    last = float(np.exp(-0.5 * np.float64(grid.log_snr[0])))
+    y = x_T * np.sqrt(1 + first**2)
+    y = mean + (y - mean) * np.sqrt((s**2 + last**2) / (s**2 + first**2))
+    exact = (s**2 * y + last**2 * mean) / (s**2 + last**2)  # the last step returns x̂_0
+    errors = {
+        name: np.abs(np.asarray(dj.sample(make(grid), denoise, jnp.float32(x_T))) - exact).max()
+        for name, make in (("heun", dj.heun), ("ddim", dj.ddim))
+    }
+    assert errors["heun"] < errors["ddim"]
