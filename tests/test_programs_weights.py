@@ -73,13 +73,13 @@ def test_weights_do_not_tell_of_the_folders_of_this_machine(run_dir, tmp_path):
     """Wherever config.json names one: the folder of a run's weights may be published."""
     shutil.copytree(run_dir, tmp_path / "run")
     about = json.loads((tmp_path / "run/config.json").read_text())
-    about["config"] |= {"run_dir": "/home/ada/runs/a", "init_from": "/home/ada/runs/b"}
-    about["config"]["data"] |= {"path": "/home/ada/c", "labels": "/home/ada/labels.csv"}
-    about["source"] = {"folder": "/home/ada/d", "sha256": {"e/f": "0"}}
+    about["config"] |= {"run_dir": "/home/grace/runs/a", "init_from": "/home/grace/runs/b"}
+    about["config"]["data"] |= {"path": "/home/grace/c", "labels": "/home/grace/labels.csv"}
+    about["source"] = {"folder": "/home/grace/d", "sha256": {"e/f": "0"}}
     (tmp_path / "run/config.json").write_text(json.dumps(about))
     to_weights(ToWeights(tmp_path / "run", out=tmp_path / "out"))
     text = (tmp_path / "out/config.json").read_text()
-    assert "ada" not in text and '"init_from": "b"' in text and '"e/f": "0"' in text
+    assert "grace" not in text and '"init_from": "b"' in text and '"e/f": "0"' in text
     assert dj.load_run(tmp_path / "out").config.data.labels == "labels.csv"
 
 
