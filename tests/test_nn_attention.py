@@ -61,6 +61,7 @@ DERIVATIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_derivatives_of_every_kind_are_the_formulas(name):
     query, key, value = arrays((1, 64, 16))
@@ -83,11 +84,12 @@ def test_hidden_keys_have_no_weight():
     assert not np.any(seen[1])
 
 
-@pytest.fixture
-def traced_for_gpus(monkeypatch):
-    monkeypatch.setattr(kernels, "may_run", lambda: True)
-    jax.clear_caches()
-    yield
+@pytest.fixture(scope="module", autouse=True)
+def traced_for_gpus():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "may_run", lambda: True)
+        jax.clear_caches()
+        yield
     jax.clear_caches()
 
 
@@ -106,7 +108,7 @@ def traced_for_gpus(monkeypatch):
         ((0, 256, 64), 256, jnp.bfloat16, False, "cuda", False),
     ],
 )
-def test_where_the_kernel_runs(traced_for_gpus, shape, keys, dtype, masked, platform, kernel):
+def test_where_the_kernel_runs(shape, keys, dtype, masked, platform, kernel):
     query = jnp.ones(shape, dtype)
     key = jnp.ones((shape[0], keys, shape[2]), dtype)
     mask = jnp.ones(key.shape[:2], bool) if masked else None

@@ -21,11 +21,12 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def traced_for_gpus(monkeypatch):
-    monkeypatch.setattr(kernels, "may_run", lambda: True)
-    jax.clear_caches()
-    yield
+@pytest.fixture(scope="module", autouse=True)
+def traced_for_gpus():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "may_run", lambda: True)
+        jax.clear_caches()
+        yield
     jax.clear_caches()
 
 
@@ -133,6 +134,7 @@ DERIVATIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_derivatives_of_every_kind_are_those_of_the_plain_form(name):
     (x, scale, bias, shift), keep = arrays((2, 4, 4, 12))
@@ -189,6 +191,7 @@ def test_kernels_on_every_device_of_shard_map(replicated):
 def test_cards_before_ampere_keep_the_plain_form(monkeypatch):
     monkeypatch.setattr(kernels, "_TRIED", {})
     monkeypatch.setattr(kernels, "_cards", lambda: [(jax.devices()[0], 7.5)])
+    jax.clear_caches()
     with pytest.warns(UserWarning, match="'normalise' is not used: Triton needs .* has 7.5"):
         assert "triton" not in _lowered("cuda")
 

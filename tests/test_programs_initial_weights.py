@@ -175,6 +175,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(source, tmp_pa
             train(config)
 
 
+@pytest.mark.slow
 def test_a_run_records_where_it_began_and_what_was_changed(source, tmp_path):
     config = dataclasses.replace(SHORT, run_dir=tmp_path / "run", init_from=source)
     train(config)
