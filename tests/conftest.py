@@ -85,3 +85,13 @@ def pytest_collection_modifyitems(config, items):
             items=[x for x, c in zip(items, chosen, strict=True) if not c]
         )
         items[:] = [x for x, c in zip(items, chosen, strict=True) if c]
+
+
+@pytest.fixture(scope="module")
+def traced_for_gpus():
+    """As where CUDA's plugin is installed; what was traced before and within is forgotten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm_jax.nn.kernels.may_run", lambda: True)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()

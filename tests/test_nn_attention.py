@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.nn import attention, kernels
+from ddpm_jax.nn import attention
 
 # One block of queries and keys, several, and fewer positions than a block.
 SIZES = {"one block": (2, 64, 16), "several": (1, 128, 32), "4×4": (3, 16, 16)}
@@ -84,15 +84,7 @@ def test_hidden_keys_have_no_weight():
     assert not np.any(seen[1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_for_gpus():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "may_run", lambda: True)
-        jax.clear_caches()
-        yield
-    jax.clear_caches()
-
-
+@pytest.mark.usefixtures("traced_for_gpus")
 @pytest.mark.parametrize(
     "shape,keys,dtype,masked,platform,kernel",
     [

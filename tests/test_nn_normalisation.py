@@ -10,6 +10,8 @@ from ddpm_jax.nn import kernels
 from ddpm_jax.nn.blocks import GroupNorm
 from ddpm_jax.nn.normalisation import Form, dispatch, normalise
 
+pytestmark = pytest.mark.usefixtures("traced_for_gpus")
+
 # Sizes: groups of 3, 12 and 48 channels, which are no powers of 2 and leave lanes idle; positions
 # that are no multiple of a tile's rows.
 SIZES = {
@@ -19,15 +21,6 @@ SIZES = {
     "two tiles of rows": ((1, 13, 13, 8), 2),
     "a signal": ((2, 7, 8), 2),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_for_gpus():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "may_run", lambda: True)
-        jax.clear_caches()
-        yield
-    jax.clear_caches()
 
 
 def arrays(shape, dtype=jnp.float32):

@@ -140,10 +140,16 @@ def test_a_reader_that_went_away_is_no_error():
         assert process.wait(60) == 0
 
 
+def run_script(folder, text):
+    script = folder / "program.py"
+    script.write_text(text, encoding="utf-8")
+    return subprocess.run([sys.executable, script], capture_output=True, timeout=50)
+
+
 def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
     """Without the interpreter's own end, which aborts where a thread is inside the compiler."""
-    script = tmp_path / "program.py"
-    script.write_text(
+    done = run_script(
+        tmp_path,
         "import atexit, os, signal, sys, time\n"
         "from ddpm_jax.programs.compilation import unless_stopped\n"
         "from ddpm_jax.programs.config import SamplerOptions\n"
@@ -158,16 +164,14 @@ def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
         "    with StopRequest() as stop:\n"
         "        unless_stopped(compile_, stop)\n"
         "run_program(program, SamplerOptions(), None)\n",
-        encoding="utf-8",
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, timeout=50)
     assert done.returncode == 130 and b"interrupted" in done.stderr, done.stderr
     assert done.stdout == b""
 
 
 def test_an_error_while_compiling_does_not_wait_for_the_compiler(tmp_path):
-    script = tmp_path / "program.py"
-    script.write_text(
+    done = run_script(
+        tmp_path,
         "import time\n"
         "from ddpm_jax.programs.compilation import in_background\n"
         "from ddpm_jax.programs.config import SamplerOptions\n"
@@ -176,9 +180,7 @@ def test_an_error_while_compiling_does_not_wait_for_the_compiler(tmp_path):
         "    in_background(lambda: time.sleep(60))\n"
         "    raise ValueError('other weights')\n"
         "run_program(program, SamplerOptions(), None)\n",
-        encoding="utf-8",
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, timeout=50)
     assert done.returncode == 2 and b"error: other weights" in done.stderr, done.stderr
 
 

@@ -12,6 +12,8 @@ import ddpm_jax as dj
 from ddpm_jax.keys import split_each
 from ddpm_jax.programs.build import as_rows, build_model, build_sampler, fetch, heldout_plan
 from ddpm_jax.programs.config import DiffusionConfig, NetworkConfig, SamplerOptions, TrainConfig
+from ddpm_jax.programs.training_run import TrainingRun
+from tests.small_run import CONFIG
 
 SHAPE, B = (4, 4, 1), 6
 NETWORK = NetworkConfig(
@@ -179,6 +181,18 @@ def test_the_heldout_plan_weighs_every_step_the_same(draws, num_timesteps):
         np.testing.assert_allclose(shares[0], 1 / num_timesteps, rtol=1e-12)
         mean = shares @ np.arange(num_timesteps)
         assert abs(mean - (num_timesteps - 1) / 2) <= 0.5
+
+
+def test_the_heldout_loss_is_the_plans_weighted_mean(tmp_path, monkeypatch):
+    """Of a loss that is t, and of bits that are those of t = 0 alone; 25 draws of 20 steps."""
+    run = TrainingRun(dataclasses.replace(CONFIG, run_dir=tmp_path / "run"))
+
+    def losses(model, params, images, conditions, t, keys):
+        return jnp.stack([t, t == 0], axis=1).astype(jnp.float32)
+
+    monkeypatch.setattr(type(run.model), "heldout_losses", losses)
+    found = run.heldout_loss({}, run.heldout_data, 25)
+    np.testing.assert_allclose(found, [19 / 2, 1 / 20], rtol=1e-6)
 
 
 def test_heldout_losses_are_the_loss_and_the_bounds_estimate():
