@@ -93,3 +93,13 @@ def test_other_shapes_are_refused():
     for mix in (lerp, slerp):
         with pytest.raises(ValueError, match="one shape"):
             mix(jnp.ones((2, 3)), jnp.ones((1, 3)), 0.5)
+
+
+@pytest.mark.parametrize("f", [0.25, 0.5, 2.0])
+@pytest.mark.parametrize("theta", [1e-3, 0.01, 0.018, 0.02, 0.3])
+def test_small_angles_keep_the_norm_too(theta, f):
+    """On both sides of where the series takes over, 0.0186 in float32."""
+    a = np.array([[1.0, 0.0]], np.float32)
+    b = np.array([[np.cos(theta), np.sin(theta)]], np.float32)
+    mixed = np.asarray(slerp(a, b, f), np.float64)
+    np.testing.assert_allclose(mixed, [[np.cos(f * theta), np.sin(f * theta)]], rtol=2e-6)

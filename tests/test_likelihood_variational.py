@@ -302,7 +302,7 @@ def test_several_variances_share_the_networks_outputs(small):
         calls.append(1)
         return with_spread(np.log(EXPECTED.optimal))(x_t, timesteps)
 
-    kinds = {"own": "learned", "large": "fixed_large", "table": jnp.log(EXPECTED.optimal)}
+    kinds = {"large": "fixed_large", "own": "learned", "table": jnp.log(EXPECTED.optimal)}
     options = {"target": "x_0", "noise": noise}
     got = variational_bound(SCHEDULE, network, SMALL, variance=kinds, **options)
     assert len(calls) == 1  # traced once, by one scan
