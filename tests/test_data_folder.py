@@ -437,7 +437,7 @@ def test_all_broken_files_are_named_and_the_others_are_not_decoded_again(
         (root / f"bad{i:02}.png").write_bytes(b"no image")
     for _ in range(2):  # failing twice, nothing piles up
         with pytest.raises(
-            ValueError, match=f"{count} of {40 + count} images .* cannot be read"
+            ValueError, match=f"{count} of {40 + count} images .* cannot be used"
         ) as error:
             load_folder(root, 6)
         assert str(error.value).count("bad") == min(count, 20)

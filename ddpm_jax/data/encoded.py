@@ -15,7 +15,7 @@ import numpy as np
 from ddpm_jax.data.cache import EntryWriter, read_entry, streamed_fingerprint
 from ddpm_jax.data.dataset import ImageDataset, held_out_of, make_dataset, split_dataset
 from ddpm_jax.data.download import progress_bar
-from ddpm_jax.data.images import decode_image, is_grey, open_image, size_of
+from ddpm_jax.data.images import MAX_NAMED, decode_image, is_grey, list_errors, open_image, size_of
 from ddpm_jax.data.streamed import Stream, StreamedImages, check_stream, is_streamed
 
 BLOCK = 256
@@ -35,10 +35,11 @@ class Encoded(NamedTuple):
     fetch: Callable[[Sequence[int]], list[tuple[bytes, int | None]]]
     class_names: tuple[str, ...] | None
 
-    def read(self) -> Iterator[tuple[bytes, int | None]]:
-        """Yields all pairs in order, fetched in blocks."""
+    def blocks(self) -> Iterator[tuple[range, list[tuple[bytes, int | None]]]]:
+        """Yields all pairs in order, in blocks, each with its indices."""
         for start in range(0, self.count, BLOCK):
-            yield from self.fetch(range(start, min(start + BLOCK, self.count)))
+            rows = range(start, min(start + BLOCK, self.count))
+            yield rows, self.fetch(rows)
 
 
 def decode_dataset(
@@ -54,8 +55,8 @@ def decode_dataset(
 
     Without a resolution, all images must have the same size.
 
-    Raises ValueError naming the image for one that cannot be read or has another size, and OSError
-    if the disk of the cache has no room, before anything is decoded.
+    Raises ValueError, naming up to 20, for images that cannot be read, have another size, or have a
+    label that is none; and OSError if the disk of the cache has no room, before any is decoded.
     """
     check_stream(name, stream)
     if not source.count:
@@ -65,7 +66,8 @@ def decode_dataset(
     cached = read_entry(root, key)
     if cached is not None:
         return cached._replace(name=name, class_names=source.class_names)
-    grey = channels == 1 or (channels == "auto" and all(is_grey(x) for x, _ in source.read()))
+    contents = (content for _, block in source.blocks() for content, _ in block)
+    grey = channels == 1 or (channels == "auto" and all(map(is_grey, contents)))
     size = _first_size(source, name) if resolution is None else size_of(resolution)
     shape = (source.count, *size, 1 if grey else 3)
     names = source.class_names
@@ -77,17 +79,33 @@ def decode_dataset(
             _check_size(content, size, where)
         return decode_image(content, size, grey=grey, name=where)[0]
 
+    def checked(i: int, pair: tuple[bytes, int | None]) -> np.ndarray | str:
+        """An image, whose label is noted, or what is wrong with it."""
+        try:
+            if labels is not None:
+                labels[i] = _checked_label(pair[1], names or (), f"image {i} of {name}")
+            return decode(i, pair[0])
+        except ValueError as error:
+            return str(error)
+
     def blocks() -> Iterator[np.ndarray]:
-        block: list[np.ndarray] = []
-        with progress_bar(None, name, source.count, unit="image") as report:
-            for i, (content, label) in enumerate(source.read()):
-                block.append(decode(i, content))
-                if labels is not None:
-                    labels[i] = _checked_label(label, names or (), f"image {i} of {name}")
-                if len(block) == BLOCK or i + 1 == source.count:
-                    yield np.stack(block)
-                    block.clear()
-                    report(i + 1, source.count)
+        errors: list[str] = []
+        with (
+            ThreadPoolExecutor(os.cpu_count() or 1, "decode-images") as pool,
+            progress_bar(None, name, source.count, unit="image") as report,
+        ):
+            for rows, pairs in source.blocks():
+                found = list(pool.map(checked, rows, pairs))
+                errors += [one for one in found if isinstance(one, str)]
+                if len(errors) > MAX_NAMED:
+                    # Most likely all are like that, and there may be millions.
+                    first = f"the first {rows.stop:,} of {name}"
+                    raise ValueError(list_errors(errors, rows.stop, first))
+                black = np.zeros(shape[1:], np.uint8)
+                yield np.stack([black if isinstance(one, str) else one for one in found])
+                report(rows.stop, source.count)
+        if errors:
+            raise ValueError(list_errors(errors, source.count, name))
 
     classes = None if names is None else len(names)
     if not is_streamed(stream, name, source.count, math.prod(shape), root):

@@ -167,12 +167,12 @@ def decode_image(
         return pixels, enlarged | (Notes.FIRST_FRAME if several else Notes(0))
 
 
-def list_errors(errors: Sequence[str], total: int, folder: Path) -> str:
-    """One message for all files of a folder that could not be read, of so many."""
+def list_errors(errors: Sequence[str], total: int, place: Path | str) -> str:
+    """One message for all images of a folder or data set that cannot be used, of so many."""
     if len(errors) == 1:
         return shown(errors[0])
     few = f", among them these {MAX_NAMED}" if len(errors) > MAX_NAMED else ""
-    first = f"{len(errors)} of {total} images in {shown(folder)} cannot be read{few}:"
+    first = f"{len(errors)} of {total} images in {shown(place)} cannot be used{few}:"
     return "\n  ".join([first, *map(shown, errors[:MAX_NAMED])])
 
 
