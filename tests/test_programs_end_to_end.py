@@ -291,6 +291,8 @@ def test_sampling_writes_single_files_on_request(whole, tmp_path):
         (["--checkpoint=7"], "no checkpoint of step 7"),
         (["--num-steps=21"], "num_steps"),
         (["--count=0"], "--count"),
+        (["--guidance-rescale=0.7"], "guides nothing. Give --guidance 2"),
+        (["--guidance-interval", "0.3", "3"], "guides nothing. Give --guidance 2"),
         (["--sampler=ddim", "--eta=2"], "eta"),
         (["--eta=0.5"], "--sampler ddim"),
         (["--sampler=ddim", "--churn=5"], "--sampler heun"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import evaluation
-from ddpm_jax.programs.metrics import Features, Seen, measure
+from ddpm_jax.programs.metrics import Features, Summary, measure
 
 COMPARED = {
     "inception": ("pool", "spatial"),
@@ -18,7 +18,7 @@ def seen_by(kind, seed):
     drawn = {name: random.normal(size=(12, 3)) for name in COMPARED[kind]}
     moments = {name: evaluation.moments(values) for name, values in drawn.items()}
     logits = None if kind == "pixels" else np.eye(12, 4) + 0.1
-    return Seen(moments, drawn[COMPARED[kind][0]].astype(np.float32), logits), drawn
+    return Summary(moments, drawn[COMPARED[kind][0]].astype(np.float32), logits), drawn
 
 
 @pytest.mark.parametrize(

@@ -53,19 +53,16 @@ def is_number(value: Any) -> bool:
 def check_number(call: str, name: str, value: Any, remedy: str = "") -> float:
     """The number as a float. Raises TypeError unless it is a real number of the host."""
     if not is_number(value):
-        raise TypeError(
-            f"{call} needs {name}, a number known before tracing, got {describe(value)}. {remedy}"
-        )
+        what = f"{name}, a number known before tracing, got {describe(value)}"
+        raise TypeError(f"{call} needs {what}. {remedy}".rstrip())
     return float(value)
 
 
 def check_whole(call: str, name: str, value: Any, *, least: int = 1, remedy: str = "") -> int:
     """The number as an int. Raises ValueError unless it is whole and at least `least`."""
     if not is_number(value) or not float(value).is_integer() or value < least:
-        raise ValueError(
-            f"{call} needs {name}, a whole number of at least {least}, got {describe(value)}. "
-            f"{remedy}"
-        )
+        what = f"{name}, a whole number of at least {least}, got {describe(value)}"
+        raise ValueError(f"{call} needs {what}. {remedy}".rstrip())
     return int(value)
 
 

@@ -120,15 +120,15 @@ def evaluate(config: EvaluateConfig) -> None:
     def samples() -> Iterator[np.ndarray]:
         return read_shards(out, count, run.model.image_shape)
 
-    sampled = metrics.look(features, samples, count, "features of the samples")
-    truth = metrics.look_at_reference(run.train_data, features, config.cache_dir)
+    sampled = metrics.summarize(features, samples, count, "features of the samples")
+    truth = metrics.summarize_reference(run.train_data, features, config.cache_dir)
     options = {"bootstrap": config.bootstrap, "seed": config.seed}
     # Which classes an unconditional run made is unknown.
     labels = run.labels(count)
     true_labels = None if labels is None else run.heldout_data.labels[:count]
     real = None
     if len(heldout):
-        real = metrics.look(
+        real = metrics.summarize(
             features, lambda: iter([heldout]), len(heldout), "features of held-out images"
         )
     bits = _bits(run, config)

@@ -50,8 +50,8 @@ class Features(NamedTuple):
     batch_size: int
 
 
-class Seen(NamedTuple):
-    """What is kept of a set of images."""
+class Summary(NamedTuple):
+    """What is kept of the features of a set of images."""
 
     moments: dict[str, Moments]
     paired: npt.NDArray
@@ -148,12 +148,12 @@ def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
     )
 
 
-def look(
+def summarize(
     features: Features,
     source: Callable[[], Iterator[npt.NDArray[np.uint8]]],
     count: int,
     name: str,
-) -> Seen:
+) -> Summary:
     """Moments of all features, and the first PAIRED of the main ones, in one pass."""
     kept: list[npt.NDArray] = []
 
@@ -174,7 +174,7 @@ def look(
             on_progress=lambda done: progress.update(done - progress.n),
         )
     logits = summary.features[features.logits] if features.logits else None
-    return Seen(summary.moments, np.concatenate(kept), logits)
+    return Summary(summary.moments, np.concatenate(kept), logits)
 
 
 def _as_images(pieces: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -182,7 +182,7 @@ def _as_images(pieces: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return pieces if pieces.ndim == 4 else pieces.reshape(len(pieces), 1, -1, pieces.shape[-1])
 
 
-def look_at_reference(data: ImageDataset, features: Features, cache_dir: Path | None) -> Seen:
+def summarize_reference(data: ImageDataset, features: Features, cache_dir: Path | None) -> Summary:
     """The training set: its moments, cached by fingerprint, and some of its features."""
     total = len(data.images)
     # Spread over the data set, which may be sorted.
@@ -191,7 +191,7 @@ def look_at_reference(data: ImageDataset, features: Features, cache_dir: Path | 
 
     def whole() -> dict[str, Moments]:
         pieces = lambda: (data.images[i : i + 1000] for i in range(0, total, 1000))  # noqa: E731
-        return look(features, pieces, total, "features of the training set").moments
+        return summarize(features, pieces, total, "features of the training set").moments
 
     computed: dict[str, Moments] = {}
     moments = {}
@@ -205,8 +205,8 @@ def look_at_reference(data: ImageDataset, features: Features, cache_dir: Path | 
 
         moments[name] = _agreed_statistics(folder, key, compute)
     pieces = lambda: (data.images[chosen[i : i + 1000]] for i in range(0, len(chosen), 1000))  # noqa: E731
-    paired = look(features, pieces, len(chosen), "features of training images").paired
-    return Seen(moments, paired, None)
+    paired = summarize(features, pieces, len(chosen), "features of training images").paired
+    return Summary(moments, paired, None)
 
 
 def _agreed_statistics(folder: Path, key: StatisticsKey, compute: Callable[[], Moments]) -> Any:
@@ -262,8 +262,8 @@ def not_measurable(count: int, num_real: int, kind: str) -> dict[str, str]:
 
 
 def measure(
-    seen: Seen,
-    truth: Seen,
+    samples: Summary,
+    reference: Summary,
     features: Features,
     *,
     bootstrap: int,
@@ -277,27 +277,29 @@ def measure(
     left out, and explained under "left_out".
     """
     kind, main = features.name, features.compared[0]
-    mine, theirs = seen.moments[main], truth.moments[main]
-    left_out = not_measurable(len(seen.paired), len(truth.paired), kind)
+    mine, theirs = samples.moments[main], reference.moments[main]
+    left_out = not_measurable(len(samples.paired), len(reference.paired), kind)
     found: dict[str, Any] = {}
     if "frechet" not in left_out:
         found["frechet"] = evaluation.frechet_distance(theirs, mine)
-        few = theirs.mean.size <= 256 and len(seen.paired) == mine.count
+        few = theirs.mean.size <= 256 and len(samples.paired) == mine.count
         if bootstrap >= 2 and few:
             interval = evaluation.bootstrap_interval(
                 lambda x: evaluation.frechet_distance(theirs, evaluation.moments(x)),
-                [seen.paired],
+                [samples.paired],
                 seed=seed,
                 repeats=bootstrap,
             )
             found["frechet_interval_95"] = [interval.low, interval.high]
-    if "spatial" in truth.moments and "sfid" not in left_out:
+    if "spatial" in reference.moments and "sfid" not in left_out:
         found["sfid"] = evaluation.frechet_distance(
-            truth.moments["spatial"], seen.moments["spatial"]
+            reference.moments["spatial"], samples.moments["spatial"]
         )
     if "kid" not in left_out:
-        size = min(1000, len(seen.paired), len(truth.paired))
-        kid = evaluation.kernel_distance(truth.paired, seen.paired, subset_size=size, seed=seed)
+        size = min(1000, len(samples.paired), len(reference.paired))
+        kid = evaluation.kernel_distance(
+            reference.paired, samples.paired, subset_size=size, seed=seed
+        )
         found["kid"] = kid._asdict()
     pairs = {
         ("precision", "recall"): evaluation.precision_recall,
@@ -305,14 +307,14 @@ def measure(
     }
     for names, compute in pairs.items():
         if names[0] not in left_out:
-            values = compute(truth.paired, seen.paired)._asdict()
+            values = compute(reference.paired, samples.paired)._asdict()
             found |= {name: values[name] for name in names}
-    found["paired_images"] = [len(truth.paired), len(seen.paired)]
-    if kind == "classifier" and seen.logits is not None and labels is not None:
-        found["accuracy"] = accuracy(seen.logits, labels)
-    if kind == "inception" and seen.logits is not None and "inception_score" not in left_out:
-        splits = 10 if len(seen.logits) >= 5000 else 1
-        score = evaluation.inception_score(logits=seen.logits, splits=splits)
+    found["paired_images"] = [len(reference.paired), len(samples.paired)]
+    if kind == "classifier" and samples.logits is not None and labels is not None:
+        found["accuracy"] = accuracy(samples.logits, labels)
+    if kind == "inception" and samples.logits is not None and "inception_score" not in left_out:
+        splits = 10 if len(samples.logits) >= 5000 else 1
+        score = evaluation.inception_score(logits=samples.logits, splits=splits)
         found["inception_score"] = score._asdict()
     if left_out:
         found["left_out"] = left_out

@@ -88,6 +88,11 @@ def sample(config: SampleConfig) -> None:
             f"--count and --batch-size must be at least 1, got {config.count} and "
             f"{config.batch_size}."
         )
+    if config.guidance == 1.0 and (config.guidance_interval or config.guidance_rescale):
+        raise ValueError(
+            "--guidance-interval and --guidance-rescale change guided samples, and --guidance 1, "
+            "the default, guides nothing. Give --guidance 2, say, or leave them out."
+        )
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
     run.labels(config.count, config.label)  # refuses a class that the run does not have
