@@ -3,6 +3,7 @@ nothing."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,16 @@ def test_a_run_leaves_what_it_says(whole):
     floor = report["rows"]["held-out digits"]
     assert floor["share_confident"] > 0.9
     assert floor["frechet_pixels"] < report["rows"]["fitted Gaussian"]["frechet_pixels"]
+
+
+def test_a_damaged_log_of_a_finished_run_is_refused_before_anything_is_drawn(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    (folder / "log.jsonl").write_text("no record\n" + (folder / "log.jsonl").read_text())
+    (folder / "samples.png").unlink()
+    result = run("train_digits.py", f"--run-dir={folder}", *TINY, check=False)
+    assert result.returncode == 2 and "log.jsonl, line 1" in result.stdout + result.stderr
+    assert not (folder / "samples.png").exists()
 
 
 def wait_for_step(folder, step, process, seconds=120):

@@ -181,6 +181,8 @@ def _train_to_the_end(
                 records["changes"] = [*records.get("changes", ()), change]
         processes.on_leader(lambda: directory.write(config, {**run.facts, **records}))
         if steps is None:
+            # Refuses a damaged log now rather than after drawing.
+            _last_heldout(directory.root)
             say(f"{directory.root}: all {start:,} steps are done; drawing the pictures again")
             return state
         tracker, fields = config.report.tracker, flatten(to_json(config))
