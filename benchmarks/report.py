@@ -61,8 +61,8 @@ def _head(page: dict[str, Any]) -> str:
         )
         + "\nThe last two columns give the share of all cores that other programs used during the "
         "measurement, and the share that the host of the virtual machine took. Do not trust times "
-        "on a CPU if either is above a few per cent. Benchmarks ran at different times and commits; "
-        "compare times only within one section.\n"
+        "on a CPU if either is above a few per cent. Benchmarks ran at different times and "
+        "commits; compare times only within one section.\n"
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_jax.data import cifar10, load_cifar10, tfds_reader
+from ddpm_jax.data import cifar10, load_cifar10
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 EACH = 20  # records a file in the miniature, two of each class

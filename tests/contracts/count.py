@@ -1,4 +1,4 @@
-"""How many wrong calls the tests make: `python -m tests.contracts.count` prints a table of Markdown.
+"""Counts the wrong calls of the tests: `python -m tests.contracts.count` prints a Markdown table.
 
 Nothing is called; the rows, the ways in which their arguments can be wrong, and the calls with a
 documented meaning are counted.

@@ -65,7 +65,9 @@ def _stall(bench: Bench, report: Report) -> None:
         "MB per checkpoint": round(sum(p.stat().st_size for p in newest.rglob("*")) / 1e6),
         "pause of training per save, s (median)": round(statistics.median(seconds), 3),
         "pause of training per save, s (longest)": round(max(seconds), 3),
-        "median pause as a share of half a minute": round(statistics.median(seconds) / HALF_A_MINUTE, 4),
+        "median pause as a share of half a minute": round(
+            statistics.median(seconds) / HALF_A_MINUTE, 4
+        ),
     }
     report.expect(statistics.median(seconds) <= 0.05 * HALF_A_MINUTE, f"saves take {seconds} s")
 
