@@ -282,7 +282,7 @@ def test_langevin_descends_the_divergence():
 
 
 def test_the_score_ignores_the_weights_of_separate_modes():
-    """Modes 16 standard deviations apart: only the valley between them knows; noise tells all."""
+    """Modes 16 standard deviations apart: only the valley shows the weights, or much noise."""
     few, many = (Mixture((w, 1 - w), (-8.0, 8.0), (1.0, 1.0)) for w in (0.2, 0.8))
     for center in (-8.0, 8.0):
         near = np.linspace(center - 3.0, center + 3.0, 13)
