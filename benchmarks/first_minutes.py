@@ -125,7 +125,7 @@ def main(options: Options) -> None:
         export = "ddpm-jax convert to-diffusers --run-dir runs/mine --out model"
         printed = step("export a model folder for diffusers", export)
         sheets = {
-            "box.png": next(work.glob("runs/pretrained-digits/generated/*/grid.png")),
+            "pretrained.png": next(work.glob("runs/pretrained-digits/generated/*/grid.png")),
             "class.png": next(work.glob("runs/mine/generated/*/grid.png")),
         }
         results: dict[str, Any] = {"machine": describe_machine(), "load": load, "steps": steps}
@@ -171,7 +171,7 @@ def render(results: dict[str, Any], sheets: list[str]) -> str:
         for s in results["steps"]
     ]
     titles = {
-        "box.png": "The pretrained model",
+        "pretrained.png": "The pretrained model",
         "class.png": "The class “three” with guidance 2, after training on the folder",
         "diffusers.png": "The same class and guidance in diffusers, from the exported folder",
     }

@@ -44,12 +44,12 @@ def _head(page: dict[str, Any]) -> str:
     about, entries = page["machine"], page["benchmarks"]
     quick = any(entry["plan"].get("quick") for entry in entries.values())
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    rows = []
-    for name in NAMES:
-        if name in entries:
-            rows.append(_row(name, entries[name]))
+    processor = about["processor"] if about["device"] == "cpu" else about["device"]
+    side = "{0}×{0}".format
+    sizes = [side(n) for n in sorted({entry["plan"]["image_size"] for entry in entries.values()})]
+    rows = [_row(name, entries[name]) for name in NAMES if name in entries]
     return (
-        f"# Benchmarks: {about['device']}\n\n"
+        f"# Benchmarks: {processor}, {' and '.join(sizes)} images\n\n"
         + "**Tiny sizes: this shows that everything runs, and no speed.**\n\n" * quick
         + "Made by `python -m benchmarks`. `benchmarks/README.md` explains what is measured and "
         "how to read the tables. `results.json` holds all figures and every single time.\n\n"
@@ -61,7 +61,8 @@ def _head(page: dict[str, Any]) -> str:
         )
         + "\nThe last two columns give the share of all cores that other programs used during the "
         "measurement, and the share that the host of the virtual machine took. Do not trust times "
-        "on a CPU if either is above a few per cent.\n"
+        "on a CPU if either is above a few per cent. Benchmarks ran at different times and "
+        "commits; compare times only within one section.\n"
     )
 
 

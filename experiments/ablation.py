@@ -1,8 +1,8 @@
 """The paper's ablation (Ho, Jain, Abbeel 2020, arXiv 2006.11239, Table 2), on digits or CIFAR-10.
 
-    python experiments/ablation.py digits epsilon-mse
-    python experiments/ablation.py cifar10 mu-learned --data.download
-    python experiments/ablation.py cifar10 mu-learned --data.path FOLDER
+    ddpm-jax ablation digits epsilon-mse
+    ddpm-jax ablation cifar10 mu-learned --data.download
+    ddpm-jax ablation cifar10 mu-learned --data.path FOLDER
 
 A row is what the network predicts (mu, epsilon, x0, v) with what trains it (learned, fixed: the
 bound with a learned diagonal or a fixed isotropic variance; mse: the unweighted mean squared

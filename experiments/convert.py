@@ -1,13 +1,13 @@
 """Converts weights: other libraries' models to runs, and runs to models of diffusers.
 
-    python experiments/convert.py from-diffusers --folder FOLDER --run-dir runs/cifar10-google
-    python experiments/convert.py from-diffusers --download google/ddpm-cifar10-32 \\
+    ddpm-jax convert from-diffusers --folder FOLDER --run-dir runs/cifar10-google
+    ddpm-jax convert from-diffusers --download google/ddpm-cifar10-32 \\
         --revision COMMIT --run-dir runs/cifar10-google
-    python experiments/convert.py from-tensorflow --file variables.npz --run-dir runs/cifar10-2020
-    python experiments/convert.py to-diffusers --run-dir runs/digits --out FOLDER
-    python experiments/convert.py to-weights --run-dir runs/digits --out FOLDER --dtype float16
+    ddpm-jax convert from-tensorflow --file variables.npz --run-dir runs/cifar10-2020
+    ddpm-jax convert to-diffusers --run-dir runs/digits --out FOLDER
+    ddpm-jax convert to-weights --run-dir runs/digits --out FOLDER --dtype float16
 
-A converted model can be sampled and studied like any run: experiments/sample.py --run-dir ... Only
+A converted model can be sampled and studied like any run: `ddpm-jax sample --run-dir RUN`. Only
 safetensors, npz and JSON are read, never pickles. Settings that the other side cannot express raise
 an error that names them.
 """

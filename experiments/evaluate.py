@@ -1,7 +1,7 @@
 """Samples a trained run and measures the samples: FID, KID, IS, precision, recall, bits/dim.
 
-    python experiments/evaluate.py --run-dir runs/digits
-    python experiments/evaluate.py --run-dir runs/cifar10 --sampler ddim --num-steps 50 --download
+    ddpm-jax evaluate --run-dir runs/digits
+    ddpm-jax evaluate --run-dir runs/cifar10 --sampler ddim --num-steps 50 --download
 
 Samples are stored in shards, so that a killed evaluation resumes where it stopped. Images below
 32×32 are compared by their pixels, larger ones by Inception-v3 features. Held-out images are

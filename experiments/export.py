@@ -1,6 +1,6 @@
 """Exports a trained model with its sampler as a StableHLO program that runs without this package.
 
-    python experiments/export.py --run-dir runs/digits --sampler ddim --num-steps 20 --out FILE
+    ddpm-jax export --run-dir runs/digits --sampler ddim --num-steps 20 --out FILE
 
 Elsewhere, with only JAX and flatbuffers installed:
 

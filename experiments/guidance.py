@@ -1,7 +1,7 @@
 """What classifier-free guidance does: the same noise for every class, at several scales.
 
-    python experiments/guidance.py --run-dir RUN
-    python experiments/guidance.py --run-dir RUN --classifier runs/classifier --count 1000
+    ddpm-jax guidance --run-dir RUN
+    ddpm-jax guidance --run-dir RUN --classifier runs/classifier --count 1000
 
 Ho, Salimans 2022 (arXiv 2207.12598), with scale s = w + 1 of the paper: s = 0 ignores the class,
 s = 1 is the conditional model, and s > 1 moves further away from the unconditional one.

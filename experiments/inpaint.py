@@ -1,7 +1,7 @@
 """Inpainting with a model that was trained on whole images only.
 
-    python experiments/inpaint.py --run-dir runs/digits --mask bottom
-    python experiments/inpaint.py --run-dir runs/digits --mask my_mask.png --images 3 14 15
+    ddpm-jax inpaint --run-dir runs/digits --mask bottom
+    ddpm-jax inpaint --run-dir runs/digits --mask my_mask.png --images 3 14 15
 
 Song et al. 2020 (arXiv 2011.13456, §I.2), with the resampling of RePaint (Lugmayr et al. 2022,
 2201.09865). completions.png shows each image, its known part, and several completions. Expect the

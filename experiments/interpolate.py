@@ -1,7 +1,7 @@
 """Interpolates between images, by DDPM's stochastic and DDIM's deterministic decoding.
 
-    python experiments/interpolate.py --run-dir runs/digits
-    python experiments/interpolate.py --run-dir runs/digits --first 0 40 --second 100 200
+    ddpm-jax interpolate --run-dir runs/digits
+    ddpm-jax interpolate --run-dir runs/digits --first 0 40 --second 100 200
 
 Figure 8 of Ho et al. 2020 (arXiv 2006.11239, §4.4) and Figure 6 of Song, Meng, Ermon 2020
 (2010.02502, §5.3). One picture per pair; its rows are a cross-fade of the pixels, x_t mixed after

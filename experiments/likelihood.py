@@ -1,6 +1,6 @@
 """Bits per dimension of a trained model: the bound, term by term, and the flow's likelihood.
 
-    python experiments/likelihood.py --run-dir runs/digits
+    ddpm-jax likelihood --run-dir runs/digits
 
 The bound (Ho, Jain, Abbeel 2020, arXiv 2006.11239, Eq. 5) is evaluated at every step, for each kind
 of variance the model could be sampled with, from the same network outputs and the same noise. From
@@ -51,7 +51,8 @@ class LikelihoodConfig(RunOptions):
     train_split: bool = False
     """Also measure as many training images: the gap between the two shows overfitting."""
     analytic: bool = True
-    """Also with the analytic variance: 256 training images at all steps, once per checkpoint."""
+    """Also use the analytic variance, measured once per checkpoint on 256 training images at all
+    steps."""
     flow: bool = True
     """Also measure the likelihood of the probability-flow ODE, with Hutchinson's estimator."""
     flow_count: int = 60

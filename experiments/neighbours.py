@@ -1,7 +1,7 @@
 """Does a model copy? Its samples beside their nearest training images.
 
-    python experiments/neighbours.py --run-dir runs/digits
-    python experiments/neighbours.py --run-dir runs/digits --samples SAMPLES.npz
+    ddpm-jax neighbours --run-dir runs/digits
+    ddpm-jax neighbours --run-dir runs/digits --samples SAMPLES.npz
 
 As in the appendix of Ho et al. 2020 (arXiv 2006.11239), with the distances of held-out images as a
 reference. neighbours.png draws the samples nearest to the training set, the most suspicious ones.
@@ -49,7 +49,8 @@ class NeighboursConfig(SamplerOptions, RunOptions):
     label: int | None = None
     """Class of all samples, for a class-conditional run; None cycles through all classes."""
     guidance: float = 1.0
-    """Classifier-free guidance, which may copy where unguided sampling does not; 1 for none."""
+    """Scale of classifier-free guidance; 1 for none. Guided samples may be copies where unguided
+    ones are not."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
 

@@ -1,6 +1,6 @@
 """Progressive generation: when does sampling decide what?
 
-    python experiments/progressive.py --run-dir runs/digits
+    ddpm-jax progressive --run-dir runs/digits
 
 Figures 6 and 7 of Ho et al. 2020 (arXiv 2006.11239, §4.3) for a trained model. x_0_hat.png follows
 the estimate x̂_0(x_t) of several samples over reverse time; shared-*.png shows samples drawn from

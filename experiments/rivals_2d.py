@@ -1,6 +1,6 @@
-"""VAE, flow, GAN, energy model and DDPM on the same data, with as many parameters and steps.
+"""VAE, flow, GAN, energy model and DDPM on the same data, with equal parameters and steps.
 
-    python experiments/rivals_2d.py
+    ddpm-jax rivals_2d
 
 Trains each model on two densities in the plane with several seeds, and measures what each can say
 about log p(x), which modes its samples cover, their distance to the data, and what a sample costs.

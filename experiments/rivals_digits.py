@@ -1,6 +1,6 @@
 """VAE, flow, GAN, energy model and DDPM on handwritten digits, with equal parameters and steps.
 
-    python experiments/rivals_digits.py
+    ddpm-jax rivals_digits
 
 The five models of `rivals_2d.py` learn scikit-learn's 8×8 digits as vectors of 64 dequantised
 pixels. All networks are perceptrons, which know nothing of neighbouring

@@ -1,6 +1,6 @@
 """Samplers with few evaluations, on a mixture whose denoiser and ODE are exact.
 
-    python experiments/solvers.py
+    ddpm-jax solvers
 
 Every sampler starts from the same noise and gets the same number of network evaluations, counted as
 they happen, on two grids. Deterministic samplers solve the probability-flow ODE: their error is the
@@ -76,7 +76,8 @@ class SolversConfig:
     seed: int = 0
     """Seed of the noise and of the data compared with."""
     evaluations: tuple[int, ...] = (5, 8, 10, 15, 20, 50)
-    """Evaluations per sample; one with two per step gets the largest number within it."""
+    """Evaluations per sample; a sampler with two evaluations per step uses the largest odd number
+    within this budget."""
     count: int = 1000
     """Samples per cell."""
     shown_grid: str = "even in λ"

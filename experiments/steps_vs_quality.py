@@ -1,7 +1,7 @@
 """Sample quality against the number of steps, for every sampler: DDIM's Table 1.
 
-    python experiments/steps_vs_quality.py --run-dir runs/digits
-    python experiments/steps_vs_quality.py --run-dir RUN --classifier runs/classifier
+    ddpm-jax steps_vs_quality --run-dir runs/digits
+    ddpm-jax steps_vs_quality --run-dir RUN --classifier runs/classifier
 
 Song, Meng, Ermon 2020 (arXiv 2010.02502, Table 1), with the samplers that came after it: analytic
 variances (2201.06503), DPM-Solver++ (2211.01095), Heun on EDM's grid (2206.00364). Quality is the
@@ -67,7 +67,8 @@ class StepsConfig(RunOptions):
     all_steps: bool = True
     """Also sample with all T steps, ancestral and DDIM."""
     analytic: bool = True
-    """Also with the analytic variance: 256 training images at all steps, once per checkpoint."""
+    """Also use the analytic variance, measured once per checkpoint on 256 training images at all
+    steps."""
     count: int = 200
     """Images per cell; more images lower the Fréchet distance, so compare equal counts only."""
     batch_size: int = 200

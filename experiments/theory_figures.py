@@ -1,6 +1,6 @@
 """The figures of docs/theory.md, in closed form on densities that are known: nothing is trained.
 
-    python experiments/theory_figures.py
+    ddpm-jax theory_figures
 
 Writes a picture for each claim of the page, and theory.json with the numbers in their titles:
 

@@ -1,6 +1,6 @@
 """The history of score matching in five figures, on 2-D densities whose score is known.
 
-    python experiments/toy_2d.py
+    ddpm-jax toy_2d
 
 Writes five pictures and toy_2d.json, from Hyvärinen 2005 to Ho et al. 2020 (arXiv 2006.11239).
 Section and figure numbers are those of Song, Ermon 2019 (NCSN, 1907.05600):

@@ -1,6 +1,6 @@
 """DDPM on CelebA-HQ at 256×256 in the paper's configuration (Ho et al. 2020, 2006.11239, App. B).
 
-    python experiments/train_celebahq.py --data.path FOLDER_OF_IMAGES
+    ddpm-jax train celebahq --data.path FOLDER_OF_IMAGES
 
 Images are resized and centre-cropped to 256×256 once. 113.7 M parameters, six levels, attention at
 16×16, no dropout, batch 64, Adam at 2e-5. The paper reports samples but no FID. Not yet run.

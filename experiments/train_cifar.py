@@ -1,7 +1,7 @@
 """DDPM on CIFAR-10 in the paper's configuration (Ho, Jain, Abbeel 2020, arXiv 2006.11239, App. B).
 
-    python experiments/train_cifar.py --data.download              # fetches CIFAR-10, 170 MB
-    python experiments/train_cifar.py --data.path FOLDER           # official archive or folder
+    ddpm-jax train cifar --data.download              # fetches CIFAR-10, 170 MB
+    ddpm-jax train cifar --data.path FOLDER           # official archive or folder
 
 35.7 M parameters, T = 1000, L_simple, batch 128, 800k steps. The paper: 10.6 hours on a TPU v3-8,
 FID 3.17 and Inception Score 9.46. Here: not yet run to the end.

@@ -1,7 +1,7 @@
 """Class-conditional CIFAR-10 with label dropout, for classifier-free guidance (arXiv 2207.12598).
 
-    python experiments/train_cifar_conditional.py --data.download
-    python experiments/sample.py --run-dir runs/cifar10_conditional --guidance 1.5 --label 3
+    ddpm-jax train cifar_conditional --data.download
+    ddpm-jax sample --run-dir runs/cifar10_conditional --guidance 1.5 --label cat
 
 The configuration of `train_cifar.py`, with the label embedded beside the step and one label in ten
 dropped during training. Not yet run.

@@ -1,6 +1,6 @@
 """A DDPM on scikit-learn's 1,797 handwritten digits of 8×8 pixels, trained in minutes.
 
-    python experiments/train_digits.py
+    ddpm-jax train digits
 
 Ho, Jain, Abbeel 2020 (arXiv 2006.11239), with a U-Net of two levels and 200 steps instead of 1000,
 the cosine schedule of Nichol, Dhariwal 2021 (2102.09672), and steps t stratified over each batch

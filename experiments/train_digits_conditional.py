@@ -1,7 +1,7 @@
 """The digits with their labels: a class-conditional DDPM, for classifier-free guidance.
 
-    python experiments/train_digits_conditional.py
-    python experiments/sample.py --run-dir runs/digits_conditional --guidance 2 --label 3
+    ddpm-jax train digits_conditional
+    ddpm-jax sample --run-dir runs/digits_conditional --guidance 2 --label 3
 
 Ho, Salimans 2022 (arXiv 2207.12598): one network with and without the label, which is dropped for
 one image in ten during training. Everything else is as in `train_digits.py`. Sheets of samples

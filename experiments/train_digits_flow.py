@@ -1,6 +1,6 @@
 """A rectified flow on scikit-learn's 1,797 digits: the network and the steps of `train_digits.py`.
 
-    python experiments/train_digits_flow.py
+    ddpm-jax train digits_flow
 
 Liu et al. 2022 (arXiv 2209.03003): x_t = (1-t) x_0 + t ε with t in [0, 1], and the network predicts
 the velocity ε - x_0. Times are logit-normal as in Esser et al. 2024 (2403.03206, Eq. 19). The last

@@ -1,9 +1,9 @@
 """A DDPM of your own pictures: a folder of images, with labels or without.
 
-    python experiments/train_folder.py --data.path PHOTOS --data.resolution 32
-    python experiments/sample.py --run-dir runs/folder --sampler ddim --num-steps 50
-    python experiments/sample.py --run-dir runs/folder --sampler ddim --num-steps 50 --guidance 3
-    python experiments/train_folder.py --data.name arrays --data.path MINE.npz
+    ddpm-jax train folder --data.path PHOTOS --data.resolution 32
+    ddpm-jax sample --run-dir runs/folder --sampler ddim --num-steps 50
+    ddpm-jax sample --run-dir runs/folder --sampler ddim --num-steps 50 --guidance 3
+    ddpm-jax train folder --data.name arrays --data.path MINE.npz
 
 The network is class-conditional if there are labels: a folder for each class, a dataset.json in
 PHOTOS, or `--data.labels FILE.csv` with the columns file and label. `--data.labels none` ignores

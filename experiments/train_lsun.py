@@ -1,6 +1,6 @@
 """DDPM on LSUN at 256×256 in the paper's configuration (Ho et al. 2020, 2006.11239, App. B).
 
-    python experiments/train_lsun.py --data.path FOLDER_OF_IMAGES --run-dir runs/lsun_bedroom
+    ddpm-jax train lsun --data.path FOLDER_OF_IMAGES --run-dir runs/lsun_bedroom
 
 The configuration of `train_celebahq.py`, with the paper's settings for bedroom: 2.4 M steps and no
 flips. Church took 1.2 M steps with flips: `--num-steps 1200000 --data.augment flip`. The paper: FID

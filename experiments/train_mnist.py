@@ -1,7 +1,7 @@
 """A DDPM on MNIST, padded to 32×32, with a smaller U-Net of the paper's kind (arXiv 2006.11239).
 
-    python experiments/train_mnist.py --data.download        # fetches the four IDX files, 12 MB
-    python experiments/train_mnist.py --data.path FOLDER     # the IDX files, plain or .gz
+    ddpm-jax train mnist --data.download        # fetches the four IDX files, 12 MB
+    ddpm-jax train mnist --data.path FOLDER     # the IDX files, plain or .gz
 
 The paper has no MNIST experiment; this is its recipe at half the width. Not yet run to the end.
 """

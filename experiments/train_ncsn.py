@@ -1,9 +1,9 @@
 """NCSN: a score network for a sequence of noise levels, sampled by annealed Langevin dynamics.
 
-    python experiments/train_ncsn.py                                     # digits, in minutes
-    python experiments/train_ncsn.py cifar10 --data.download             # the paper's levels
-    python experiments/train_ncsn.py cifar10-v2 --data.path FOLDER       # NCSNv2's
-    python experiments/sample.py --run-dir runs/ncsn_digits --sampler annealed_langevin
+    ddpm-jax train ncsn                                     # digits, in minutes
+    ddpm-jax train ncsn cifar10 --data.download             # the paper's levels
+    ddpm-jax train ncsn cifar10-v2 --data.path FOLDER       # NCSNv2's
+    ddpm-jax sample --run-dir runs/ncsn_digits --sampler annealed_langevin
 
 Song, Ermon 2019 (arXiv 1907.05600) and 2020 (2006.09011). Program, network and checkpoints are
 DDPM's: the network sees x_0 + σ ε and predicts ε, which is -σ times the score, so its mean squared

@@ -7,6 +7,9 @@ import re
 import jax
 import pytest
 
+from tests.faults import page
+from tests.faults.harness import Report
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -53,3 +56,19 @@ def test_the_examples_are_short():
         if isinstance(node, ast.FunctionDef)
     }
     assert lengths["sigmoid_weighting"] < 20 and lengths["adams_bashforth"] < 20
+
+
+def test_the_tables_of_reliability_are_those_of_the_campaigns(tmp_path):
+    text, copy = (ROOT / "docs/reliability.md").read_text(), tmp_path / "reliability.md"
+    copy.write_text(re.sub(r"^\| .* \| [\d,.]+ \|$", "| stale | 0 |", text, flags=re.M))
+    assert page.main(ROOT / "docs/results/reliability/faults.json", copy) == 0
+    tables = re.compile("<!-- counts: .*?<!-- end of counts -->", re.S)
+    assert tables.findall(copy.read_text()) == tables.findall(text)
+
+
+def test_a_part_of_a_count_stands_right_after_it():
+    report = Report({"kills": 2, "restarts": 1})
+    for part in ("late", "early", "late"):
+        report.add_part("kills", part)
+    rows = {"kills": 2, "… late": 2, "… early": 1, "restarts": 1}
+    assert list(report.counts.items()) == list(rows.items())

@@ -15,6 +15,7 @@ import yaml
 
 import ddpm_jax
 from ddpm_jax.programs import cli
+from ddpm_jax.programs.weights import pretrained_names
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,9 +68,13 @@ def test_every_extra_that_is_named_exists():
     named = {
         extra
         for path in files
-        for extra in re.findall(r"(?:ddpm_jax|-e '\.)\[(\w+)\]", path.read_text(encoding="utf-8"))
+        for extra in re.findall(r"(?:extra |[ `]'\.)\[(\w+)\]", path.read_text(encoding="utf-8"))
     }
-    assert {"hub", "hf", "cuda12"} <= named <= extras.keys()
+    assert {"hub", "hf", "wandb", "cuda12", "s3"} <= named <= extras.keys()
+    # The command of a message installs what its extra would.
+    texts = "".join(path.read_text(encoding="utf-8") for path in files)
+    commands = re.findall(r'pip install "([^"]+)"[^\n]*extra \[(\w+)\]', texts)
+    assert len(commands) == 3 and all([package] == extras[extra] for package, extra in commands)
 
     def names(lines):
         return {re.match(r"[\w-]+", line)[0] for line in lines}
@@ -107,6 +112,7 @@ def test_the_installed_command_knows_every_script(installed, tmp_path):
         if "__main__" in script.read_text():
             assert f"  {script.stem.removeprefix('train_')} " in result.stdout, script
     assert "cifar10" in result.stdout and "dpm_solver_pp" in result.stdout
+    assert f"(--pretrained): {', '.join(pretrained_names())}\n" in result.stdout
 
 
 def test_the_installed_command_reads_a_scripts_options(installed, tmp_path):

@@ -119,7 +119,7 @@ def test_a_missing_extra_is_named_within_a_second(scheme, extra, monkeypatch):
     monkeypatch.delitem(registered, scheme, raising=False)
     monkeypatch.setitem(sys.modules, {"gs": "gcsfs", "s3": "s3fs"}[scheme], None)
     began = time.monotonic()
-    with pytest.raises(ValueError, match=rf'pip install "ddpm_jax\[{extra}\]"'):
+    with pytest.raises(ValueError, match=rf"pip install {extra}fs \(extra \[{extra}\]\)"):
         local_path(f"{scheme}://bucket/run", "run_dir")
     assert time.monotonic() - began < 1
 

@@ -328,4 +328,4 @@ def test_without_the_library_the_extra_is_named(tmp_path):
         "    except ImportError as error: print(error)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.stdout.count('pip install "ddpm_jax[hub]"') == 3, ended.stderr
+    assert ended.stdout.count('pip install "huggingface_hub>=1.0" (extra [hub])') == 3, ended.stderr

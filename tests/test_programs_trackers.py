@@ -122,7 +122,7 @@ def test_unknown_and_missing_trackers_are_refused_before_anything_is_loaded(tmp_
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     monkeypatch.delitem(importlib.import_module("sys").modules, "wandb", raising=False)
-    with pytest.raises(ValueError, match=r'pip install "ddpm_jax\[wandb\]"'):
+    with pytest.raises(ValueError, match=r"pip install wandb \(extra \[wandb\]\)"):
         check_config(config_of(tmp_path, tracker="wandb"))
 
 

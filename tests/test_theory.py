@@ -114,7 +114,7 @@ def test_integration_by_parts(name):
     np.testing.assert_allclose(matching + constant, fisher, rtol=1e-10)
 
 
-def test_integration_by_parts_owes_the_boundary():
+def test_integration_by_parts_needs_the_boundary_term():
     """Uniform data on [0, 1], whose score is 0 inside: off by the bracket s(1) - s(0)."""
     nodes, weights = np.polynomial.legendre.leggauss(20)
     x, p = (nodes + 1) / 2, weights / 2
@@ -281,8 +281,8 @@ def test_langevin_descends_the_divergence():
         np.testing.assert_allclose(slope, -0.5 * np.sum(rho * gap**2), rtol=1e-6)
 
 
-def test_the_score_is_blind_to_the_weights_of_separate_modes():
-    """Modes 16 standard deviations apart: only the valley between them knows; noise tells all."""
+def test_the_score_ignores_the_weights_of_separate_modes():
+    """Modes 16 standard deviations apart: only the valley shows the weights, or much noise."""
     few, many = (Mixture((w, 1 - w), (-8.0, 8.0), (1.0, 1.0)) for w in (0.2, 0.8))
     for center in (-8.0, 8.0):
         near = np.linspace(center - 3.0, center + 3.0, 13)
@@ -331,7 +331,7 @@ def test_x_t_depends_on_x_0_at_every_step():
     np.testing.assert_allclose([correlation[1], correlation[499]], [0.9999, 0.28], rtol=2e-3)
 
 
-def test_every_rung_is_the_same_task_and_the_same_walk():
+def test_every_noise_level_is_the_same_regression_and_chain():
     """Data at one point: ncsn_loss of σ s = g(x/σ) has no σ; steps ∝ σ² contract x by one share."""
     sigmas = jnp.array([8.0, 2.0, 0.5])
     z = jnp.array(np.random.default_rng(1).standard_normal((3, 5)))
@@ -523,7 +523,7 @@ def test_the_weight_of_the_epsilon_form(variance):
     np.testing.assert_allclose(ours, weight, rtol=1e-10)
 
 
-def test_the_network_is_shown_the_root():
+def test_the_network_input_has_the_square_root_of_alpha_bar():
     """√ᾱ_t x_0 + √(1-ᾱ_t) ε with the code's t, not ᾱ_t x_0; from the β alone."""
     rng = np.random.default_rng(3)
     x_0, noise = (rng.standard_normal((6, 3)) for _ in range(2))

@@ -13,7 +13,7 @@ from ddpm_jax.data.encoded import Encoded, choose_column, choose_split, decode_d
 from ddpm_jax.data.streamed import Stream
 from ddpm_jax.files import user_path
 
-INSTALL = 'pip install "ddpm_jax[hf]"  (datasets)'
+INSTALL = 'pip install "datasets>=4.0" (extra [hf])'
 
 
 def load_hugging_face(

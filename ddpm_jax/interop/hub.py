@@ -27,7 +27,7 @@ JSON_BYTES = 1 << 22
 MAX_BYTES = 1 << 40
 SUFFIXES = (".safetensors", ".json", ".png")
 """Endings of the files that are fetched; none of them is executed when it is read."""
-INSTALL = 'pip install "ddpm_jax[hub]"'
+INSTALL = 'pip install "huggingface_hub>=1.0" (extra [hub])'
 LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that"
 
 

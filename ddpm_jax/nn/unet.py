@@ -72,8 +72,9 @@ class UNet(nn.Module):
         resample_with_conv: True: halve with a convolution of stride 2; double by repeating pixels,
             then a convolution. False: halve with 2×2 means; double by repeating.
         downsample_padding: "same", as in TensorFlow and DDPM, or "symmetric", PyTorch's padding=1.
-        patch_size: side p of the square patches that the network takes as its pixels: it works on
-            H/p × W/p positions of p² C channels, and puts its output back in place. 1 for none.
+        patch_size: side p of the square patches that the network treats as single positions: it
+            works on H/p × W/p positions of p² C channels and puts its output back in place. 1 for
+            none.
         num_heads: attention heads at every level; each has an equal share of the channels.
         head_channels: channels per attention head, in place of `num_heads`: wide levels have more
             heads.

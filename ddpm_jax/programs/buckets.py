@@ -66,7 +66,7 @@ def check_address(address: str, flag: str) -> None:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
-        remedy = f'pip install "ddpm_jax[{extra}]"' if extra else str(error)
+        remedy = f"pip install {extra}fs (extra [{extra}])" if extra else str(error)
         raise ValueError(
             f"{flag} {address} needs a package that is not installed: {remedy}."
         ) from error

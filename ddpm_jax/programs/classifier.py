@@ -52,8 +52,8 @@ class ClassifierConfig:
     channels: int = 48
     """Channels at the highest resolution, a multiple of 8."""
     patch_size: int = 2
-    """Side of the patches that the network takes as its pixels; 1 for none, larger for large
-    images."""
+    """Side, in pixels, of the square patches that the network treats as single positions; 1 for
+    none, larger for large images."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW, after a linear warm-up and before a cosine to 0."""
     weight_decay: float = 0.05

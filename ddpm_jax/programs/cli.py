@@ -19,6 +19,7 @@ import ddpm_jax
 from ddpm_jax.data.registry import known_names
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import forgiving_output
+from ddpm_jax.programs.weights import pretrained_names
 
 PACKAGE = Path(ddpm_jax.__file__).parent
 _GUARD = re.compile(r'^if __name__ == "__main__"', re.MULTILINE)
@@ -85,7 +86,7 @@ def experiments_folder() -> Path:
 
 
 def listing() -> str:
-    """Presets, studies, data sets and samplers, a line each."""
+    """Presets and studies, a line each; the names of data sets, samplers and pretrained models."""
     presets, studies = commands()
     samplers = typing.get_args(typing.get_type_hints(SamplerOptions)["sampler"])
     lines = ["presets (ddpm-jax train PRESET)"]
@@ -94,6 +95,7 @@ def listing() -> str:
     lines += [f"  {name:22} {_summary(path)}" for name, path in studies.items()]
     lines += ["", f"data sets (--data.name): {', '.join(known_names())}"]
     lines += [f"samplers (--sampler): {', '.join(samplers)}"]
+    lines += [f"pretrained (--pretrained): {', '.join(pretrained_names())}"]
     return "\n".join(lines) + "\n"
 
 

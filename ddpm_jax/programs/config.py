@@ -93,7 +93,8 @@ class NetworkConfig:
     norm_epsilon: float = 1e-6
     """ε of every GroupNorm; PyTorch's default is 1e-5."""
     patch_size: int = 1
-    """Side of the square patches, in pixels, that the network takes as its pixels; 1 for none."""
+    """Side, in pixels, of the square patches that the network treats as single positions; 1 for
+    none."""
     class_conditional: bool = False
     """Condition the network on labels, some of which are dropped in training (for guidance). If the
     data have vectors `cond`, tokens `context` or arrays `concat`, they condition the network in any

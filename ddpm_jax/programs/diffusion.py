@@ -30,10 +30,10 @@ class DiffusionConfig:
     beta_end: float = 0.02
     """Last β, as beta_start."""
     sigma_max: float = 2.0
-    """Largest σ of the geometric schedule, of ve and of edm, for data in [-1, 1]: twice the value
-    for [0, 1]. ve: 100; edm: 80."""
+    """Largest σ of the geometric schedule, ve and edm, for data in [-1, 1] (twice the value for
+    [0, 1]). Use 100 for ve and 80 for edm."""
     sigma_min: float = 0.02
-    """Smallest σ, as sigma_max. edm: 0.002."""
+    """Smallest σ, in the same units. Use 0.002 for edm."""
     exploding: bool = False
     """Variance exploding: the network takes x_0 + σ ε, as in NCSN, instead of √ᾱ x_0 + √(1-ᾱ) ε,
     which is the same up to scale."""

@@ -70,11 +70,12 @@ class EvaluateConfig(SamplerOptions, RunOptions):
     inception: Path | None = None
     """The published Inception weights (.pth or .safetensors); None for the copy in the cache."""
     download: bool = False
-    """Whether the Inception weights may be fetched, 96 MB, their hash verified."""
+    """Download the Inception weights (96 MB) and verify their hash."""
     preprocess: Literal["tf1", "pytorch"] = "tf1"
     """How images reach 299×299: as in the FID's own TensorFlow graph, or as in its PyTorch port."""
     bootstrap: int = 100
-    """Resamplings for the interval of the Fréchet distance, where features are few; 0 for none."""
+    """Bootstrap resamplings for the interval of the Fréchet distance, computed only for features of
+    at most 256 dimensions; 0 for none."""
     bits_count: int = 100
     """Held-out images for the bound in bits/dim; 0 to leave it out."""
     cache_dir: Path | None = None

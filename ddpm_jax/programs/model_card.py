@@ -46,7 +46,8 @@ def model_card(
     if figures or report:
         lines += ["## Figures", "", *figures, *report]
     lines += [
-        *("## Use", "", "```bash", 'pip install "ddpm_jax[hub]"'),
+        *("## Use", "", "```bash"),
+        'pip install "huggingface_hub>=1.0"     # the extra [hub] of ddpm_jax',
         f"ddpm-jax sample --pretrained {HUB}{repository} {options} --count {sheet_count or 16}",
         *("```", "", "```python", "import ddpm_jax as dj", ""),
         f'run = dj.load_run("{HUB}{repository}")      # append @COMMIT to pin the weights',

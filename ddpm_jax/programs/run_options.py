@@ -13,8 +13,8 @@ class RunOptions:
     run_dir: Path = Path("runs/digits")
     """A run directory or a folder of weights, local or in a bucket (gs://…), or a model's name."""
     pretrained: str | None = None
-    """Instead of --run-dir: a trained model of the package, such as digits, or a model on the hub,
-    hub:OWNER/NAME@REVISION."""
+    """Instead of --run-dir: a trained model of the package, such as digits or cifar10-small
+    (`ddpm-jax list` names all), or a model on the hub, hub:OWNER/NAME@REVISION."""
     out: Path | None = None
     """Where to write; None for a folder in RUN_DIR named after the options."""
     seed: int = 0

@@ -51,8 +51,8 @@ def check_tracker(name: str) -> None:
     # wandb/ in the current folder, which wandb itself makes, looks like a package without a file.
     if processes.is_leader() and (spec is None or spec.origin is None):
         raise ValueError(
-            f"--report.tracker {name} needs a package that is not installed: pip install "
-            f'"ddpm_jax[{name}]".'
+            f"--report.tracker {name} needs a package that is not installed: pip install {name} "
+            f"(extra [{name}])."
         )
 
 

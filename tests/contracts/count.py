@@ -1,4 +1,4 @@
-"""How many wrong calls the nets make: `python -m tests.contracts.count` prints a table of Markdown.
+"""Counts the wrong calls of the tests: `python -m tests.contracts.count` prints a Markdown table.
 
 Nothing is called; the rows, the ways in which their arguments can be wrong, and the calls with a
 documented meaning are counted.
@@ -47,7 +47,7 @@ def table() -> Iterator[str]:
     """The lines of the table in docs/reliability.md."""
     counts = {name: count(net) for name, net in NETS.items()}
     counts["together"] = Count(*map(sum, zip(*counts.values(), strict=True)))
-    yield "| net | rows | wrong calls | with a documented meaning |"
+    yield "| test file | rows | wrong calls | with a documented meaning |"
     yield "|---|---:|---:|---:|"
     for name, (rows, calls, documented) in counts.items():
         yield f"| {name} | {rows:,} | {calls:,} | {documented:,} |"

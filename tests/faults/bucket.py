@@ -97,7 +97,7 @@ def _one_run(
             raise RuntimeError("the program fails by itself; see above")
         report.add("kills")
         if moment != "any":
-            report.add(f"… {moment}")
+            report.add_part("kills", moment)
         _look(report, address)
 
 

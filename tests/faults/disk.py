@@ -30,7 +30,7 @@ WIDER = {"network__channels": 32, "network__num_groups": 8}
 SETTLED, SETTLED_SHORT = 50, 4
 """Failing saves before anything is measured: a process reaches its size only slowly, the sources
 that tracebacks show among it."""
-MORE = "more after the last failing save than after the {}th"
+SINCE = "after the last failing save, compared with the {}th"
 ROOM = 16 << 20
 """Bytes a process may grow by during the failing saves beyond what it grows by during as many that
 succeed: less than the state of ten of them. Its memory settles only slowly."""
@@ -113,8 +113,8 @@ def campaign(bench: Bench) -> Report:
             disk.close()
     if not bench.short:
         usual = _usual_growth(bench, num_steps, failures)
-        report.counts["bytes of memory more over as many good saves"] = usual
-        grown = report.counts[f"bytes of memory {MORE.format(SETTLED)}"]
+        report.counts["additional bytes of memory after as many successful saves"] = usual
+        grown = report.counts[f"additional bytes of memory {SINCE.format(SETTLED)}"]
         report.expect(grown <= usual + ROOM, f"memory grew by {grown:,}, usually by {usual:,}")
     return report
 
@@ -162,7 +162,7 @@ def _outage(
             report.add("failing saves", _failures(program))
             for name, value in early.items():
                 grown = late[name] - value
-                report.counts[f"{name} {MORE.format(settled)}"] = grown
+                report.counts[f"additional {name} {SINCE.format(settled)}"] = grown
                 if name != "bytes of memory":
                     report.expect(grown <= 2, f"{name} grew: {value} to {late[name]}")
         if not report.expect(program.running(), f"ended: {program.output()[-2000:]}"):

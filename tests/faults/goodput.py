@@ -1,4 +1,4 @@
-"""How much of its time a run loses to failures, and how long it stands still for a save."""
+"""How much of its time a run loses to failures, and how long a save pauses training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def campaign(bench: Bench) -> Report:
 
 
 def _stall(bench: Bench, report: Report) -> None:
-    """Seconds that training stands still for a save of the paper's network."""
+    """Seconds for which a save of the paper's network pauses training."""
     times = bench.work / "times"
     num_steps, every = (4, 2) if bench.short else (60, 10)
     folder = bench.work / "paper"
@@ -63,9 +63,11 @@ def _stall(bench: Bench, report: Report) -> None:
     report.counts |= {
         "saves": len(seconds),
         "MB per checkpoint": round(sum(p.stat().st_size for p in newest.rglob("*")) / 1e6),
-        "seconds training stands still for a save (median)": round(statistics.median(seconds), 3),
-        "(longest)": round(max(seconds), 3),
-        "share of half a minute": round(statistics.median(seconds) / HALF_A_MINUTE, 4),
+        "pause of training per save, s (median)": round(statistics.median(seconds), 3),
+        "pause of training per save, s (longest)": round(max(seconds), 3),
+        "median pause as a share of half a minute": round(
+            statistics.median(seconds) / HALF_A_MINUTE, 4
+        ),
     }
     report.expect(statistics.median(seconds) <= 0.05 * HALF_A_MINUTE, f"saves take {seconds} s")
 
@@ -113,7 +115,7 @@ def _failures(bench: Bench, report: Report) -> None:
         "goodput": round(calm.seconds / struck, 4),
         "steps done again (mean)": round(statistics.mean(lost), 1),
         "seconds from a kill to the next new step (mean)": round(restart, 1),
-        "goodput by 10 I / (10 I + lost + restart)": round(
+        "goodput computed as 10 I / (10 I + lost + restart)": round(
             10 * interval / (10 * interval + lost_seconds + restart), 4
         ),
     }

@@ -76,6 +76,17 @@ class Report:
         """Counts something."""
         self.counts[name] = self.counts.get(name, 0) + amount
 
+    def add_part(self, whole: str, part: str) -> None:
+        """Counts a part of another count, in a row right after it and its earlier parts."""
+        if f"… {part}" not in self.counts:
+            names = list(self.counts)
+            place = names.index(whole) + 1
+            while names[place : place + 1] and names[place].startswith("… "):
+                place += 1
+            names.insert(place, f"… {part}")
+            self.counts = {name: self.counts.get(name, 0) for name in names}
+        self.add(f"… {part}")
+
     def expect(self, holds: Any, problem: str) -> bool:
         """Notes a problem unless something holds."""
         if not holds:

@@ -103,7 +103,7 @@ def _look(report: Report, folder: Path) -> None:
     report.add("inside a save", bool(left))
     stages = {stage(folder / "checkpoints" / name) for name in left}
     for name in sorted(stages):
-        report.add(f"… {name}")
+        report.add_part("inside a save", name)
     for step in steps(folder):
         whole = is_whole(folder / "checkpoints" / str(step))
         report.add("damaged checkpoints seen", not whole)

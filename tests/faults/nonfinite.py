@@ -66,7 +66,7 @@ def _check(report: Report, folder: Path, what: str, bad: tuple[int, ...], end: i
         unchanged = states[step] == states[step - 1]
         if step in bad:
             report.add(f"bad steps ({what})")
-            report.add("of them that changed the state", not unchanged)
+            report.add("bad steps that changed the state", not unchanged)
             report.expect(unchanged, f"{what}: step {step} changed the state")
         else:
             report.expect(not unchanged, f"{what}: good step {step} changed nothing")

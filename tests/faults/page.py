@@ -28,7 +28,8 @@ def table(result: dict[str, Any]) -> str:
     if result["changed_since_commit"]:
         commit += " with changes"
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
-    verdict = "Kept." if result["kept"] else "Broken: " + "; ".join(result["problems"])
+    broken = "broken: " + "; ".join(result["problems"])
+    verdict = f"Promise {'kept.' if result['kept'] else broken}"
     return "\n".join(
         [
             f"`{result['command']}` on {result['date'][:10]}, commit {commit}, {libraries}; "

@@ -92,7 +92,7 @@ def _fault(
         struck.process.send_signal(how)
         began = time.monotonic()
         report.add("faults")
-        report.add(f"… {how.name} to process {rank}")
+        report.add_part("faults", f"{how.name} to process {rank}")
         try:
             ended = survivor.end(120)
         except TimeoutError:

@@ -95,8 +95,8 @@ def _signal(
         report.add("before the program had begun")
         report.expect(steps(folder) == before, "a signal during the imports changed checkpoints")
         return code, 0.0
-    report.add(f"… {_phase(program.output(), moment)}")
     report.add("exit code 0", code == 0)
+    report.add_part("exit code 0", _phase(program.output(), moment))
     report.expect(code == 0, f"exit code {code} after {number.name}: {program.output()[-1500:]}")
     report.expect(seconds <= LIMIT, f"{seconds:.1f} s from {number.name} to the end ({moment})")
     logged = [r["step"] for r in records(folder)] if (folder / "log.jsonl").exists() else []
