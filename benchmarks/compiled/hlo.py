@@ -74,6 +74,12 @@ def bytes_of(type_: str, *, on_chip: bool = True) -> int:
     return int(total)
 
 
+def _count(type_: str) -> int:
+    """The numbers in an array of a type such as "bf16[8,32]{1,0}"."""
+    dims = re.search(r"\[([\d,]*)\]", type_)
+    return math.prod(int(d) for d in dims[1].split(",") if d) if dims else 0
+
+
 class Text(NamedTuple):
     """A program's text: the instructions of each computation, in order, and the entry's name."""
 
@@ -137,7 +143,7 @@ class Program:
         rest = [i for i in self._computations[entry] if i.opcode != "while"]
         once = [kernel for i in rest for kernel in self._kernels(i, 1)]
         step = max(bodies, key=len, default=[])
-        if moved(step) <= moved(once):
+        if len(step) <= len(once) and moved(step) <= moved(once):
             # No loop over steps: short loops are part of the one step there is.
             step = [kernel for i in self._computations[entry] for kernel in self._kernels(i, 1)]
             once = []
@@ -210,8 +216,8 @@ class Program:
             if not users or number >= len(sizes) or not sizes[number]:
                 continue
             if all(i.opcode in PARTIAL for i in users):
-                part = sum(bytes_of(i.type) for i in users)
-                sizes[number] = min(sizes[number], part)
+                part = sum(_count(i.type) for i in users) / max(1, _count(parameter.type))
+                sizes[number] = int(sizes[number] * min(1.0, part))
             elif all(i.opcode == "dynamic-update-slice" for i in users):
                 # In place: only the update is written.
                 update = sum(self._sizes(i)[1] for i in users)
