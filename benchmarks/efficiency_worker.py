@@ -35,7 +35,7 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
     model = build_model(config, (SIZE, SIZE, 3), None)
     parallel = choose_devices("shard_map")
     step = make_train_step(model.training_losses, model.optimizer)
-    chunk = parallel.wrap(make_chunk(step, fetch))
+    chunk = parallel.wrap(make_chunk(step, fetch, packed=parallel.packed))
     state = parallel.place(model.init())
     dataset = parallel.replicate({"image": random_images(64, SIZE)})
     own = parallel.own_rows(config.batch_size)

@@ -71,7 +71,7 @@ def _train(plan: Plan, dtype: str, seed: int) -> tuple[float, float]:
         ema_decay=config.optimizer.ema_decay,
         ema_warmup=True,
     )
-    run = parallel.wrap(make_chunk(step, fetch))
+    run = parallel.wrap(make_chunk(step, fetch, packed=parallel.packed))
     state = parallel.place(model.init())
     dataset = parallel.replicate({"image": data.images})
     indices = ShuffledIndices(len(data.images), config.batch_size, seed)

@@ -111,7 +111,7 @@ class Stepper:
             ema_decay=config.optimizer.ema_decay,
             num_microbatches=microbatches,
         )
-        chunk = self.parallel.wrap(make_chunk(train_step, fetch))
+        chunk = self.parallel.wrap(make_chunk(train_step, fetch, packed=self.parallel.packed))
         self.steps, self.images_per_call = steps, steps * config.batch_size
         images = max(images, config.batch_size)
         order = np.random.default_rng(SEED).integers(0, images, (steps, config.batch_size))

@@ -48,6 +48,33 @@ def test_without_a_loop_over_steps_everything_is_one_step():
     assert [k.instruction.opcode for k in program.step] == ["copy", "negate", "copy"]
 
 
+def test_a_slice_of_what_was_joined_counts_by_the_part_it_reads():
+    """Ten of a thousand float32 numbers, and two times ten that are converted before."""
+    program = hlo.Program("""
+%cut (p: f32[1,1000]) -> (bf16[10], bf16[2,5]) {
+  %p = f32[1,1000]{1,0} parameter(0)
+  %b = f32[1000]{0} bitcast(%p)
+  %c = bf16[1000]{0} convert(%b)
+  %one = bf16[10]{0} slice(%c), slice={[0:10]}
+  %other = bf16[10]{0} slice(%c), slice={[20:30]}
+  ROOT %t = (bf16[10]{0}, bf16[10]{0}) tuple(%one, %other)
+}
+
+%whole (q: f32[1,1000]) -> f32[10] {
+  %q = f32[1,1000]{1,0} parameter(0)
+  %s = f32[1,10]{1,0} slice(%q), slice={[0:1], [0:10]}
+  ROOT %n = f32[1,10]{1,0} negate(%s)
+}
+
+ENTRY %main (a: f32[1,1000]) -> f32[1,10] {
+  %a = f32[1,1000]{1,0} parameter(0)
+  %first = (bf16[10]{0}, bf16[10]{0}) fusion(%a), kind=kLoop, calls=%cut
+  ROOT %second = f32[1,10]{1,0} fusion(%a), kind=kLoop, calls=%whole
+}
+""")
+    assert [(k.read, k.written) for k in program.step] == [(2 * 10 * 4, 2 * 10 * 2), (40, 40)]
+
+
 def test_text_that_is_no_program():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.parse("HloModule nothing\n")

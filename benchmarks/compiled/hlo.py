@@ -74,6 +74,12 @@ def bytes_of(type_: str, *, on_chip: bool = True) -> int:
     return int(total)
 
 
+def _count(type_: str) -> int:
+    """The numbers in an array of a type such as "bf16[8,32]{1,0}"."""
+    dims = re.search(r"\[([\d,]*)\]", type_)
+    return math.prod(int(d) for d in dims[1].split(",") if d) if dims else 0
+
+
 class Text(NamedTuple):
     """A program's text: the instructions of each computation, in order, and the entry's name."""
 
@@ -137,7 +143,7 @@ class Program:
         rest = [i for i in self._computations[entry] if i.opcode != "while"]
         once = [kernel for i in rest for kernel in self._kernels(i, 1)]
         step = max(bodies, key=len, default=[])
-        if len(step) <= len(once):
+        if len(step) <= len(once) and moved(step) <= moved(once):
             # No loop over steps: short loops are part of the one step there is.
             step = [kernel for i in self._computations[entry] for kernel in self._kernels(i, 1)]
             once = []
@@ -206,12 +212,12 @@ class Program:
             if parameter.opcode != "parameter":
                 continue
             number = int(parameter.operands[0])
-            users = [i for i in inside if parameter.name in i.operands]
-            first = all(i.operands[0] == parameter.name for i in users)
-            if not users or not first or number >= len(sizes) or not sizes[number]:
+            users = _users(parameter, inside)
+            if not users or number >= len(sizes) or not sizes[number]:
                 continue
             if all(i.opcode in PARTIAL for i in users):
-                sizes[number] = min(sizes[number], sum(bytes_of(i.type) for i in users))
+                part = sum(_count(i.type) for i in users) / max(1, _count(parameter.type))
+                sizes[number] = int(sizes[number] * min(1.0, part))
             elif all(i.opcode == "dynamic-update-slice" for i in users):
                 # In place: only the update is written.
                 update = sum(self._sizes(i)[1] for i in users)
@@ -237,6 +243,17 @@ class Program:
                     sent = _ring_bytes(kind, sum(self._sizes(one)), _group(one.attributes))
                     found[kind]["bytes"] += kernel.times * sent
         return dict(found)
+
+
+def _users(value: Instruction, inside: list[Instruction]) -> list[Instruction]:
+    """What uses a value, number by number converted or not; [] if it is not the first operand."""
+    found = []
+    for user in inside:
+        if value.name in user.operands:
+            if user.operands[0] != value.name:
+                return []
+            found += _users(user, inside) if user.opcode in ("bitcast", "convert") else [user]
+    return found
 
 
 def moved(kernels: Iterable[Kernel]) -> int:

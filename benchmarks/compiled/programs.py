@@ -73,7 +73,7 @@ def training(
     model = dataclasses.replace(model, network=model.network.clone(remat=remat))
     parallel = DataParallel(backend, tuple(devices), shards)
     step = make_train_step(model.training_losses, model.optimizer)
-    program = parallel.wrap(make_chunk(step, fetch))
+    program = parallel.wrap(make_chunk(step, fetch, packed=parallel.packed))
     state = parallel.placeholder(model.init_shapes())
     rows = NamedSharding(parallel.mesh, PartitionSpec(None, AXES))
     shape = (plan.steps, plan.batch_size)

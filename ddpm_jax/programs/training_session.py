@@ -91,7 +91,8 @@ def compile_steps(
     say(run.describe(shapes))
     say("compiling the training step …")
     began = time.perf_counter()
-    chunk = run.parallel.wrap(training.make_chunk(run.train_step, fetch))
+    parallel = run.parallel
+    chunk = parallel.wrap(training.make_chunk(run.train_step, fetch, packed=parallel.packed))
     arguments = (shapes, batches.dataset, batches.example(), np.int32(1))
 
     def work() -> tuple[Any, float]:

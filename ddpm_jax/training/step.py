@@ -14,6 +14,7 @@ from ddpm_jax.forward.checks import check_flag, check_function, check_number, ch
 from ddpm_jax.keys import example_keys
 from ddpm_jax.training.collectives import AxisNames, Collectives, replicated
 from ddpm_jax.training.fsdp import FullySharded
+from ddpm_jax.training.packed import unpacked
 from ddpm_jax.training.spikes import is_spike, watch_loss
 from ddpm_jax.training.state import (
     TrainState,
@@ -110,7 +111,7 @@ def make_train_step(
         keys = example_keys(key, batch["index"])
 
         def mean_loss(params, batch, keys):
-            whole = params if collectives is None else collectives.gather(params)
+            whole = unpacked(params if collectives is None else collectives.gather(params))
             if update_loss_state is None:
                 return jnp.mean(loss_fn(whole, batch, keys)), ()
             losses, seen = loss_fn(whole, batch, keys, loss_state)

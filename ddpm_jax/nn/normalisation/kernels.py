@@ -62,8 +62,9 @@ class _Tiles:
             jnp.float32
         )
 
-    def store(self, ref: Any, values: Array) -> None:
-        plgpu.store(ref.at[0, self.column], values.astype(ref.dtype), mask=self.used)
+    def store(self, ref: Any, values: Array, *where: int) -> None:
+        """Stores the program's part of a vector."""
+        plgpu.store(ref.at[(0, *where, self.column)], values.astype(ref.dtype), mask=self.used)
 
     def sums(self, of: Callable[[Array], tuple[Array, ...]], count: int) -> tuple[Array, ...]:
         """Sums of a tile's `count` values over all positions, for each channel."""
@@ -116,8 +117,8 @@ def _forward(*refs, form: Any, tiles: _Tiles) -> None:
 
 
 def _backward(*refs, form: Any, tiles: _Tiles) -> None:
-    x, scale, bias, shift, *keep, mean_ref, inverse_ref, gradient_ref = refs[:-4]
-    dx, dscale, dbias, dshift = refs[-4:]
+    x, scale, bias, shift, *keep, mean_ref, inverse_ref, gradient_ref = refs[:-3]
+    dx, daffine, dshift = refs[-3:]
     tiles.start()
     mean, inverse = tiles.vector(mean_ref, 0), tiles.vector(inverse_ref, 0)
     gain, offset = tiles.vector(scale), tiles.vector(bias)
@@ -148,8 +149,8 @@ def _backward(*refs, form: Any, tiles: _Tiles) -> None:
         return inverse[None, :] * (gradient * gain[None, :] - level - normal * slope)
 
     tiles.each(dx, of_x)
-    tiles.store(dscale, of_product)
-    tiles.store(dbias, of_gradient)
+    tiles.store(daffine, of_product, 0)
+    tiles.store(daffine, of_gradient, 1)
     n = tiles.positions
     tiles.store(dshift, inverse * (of_gradient * gain - n * level[0] - normals * slope[0]))
 
@@ -157,16 +158,19 @@ def _backward(*refs, form: Any, tiles: _Tiles) -> None:
 def _call(kernel: Any, arrays: Any, results: Any, form: Any) -> list[Array]:
     batch, positions, channels = arrays[0].shape
     tiles = _Tiles(positions, channels, form.groups)
-    whole = pl.BlockSpec((1, positions, channels), lambda b, _: (b, 0, 0))
-    row = pl.BlockSpec((1, channels), lambda b, _: (b, 0))
-    same = pl.BlockSpec((channels,), lambda b, _: (0,))
-    specs = {3: whole, 2: row, 1: same}
+
+    def spec(array: Any) -> pl.BlockSpec:
+        """An example's part of an array, or all of a vector."""
+        if array.ndim == 1:
+            return pl.BlockSpec(array.shape, lambda b, _: (0,))
+        return pl.BlockSpec((1, *array.shape[1:]), lambda b, _: (b, *(0,) * (array.ndim - 1)))
+
     return pl.pallas_call(
         functools.partial(kernel, form=form, tiles=tiles),
         out_shape=results,
         grid=(batch, math.ceil(channels / tiles.width)),
-        in_specs=[specs[a.ndim] for a in arrays],
-        out_specs=[specs[r.ndim] for r in results],
+        in_specs=list(map(spec, arrays)),
+        out_specs=list(map(spec, results)),
         compiler_params=plgpu.CompilerParams(num_warps=tiles.warps),
         interpret=form.interpret,
         name=kernel.__name__.strip("_"),
@@ -184,12 +188,10 @@ def forward(*arrays: Array, form: Any) -> list[Array]:
 def backward(*arrays: Array, form: Any) -> list[Array]:
     """The gradients of x, scale, bias and shift, from forward's arguments, moments and ȳ."""
     x, scale, bias, shift = arrays[:4]
-    vectors = jax.ShapeDtypeStruct(shift.shape, jnp.float32)
-    results = [jax.ShapeDtypeStruct(x.shape, x.dtype), vectors, vectors, vectors]
-    dx, dscale, dbias, dshift = _call(_backward, arrays, results, form)
-    return [
-        dx,
-        dscale.sum(0).astype(scale.dtype),
-        dbias.sum(0).astype(bias.dtype),
-        dshift.astype(shift.dtype),
-    ]
+    batch, channels = shift.shape
+    # The terms of scale and bias in one array, which one operation adds up.
+    shapes = (x.shape, x.dtype), ((batch, 2, channels), jnp.float32), (shift.shape, jnp.float32)
+    results = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    dx, daffine, dshift = _call(_backward, arrays, results, form)
+    dscale, dbias = daffine.sum(0)
+    return [dx, dscale.astype(scale.dtype), dbias.astype(bias.dtype), dshift.astype(shift.dtype)]
