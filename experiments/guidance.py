@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from ddpm_jax import evaluation, visualize
 from ddpm_jax.files import write_json
@@ -27,7 +28,12 @@ from ddpm_jax.programs.classifier import accuracy
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import to_json
 from ddpm_jax.programs.console import run_program, say
-from ddpm_jax.programs.metrics import classifier_features, look_at_reference
+from ddpm_jax.programs.metrics import (
+    classifier_features,
+    frechet_interval,
+    interval_band,
+    summarize_reference,
+)
 from ddpm_jax.programs.named import SamplerName
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
@@ -57,6 +63,9 @@ class GuidanceConfig(SamplerOptions, RunOptions):
     classifier: Path | None = None
     """Folder of a classifier of the run's own data, from ddpm-jax train classifier; None for the
     picture alone."""
+    bootstrap: int = 100
+    """Bootstrap resamplings for the interval of the Fréchet distance, computed only for features of
+    few dimensions; 0 for none."""
     batch_size: int = 100
     """Images at a time; changes speed and memory, not the images."""
 
@@ -65,14 +74,15 @@ class GuidanceResult(NamedTuple):
     """What the study made.
 
     images    {scale: uint8 [N, H, W, C]}, image i of class i mod K
-    numbers   {scale: {"accuracy", "frechet_classifier"}}, empty without a classifier
+    numbers   {scale: {"accuracy", "frechet_classifier", each also with "_interval_95"}}, empty
+              without a classifier
     held_out  the same numbers of as many held-out images
     files     what was written
     """
 
     images: dict[float, np.ndarray]
-    numbers: dict[float, dict[str, float]]
-    held_out: dict[str, float]
+    numbers: dict[float, dict[str, Any]]
+    held_out: dict[str, Any]
     files: list[Path]
 
 
@@ -86,6 +96,8 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
         if getattr(config, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
+    if config.bootstrap < 0:
+        raise ValueError(f"--bootstrap must be at least 0, got {config.bootstrap}.")
     if len(set(config.guidance)) < max(1, len(config.guidance)):
         raise ValueError(f"--guidance needs different scales, got {config.guidance}.")
     run = TrainedRun(config)
@@ -105,7 +117,7 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
     measure = held_out = None
     if config.classifier is not None:
         real = run.need_heldout(2)
-        measure, fingerprint = _measure_of(run, config.classifier)
+        measure, fingerprint = _measure_of(run, config.classifier, config)
         held_out = measure(real.images[:count], real.labels[:count])
         held_out["images"] = len(real.images[:count])
     labels, sampler = run.labels(count), run.sampler(config)
@@ -130,7 +142,7 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
     _save_panels(
         files[0],
         {
-            _name(scale): x[:least].reshape(-1, num_classes, *x.shape[1:])[:, :shown]
+            scale: x[:least].reshape(-1, num_classes, *x.shape[1:])[:, :shown]
             for scale, x in images.items()
         },
         (run.facts["data"].get("class_names") or list(map(str, range(num_classes))))[:shown],
@@ -154,39 +166,51 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
 
 
 def _name(scale: float) -> str:
-    known = {0.0: " (unconditional)", 1.0: " (conditional)"}
+    known = {0.0: ": the class is ignored", 1.0: ": the conditional model"}
     return f"guidance {scale:g}{known.get(scale, '')}"
 
 
-def _measure_of(run: TrainedRun, folder: Path):
+def _measure_of(run: TrainedRun, folder: Path, config: GuidanceConfig):
     """measure(images, labels), and the fingerprint of the classifier's features."""
     features = classifier_features(
         folder, run.model.image_shape, run.model.num_classes, run.devices
     )
-    truth = look_at_reference(run.train_data, features, None).moments["features"]
+    truth = summarize_reference(run.train_data, features, None).moments["features"]
 
-    def measure(images: np.ndarray, labels: Any) -> dict[str, float]:
+    def measure(images: np.ndarray, labels: Any) -> dict[str, Any]:
         found = features.of(images)
-        moments = evaluation.moments(found["features"])
-        return {
-            "accuracy": accuracy(found["logits"], labels),
-            "frechet_classifier": evaluation.frechet_distance(truth, moments),
+        mine, share = found["features"], accuracy(found["logits"], labels)
+        values = {
+            "accuracy": share,
+            "accuracy_interval_95": _wilson(share, len(images)),
+            "frechet_classifier": evaluation.frechet_distance(truth, evaluation.moments(mine)),
         }
+        interval = frechet_interval(truth, mine, seed=config.seed, repeats=config.bootstrap)
+        return values if interval is None else values | {"frechet_classifier_interval_95": interval}
 
     return measure, features.fingerprint
 
 
-def _save_panels(path: Path, panels: dict[str, np.ndarray], names: list[str]) -> None:
-    """One sheet of images [R, K, H, W, C] per panel, two in a row, a class name above each column.
+def _wilson(share: float, count: int) -> list[float]:
+    """The 95 % interval of Wilson (1927) of a share of `count` images."""
+    interval = binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
+    return [interval.low, interval.high]
 
-    Sheets are placed at integer pixels: axes would resample them.
+
+def _save_panels(path: Path, panels: dict[float, np.ndarray], names: list[str]) -> None:
+    """One sheet of images [R, K, H, W, C] per scale, two in a row.
+
+    A class name stands above each column, except at scale 0, where the class has no effect. Sheets
+    are placed at integer pixels: axes would resample them.
     """
     from matplotlib.figure import Figure
 
     _, columns, _, width = next(iter(panels.values())).shape[:4]
     scale = max(1, math.ceil(_TILE / width))
     sheets = [
-        visualize.image_grid(x.reshape(-1, *x.shape[2:]), columns=columns, scale=scale)
+        visualize.image_grid(
+            x.reshape(-1, *x.shape[2:]), columns=columns, scale=scale, padding=2 * scale
+        )
         for x in panels.values()
     ]
     high, wide = sheets[0].shape[:2]
@@ -197,16 +221,17 @@ def _save_panels(path: Path, panels: dict[str, np.ndarray], names: list[str]) ->
     figure = Figure((total[0] / DPI, total[1] / DPI), dpi=DPI)
     step = wide / columns
     size = 72 / DPI * min(18.0, 1.75 * step / max(map(len, names)))
-    for i, (title, sheet) in enumerate(zip(panels, sheets, strict=True)):
+    titles = [_name(guidance) for guidance in panels]
+    for i, (guidance, title, sheet) in enumerate(zip(panels, titles, sheets, strict=True)):
         x = margin + i % across * (wide + margin)
         y = total[1] - (i // across) * (high + band + margin) - band
         colour = np.broadcast_to(sheet, (*sheet.shape[:2], 3))
         figure.figimage(colour, x, y - high, origin="upper")
         style: dict[str, Any] = {"color": INK, "va": "center"}
         where = (x / total[0], (y + 44) / total[1])
-        fits = 72 / DPI * min(20.0, 1.5 * wide / max(map(len, panels)))
+        fits = 72 / DPI * min(20.0, 1.5 * wide / max(map(len, titles)))
         figure.text(*where, title, fontsize=fits, fontweight="bold", **style)
-        for k, name in enumerate(names):
+        for k, name in enumerate(names if guidance else []):
             where = ((x + (k + 0.5) * wide / columns) / total[0], (y + 12) / total[1])
             figure.text(*where, name, fontsize=size, ha="center", **style)
     write_figure(path, figure)
@@ -220,32 +245,69 @@ def _save_curves(path: Path, numbers, held_out: dict[str, float], count: int) ->
         "frechet_classifier": "Fréchet distance of classifier features",
     }
     values = {field: [numbers[scale][field] for scale in scales] for field in fields}
-    best = scales[int(np.argmin(values["frechet_classifier"]))]
+    rows = [numbers[scale] for scale in scales]
     titles = {
-        "accuracy": f"Accuracy {values['accuracy'][0]:.2f} at {scales[0]:g}, "
-        f"{values['accuracy'][-1]:.2f} at {scales[-1]:g}",
-        "frechet_classifier": f"Closest to the data at {best:g}",
+        "accuracy": _accuracy_finding(scales, rows),
+        "frechet_classifier": _distance_finding(scales, rows),
     }
+
+    def banded(field: str) -> bool:
+        return interval_band(field, [*rows, held_out]) is not None
+
     panels = [
         visualize.Panel(
             titles[field],
             [
-                visualize.Line(scales, values[field], f"{count:,} samples", marker="o"),
+                visualize.Line(
+                    scales,
+                    values[field],
+                    f"{count:,} samples",
+                    marker="o",
+                    band=interval_band(field, rows),
+                ),
                 visualize.Line(
                     ends,
                     [held_out[field]] * 2,
                     f"{held_out['images']:,} held-out images",
                     colour="#6b7078",
                     style="--",
+                    band=interval_band(field, [held_out] * 2),
                 ),
             ],
-            xlabel="guidance scale",
+            xlabel="guidance scale" + (", bands: 95% intervals" if banded(field) else ""),
             ylabel=label,
             xticks=scales,
         )
         for field, label in fields.items()
     ]
     visualize.save_panels(path, panels, size=(4.2, 3.3))
+
+
+def _accuracy_finding(scales: list[float], rows) -> str:
+    """Says how the accuracy changes with guidance; a change within the intervals is none."""
+    share = [row["accuracy"] for row in rows]
+    (first, last), (low, high) = (share[0], share[-1]), interval_band("accuracy", rows)
+    ends = f"from {first:.2f} at guidance {scales[0]:g} to {last:.2f} at {scales[-1]:g}"
+    most = int(np.argmax(share))
+    if len(rows) == 1:
+        return f"Accuracy is {first:.2f} at guidance {scales[0]:g}"
+    if max(low) <= min(high):
+        return "Accuracy does not differ within its error"
+    if 0 < most < len(rows) - 1 and low[most] > max(first, last):
+        return f"Accuracy is highest, {share[most]:.2f}, at guidance {scales[most]:g}"
+    return f"Accuracy {'rises' if last > first else 'falls'} {ends}"
+
+
+def _distance_finding(scales: list[float], rows) -> str:
+    """Says where samples are closest to the data; what lies within the best's interval is equal."""
+    distance = [row["frechet_classifier"] for row in rows]
+    best = int(np.argmin(distance))
+    band = interval_band("frechet_classifier", rows)
+    most = distance[best] if band is None else band[1][best]
+    near = [f"{s:g}" for s, value in zip(scales, distance, strict=True) if value <= most]
+    if len(near) == 1:
+        return f"Samples are closest to the data at guidance {near[0]}"
+    return f"Samples are closest to the data at guidance {', '.join(near[:-1])} and {near[-1]}"
 
 
 def _print_table(numbers, held_out: dict[str, float], count: int) -> None:

@@ -36,8 +36,6 @@ from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, initial_noise, inpaint
 
 MASKS = ("left", "right", "top", "bottom", "centre", "random")
-# Blue, so that a hole in a grey image is not mistaken for a part of it.
-_HOLE = np.array([96, 140, 190], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -131,19 +129,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     numbers = measure(truth, completed, known, baseline)
 
     files = [out / "completions.png", out / "completions.npz", out / "inpaint.json"]
-    colour = (*shape[:2], 3)
-    masked = np.where(known, np.broadcast_to(truth, (len(truth), *colour)), _HOLE)
-    tiles = [np.broadcast_to(x, (*x.shape[:-1], 3)) for x in (truth[:, None], completed)]
-    visualize.save_rows(
-        files[0],
-        np.concatenate([tiles[0], masked[:, None], tiles[1]], axis=1),
-        row_labels=[f"held-out {i}" for i in chosen],
-        column_labels=[
-            "image",
-            "known",
-            *(f"completion {k + 1}" for k in range(config.completions)),
-        ],
-    )
+    _save_rows(files[0], truth, completed, known[..., 0], chosen, numbers)
     np.savez_compressed(files[1], images=truth, completions=completed, known=known[..., 0])
     write_json(
         files[2],
@@ -160,6 +146,26 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
     for path in files:
         say(f"  {path}")
     return InpaintResult(truth, completed, numbers, files)
+
+
+def _save_rows(path: Path, truth, completed, known, chosen, numbers: dict[str, float]) -> None:
+    """A row per image: the image, its known part with the rest hatched, and its completions."""
+    tiles = np.concatenate([truth[:, None], truth[:, None], completed], axis=1)
+    hidden = np.zeros(tiles.shape[:-1], bool)
+    hidden[:, 1] = ~known
+    visualize.save_rows(
+        path,
+        tiles,
+        row_labels=[f"held-out {i}" for i in chosen],
+        column_labels=[
+            "image",
+            "known",
+            *(f"completion {k + 1}" for k in range(len(tiles[0]) - 2)),
+        ],
+        title=f"Completions are {numbers['rms_to_truth']:.0f} grey levels from the truth and "
+        f"{numbers['rms_between_completions']:.0f} from one another (RMS, hidden part)",
+        hidden=hidden,
+    )
 
 
 def measure(truth, completed, known, baseline) -> dict[str, float]:

@@ -99,8 +99,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     first, second = _chosen_pairs(config, data)
     label = None if config.label is None else run.labels(1, config.label)
     files = {name: getattr(config, name) for name in ("cond", "context", "concat")}
-    given = read_conditions(files, run.model.condition_shapes)
-    conditions = in_turn(given, np.arange(len(first)))
+    conditions = in_turn(read_conditions(files, run.model.condition_shapes), np.arange(len(first)))
     grid = build_grid(
         run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
     )
@@ -114,44 +113,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
         name: _measure(images, rows["cross-fade"], ends, run.train_data, classify)
         for name, images in rows.items()
     }
-
-    for old in out.glob("pair-*.png"):  # from an earlier call with more pairs
-        old.unlink()
-    files = []
-    for i in range(len(first)):
-        start, goal = (np.broadcast_to(end[i], (len(rows), 1, *end[i].shape)) for end in ends)
-        path = np.stack([images[i] for images in rows.values()])
-        files.append(out / f"pair-{i}.png")
-        visualize.save_rows(
-            files[-1],
-            np.concatenate([start, path, goal], axis=1),
-            row_labels=list(rows),
-            column_labels=["source", *(f"λ = {share:.2g}" for share in shares), "source"],
-        )
-    fade, *_, ddim_row = numbers
-    plots = {
-        "confidence": (
-            "Halfway, DDIM reaches a class probability of {1:.2f}, the fade {0:.2f}",
-            "largest class probability",
-        ),
-        "distance_to_nearest_training_image": (
-            "Halfway, DDIM is {1:.0f} grey levels from the data, the fade {0:.0f}",
-            "distance to nearest training image (grey levels)",
-        ),
-    }
-    for field, (title, ylabel) in plots.items():
-        curves = {name: (shares, row[field]) for name, row in numbers.items() if field in row}
-        if curves:
-            halfway = [curves[name][1][config.points // 2] for name in (fade, ddim_row)]
-            files.append(out / f"{field}.png")
-            visualize.save_curves(
-                files[-1],
-                curves,
-                "λ, from one source to the other",
-                ylabel,
-                title=title.format(*halfway),
-            )
-    files.append(out / "interpolate.json")
+    files = [*_save_pictures(out, rows, ends, numbers), out / "interpolate.json"]
     write_json(
         files[-1],
         {
@@ -167,6 +129,41 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     for path in files:
         say(f"  {path}")
     return InterpolateResult(rows, numbers, files)
+
+
+def _save_pictures(out: Path, rows, ends, numbers: dict[str, dict[str, Any]]) -> list[Path]:
+    """pair-*.png, and the curves along the path that were measured."""
+    fade, *_, ddpm_row, ddim_row = numbers
+    shares = np.linspace(0.0, 1.0, rows[fade].shape[1])
+    errors = [_end_error(numbers[name]) for name in (ddim_row, ddpm_row)]
+    for old in out.glob("pair-*.png"):  # from an earlier call with more pairs
+        old.unlink()
+    files = [out / f"pair-{i}.png" for i in range(ends.shape[1])]
+    for i, file in enumerate(files):
+        start, goal = (np.broadcast_to(end[i], (len(rows), 1, *end[i].shape)) for end in ends)
+        path = np.stack([images[i] for images in rows.values()])
+        visualize.save_rows(
+            file,
+            np.concatenate([start, path, goal], axis=1),
+            row_labels=list(rows),
+            column_labels=["image 1", *(f"λ = {share:.3g}" for share in shares), "image 2"],
+            title="DDIM misses the two images by {:.1f} grey levels, {} by {:.0f} (RMS over all "
+            "pairs)".format(errors[0], ddpm_row.replace(", ", " from "), errors[1]),
+        )
+    plots = {
+        "confidence": "Halfway, DDIM has a class probability of {:.2f}, the cross-fade {:.2f}",
+        "distance_to_nearest_training_image": "Halfway, DDIM is {:,.0f} from the training "
+        "set, the cross-fade {:,.0f}",
+    }
+    for field, title in plots.items():
+        curves = {name: (shares, row[field]) for name, row in numbers.items() if field in row}
+        if curves:
+            values = [_halfway(curves[name][1]) for name in (ddim_row, fade)]
+            files.append(out / f"{field}.png")
+            unit = ", in grey levels" if field.startswith("distance") else ""
+            labels = "λ, from image 1 (0) to image 2 (1)", field.replace("_", " ") + unit
+            visualize.save_curves(files[-1], curves, *labels, title=title.format(*values))
+    return files
 
 
 def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.ndarray]:
@@ -324,23 +321,28 @@ def _check(config: InterpolateConfig) -> None:
     depth_counts(1, config.depths, "--depths")
 
 
+def _end_error(row: dict[str, Any]) -> float:
+    """RMS error of a method at both ends."""
+    return float(np.hypot(row["rms_to_source_at_0"], row["rms_to_source_at_1"]) / np.sqrt(2))
+
+
+def _halfway(values: list[float]) -> float:
+    """The value at λ = ½, of two points the mean if none lies there."""
+    return float(np.interp(0.5, np.linspace(0.0, 1.0, len(values)), values))
+
+
 def _print_table(numbers: dict[str, dict[str, Any]]) -> None:
-    some = next(iter(numbers.values()))
-    half = len(some["rms_to_cross_fade"]) // 2
-    classified = "confidence" in some
-    say("")
-    say(f"{'rms in grey levels of 255':27}   at the ends     halfway, λ = ½")
+    classified = any("confidence" in row for row in numbers.values())
+    say(f"\n{'rms in grey levels of 255':27}   at the ends     halfway, λ = ½")
     say(
         f"{'':27}   from sources    from cross-fade   nearest training image"
         + ("   classifier confidence" if classified else "")
     )
     for name, r in numbers.items():
-        ends = (r["rms_to_source_at_0"] ** 2 + r["rms_to_source_at_1"] ** 2) / 2
-        line = (
-            f"{name:27}   {np.sqrt(ends):12.1f}    {r['rms_to_cross_fade'][half]:15.1f}   "
-            f"{r['distance_to_nearest_training_image'][half]:22.0f}"
-        )
-        say(line + (f"   {r['confidence'][half]:21.2f}" if classified else ""))
+        fade, distance = r["rms_to_cross_fade"], r["distance_to_nearest_training_image"]
+        line = f"{name:27}   {_end_error(r):12.1f}    {_halfway(fade):15.1f}   "
+        line += f"{_halfway(distance):22.0f}"
+        say(line + (f"   {_halfway(r['confidence']):21.2f}" if classified else ""))
     say("")
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from ddpm_jax import visualize
 from ddpm_jax.data import prepare_images
@@ -108,10 +109,13 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
         rows = {kind: bound_row(bounds[name], kind) for kind in variances}
         numbers[name] = {"images": bounds[name].num_images, "bound": rows}
     heldout = bounds["held out"]
-    terms = {kind: values.mean(axis=1) for kind, values in heldout.terms.items()}
     curve = rate_distortion(heldout.variational_bound(own))
     numbers["held out"] |= {
-        "terms": {kind: values.tolist() for kind, values in terms.items()},
+        "terms": {kind: values.mean(axis=1).tolist() for kind, values in heldout.terms.items()},
+        "beyond_own": {
+            kind: dict(zip(("bits_per_dim", "standard_error"), beyond, strict=True))
+            for kind, beyond in _beyond(heldout.terms, own).items()
+        },
         "rate_distortion": {
             "variance": own,
             "rate_bits_per_dim": np.asarray(curve.rate).tolist(),
@@ -119,8 +123,9 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
         },
     }
     files = [out / name for name in ("likelihood.json", "terms.png", "rate_distortion.png")]
-    _plot_terms(files[1], terms, own)
-    _plot_rate_distortion(files[2], curve, own)
+    _plot_terms(files[1], heldout.terms, own)
+    shared = None if config.steps_per_image is None else heldout.prior.size
+    _plot_rate_distortion(files[2], curve, own, shared)
     if config.flow:
         numbers["held out"]["flow"] = _flow(run, config)
     write_json(files[0], {**run.provenance(), **numbers})
@@ -206,37 +211,100 @@ def _flow(run: TrainedRun, config: LikelihoodConfig) -> dict[str, Any] | None:
     }
 
 
+def _beyond(terms: dict[str, np.ndarray], own: str) -> dict[str, tuple[float, float]]:
+    """Mean and standard error of the bits/dim that each variance needs more than the run's own.
+
+    The error is that of paired differences: all variances share images and noise.
+    """
+    return {
+        kind: mean_and_standard_error((values - terms[own]).sum(axis=0))
+        for kind, values in terms.items()
+        if kind != own
+    }
+
+
 def _plot_terms(path: Path, terms: dict[str, np.ndarray], own: str) -> None:
-    """The terms [T] of every variance, with the share of the last tenth of the steps as title."""
-    T = len(terms[own])
+    """The run's own terms, and what the other variances add to them from the decoder on.
+
+    terms  {variance: [T, N]}
+    """
+    T, N = terms[own].shape
     last = max(1, T // 10)
-    share = terms[own][:last].sum() / terms[own].sum()
+    mean = terms[own].mean(axis=1)
     steps = np.arange(1, T + 1)
-    visualize.save_curves(
-        path,
-        {
-            kind.replace("_", " "): (steps, np.where(values > 0, values, np.nan))
-            for kind, values in terms.items()
-        },
-        "step t + 1 (1: the decoder)",
-        "L_t in bits/dim",
-        logx=True,
-        logy=True,
-        title=f"The last {last} of {T} steps hold {share:.0%} of the bits",
-    )
+    x = "step t + 1 (1: the decoder)"
+    beyond = [visualize.Line(steps, np.zeros(T), _name(own), width=1.0)]
+    for i, kind in enumerate(_beyond(terms, own), 1):
+        sums = np.cumsum(terms[kind] - terms[own], axis=0)
+        middle, error = sums.mean(axis=1), 1.96 * sums.std(axis=1, ddof=1) / np.sqrt(N)
+        band = (middle - error, middle + error)
+        beyond.append(visualize.Line(steps, middle, _name(kind), colour=i, band=band))
+    panels = [
+        visualize.Panel(
+            f"The last {last} of {T} steps hold {mean[:last].sum() / mean.sum():.0%} of the bits",
+            [visualize.Line(steps, np.where(mean > 0, mean, np.nan))],
+            x,
+            f"L_t with {_name(own)}, in bits/dim",
+            logx=True,
+            logy=True,
+        ),
+        visualize.Panel(
+            _cheapest(_beyond(terms, own), own),
+            beyond,
+            x,
+            f"bits/dim beyond {_name(own)}, up to step t",
+            logx=True,
+        ),
+    ]
+    visualize.save_panels(path, panels, size=(4.4, 3.5))
 
 
-def _plot_rate_distortion(path: Path, curve: RateDistortion, own: str) -> None:
+def _name(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def _cheapest(beyond: dict[str, tuple[float, float]], own: str) -> str:
+    """Says which variance needs the fewest bits: the run's own or the best of the others."""
+    rival = min(beyond, key=lambda kind: beyond[kind][0])
+    gap, error = beyond[rival]
+    if abs(gap) < 2 * error:
+        return f"{_name(own)} equals {_name(rival)} within the error".capitalize()
+    best, other = (own, rival) if gap > 0 else (rival, own)
+    return f"{_name(best)} saves {abs(gap):.2g} bits/dim over {_name(other)}".capitalize()
+
+
+def _plot_rate_distortion(path: Path, curve: RateDistortion, own: str, shared: int | None) -> None:
+    """The distortion against the rate from a thousandth of the bits on.
+
+    shared  None if every image was measured at every step. Otherwise how many images were: then
+            neighbouring steps have different images and scatter, and the curve is a fit to them,
+            the nearest one that never rises.
+    """
     rate, distortion = np.asarray(curve.rate), np.asarray(curve.distortion)
-    half = int(np.argmin(np.abs(rate - 0.5 * rate[-1])))
-    visualize.save_curves(
-        path,
-        {own: (rate, distortion)},
+    shown = rate >= 1e-3 * rate[-1]
+    layers: list[Any] = []
+    if shared is not None:
+        points = np.stack([rate, distortion], axis=1)[shown]
+        label = f"each step, {shared:,} images"
+        layers.append(visualize.Points(points, colour=5, size=6.0, label=label))
+        distortion = isotonic_regression(distortion, increasing=False).x
+    start, half, end = distortion[0], np.interp(0.5 * rate[-1], rate, distortion), distortion[-1]
+    ends = [rate[shown][0], rate[-1]]
+    label = _name(own) if shared is None else f"{_name(own)}, monotone fit"
+    layers += [
+        visualize.Line(rate[shown], distortion[shown], label),
+        visualize.Line(ends, [start] * 2, "before the first bit", colour="#6b7078", style="--"),
+    ]
+    panel = visualize.Panel(
+        f"Half of the {rate[-1]:.2f} bits/dim lower the error from {start:.0f} to {half:.1f} grey "
+        f"levels, the rest to {end:.1f}",
+        layers,
         "rate (bits/dim received)",
         "distortion (RMSE in grey levels of 255)",
-        title=f"{rate[half]:.2f} of {rate[-1]:.2f} bits/dim lower the error from "
-        f"{distortion[0]:.0f} to {distortion[half]:.1f} grey levels",
+        logx=True,
+        logy=True,
     )
+    visualize.save_panels(path, [panel], size=(6.4, 4.0))
 
 
 def _print_table(numbers: dict[str, Any]) -> None:

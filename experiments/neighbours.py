@@ -115,8 +115,10 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
         np.concatenate([samples[shown][:, None], train[near]], axis=1),
         row_labels=[f"sample {i}" for i in shown],
         column_labels=["sample", *(f"nearest {i + 1}" for i in range(config.neighbours))],
+        title=_closest(found, config.guidance),
         captions=[
-            ["", *(f"{value:.0f}" for value in distances[i, : config.neighbours])] for i in shown
+            ["distance:", *(f"{value:,.0f}" for value in distances[i, : config.neighbours])]
+            for i in shown
         ],
     )
     visualize.save_curves(
@@ -124,8 +126,8 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
         {name: _staircase(values[:, 0]) for name, (_, values) in found.items()},
         "distance to the nearest training image, in grey levels",
         "cumulative share of images",
-        title=f"The median sample is {np.median(distances[:, 0]):.0f} grey levels away, the "
-        f"median held-out image {typical:.0f}",
+        title=f"The median sample is {np.median(distances[:, 0]):,.0f} grey levels away, the "
+        f"median held-out image {typical:,.0f}",
     )
     write_json(
         files[2],
@@ -150,6 +152,17 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
     for path in files:
         say(f"  {path}")
     return NeighboursResult(samples, found, numbers, files)
+
+
+def _closest(found: dict[str, tuple[np.ndarray, np.ndarray]], guidance: float) -> str:
+    """Says how near the samples come to the training set, and how near held-out images do."""
+    nearest = {name: float(distances[:, 0].min()) for name, (_, distances) in found.items()}
+    guided = f" (guidance {guidance:g})" if guidance != 1.0 else ""
+    return (
+        f"The nearest of {len(found['samples'][1]):,} samples{guided} is {nearest['samples']:,.0f} "
+        f"grey levels from its nearest training image, the nearest of "
+        f"{len(found['held-out images'][1]):,} held-out images {nearest['held-out images']:,.0f}"
+    )
 
 
 def summary(distances: np.ndarray) -> dict[str, float | int]:

@@ -193,7 +193,7 @@ def solvers(config: SolversConfig) -> dict[str, Any]:
     write_json(config.out / "solvers.json", found)
     tables = _tables(results, config.evaluations)
     write_atomically(config.out / "solvers.md", tables)
-    _picture(config, cells[config.shown_grid], results[config.shown_grid], ends)
+    _picture(config, cells[config.shown_grid], results[config.shown_grid], ends, np.asarray(x_T))
     say(tables)
     for name in ("solvers.json", "solvers.md", "samples.png"):
         say(f"  {config.out / name}")
@@ -243,29 +243,58 @@ def _picture(
     cells: dict[str, dict[int, Cell]],
     results: dict[str, Any],
     ends: np.ndarray,
+    x_T: np.ndarray,
 ) -> None:
-    """A column per sampler and a row per budget, each point in the colour of its exact end."""
-    mode = ((ends[:, None] - MEANS[None]) ** 2).sum(-1).argmin(1)
-    budgets = [b for b in config.evaluations if b in (5, 10, 20)] or list(config.evaluations)
+    """A row per budget; the first column is the truth, then there is a column per sampler.
+
+    Each point has the colour of its exact end.
+    """
+    budgets = [b for b in config.evaluations if b in (5, 10, 20)] or list(config.evaluations)[:3]
+    truths = [
+        ("exact ODE", "colour: the mode\nthat it reaches", ends, 1.6),
+        ("x_T, the noise", "the same\nfor all", x_T, 3.5),
+    ]
     panels = []
-    for budget in budgets:
+    for i, budget in enumerate(budgets):
+        # Below the second row the exact ends stand again, as what the row is compared with.
+        title, xlabel, points, limit = truths[i if i < len(truths) else 0]
+        panels.append(_map(title, xlabel, points, ends, limit))
         for name in SHOWN:
-            numbers = results[name][str(budget)]
-            error = f"{numbers['rms']:.2g}" if "rms" in numbers else "draws noise"
-            points = cells[name][budget].samples
-            layers = [Points(points[mode == k], colour=k, size=2.0) for k in range(len(MEANS))]
-            title = f"{name}, {numbers['evaluations']}: {error}"
-            panels.append(Panel(title, layers, xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), equal=True))
+            samples = cells[name][budget].samples
+            panels.append(_map(name, _caption(results[name][str(budget)], samples), samples, ends))
     middle = budgets[len(budgets) // 2]
     error, name = min((results[n][str(middle)].get("rms", np.inf), n) for n in SHOWN)
     save_panels(
         config.out / "samples.png",
         panels,
-        title=f"The same noise under each sampler: with {middle} evaluations {name} comes closest "
-        f"to the exact ODE, {error:.2g} away",
-        columns=len(SHOWN),
-        size=(2.5, 2.4),
+        title=f"Of these samplers, {name} is closest to the exact ODE with {middle} evaluations: "
+        f"{error:#.2g} away",
+        columns=1 + len(SHOWN),
+        size=(1.27, 1.75),
     )
+
+
+_LIMIT = 1.6
+"""Half the side of the picture's maps, which hold the data."""
+
+
+def _map(
+    title: str, xlabel: str, points: np.ndarray, ends: np.ndarray, limit: float = _LIMIT
+) -> Panel:
+    mode = ((ends[:, None] - MEANS[None]) ** 2).sum(-1).argmin(1)
+    layers = [Points(points[mode == k], colour=k, size=1.5) for k in range(len(MEANS))]
+    box = (-limit, limit)
+    return Panel(title, layers, xlabel=xlabel, xlim=box, ylim=box, equal=True)
+
+
+def _caption(numbers: dict[str, Any], samples: np.ndarray) -> str:
+    """Evaluations, error, and how many samples lie outside of the map if they are many."""
+    lines = [f"{numbers['evaluations']} evaluations"]
+    lines.append(f"error {numbers['rms']:#.2g}" if "rms" in numbers else "draws noise")
+    outside = (np.abs(samples) > _LIMIT).any(axis=1).mean()
+    if outside > 0.1:
+        lines[-1] += f", {outside:.0%} outside"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,13 @@ from ddpm_jax.programs.buckets import shown
 from ddpm_jax.programs.classifier import accuracy
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
-from ddpm_jax.programs.metrics import classifier_features, look_at_reference, pixel_features
+from ddpm_jax.programs.metrics import (
+    classifier_features,
+    frechet_interval,
+    interval_band,
+    summarize_reference,
+    pixel_features,
+)
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, grid_steps, initial_noise
@@ -76,6 +82,9 @@ class StepsConfig(RunOptions):
     classifier: Path | None = None
     """Folder of a classifier of the run's own data, whose features are compared instead of pixels;
     of a class-conditional run it also gives the accuracy on the samples."""
+    bootstrap: int = 100
+    """Bootstrap resamplings for the interval of the Fréchet distance, computed only for features of
+    few dimensions; 0 for none."""
     show: int = 10
     """Images per cell in the picture."""
 
@@ -102,17 +111,17 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
 
     Raises ValueError for invalid options, and whatever `TrainedRun` raises.
     """
-    if config.count < 2 or config.batch_size < 1 or config.show < 1:
+    if config.count < 2 or config.batch_size < 1 or config.show < 1 or config.bootstrap < 0:
         raise ValueError(
-            "--count must be at least 2, --batch-size and --show at least 1, got "
-            f"{config.count}, {config.batch_size} and {config.show}."
+            "--count must be at least 2, --batch-size and --show at least 1, --bootstrap at least "
+            f"0, got {config.count}, {config.batch_size}, {config.show} and {config.bootstrap}."
         )
     if not config.steps or min(config.steps) < 1:
         raise ValueError(f"--steps needs numbers of at least 1, got {config.steps}.")
     run = TrainedRun(config)
     need_pictures(run, "steps_vs_quality")
     real = run.need_heldout(2).images[: config.count]
-    field, fingerprint, measure = _measure_of(run, config.classifier)
+    field, fingerprint, measure = _measure_of(run, config)
     out = run.folder("steps_vs_quality")
     T = run.model.schedule.num_timesteps
     columns = sorted({s for s in config.steps if s < T})
@@ -143,6 +152,10 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     heldout = {"images": len(real), **measure(real, own_labels)}
     drawn = evaluation.fitted_gaussian_images(run.train_data.images, config.count, config.seed)
     gaussian = {"images": config.count, **measure(drawn, None)}
+    references = {
+        f"{len(real):,} held-out images": heldout,
+        "Gaussian of the data": gaussian,
+    }
     files = [out / "steps_vs_quality.json", out / "quality.png"]
     write_json(
         files[0],
@@ -156,7 +169,8 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
             "rows": rows,
         },
     )
-    _plot(files[1], field, rows, heldout, gaussian)
+    variance = run.config.diffusion.variance
+    _plot(files[1], field, {_label(name, variance): row for name, row in rows.items()}, references)
     widest = columns[-1] if columns else T
     seen = [(name, s) for name in names for s in {min(10, widest), widest} if s in columns]
     if seen:
@@ -165,7 +179,7 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
         visualize.save_rows(
             files[-1],
             np.stack([pictures[cell] for cell in seen]),
-            row_labels=[f"{name}, {s} steps" for name, s in seen],
+            row_labels=[f"{_label(name, variance)}, {s} steps" for name, s in seen],
         )
     _print_tables(rows, heldout, gaussian, sorted({s for _, s in cells}), config.count)
     for path in files:
@@ -208,29 +222,34 @@ def _draw(
 
 
 def _measure_of(
-    run: TrainedRun, classifier: Path | None
-) -> tuple[str, str, Callable[[np.ndarray, np.ndarray | None], dict[str, float]]]:
+    run: TrainedRun, config: StepsConfig
+) -> tuple[str, str, Callable[[np.ndarray, np.ndarray | None], dict[str, Any]]]:
     """The name of the distance, the fingerprint of its features, and measure(images, labels).
 
-    The Fréchet distance to the training set, in pixels or in a classifier's features; then, with
-    labels, also the classifier's accuracy. For digits in pixels also the share of images that
-    another classifier is more than 90 % sure of.
+    The Fréchet distance to the training set, in pixels or in a classifier's features, with its
+    bootstrap interval; then, with labels, also the classifier's accuracy. For digits in pixels also
+    the share of images that another classifier is more than 90 % sure of.
     """
-    train, shape = run.train_data, run.model.image_shape
+    train, shape, classifier = run.train_data, run.model.image_shape, config.classifier
     if classifier is None:
         features, field = pixel_features(shape), "frechet_pixels"
     else:
         features = classifier_features(classifier, shape, run.model.num_classes, run.devices)
         field = "frechet_classifier"
-    truth = look_at_reference(train, features, None).moments[features.compared[0]]
+    truth = summarize_reference(train, features, None).moments[features.compared[0]]
     recognise = None
     if run.config.data.name == "digits" and classifier is None:
         recognise = evaluation.fit_classifier(train.images, train.labels)
 
     def measure(images: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
         found = features.of(images)
-        moments = evaluation.moments(found[features.compared[0]])
-        values = {field: evaluation.frechet_distance(truth, moments)}
+        mine = found[features.compared[0]]
+        values: dict[str, Any] = {
+            field: evaluation.frechet_distance(truth, evaluation.moments(mine))
+        }
+        interval = frechet_interval(truth, mine, seed=config.seed, repeats=config.bootstrap)
+        if interval is not None:
+            values[f"{field}_interval_95"] = interval
         if features.logits is not None and labels is not None:
             values["accuracy"] = accuracy(found[features.logits], labels)
         if recognise is not None:
@@ -240,23 +259,60 @@ def _measure_of(
     return field, features.fingerprint, measure
 
 
-def _plot(path: Path, field: str, rows, heldout, gaussian) -> None:
-    curves: dict[str, Any] = {}
-    for name, cells in rows.items():
-        ordered = sorted(cells.values(), key=lambda cell: cell["evaluations"])
-        x = [cell["evaluations"] for cell in ordered]
-        curves[name] = (x, [cell[field] for cell in ordered])
-    best, (x, y) = min(curves.items(), key=lambda item: min(item[1][1]))
-    least = int(np.argmin(y))
-    visualize.save_curves(
-        path,
-        curves,
-        "network evaluations per image",
+def _label(name: str, variance: str) -> str:
+    """The name of a sampler in pictures: the run's own variance by its name."""
+    own = "learned variance" if variance.startswith("learned") else variance.replace("_", " ")
+    return name.replace("the run's σ", own).replace("analytic σ", "analytic variance")
+
+
+def _plot(path: Path, field: str, rows, references) -> None:
+    """The distances of every sampler, with their intervals where they were measured.
+
+    rows        {sampler: {steps: its numbers}}
+    references  {name: the numbers of images that no sampler drew}
+    """
+    cells = [
+        sorted(row.values(), key=lambda cell: cell["evaluations"]) for row in rows.values() if row
+    ]
+    ends = [find(cell["evaluations"] for row in cells for cell in row) for find in (min, max)]
+    layers = [
+        visualize.Line(
+            ends, [row[field]] * 2, name, "#6b7078", style, band=interval_band(field, [row] * 2)
+        )
+        for style, (name, row) in zip(("--", ":"), references.items(), strict=True)
+    ]
+    for i, (name, row) in enumerate(zip(rows, cells, strict=True)):
+        x, y = ([cell[key] for cell in row] for key in ("evaluations", field))
+        layers.append(visualize.Line(x, y, name, i, marker="o", band=interval_band(field, row)))
+    banded = any(layer.band is not None for layer in layers)
+    panel = visualize.Panel(
+        _finding(field, dict(zip(rows, cells, strict=True))),
+        layers,
+        "network evaluations per image" + (", bands: 95% intervals" if banded else ""),
         TITLES[field],
         logx=True,
         logy=True,
-        levels={"held-out images": heldout[field], "fitted Gaussian": gaussian[field]},
-        title=f"{best} comes closest: {y[least]:.2f} in {x[least]} evaluations",
+        legend="outside",
+    )
+    visualize.save_panels(path, [panel], size=(8.4, 4.2))
+
+
+def _finding(field: str, cells: dict[str, list[dict[str, Any]]]) -> str:
+    """Says which sampler needs the fewest evaluations to be as good as the best.
+
+    As good is what lies within the best one's interval, or within 5 % where there is none.
+    """
+    every = [(cell, name) for name, row in cells.items() for cell in row]
+    best = min((cell for cell, _ in every), key=lambda cell: cell[field])
+    band = interval_band(field, [best])
+    most = 1.05 * best[field] if band is None else band[1][0]
+    fewest = min(cell["evaluations"] for cell, _ in every if cell[field] <= most)
+    names = [n for cell, n in every if cell[field] <= most and cell["evaluations"] == fewest]
+    near = "5% of the best" if band is None else "the error of the best"
+    verb = "needs" if len(names) == 1 else "need"
+    return (
+        f"{' and '.join(names)} {verb} the fewest evaluations, {fewest}, to be within {near} "
+        f"distance, {best[field]:.2f}"
     )
 
 

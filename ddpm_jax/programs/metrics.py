@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -261,6 +261,40 @@ def not_measurable(count: int, num_real: int, kind: str) -> dict[str, str]:
     return reasons
 
 
+def frechet_interval(
+    truth: Moments, found: npt.NDArray, *, seed: int, repeats: int
+) -> list[float] | None:
+    """95 % bootstrap interval of the Fréchet distance of features [N, D] to the training set's.
+
+    None for fewer than two repeats, and for D > 256, where each would take a tenth of a second and
+    more.
+    """
+    if repeats < 2 or truth.mean.size > 256:
+        return None
+    interval = evaluation.bootstrap_interval(
+        lambda x: evaluation.frechet_distance(truth, evaluation.moments(x)),
+        [found],
+        seed=seed,
+        repeats=repeats,
+    )
+    return [interval.low, interval.high]
+
+
+def interval_band(
+    field: str, rows: Iterable[Mapping[str, Any]]
+) -> tuple[list[float], list[float]] | None:
+    """The lows and highs of `field`_interval_95 in every row, or None if one of them lacks it.
+
+    A bootstrap interval may reach below zero, where a distance cannot be and a logarithm ends: lows
+    are at least a hundredth of the value.
+    """
+    pairs = [(row[field], row.get(f"{field}_interval_95")) for row in rows]
+    found = [(max(pair[0], 0.01 * value), pair[1]) for value, pair in pairs if pair is not None]
+    if len(found) < len(pairs):
+        return None
+    return [low for low, _ in found], [high for _, high in found]
+
+
 def measure(
     samples: Summary,
     reference: Summary,
@@ -282,15 +316,10 @@ def measure(
     found: dict[str, Any] = {}
     if "frechet" not in left_out:
         found["frechet"] = evaluation.frechet_distance(theirs, mine)
-        few = theirs.mean.size <= 256 and len(samples.paired) == mine.count
-        if bootstrap >= 2 and few:
-            interval = evaluation.bootstrap_interval(
-                lambda x: evaluation.frechet_distance(theirs, evaluation.moments(x)),
-                [samples.paired],
-                seed=seed,
-                repeats=bootstrap,
-            )
-            found["frechet_interval_95"] = [interval.low, interval.high]
+        if len(samples.paired) == mine.count:
+            interval = frechet_interval(theirs, samples.paired, seed=seed, repeats=bootstrap)
+            if interval is not None:
+                found["frechet_interval_95"] = interval
     if "spatial" in reference.moments and "sfid" not in left_out:
         found["sfid"] = evaluation.frechet_distance(
             reference.moments["spatial"], samples.moments["spatial"]

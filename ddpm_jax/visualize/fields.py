@@ -90,7 +90,7 @@ class Panel:
         xlim, ylim: limits of the axes; by default those of the layers.
         xticks: the labelled ticks on x, such as the values at which something was measured.
         equal: the same unit length in x and y, without ticks, as for a map of the plane.
-        legend: matplotlib location of the legend.
+        legend: matplotlib location of the legend, or "outside", to the right of the axes.
     """
 
     title: str
@@ -197,9 +197,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
     axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)
     if any(getattr(layer, "label", None) for layer in panel.layers):
-        legend = axes.legend(
-            loc=panel.legend, fontsize=8, labelcolor=INK, edgecolor="none", framealpha=0.85
-        )
+        outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        place = outside if panel.legend == "outside" else {"loc": panel.legend}
+        legend = axes.legend(**place, fontsize=8, labelcolor=INK, edgecolor="none", framealpha=0.85)
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1.0)

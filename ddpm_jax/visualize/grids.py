@@ -13,8 +13,9 @@ from ddpm_jax.visualize.files import PathLike, checked_path
 
 Pixels = npt.NDArray[np.uint8]
 
-GAP = 222
-"""Light grey between images, so that strokes that are white up to the edge stay separate."""
+GAP = 190
+"""Grey between images: strokes that are white up to the edge stay separate, and so do photographs
+from the white page."""
 
 
 def image_grid(

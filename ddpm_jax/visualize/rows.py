@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ddpm_jax.forward.checks import check_text
 from ddpm_jax.types import describe
 from ddpm_jax.visualize import grids
 from ddpm_jax.visualize.files import DPI, INK, PathLike, check_texts, checked_path, write_figure
@@ -24,14 +26,18 @@ def save_rows(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
+    title: str | None = None,
+    hidden: npt.ArrayLike | None = None,
     padding: int | None = None,
     scale: int | None = None,
 ) -> None:
     """Writes images [R, K, H, W, C] to a PNG file: R rows of K, labelled at the left and top.
 
-    `captions`, R sequences of K, appear below the images. Without `scale`, images are magnified
-    until column labels and captions fit their width. Sheets wider than a page get larger labels,
-    as far as these fit, so that they can be read when the sheet is shown smaller.
+    `captions`, R sequences of K, appear below the images, and `title` above all of them, in as many
+    lines as it needs. Pixels that are `hidden`, bool [R, K, H, W], are hatched in grey. Without
+    `scale`, images are magnified until column labels and captions fit their width. Sheets wider
+    than a page get larger labels, as far as these fit, so that they can be read when the sheet is
+    shown smaller.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,6 +46,9 @@ def save_rows(
     block = grids.checked_images("save_rows", images, "RKHWC")
     rows, columns = block.shape[:2]
     grids.check_sheet("save_rows", None, padding, scale)
+    covered = None if hidden is None else _flags(hidden, block.shape[:-1])
+    if title is not None:
+        check_text("save_rows", "title", title)
     for name, labels in (("row_labels", row_labels), ("column_labels", column_labels)):
         check_texts("save_rows", name, labels or ())
     left, top = list(row_labels or ()), list(column_labels or ())
@@ -62,8 +71,8 @@ def save_rows(
     renderer = FigureCanvasAgg(figure).get_renderer()
     margin, line, size = 12, 28, 8.0
 
-    def width_of(labels: list[str]) -> int:
-        texts = [figure.text(0, 0, label, fontsize=size) for label in labels]
+    def width_of(labels: list[str], **style: Any) -> int:
+        texts = [figure.text(0, 0, label, **{"fontsize": size, **style}) for label in labels]
         widths = [text.get_window_extent(renderer).width for text in texts]
         for text in texts:
             text.remove()
@@ -81,16 +90,29 @@ def save_rows(
     padding = grids.padding_for(scale) if padding is None else padding
     # Captions use pixels added below the images, so that the sheet remains one grid.
     band = math.ceil(line / scale) if below and scale > 0 else 0
-    tiles = np.pad(tiles, ((0, 0), (0, band), (0, 0), (0, 0)), constant_values=grids.GAP)
+    below_tiles = ((0, 0), (0, band), (0, 0), (0, 0))
+    tiles = np.pad(tiles, below_tiles, constant_values=grids.GAP)
     sheet = grids.sheet_of("save_rows", tiles, columns, padding, scale)
+    if covered is not None:
+        flat = np.pad(covered.reshape(-1, *block.shape[2:4], 1).astype(np.uint8), below_tiles)
+        where = grids.sheet_of("save_rows", flat, columns, padding, scale, gap=0)[..., 0] == 1
+        sheet[where] = _hatching(where.shape)[where]
     # Placed at integer pixels: axes would resample the sheet, and blur or drop rows of it.
     x = margin + (width_of(left) + margin if left else 0)
-    y = margin + (line if top else 0)
+    bold = {"fontsize": 1.1 * size, "fontweight": "bold"}
+    lines: list[str] = []
+    if title:
+        room = (x - margin + sheet.shape[1]) / width_of([title], **bold)
+        lines = textwrap.wrap(title, max(1, math.floor(0.97 * room * len(title))))
+    y = margin + line * (len(lines) + bool(top))
     width, height = x + sheet.shape[1] + margin, y + sheet.shape[0] + margin
     figure.set_size_inches(width / DPI, height / DPI)
     figure.figimage(np.broadcast_to(sheet, (*sheet.shape[:2], 3)), x, margin, origin="upper")
     step_y, step_x = (scale * n + padding for n in tiles.shape[1:3])
     style: dict[str, Any] = {"fontsize": size, "color": INK, "va": "center"}
+    for i, label in enumerate(lines):
+        middle = margin + (i + 0.3) * line
+        figure.text(margin / width, 1 - middle / height, label, **{**style, **bold})
     for i, label in enumerate(left):
         middle = y + padding / 2 + i * step_y + (step_y - band * scale) / 2
         figure.text((x - margin) / width, 1 - middle / height, label, ha="right", **style)
@@ -103,3 +125,20 @@ def save_rows(
             place = x + padding / 2 + (k + 0.5) * step_x
             figure.text(place / width, 1 - middle / height, caption, ha="center", **style)
     write_figure(target, figure)
+
+
+def _flags(hidden: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    try:
+        flags = np.asarray(hidden)
+    except (TypeError, ValueError):  # traced, or ragged
+        flags = np.empty(0)
+    if flags.dtype != np.bool_ or flags.shape != shape:
+        error = ValueError if flags.dtype == np.bool_ else TypeError
+        raise error(f"save_rows needs hidden, bool {list(shape)}, got {describe(hidden)}.")
+    return flags
+
+
+def _hatching(shape: tuple[int, ...]) -> grids.Pixels:
+    """Diagonal grey lines [H, W, 1], finer than the pixels of magnified images."""
+    y, x = np.indices(shape)
+    return np.where((x + y) % 12 < 3, 120, 205).astype(np.uint8)[..., None]
