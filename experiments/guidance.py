@@ -284,17 +284,19 @@ def _save_curves(path: Path, numbers, held_out: dict[str, float], count: int) ->
 
 
 def _accuracy_finding(scales: list[float], rows) -> str:
-    """Says how the accuracy changes with guidance; a change within the intervals is none."""
+    """Says how the accuracy changes with guidance; if all intervals overlap, that it does not."""
     share = [row["accuracy"] for row in rows]
-    (first, last), (low, high) = (share[0], share[-1]), interval_band("accuracy", rows)
-    ends = f"from {first:.2f} at guidance {scales[0]:g} to {last:.2f} at {scales[-1]:g}"
-    most = int(np.argmax(share))
+    low, high = zip(*(row["accuracy_interval_95"] for row in rows), strict=True)
+    first, last, most, least = share[0], share[-1], int(np.argmax(share)), int(np.argmin(share))
     if len(rows) == 1:
         return f"Accuracy is {first:.2f} at guidance {scales[0]:g}"
     if max(low) <= min(high):
-        return "Accuracy does not differ within its error"
-    if 0 < most < len(rows) - 1 and low[most] > max(first, last):
+        return "Accuracy is the same at every scale, within its error"
+    if low[most] > max(first, last):
         return f"Accuracy is highest, {share[most]:.2f}, at guidance {scales[most]:g}"
+    if low[0] <= high[-1] and low[-1] <= high[0]:
+        return f"Accuracy is lowest, {share[least]:.2f}, at guidance {scales[least]:g}"
+    ends = f"from {first:.2f} at guidance {scales[0]:g} to {last:.2f} at {scales[-1]:g}"
     return f"Accuracy {'rises' if last > first else 'falls'} {ends}"
 
 

@@ -271,22 +271,25 @@ def _plot(path: Path, field: str, rows, references) -> None:
     rows        {sampler: {steps: its numbers}}
     references  {name: the numbers of images that no sampler drew}
     """
-    cells = [
-        sorted(row.values(), key=lambda cell: cell["evaluations"]) for row in rows.values() if row
-    ]
-    ends = [find(cell["evaluations"] for row in cells for cell in row) for find in (min, max)]
+    cells = {
+        name: sorted(row.values(), key=lambda cell: cell["evaluations"])
+        for name, row in rows.items()
+        if row
+    }
+    measured = [cell["evaluations"] for row in cells.values() for cell in row]
+    ends = [min(measured), max(measured)]
     layers = [
         visualize.Line(
             ends, [row[field]] * 2, name, "#6b7078", style, band=interval_band(field, [row] * 2)
         )
         for style, (name, row) in zip(("--", ":"), references.items(), strict=True)
     ]
-    for i, (name, row) in enumerate(zip(rows, cells, strict=True)):
+    for i, (name, row) in enumerate(cells.items()):
         x, y = ([cell[key] for cell in row] for key in ("evaluations", field))
         layers.append(visualize.Line(x, y, name, i, marker="o", band=interval_band(field, row)))
     banded = any(layer.band is not None for layer in layers)
     panel = visualize.Panel(
-        _finding(field, dict(zip(rows, cells, strict=True))),
+        _finding(field, cells),
         layers,
         "network evaluations per image" + (", bands: 95% intervals" if banded else ""),
         TITLES[field],

@@ -210,7 +210,7 @@ def test_an_evaluation_is_what_its_samples_give(run_folder, digits, tmp_path):
 
 def test_steps_against_quality_by_a_classifier(run_folder, digits, tmp_path):
     arguments = ["--steps", "3", "--count=20", "--batch-size=20", "--show=2"]
-    arguments += ["--no-all-steps", "--no-analytic"]
+    arguments += ["--no-all-steps", "--no-analytic", "--bootstrap=2"]
     where = [f"--run-dir={run_folder}", f"--out={tmp_path}", f"--classifier={digits}"]
     program("steps_vs_quality.py", *where, *arguments)
     result = json.loads((tmp_path / "steps_vs_quality.json").read_text())
@@ -230,6 +230,7 @@ def test_steps_against_quality_by_a_classifier(run_folder, digits, tmp_path):
 
 def test_guidance_draws_every_class_from_the_same_noise(run_folder, digits, tmp_path):
     arguments = ["--num-steps=3", "--per-class=2", "--guidance", "0", "1", "3", "--classes=4"]
+    arguments += ["--bootstrap=20"]
     where = [f"--run-dir={run_folder}", f"--out={tmp_path / 'a'}", f"--classifier={digits}"]
     program("guidance.py", *where, *arguments)
     result = json.loads((tmp_path / "a" / "guidance.json").read_text())
@@ -252,6 +253,9 @@ def test_guidance_draws_every_class_from_the_same_noise(run_folder, digits, tmp_
         distance, share = by_hand(digits, images, run.labels(20))
         np.testing.assert_allclose(row["frechet_classifier"], distance, rtol=1e-4)
         assert abs(row["accuracy"] - share) <= 0.05  # rounding may decide an image of noise
+        for field in ("accuracy", "frechet_classifier"):
+            low, high = row[f"{field}_interval_95"]
+            assert low <= row[field] <= high and low < high
     program("guidance.py", f"--run-dir={run_folder}", f"--out={tmp_path / 'b'}", *arguments)
     assert {p.name for p in (tmp_path / "b").iterdir()} == {"guidance.png", "guidance.json"}
     pictures = [np.asarray(Image.open(tmp_path / f / "guidance.png")) for f in "ab"]

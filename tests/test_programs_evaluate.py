@@ -114,7 +114,7 @@ def test_stepping_outside_of_the_program_draws_the_same_images(folder, run, name
 
 
 def test_steps_against_quality_measures_every_cell(folder, tmp_path):
-    arguments = ["--steps", "3", "--count=20", "--batch-size=20", "--show=2"]
+    arguments = ["--steps", "3", "--count=20", "--batch-size=20", "--show=2", "--bootstrap=2"]
     program("steps_vs_quality.py", f"--run-dir={folder}", f"--out={tmp_path}", *arguments)
     result = json.loads((tmp_path / "steps_vs_quality.json").read_text())
     assert len(result["rows"]) == 7 and result["rows"]["Heun"]["3"]["evaluations"] == 5

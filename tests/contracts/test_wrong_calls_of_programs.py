@@ -468,6 +468,13 @@ KINDS = WRONG | {
         "None inside": lambda v: {"a": None},
     },
     "row texts": TEXTS,
+    "hidden": {
+        "a number": lambda v: 3,
+        "integers": lambda v: v.astype(int),
+        "an axis more": lambda v: v[None],
+        "fewer": lambda v: v[:1],
+        "ragged": lambda v: [[True], [True, False]],
+    },
     "captions": {
         "a number": lambda v: 3,
         "one row": lambda v: v[0],
@@ -880,6 +887,8 @@ ROWS = {
         row_labels=("row texts", ["a", "b"]),
         column_labels=("row texts", ["c", "d"]),
         captions=("captions", [["e", "f"], ["g", "h"]]),
+        title=some_text,
+        hidden=("hidden", np.zeros(TILES.shape[:-1], bool)),
         padding=sheet["padding"],
         scale=sheet["scale"],
     ),
