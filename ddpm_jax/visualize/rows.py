@@ -127,7 +127,7 @@ def save_rows(
     write_figure(target, figure)
 
 
-def _flags(hidden: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def _flags(hidden: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray:
     try:
         flags = np.asarray(hidden)
     except (TypeError, ValueError):  # traced, or ragged
