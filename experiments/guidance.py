@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +29,9 @@ from ddpm_jax.programs.classifier import accuracy
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import to_json
 from ddpm_jax.programs.console import run_program, say
+from ddpm_jax.programs.intervals import frechet_interval, interval_band
 from ddpm_jax.programs.metrics import (
     classifier_features,
-    frechet_interval,
-    interval_band,
     summarize_reference,
 )
 from ddpm_jax.programs.named import SamplerName
@@ -74,8 +74,8 @@ class GuidanceResult(NamedTuple):
     """What the study made.
 
     images    {scale: uint8 [N, H, W, C]}, image i of class i mod K
-    numbers   {scale: {"accuracy", "frechet_classifier", each also with "_interval_95"}}, empty
-              without a classifier
+    numbers   {scale: {"accuracy", "frechet_classifier", each also with "_interval_95", and
+              "frechet_beyond_best_interval_95"}}, empty without a classifier
     held_out  the same numbers of as many held-out images
     files     what was written
     """
@@ -117,13 +117,13 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
     measure = held_out = None
     if config.classifier is not None:
         real = run.need_heldout(2)
-        measure, fingerprint = _measure_of(run, config.classifier, config)
-        held_out = measure(real.images[:count], real.labels[:count])
+        measure, interval_of, fingerprint = _measure_of(run, config.classifier, config)
+        held_out, _ = measure(real.images[:count], real.labels[:count])
         held_out["images"] = len(real.images[:count])
     labels, sampler = run.labels(count), run.sampler(config)
     out = run.folder("guidance")
     say(f"{run.title}: {count} images per scale, {config.sampler}, {sampler.num_steps} steps")
-    images, numbers = {}, {}
+    images, numbers, features = {}, {}, {}
     for scale in config.guidance:
         images[scale] = pictures.draw_images(
             run.generator(sampler, guidance=scale),
@@ -135,7 +135,13 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
             labels=labels,
         ).images
         if measure is not None:
-            numbers[scale] = measure(images[scale], labels)
+            numbers[scale], features[scale] = measure(images[scale], labels)
+    if measure is not None:
+        best = min(numbers, key=lambda scale: numbers[scale]["frechet_classifier"])
+        for scale in set(numbers) - {best}:
+            interval = interval_of(features[scale], beyond=features[best])
+            if interval is not None:
+                numbers[scale]["frechet_beyond_best_interval_95"] = interval
 
     files = [out / "guidance.png", out / "guidance.json"]
     shown = min(num_classes, config.classes)
@@ -171,13 +177,15 @@ def _name(scale: float) -> str:
 
 
 def _measure_of(run: TrainedRun, folder: Path, config: GuidanceConfig):
-    """measure(images, labels), and the fingerprint of the classifier's features."""
+    """measure(images, labels), which also returns the features, their interval, and fingerprint."""
     features = classifier_features(
         folder, run.model.image_shape, run.model.num_classes, run.devices
     )
     truth = summarize_reference(run.train_data, features, None).moments["features"]
 
-    def measure(images: np.ndarray, labels: Any) -> dict[str, Any]:
+    interval_of = partial(frechet_interval, truth, seed=config.seed, repeats=config.bootstrap)
+
+    def measure(images: np.ndarray, labels: Any) -> tuple[dict[str, Any], np.ndarray]:
         found = features.of(images)
         mine, share = found["features"], accuracy(found["logits"], labels)
         values = {
@@ -185,10 +193,12 @@ def _measure_of(run: TrainedRun, folder: Path, config: GuidanceConfig):
             "accuracy_interval_95": _wilson(share, len(images)),
             "frechet_classifier": evaluation.frechet_distance(truth, evaluation.moments(mine)),
         }
-        interval = frechet_interval(truth, mine, seed=config.seed, repeats=config.bootstrap)
-        return values if interval is None else values | {"frechet_classifier_interval_95": interval}
+        interval = interval_of(mine)
+        if interval is not None:
+            values["frechet_classifier_interval_95"] = interval
+        return values, mine
 
-    return measure, features.fingerprint
+    return measure, interval_of, features.fingerprint
 
 
 def _wilson(share: float, count: int) -> list[float]:
@@ -301,12 +311,14 @@ def _accuracy_finding(scales: list[float], rows) -> str:
 
 
 def _distance_finding(scales: list[float], rows) -> str:
-    """Says where samples are closest to the data; what lies within the best's interval is equal."""
-    distance = [row["frechet_classifier"] for row in rows]
-    best = int(np.argmin(distance))
-    band = interval_band("frechet_classifier", rows)
-    most = distance[best] if band is None else band[1][best]
-    near = [f"{s:g}" for s, value in zip(scales, distance, strict=True) if value <= most]
+    """Says where samples are closest to the data: where the difference to the best may be none."""
+    least = min(row["frechet_classifier"] for row in rows)
+    near = [
+        f"{scale:g}"
+        for scale, row in zip(scales, rows, strict=True)
+        if row["frechet_classifier"] == least
+        or row.get("frechet_beyond_best_interval_95", [np.inf])[0] <= 0
+    ]
     if len(near) == 1:
         return f"Samples are closest to the data at guidance {near[0]}"
     return f"Samples are closest to the data at guidance {', '.join(near[:-1])} and {near[-1]}"

@@ -33,12 +33,11 @@ from ddpm_jax.programs.buckets import shown
 from ddpm_jax.programs.classifier import accuracy
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.console import bar, run_program, say
+from ddpm_jax.programs.intervals import frechet_interval, interval_band
 from ddpm_jax.programs.metrics import (
     classifier_features,
-    frechet_interval,
-    interval_band,
-    summarize_reference,
     pixel_features,
+    summarize_reference,
 )
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun

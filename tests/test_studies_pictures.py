@@ -13,7 +13,7 @@ import solvers
 import steps_vs_quality
 from ddpm_jax import evaluation, visualize
 from ddpm_jax.likelihood.coding import RateDistortion
-from ddpm_jax.programs.metrics import frechet_interval, interval_band
+from ddpm_jax.programs.intervals import frechet_interval, interval_band
 from ddpm_jax.visualize import files
 
 
@@ -132,19 +132,19 @@ def test_guidance_says_how_accuracy_changes(shares, expected):
 
 
 @pytest.mark.parametrize(
-    "intervals, scales",
+    "beyond, scales",
     [
-        ([[3, 4], [1.7, 2.1], [2.3, 2.5]], "2"),
-        ([[3, 4], [1.7, 2.5], [2.3, 2.5]], "2 and 4"),
-        ([[1, 4], [1.7, 4.5], [2.3, 2.5]], "0, 2 and 4"),
+        ([[0.9, 2.1], None, [0.2, 0.8]], "2"),
+        ([[0.9, 2.1], None, [-0.1, 1.1]], "2 and 4"),
+        ([[-0.5, 3.5], None, [-0.1, 1.1]], "0, 2 and 4"),
         ([None, None, None], "2"),
     ],
 )
-def test_guidance_calls_what_lies_within_the_error_equal(intervals, scales):
+def test_guidance_calls_what_may_not_differ_equal(beyond, scales):
     rows = [{"frechet_classifier": value} for value in (3.4, 1.9, 2.4)]
-    for row, interval in zip(rows, intervals, strict=True):
+    for row, interval in zip(rows, beyond, strict=True):
         if interval is not None:
-            row["frechet_classifier_interval_95"] = interval
+            row["frechet_beyond_best_interval_95"] = interval
     found = guidance._distance_finding([0.0, 2.0, 4.0], rows)
     assert found == f"Samples are closest to the data at guidance {scales}"
 
@@ -175,6 +175,23 @@ def test_intervals_are_the_bootstraps_and_only_of_few_features():
         if found is not None:
             distance = evaluation.frechet_distance(truth, evaluation.moments(x))
             assert found[0] < distance < found[1] < 2 * distance
+
+
+def test_differences_of_paired_sets_scatter_less_than_each_set():
+    random = np.random.default_rng(0)
+    truth = evaluation.moments(random.standard_normal((400, 2)))
+    a = random.standard_normal((60, 2)) + 1.0
+    b = a + 0.1
+
+    def of(x, **options):
+        return frechet_interval(truth, x, seed=0, repeats=50, **options)
+
+    found, alone = of(b, beyond=a), of(b)
+    assert found is not None and alone is not None
+    distances = [evaluation.frechet_distance(truth, evaluation.moments(x)) for x in (b, a)]
+    assert 0 < found[0] < distances[0] - distances[1] < found[1]
+    assert np.ptp(found) < 0.3 * np.ptp(alone)
+    assert of(a, beyond=a) == [0.0, 0.0]
 
 
 def test_a_band_needs_all_intervals_and_stays_above_zero():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.evaluation import FeatureExtractor, Moments, StatisticsKey
 from ddpm_jax.programs.classifier import accuracy, load_classifier
 from ddpm_jax.programs.console import bar
+from ddpm_jax.programs.intervals import frechet_interval
 from ddpm_jax.programs.pictures import are_pictures
 
 if TYPE_CHECKING:
@@ -259,40 +260,6 @@ def not_measurable(count: int, num_real: int, kind: str) -> dict[str, str]:
         if smallest < least and (kind == "inception" or not of_inception):
             reasons[name] = f"needs {least} images per set, got {count} and {num_real}"
     return reasons
-
-
-def frechet_interval(
-    truth: Moments, found: npt.NDArray, *, seed: int, repeats: int
-) -> list[float] | None:
-    """95 % bootstrap interval of the Fréchet distance of features [N, D] to the training set's.
-
-    None for fewer than two repeats, and for D > 256, where each would take a tenth of a second and
-    more.
-    """
-    if repeats < 2 or truth.mean.size > 256:
-        return None
-    interval = evaluation.bootstrap_interval(
-        lambda x: evaluation.frechet_distance(truth, evaluation.moments(x)),
-        [found],
-        seed=seed,
-        repeats=repeats,
-    )
-    return [interval.low, interval.high]
-
-
-def interval_band(
-    field: str, rows: Iterable[Mapping[str, Any]]
-) -> tuple[list[float], list[float]] | None:
-    """The lows and highs of `field`_interval_95 in every row, or None if one of them lacks it.
-
-    A bootstrap interval may reach below zero, where a distance cannot be and a logarithm ends: lows
-    are at least a hundredth of the value.
-    """
-    pairs = [(row[field], row.get(f"{field}_interval_95")) for row in rows]
-    found = [(max(pair[0], 0.01 * value), pair[1]) for value, pair in pairs if pair is not None]
-    if len(found) < len(pairs):
-        return None
-    return [low for low, _ in found], [high for _, high in found]
 
 
 def measure(
