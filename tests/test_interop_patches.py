@@ -219,6 +219,45 @@ def test_their_pipeline_samples_our_patches(libraries, case, tmp_path, capsys):
     np.testing.assert_allclose(np.clip(x / 2 + 0.5, 0, 1), truth, atol=2e-5)
 
 
+def test_their_scheduler_takes_our_learned_variance_with_guidance(libraries, tmp_path):
+    """The guided half and the variance of the conditional output, as the page says."""
+    torch, diffusers = libraries
+    case, steps, label, guidance = CASES[5], PROCESS.num_timesteps, 1, 2.0
+    params = save(case, tmp_path)
+    model = diffusers.UNet2DModel.from_pretrained(tmp_path, subfolder="unet")
+    scheduler = diffusers.DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    scheduler.set_timesteps(steps)
+    torch.manual_seed(0)
+    half = case.channels * case.patch**2
+    x = torch.randn(2, half, 4, 8)
+    draws = [x]
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            labels = (torch.full((2,), number) for number in (label, case.classes))
+            conditional, plain = (model(x, t, class_labels=given).sample for given in labels)
+            output = (plain + guidance * (conditional - plain))[:, :half]
+            output, state = torch.cat([output, conditional[:, half:]], 1), torch.get_rng_state()
+            x = scheduler.step(output, t, x).prev_sample
+            torch.set_rng_state(state)
+            draws.append(torch.randn(x.shape) if t > 0 else torch.zeros(x.shape))
+    x_T, *noise = (to_pixels(torch, draw, case.patch) for draw in draws)
+
+    def network(number):
+        return lambda x, t: case.unet.apply({"params": params}, x, t, jnp.full(2, number))
+
+    guided = dj.denoisers.classifier_free(
+        network(label), network(case.classes), guidance, variance="learned_range"
+    )
+    denoise = dj.make_denoiser(SCHEDULE, guided, target="v", variance="learned_range", clip=True)
+    sampler = dj.ancestral(SCHEDULE, variance="learned_range")
+    ours = jax.jit(lambda x_T, noise: dj.sample(sampler, denoise, x_T, noise=noise))(
+        jnp.asarray(x_T), jnp.asarray(np.stack(noise))
+    )
+    truth = to_pixels(torch, x, case.patch)
+    assert np.std(truth) > 0.1
+    np.testing.assert_allclose(ours, truth, atol=4e-5)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The folder of cifar10-small in diffusers."""

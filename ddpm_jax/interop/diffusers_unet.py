@@ -227,7 +227,8 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
             problems.append(f"num_heads={unet.num_heads} (its heads have one size at all levels)")
     if problems:
         raise ValueError(f"{call}: UNet2DModel cannot express " + "; ".join(problems) + ".")
-    check_images(unet, jax.ShapeDtypeStruct((1, *size, channels), jnp.float32))
+    images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    jax.eval_shape(lambda x: check_images(unet, x), images)
     out_channels = channels if unet.out_channels is None else unet.out_channels
     return {
         "_class_name": "UNet2DModel",
