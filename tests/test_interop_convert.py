@@ -37,7 +37,7 @@ from ddpm_jax.programs.convert import (
     convert,
     write_run,
 )
-from ddpm_jax.programs.diffusers_code import guided_sampling_code
+from ddpm_jax.programs.diffusers_code import sampling_code
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.training import Checkpoints
@@ -188,14 +188,14 @@ def classes_run(image_shape, class_names, num_classes, **diffusion):
 def test_the_code_for_diffusers_follows_the_run(change, expected):
     """Names are those of folders or files, and must not end the comment."""
     run = classes_run(SHAPE, ["a\nb", "c"], 10, **{"num_timesteps": 20, **change})
-    code = guided_sampling_code(run, Path('a "folder"'))
+    code = sampling_code(run, Path('a "folder"'))
     compile(code, "code", "exec")
     assert expected in code and r'from_pretrained("a \"folder\"", subfolder="unet")' in code
 
 
 def test_the_page_shows_the_printed_code():
     page = Path(__file__).parents[1] / "docs/howto/diffusers.md"
-    code = guided_sampling_code(classes_run((32, 32, 3), ["cat", "dog"], 2), Path("model"))
+    code = sampling_code(classes_run((32, 32, 3), ["cat", "dog"], 2), Path("model"))
     assert f"```py\n{code}```\n" in page.read_text()
 
 

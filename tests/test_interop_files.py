@@ -22,6 +22,7 @@ from ddpm_jax.interop import (
     unet_to_diffusers_config,
     write_safetensors,
 )
+from ddpm_jax.interop.diffusers_unet import PATCH_SIZE
 from ddpm_jax.nn import UNet
 from ddpm_jax.programs.build import build_schedule
 from ddpm_jax.programs.config import DiffusionConfig
@@ -137,6 +138,7 @@ def test_the_papers_processes_by_their_public_configurations():
         (TINY.clone(embedding_shift=0, head_channels=4, middle_attention="none"), (4, 4, 1)),
         (TINY.clone(scale_shift=True, head_channels=8, middle_attention="plain"), SHAPE),
         (TINY.clone(scale_shift=True, head_channels=4, middle_attention="normalised"), SHAPE),
+        (TINY.clone(patch_size=3, attention_resolutions=(2,)), (12, 6, 1)),
     ],
 )
 def test_networks_go_there_and_back(unet, shape):
@@ -178,6 +180,9 @@ def test_networks_go_there_and_back(unet, shape):
         ({"layers_per_block": 0}, "layers_per_block=0"),
         ({"transformer_layers": 3}, r"transformer_layers=3 \(unknown here"),
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+        ({PATCH_SIZE: 0}, f"{PATCH_SIZE}=0"),
+        ({PATCH_SIZE: 2.0}, rf"{PATCH_SIZE}=2\.0"),
+        ({PATCH_SIZE: 2}, f"in_channels=3 .a multiple of {PATCH_SIZE}² = 4.; out_channels=3"),
     ],
 )
 def test_settings_no_unet_of_ours_has_are_named(change, named):
@@ -217,7 +222,7 @@ def test_other_spellings_of_the_same_network():
     "unet,named",
     [
         (TINY.clone(cond_features=3), "cond_features=3"),
-        (TINY.clone(patch_size=2), "patch_size=2"),
+        (TINY.clone(spatial_rank=3), "spatial_rank=3"),
         (TINY.clone(middle_attention="plain"), "middle_attention='plain' without scale_shift"),
         (TINY.clone(num_heads=2, attention_resolutions=(8,)), "num_heads=2"),
         (TINY.clone(resample_with_conv=False), "resample_with_conv=False"),
@@ -227,6 +232,22 @@ def test_other_spellings_of_the_same_network():
 def test_networks_diffusers_cannot_express_are_named(unet, named):
     with pytest.raises(ValueError, match=named):
         unet_to_diffusers_config(unet, SHAPE)
+
+
+@pytest.mark.parametrize(
+    "unet,shape,named",
+    [
+        (
+            TINY.clone(patch_size=2, attention_resolutions=()),
+            (8, 10, 1),
+            "multiples of 4, got 8×10",
+        ),
+        (TINY, (16, 16, 1), r"never reaches attention_resolutions \[4\]"),
+    ],
+)
+def test_images_the_network_does_not_take_are_named(unet, shape, named):
+    with pytest.raises(ValueError, match=named):
+        unet_to_diffusers_config(unet, shape)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +440,6 @@ def test_a_model_with_labels_is_a_unet_and_a_scheduler_but_no_pipeline(folder):
     [
         {"cond_features": 2},
         {"context_features": 2},
-        {"patch_size": 2},
         {"resample_with_conv": False},
         {"channel_multipliers": (2, 2)},
         {"middle_attention": "plain"},

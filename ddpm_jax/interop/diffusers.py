@@ -3,6 +3,10 @@
 The map is data: MODULES, INNER and TENSORS say how names correspond, LAYOUTS how axes do, and
 `unet_weight_map` spells it out for one network as a list of (our path, their key, layout).
 
+With `patch_size` p > 1 the UNet2DModel works on images of patches, in the order of PyTorch's
+`pixel_unshuffle`: pixel (u, v) of channel c is their channel (c p + u) p + v, while in our
+`space_to_depth` it is (u p + v) C + c. PATCHED names the tensors that are reordered for that.
+
 The weights do not show the settings they were trained with, such as norm_eps or flip_sin_to_cos.
 `diffusers_unet` reads those from config.json; with other settings the weights fit, but compute
 something else.
@@ -54,6 +58,12 @@ TENSORS: dict[str, str] = {
     "scale": "weight",
     "embedding": "weight",
     "bias": "bias",
+}
+# Tensors with the channels of patches, and the axis that has them, in our layout.
+PATCHED: dict[tuple[str, ...], int] = {
+    ("conv_in", "kernel"): 2,
+    ("conv_out", "kernel"): 3,
+    ("conv_out", "bias"): 0,
 }
 # Names of the attention layers in checkpoints saved before 2023.
 OLD_ATTENTION: dict[str, str] = {
@@ -108,7 +118,8 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
 
     Takes anything NumPy can read as an array, and old and new names of the attention layers. The
     levels with attention come from the state dict. They must be as many and as far apart as
-    `unet.attention_resolutions`.
+    `unet.attention_resolutions`. With `unet.patch_size` p, the UNet2DModel takes
+    `pixel_unshuffle(x, p)`.
 
     Raises ValueError naming every tensor that is missing, left over, or of another shape.
     """
@@ -138,13 +149,17 @@ def unet_params_from_diffusers(state_dict: Mapping[str, Any], unet: UNet) -> PyT
         tensor = host_numbers(call, entry.key, theirs[entry.key]).astype(np.float32, copy=False)
         shape = layout.to_theirs(np.broadcast_to(np.float32(0), expected[entry.path])).shape
         _check_shape(call, entry.key, tensor.shape, shape)
+        tensor = _reorder(entry.path, layout.to_ours(tensor), (-1, unet.patch_size**2))
         # A copy: a state dict may share its memory with a model that continues training.
-        params[entry.path] = jnp.array(layout.to_ours(tensor))
+        params[entry.path] = jnp.array(tensor)
     return traverse_util.unflatten_dict(params)
 
 
 def unet_params_to_diffusers(params: PyTree, unet: UNet) -> dict[str, np.ndarray]:
     """Writes the parameters of `unet` as a UNet2DModel's state dict of float32 NumPy arrays.
+
+    With `unet.patch_size` p, that model takes `pixel_unshuffle(x, p)`, and `pixel_shuffle` of its
+    output is the output of `unet`.
 
     Raises ValueError naming every parameter that is missing, left over, or of another shape.
     """
@@ -164,6 +179,7 @@ def unet_params_to_diffusers(params: PyTree, unet: UNet) -> dict[str, np.ndarray
     for entry in unet_weight_map(expected, len(unet.channel_multipliers)):
         tensor = host_numbers(call, "/".join(entry.path), ours[entry.path]).astype(np.float32)
         _check_shape(call, "/".join(entry.path), tensor.shape, expected[entry.path])
+        tensor = _reorder(entry.path, tensor, (unet.patch_size**2, -1))
         state_dict[entry.key] = np.ascontiguousarray(LAYOUTS[entry.layout].to_theirs(tensor))
     return state_dict
 
@@ -188,6 +204,15 @@ def _layout(path: tuple[str, ...]) -> str:
     return "conv" if path[-2].startswith("conv") else "linear"
 
 
+def _reorder(path: tuple[str, ...], tensor: np.ndarray, split: tuple[int, int]) -> np.ndarray:
+    """Transposes the channels of patches, `split` into pixels and channels or the reverse."""
+    if path not in PATCHED:
+        return tensor
+    axis, shape = PATCHED[path], tensor.shape
+    parts = tensor.reshape(*shape[:axis], *split, *shape[axis + 1 :])
+    return parts.swapaxes(axis, axis + 1).reshape(shape)
+
+
 def _modern_names(call: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Renames the attention layers of old checkpoints; a tensor under both names is an error."""
     tensors = {}
@@ -203,22 +228,24 @@ def _modern_names(call: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def _expected_shapes(
     call: str, unet: UNet, levels: list[int], in_channels: int
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Shapes of the parameters of `unet` with attention at these levels, by path."""
-    if unet.patch_size != 1:
-        raise ValueError(
-            f"{call} got a UNet with patch_size={unet.patch_size}; a UNet2DModel works on pixels."
-        )
+    """Shapes of the parameters of `unet` with attention at these levels, by path.
+
+    `in_channels` are those of conv_in: p² of them for each channel of an image.
+    """
+    patch = unet.patch_size
     resolutions = sorted(set(unet.attention_resolutions), reverse=True)
     heights = {resolution << level for resolution, level in zip(resolutions, levels, strict=False)}
     if len(levels) != len(resolutions) or len(heights) > 1:
         raise ValueError(
             f"{call} got weights with attention at levels {levels}, which no image height gives a "
-            f"UNet with attention_resolutions={unet.attention_resolutions}. List the image height "
-            "divided by 2^level for each of those levels."
+            f"UNet with attention_resolutions={unet.attention_resolutions}. List the image height, "
+            "in patches, divided by 2^level for each of those levels."
         )
     coarsest = 2 ** (len(unet.channel_multipliers) - 1)
     height = heights.pop() if heights else coarsest
-    image = jax.ShapeDtypeStruct((1, height, coarsest, in_channels), jnp.float32)
+    # Channels that p² does not divide give another shape than the weights have.
+    shape = (1, height * patch, coarsest * patch, max(1, in_channels // patch**2))
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(unet.init, jax.random.key(0), image, 0)
     flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(variables["params"]))
     return {path: leaf.shape for path, leaf in flat.items()}
@@ -240,5 +267,5 @@ def _check_shape(call: str, name: str, got: tuple[int, ...], needed: tuple[int, 
     if got != needed:
         raise ValueError(
             f"{call}: {name} has shape {got}, this UNet needs {needed}. "
-            "Give the UNet the channels, multipliers and classes of the weights."
+            "Give the UNet the channels, multipliers, patch_size and classes of the weights."
         )

@@ -7,6 +7,10 @@ scheduler/scheduler_config.json                and scheduler_config.json beside 
 
 A class-conditional model has no model_index.json: DDPMPipeline passes no labels to its network, so
 UNet2DModel and a scheduler are loaded from their folders.
+
+A network with `patch_size` p is saved as one of images of patches. Noise is independent between
+pixels, so diffusers samples patches as it does pixels. `pixel_shuffle(x, p)` of torch.nn.functional
+then puts the pixels in place.
 """
 
 from __future__ import annotations
@@ -122,9 +126,10 @@ def load_diffusers(folder: str | Path) -> ImportedModel:
     expected = image_shape[2] * (2 if process.variance == "learned_range" else 1)
     if unet.out_channels != expected:
         raise ValueError(
-            f"{folder}: out_channels={unet.out_channels} with in_channels={image_shape[2]} and "
-            f"variance_type={process.variance!r}, which needs {expected}. A learned variance "
-            "doubles the channels of the output, a fixed one does not."
+            f"{folder}: per pixel, out_channels={unet.out_channels} with "
+            f"in_channels={image_shape[2]} and variance_type={process.variance!r}, which needs "
+            f"{expected}. A learned variance doubles the channels of the output, a fixed one does "
+            "not."
         )
     weights = folder / files.weights
     tensors = read_safetensors(weights)
@@ -148,6 +153,9 @@ def save_diffusers(
     For a network with `num_classes`, `UNet2DModel.from_pretrained(folder, subfolder="unet")` and a
     scheduler's `from_pretrained(folder, subfolder="scheduler")` load it instead. Its
     `class_labels` are those of `unet`: num_classes stands for "no label".
+
+    With `unet.patch_size` p, what diffusers samples are images of patches, and
+    `torch.nn.functional.pixel_shuffle(x, p)` puts their pixels in place.
 
     Everything is checked before anything is written. Raises ValueError for what diffusers cannot
     express, naming it.

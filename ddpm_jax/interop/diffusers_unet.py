@@ -3,6 +3,9 @@
 Settings for which `UNet` has no attribute are data (FIXED): the values that it computes. A config
 with anything else is refused by name, because its weights would fit a network that computes
 something else.
+
+A `UNet` with `patch_size` p is a UNet2DModel on images of patches, `pixel_unshuffle(x, p)`, with p²
+times the channels and 1/p of the size. PATCH_SIZE records p.
 """
 
 from __future__ import annotations
@@ -10,9 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from ddpm_jax.forward.checks import check_kind, check_shape
 from ddpm_jax.interop.tensors import check_names
 from ddpm_jax.nn import UNet
+from ddpm_jax.nn.checks import check_images
 
 # Setting -> (its value when absent, the values whose function `UNet` computes).
 FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -28,6 +35,9 @@ FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
 PADDINGS = {0: "same", 1: "symmetric"}
 ORDERS = {False: "sin_cos", True: "cos_sin"}  # of flip_sin_to_cos
 SCALE_SHIFTS = {"default": False, "scale_shift": True}
+PATCH_SIZE = "_ddpm_jax_patch_size"
+"""The setting that records `patch_size`. With this underscore diffusers ignores it in silence, and
+saves it again with the model."""
 MAX_SIZE = 1 << 16
 """Largest width, size or count accepted; Stable Diffusion's widest layer has 1,280 channels."""
 REQUIRED = object()
@@ -81,6 +91,7 @@ READ: dict[str, Setting] = {
     "sample_size": Setting(REQUIRED),
     "time_embedding_dim": Setting(None),
     "up_block_types": Setting(REQUIRED),
+    PATCH_SIZE: Setting(1, _whole, COUNT),
 }
 # Settings without effect under those above.
 IGNORED = ("num_train_timesteps",)
@@ -96,7 +107,8 @@ class NetworkDescription(NamedTuple):
 def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
     """Reads the `UNet` that a UNet2DModel's config.json describes.
 
-    The last of `num_class_embeds` rows is the `UNet`'s "no label", so there is one class fewer.
+    The last of `num_class_embeds` rows is the `UNet`'s "no label", so there is one class fewer. The
+    shape is in pixels, also if the config records a patch size.
 
     Raises ValueError naming every setting, with its value, that `UNet` cannot express or that this
     version does not know.
@@ -114,7 +126,7 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
     if kind not in ("UNet2DModel", "UNetUnconditionalModel"):  # its name in the first versions
         raise ValueError(f"{call} needs the config of a UNet2DModel, got _class_name={kind!r}.")
     known = {*FIXED, *READ, *IGNORED}
-    given = {name: value for name, value in config.items() if not name.startswith("_")}
+    given = {n: value for n, value in config.items() if n == PATCH_SIZE or not n.startswith("_")}
     missing = [n for n, setting in READ.items() if setting.default is REQUIRED and n not in given]
     if missing:
         raise ValueError(f"{call} got a config without {missing}. Pass all of config.json.")
@@ -132,6 +144,7 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
             "google/ddpm-cifar10-32 and the default settings of UNet2DModel, among others."
         )
     widths, (height, width) = values["block_out_channels"], _size(values["sample_size"])
+    patch = values[PATCH_SIZE]
     attended = [name.endswith("AttnDownBlock2D") for name in values["down_block_types"]]
     scale_shift = SCALE_SHIFTS[values["resnet_time_scale_shift"]]
     if not values["add_attention"]:
@@ -148,7 +161,8 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
             num_res_blocks=values["layers_per_block"],
             attention_resolutions=tuple(height >> i for i, here in enumerate(attended) if here),
             dropout=float(values["dropout"]),
-            out_channels=values["out_channels"],
+            out_channels=values["out_channels"] // patch**2,
+            patch_size=patch,
             num_groups=values["norm_num_groups"],
             num_classes=None if classes is None else classes - 1,
             downsample_padding=PADDINGS[values["downsample_padding"]],
@@ -162,15 +176,18 @@ def unet_from_diffusers_config(config: Mapping[str, Any]) -> NetworkDescription:
         )
     except ValueError as error:
         raise ValueError(f"{call} got the settings of no network: {error}") from error
-    return NetworkDescription(unet, (height, width, values["in_channels"]))
+    shape = (height * patch, width * patch, values["in_channels"] // patch**2)
+    return NetworkDescription(unet, shape)
 
 
 def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Writes the config.json of the UNet2DModel that computes what `unet` does on such images.
 
-    Raises ValueError for what UNet2DModel cannot express: `cond`, patches, resampling without
+    With `unet.patch_size` p it does so on `pixel_unshuffle(x, p)`, and p is kept as PATCH_SIZE.
+
+    Raises ValueError for what UNet2DModel cannot express: `cond`, `context`, resampling without
     convolutions, a first level wider than `channels`, heads of several sizes, and attention in the
-    middle that is "plain" without `scale_shift`.
+    middle that is "plain" without `scale_shift`; and for images that `unet` does not take.
 
     >>> from ddpm_jax.interop import unet_to_diffusers_config
     >>> unet_to_diffusers_config(dj.UNet(), (32, 32, 3))["block_out_channels"]
@@ -178,7 +195,9 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
     """
     call = "unet_to_diffusers_config"
     check_kind(call, "unet", unet, UNet, "such as dj.UNet()")
-    height, width, channels = check_shape(call, "image_shape", image_shape, "HWC")
+    *size, channels = check_shape(call, "image_shape", image_shape, "HWC")
+    patch = unet.patch_size
+    height, width = (length // patch for length in size)
     widths = [unet.channels * m for m in unet.channel_multipliers]
     attended = [height >> level in unet.attention_resolutions for level in range(len(widths))]
     middle = unet.middle_attention
@@ -186,7 +205,6 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
         "cond_features": (None, "it has no such input"),
         "context_features": (None, "it has no such input"),
         "spatial_rank": (2, "it works on images"),
-        "patch_size": (1, "it works on pixels"),
         "resample_with_conv": (True, "its blocks resample by convolutions"),
     }
     problems = [
@@ -209,6 +227,9 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
             problems.append(f"num_heads={unet.num_heads} (its heads have one size at all levels)")
     if problems:
         raise ValueError(f"{call}: UNet2DModel cannot express " + "; ".join(problems) + ".")
+    images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    jax.eval_shape(lambda x: check_images(unet, x), images)
+    out_channels = channels if unet.out_channels is None else unet.out_channels
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": "0.35.0",
@@ -225,16 +246,17 @@ def unet_to_diffusers_config(unet: UNet, image_shape: tuple[int, int, int]) -> d
         "dropout": float(unet.dropout),
         "flip_sin_to_cos": _key(ORDERS, unet.embedding_order),
         "freq_shift": unet.embedding_shift,
-        "in_channels": channels,
+        "in_channels": channels * patch**2,
         "layers_per_block": unet.num_res_blocks,
         "norm_eps": unet.norm_epsilon,
         "norm_num_groups": unet.num_groups,
         "num_class_embeds": None if unet.num_classes is None else unet.num_classes + 1,
-        "out_channels": channels if unet.out_channels is None else unet.out_channels,
+        "out_channels": out_channels * patch**2,
         "resnet_time_scale_shift": _key(SCALE_SHIFTS, unet.scale_shift),
         "sample_size": height if height == width else [height, width],
         "time_embedding_dim": None,
         "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in attended[::-1]],
+        **({} if patch == 1 else {PATCH_SIZE: patch}),
     }
 
 
@@ -273,6 +295,12 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     ]
     if values["time_embedding_dim"] not in (None, 4 * widths[0]):
         problems.append(f"time_embedding_dim={values['time_embedding_dim']!r} (only None)")
+    patch = values[PATCH_SIZE]
+    problems += [
+        f"{name}={values[name]} (a multiple of {PATCH_SIZE}² = {patch**2})"
+        for name in ("in_channels", "out_channels")
+        if _whole(patch) and _whole(values[name]) and values[name] % patch**2
+    ]
     size = _size(values["sample_size"])
     multiple = 2 ** (len(widths) - 1)
     if len(size) != 2 or not all(_whole(n) and n % multiple == 0 for n in size):

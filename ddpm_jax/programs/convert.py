@@ -24,7 +24,7 @@ from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.config_values import to_json, with_types
 from ddpm_jax.programs.console import quantity, say
-from ddpm_jax.programs.diffusers_code import guided_sampling_code
+from ddpm_jax.programs.diffusers_code import sampling_code
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import WeightsDtype, check_weights_folder, save_weights
@@ -83,7 +83,8 @@ class ToDiffusers(RunOptions):
     """Export a run as a folder that diffusers.DDPMPipeline.from_pretrained loads.
 
     A class-conditional run is loaded by UNet2DModel and DDIMScheduler, since DDPMPipeline has no
-    labels; the code that samples it is printed.
+    labels. With --network.patch-size p, diffusers samples images of patches, and PyTorch's
+    pixel_shuffle turns them into pixels. The code that does so is printed.
     """
 
 
@@ -194,9 +195,9 @@ def to_diffusers(config: ToDiffusers) -> None:
     say(f"{run.title}: {which} parameters, as a {kind} in {out}")
     for path in written:
         say(f"  {path} ({quantity(path.stat().st_size, 'B')})")
-    if classes is not None:
+    if classes is not None or run.config.network.patch_size > 1:
         say("Sample it in diffusers with these lines:\n")
-        say(textwrap.indent(guided_sampling_code(run, out), "    "))
+        say(textwrap.indent(sampling_code(run, out), "    "))
 
 
 def to_weights(config: ToWeights) -> None:
