@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from ddpm_jax.nn.convolution.dispatch import convolution, upsampled_convolution
+from ddpm_jax.nn import kernels
+from ddpm_jax.nn.convolution.dispatch import _by_dilation, convolution, upsampled_convolution
 
 SHAPE, OUT = (2, 6, 8, 3), 5
 
@@ -39,6 +40,7 @@ FORMS = {
     "stride 2, padding (0, 1)": pair((2, 2), ((0, 1), (0, 1))),
     "stride 2, padding (1, 1)": pair((2, 2), ((1, 1), (1, 1))),
     "upsampled": (lambda x, kernel: upsampled_convolution(x, kernel, (1, 1), "SAME"), repeated),
+    "upsampled, on TPUs": (_by_dilation, repeated),
 }
 
 
@@ -81,6 +83,15 @@ def test_values_and_derivatives_are_those_of_lax_in_float64(name, order):
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             assert a.dtype == b.dtype == jnp.float64
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_only_tpus_dilate_the_image(dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "may_run_on_tpu", lambda: True)
+    run = jax.jit(lambda x, kernel: upsampled_convolution(x, kernel, (1, 1), "SAME"))
+    for platform in ("tpu", "cpu", "cuda"):
+        text = run.trace(*arrays(dtype)[:2]).lower(lowering_platforms=(platform,)).as_text()
+        assert ("lhs_dilate = [2, 2]" in text) == (platform == "tpu")
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -1,4 +1,4 @@
-"""Group normalisation in both forms: against float64, in all modes of differentiation."""
+"""Group normalisation in its three forms: against float64, in all modes of differentiation."""
 
 import jax
 import jax.export
@@ -117,6 +117,34 @@ def test_bfloat16_rounds_once():
     assert gradient(given[0]).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("spread", [1.0, 1 / 30])
+@pytest.mark.parametrize("name", SIZES)
+def test_one_pass_is_the_formula_in_float64(name, spread):
+    """For 16-bit activations, with a mean of up to 45 times the spread."""
+    shape, groups = SIZES[name]
+    (x, *rest), keep = arrays(shape)
+    given = ((3 + spread * (x - 3)).astype(jnp.bfloat16), *rest[:-1], spread * rest[-1])
+    form = Form(groups, 1e-6, True, 0.3, jnp.float32)
+
+    def one_pass(*a):
+        return dispatch.one_pass_form(*a, keep, form=form)
+
+    share = 2e-6 / spread**2
+    close(one_pass(*given), truth(*given, keep, groups), share)
+    y = jax.random.normal(jax.random.key(9), shape)
+    got = jax.vjp(one_pass, given[0].astype(jnp.float32), *given[1:])[1](y)
+    expected = in_float64(lambda *a: jax.vjp(plain(groups, keep), *a[:-1])[1](a[-1]), *given, y)
+    close(got, expected, 2 * share)
+
+
+def test_one_pass_of_one_value_is_zero():
+    """E[x²] - mean² may round to less than zero."""
+    x, ones = jnp.full((1, 3, 3, 4), 1.7, jnp.bfloat16), jnp.ones(4)
+    form = Form(2, 1e-6, False, 0.0, jnp.bfloat16)
+    y = dispatch.one_pass_form(x, ones, 0 * ones, None, None, form=form)
+    np.testing.assert_allclose(np.float32(y), 0, atol=1e-3)
+
+
 DERIVATIVES = {
     "forward mode": lambda f: lambda x: jax.jvp(f, (x,), (jnp.sin(x),))[1],
     "reverse over reverse": lambda f: jax.grad(lambda x: jnp.sum(jax.grad(f)(x) * jnp.cos(x))),
@@ -146,9 +174,9 @@ def test_derivatives_of_every_kind_are_those_of_the_plain_form(name):
     close(got, expected, share=5e-6)
 
 
-def _lowered(platform):
+def _lowered(platform, dtype=jnp.float32):
     norm = GroupNorm(2)
-    x = jnp.ones((2, 4, 4, 8))
+    x = jnp.ones((2, 4, 4, 8), dtype)
     variables = norm.init(jax.random.key(0), x)
     gradient = jax.jit(jax.grad(lambda x: norm.apply(variables, x, silu=True).sum()))
     return gradient.trace(x).lower(lowering_platforms=(platform,)).as_text()
@@ -157,6 +185,13 @@ def _lowered(platform):
 def test_only_nvidia_gpus_get_kernels():
     assert _lowered("cuda").count("xla.gpu.triton") == 2  # forward for the moments, and backward
     assert "triton" not in _lowered("cpu") + _lowered("tpu") + _lowered("rocm")
+
+
+def test_only_tpus_take_one_pass_and_only_in_16_bits(monkeypatch):
+    monkeypatch.setattr(kernels, "may_run_on_tpu", lambda: True)
+    assert "dot_general" in _lowered("tpu", jnp.bfloat16)
+    for platform, dtype in (("tpu", jnp.float32), ("cpu", jnp.bfloat16), ("cuda", jnp.bfloat16)):
+        assert "dot_general" not in _lowered(platform, dtype)
 
 
 @pytest.mark.parametrize("replicated", [False, True])

@@ -48,6 +48,12 @@ def may_run() -> bool:
     return plugins and any(importlib.util.find_spec(f"jax_plugins.{name}") for name in names)
 
 
+@functools.cache
+def may_run_on_tpu() -> bool:
+    """Whether programs may be compiled for TPUs, by what is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
 def kernel(
     name: str,
     *,

@@ -153,7 +153,12 @@ def make_train_step(
         # Optax multiplies its integer counters with floats.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+
+        def kept(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, old)
+
+        # The averages take the parameters as they are kept: else TPUs write both.
+        params = kept(optax.apply_updates(state.params, updates), state.params)
         decay = ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
         extra = zip(state.extra_ema_params, extra_emas, strict=True)
         loss_state = state.loss_state
@@ -169,12 +174,10 @@ def make_train_step(
             extra_ema_params=tuple(update_ema(ema, params, at(state.step)) for ema, at in extra),
         )
         # The key never changes, and typed keys have no `where`.
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(taken, new, old),
-            dataclasses.replace(updated, key=()),
-            dataclasses.replace(state, key=()),
+        updated, old = (dataclasses.replace(s, key=(), params=()) for s in (updated, state))
+        state = dataclasses.replace(
+            kept(updated, old), key=state.key, params=params, step=state.step + 1
         )
-        state = dataclasses.replace(kept, key=state.key, step=state.step + 1)
         return (state if layout is None else layout.constrain(state)), metrics
 
     return train_step
