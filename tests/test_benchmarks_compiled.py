@@ -41,6 +41,15 @@ def test_a_sum_over_devices_sends_what_a_ring_needs():
     assert found == {"all-reduce": {"count": 1, "bytes": 2 * 4096 * 7 / 8}}
 
 
+def test_a_collective_beside_several_operations_counts_once():
+    chained = 'replica_groups=[1,8]<=[8], frontend_attributes={chain_id="3"}'
+    text = TEXT.replace("replica_groups=[1,8]<=[8]", chained)
+    row = next(row for row in text.splitlines() if "all-reduce-start(" in row)
+    again = row.replace("all-reduce-start.1", "all-reduce-start.2")
+    found = hlo.Program(text.replace(row, f"{row}\n{again}")).collectives()
+    assert found == hlo.Program(TEXT).collectives()
+
+
 def test_without_a_loop_over_steps_everything_is_one_step():
     text = TEXT.replace("body=%body", "body=%inner").replace("while.1", "while.9")
     program = hlo.Program(text)

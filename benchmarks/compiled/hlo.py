@@ -233,11 +233,19 @@ class Program:
         return instruction.opcode == "fusion" and bool(opcodes) and opcodes <= MOVES
 
     def collectives(self) -> dict[str, dict[str, float]]:
-        """Of one step, by kind: operations, and the bytes that one device sends in a ring."""
+        """Of one step, by kind: operations, and the bytes that one device sends in a ring.
+
+        A TPU's compiler writes one that runs beside other operations into each of them.
+        """
         found: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "bytes": 0.0})
+        chains: set[str] = set()
         for kernel in self.step:
             for one in (kernel.instruction, *self._inside(kernel.instruction)):
                 if one.opcode.startswith(COLLECTIVES):
+                    chain = re.search(r'chain_id="(\d+)"', one.attributes)
+                    if chain and chain[1] in chains:
+                        continue
+                    chains |= {chain[1]} if chain else set()
                     kind = next(k for k in COLLECTIVES if one.opcode.startswith(k))
                     found[kind]["count"] += kernel.times
                     sent = _ring_bytes(kind, sum(self._sizes(one)), _group(one.attributes))

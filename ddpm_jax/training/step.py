@@ -157,8 +157,13 @@ def make_train_step(
         def kept(new: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, old)
 
-        # The averages take the parameters as they are kept: else TPUs write both.
-        params = kept(optax.apply_updates(state.params, updates), state.params)
+        proposed = optax.apply_updates(state.params, updates)
+        params = kept(proposed, state.params)
+        # Averages of the proposed ones would make a TPU write both. They are the same wherever the
+        # average is kept, but CPUs round the sum otherwise.
+        averaged = jax.lax.platform_dependent(
+            proposed, params, tpu=lambda _, kept: kept, default=lambda proposed, _: proposed
+        )
         decay = ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
         extra = zip(state.extra_ema_params, extra_emas, strict=True)
         loss_state = state.loss_state
@@ -167,11 +172,11 @@ def make_train_step(
         updated = dataclasses.replace(
             state,
             params=params,
-            ema_params=update_ema(state.ema_params, params, decay),
+            ema_params=update_ema(state.ema_params, averaged, decay),
             opt_state=opt_state,
             loss_state=loss_state,
             guard=guard,
-            extra_ema_params=tuple(update_ema(ema, params, at(state.step)) for ema, at in extra),
+            extra_ema_params=tuple(update_ema(ema, averaged, at(state.step)) for ema, at in extra),
         )
         # The key never changes, and typed keys have no `where`.
         updated, old = (dataclasses.replace(s, key=(), params=()) for s in (updated, state))
