@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 PAGE = Path(__file__).parent
-LOG = PAGE / "sittings.md"
+LOG = PAGE / "training_log.md"
 PICTURES = {
     "guidance": "guidance/guidance.png",
     "guidance_curves": "guidance/curves.png",
@@ -33,7 +33,7 @@ BATCH_SIZE = 64
 
 
 def hours_to(step: int) -> float:
-    """The hours that the run took to a step, by the table of sittings.md."""
+    """The hours that the run took to a step, by the table of training_log.md."""
     hours, time, count = 0.0, r"(\d{4}-\d\d-\d\d \d\d:\d\d)", r"([\d,]+)"
     for row in re.finditer(rf"\| {time} \| {time} \| {count} to {count} ", LOG.read_text()):
         start, stop = (datetime.fromisoformat(text) for text in row.groups()[:2])
@@ -70,6 +70,7 @@ def collected(out: Path, classifier: Path) -> dict[str, Any]:
             "steps_per_image": 5,
         },
         "bound": likelihood["held out"]["bound"],
+        "bound_beyond_learned_range": likelihood["held out"]["beyond_own"],
         "bound_of_training_images": likelihood["training"]["bound"],
         "flow": flow["held out"]["flow"],
         "frechet": {
