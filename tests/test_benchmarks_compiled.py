@@ -177,7 +177,10 @@ def test_a_chip_whose_compiler_is_missing_is_named_with_the_reason(tmp_path, mon
 
 
 # Of the small network's step with jaxlib 0.10.2 and libtpu 0.0.42.1.
-RECORDED = {"v5e": {"kernels": 3081, "bytes": 22_511_025, "cycles": 4_118_686}}
+RECORDED = {
+    "v5e": {"kernels": 2378, "bytes": 22_630_627, "cycles": 3_574_132},
+    "H200": {"kernels": 415, "bytes": 513_086_066},
+}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,8 @@ def test_the_training_step_compiles_as_it_should(chip, program):
     assert "error" not in found, found
     assert found["donated"]["aliased"] >= found["donated"]["expected"] > 0
     assert found["once"]["copies"]["cycles"] <= 100_000
-    assert found["once"]["copies"]["bytes"] <= found["donated"]["expected"]
+    # Parameters are packed before the first step and unpacked after the last one.
+    assert found["once"]["copies"]["bytes"] <= 2 * found["donated"]["expected"]
     sent, expected = found["collectives"]["found"], found["collectives"]["expected"]
     if not expected:
         assert sent == {}
