@@ -1,6 +1,7 @@
 """Packed parameters: the same arrays, gradients and training steps as of the tree itself."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -127,26 +128,35 @@ def test_packed_steps_are_the_steps_of_the_tree(optimiser):
 
 
 @pytest.mark.parametrize(
-    "backend,count,options",
+    "backend,count,shards,options",
     [
-        ("jit", 1, "microbatches"),
-        ("jit", 1, "spikes and averages"),
-        ("pmap", 4, "plain"),
-        ("shard_map", 4, "microbatches"),
+        ("jit", 1, 1, "microbatches"),
+        ("jit", 1, 1, "spikes and averages"),
+        ("pmap", 4, 1, "plain"),
+        ("shard_map", 4, 1, "microbatches"),
+        # Parameters that are split over devices stay as they are.
+        ("shard_map", 4, 2, "plain"),
     ],
 )
-def test_packed_steps_on_devices(backend, count, options):
+def test_packed_steps_on_devices(backend, count, shards, options):
     """Places and shapes of the state are the same; sums in another order differ a little."""
     keywords = STEPS[options]
     guard = init_spike_guard() if "spike_factor" in keywords else ()
     extra = len(keywords.get("extra_emas", ()))
     optimizer = OPTIMISERS["momentum"]
     state = init_state(tree(), optimizer, jax.random.key(5), (), guard, num_extra_emas=extra)
-    parallel = DataParallel(backend, DEVICES[:count])
+    parallel = DataParallel(backend, DEVICES[:count], shards)
     found = list(both_ways(optimizer, state, batches_of(jnp.float32), 3, parallel, **keywords))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform,packed", [("gpu", True), ("cpu", False), ("tpu", False)])
+def test_programs_pack_on_gpus_alone(platform, packed):
+    assert DataParallel("jit", DEVICES[:1]).packed is False
+    device = SimpleNamespace(platform=platform)
+    assert DataParallel.packed.fget(SimpleNamespace(devices=(device,))) is packed
 
 
 def test_a_packed_chunk_updates_all_arrays_at_once():
