@@ -128,28 +128,38 @@ def test_packed_steps_are_the_steps_of_the_tree(optimiser):
 
 
 @pytest.mark.parametrize(
-    "backend,count,shards,options",
+    "backend,count,options",
     [
-        ("jit", 1, 1, "microbatches"),
-        ("jit", 1, 1, "spikes and averages"),
-        ("pmap", 4, 1, "plain"),
-        ("shard_map", 4, 1, "microbatches"),
-        # Parameters that are split over devices stay as they are.
-        ("shard_map", 4, 2, "plain"),
+        ("jit", 1, "microbatches"),
+        ("jit", 1, "spikes and averages"),
+        ("pmap", 4, "plain"),
+        ("shard_map", 4, "microbatches"),
     ],
 )
-def test_packed_steps_on_devices(backend, count, shards, options):
+def test_packed_steps_on_devices(backend, count, options):
     """Places and shapes of the state are the same; sums in another order differ a little."""
     keywords = STEPS[options]
     guard = init_spike_guard() if "spike_factor" in keywords else ()
     extra = len(keywords.get("extra_emas", ()))
     optimizer = OPTIMISERS["momentum"]
     state = init_state(tree(), optimizer, jax.random.key(5), (), guard, num_extra_emas=extra)
-    parallel = DataParallel(backend, DEVICES[:count], shards)
+    parallel = DataParallel(backend, DEVICES[:count])
     found = list(both_ways(optimizer, state, batches_of(jnp.float32), 3, parallel, **keywords))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shards,same", [(1, False), (2, True)])
+def test_parameters_that_are_split_over_devices_are_not_packed(shards, same):
+    parallel = DataParallel("shard_map", DEVICES[:4], shards)
+    optimizer = make_optimizer(0.1)
+    step = make_train_step(loss_fn, optimizer)
+    state = parallel.place(init_state(tree(), optimizer, jax.random.key(0)))
+    arguments = state, (), parallel.place_batches(batches_of(jnp.float32)), 3
+    chunks = (make_chunk(step, lambda _, batch: batch, packed=packed) for packed in (False, True))
+    one, other = (parallel.wrap(chunk).lower(*arguments).as_text() for chunk in chunks)
+    assert (one == other) is same
 
 
 @pytest.mark.parametrize("platform,packed", [("gpu", True), ("cpu", False), ("tpu", False)])
