@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes every figure of this page, in about forty minutes of two cores:
+# Makes every figure of this page, in about twenty minutes on two cores:
 #
 #     docs/results/cifar10/small/figures.sh MODEL FOLDER CLASSIFIER OUT
 #
