@@ -95,3 +95,26 @@ def traced_for_gpus():
         jax.clear_caches()
         yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def libraries():
+    """(torch, diffusers); the test is skipped without them."""
+    reason = "needs the extra [interop] to compare with diffusers"
+    torch = pytest.importorskip("torch", reason=reason)
+    diffusers = pytest.importorskip("diffusers", reason=reason)
+    return torch, diffusers
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Collects the axes of every plot instead of writing it."""
+    collected = []
+
+    def collect(target, figure):
+        figure.canvas.draw()
+        collected.extend(figure.axes)
+
+    for module in ("files", "plots"):
+        monkeypatch.setattr(f"ddpm_jax.visualize.{module}.write_figure", collect)
+    return collected

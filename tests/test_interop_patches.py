@@ -81,14 +81,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def libraries():
-    reason = "needs the extra [interop] to compare with diffusers"
-    torch = pytest.importorskip("torch", reason=reason)
-    diffusers = pytest.importorskip("diffusers", reason=reason)
-    return torch, diffusers
-
-
 def same(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
         jax.tree.map(np.array_equal, a, b)

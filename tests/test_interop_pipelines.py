@@ -35,14 +35,6 @@ PROCESSES = {
 }
 
 
-@pytest.fixture(scope="module")
-def libraries():
-    reason = "needs the extra [interop] to compare with diffusers"
-    torch = pytest.importorskip("torch", reason=reason)
-    diffusers = pytest.importorskip("diffusers", reason=reason)
-    return torch, diffusers
-
-
 def images_of(pipeline, torch):
     """What the pipeline makes of seed 0, on NHWC: [B, *SHAPE] in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)

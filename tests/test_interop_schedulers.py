@@ -17,14 +17,6 @@ X_T = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 NOISE = np.random.default_rng(1).normal(size=(50, *SHAPE)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def libraries():
-    reason = "needs the extra [interop] to compare with diffusers"
-    torch = pytest.importorskip("torch", reason=reason)
-    diffusers = pytest.importorskip("diffusers", reason=reason)
-    return torch, diffusers
-
-
 def toy(x, t, xp, learned=False):
     """A network of no sense that leaves no symmetry: neighbours, channels and t all matter."""
     mixed = 0.7 * x + 0.4 * xp.roll(x, 1, -1) - 0.3 * xp.roll(x, 2, -3)

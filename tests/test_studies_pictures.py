@@ -14,20 +14,6 @@ import steps_vs_quality
 from ddpm_jax import evaluation, visualize
 from ddpm_jax.likelihood.coding import RateDistortion
 from ddpm_jax.programs.intervals import frechet_interval, interval_band
-from ddpm_jax.visualize import files
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Collects the axes of every plot instead of writing it."""
-    collected = []
-
-    def collect(target, figure):
-        figure.canvas.draw()
-        collected.extend(figure.axes)
-
-    monkeypatch.setattr(files, "write_figure", collect)
-    return collected
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from ddpm_jax.visualize import (
     as_images,
     files,
     image_grid,
-    plots,
     save_curves,
     save_gif,
     save_grid,
@@ -336,19 +335,6 @@ def test_captions_stand_below_their_image(scale, tmp_path):
 def test_captions_that_do_not_match_are_refused(captions, tmp_path):
     with pytest.raises(ValueError, match="save_rows got 2 rows and 3 columns"):
         save_rows(tmp_path / "a.png", np.zeros((2, 3, 8, 8, 1), np.uint8), captions=captions)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Collects the axes of every plot instead of writing it."""
-    collected = []
-
-    def collect(target, figure):
-        figure.canvas.draw()
-        collected.extend(figure.axes)
-
-    monkeypatch.setattr(plots, "write_figure", collect)
-    return collected
 
 
 def test_curves_hold_the_data_they_were_given(drawn):

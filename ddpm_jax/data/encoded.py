@@ -55,8 +55,8 @@ def decode_dataset(
 
     Without a resolution, all images must have the same size.
 
-    Raises ValueError, naming up to 20, for images that cannot be read, have another size, or have a
-    label that is none; and OSError if the disk of the cache has no room, before any is decoded.
+    Raises ValueError, naming up to 20, for images that cannot be read, have another size, or have
+    an invalid label; and OSError if the disk of the cache has no room, before any is decoded.
     """
     check_stream(name, stream)
     if not source.count:

@@ -159,8 +159,8 @@ def make_train_step(
 
         proposed = optax.apply_updates(state.params, updates)
         params = kept(proposed, state.params)
-        # Averages of the proposed ones would make a TPU write both. They are the same wherever the
-        # average is kept, but CPUs round the sum otherwise.
+        # With averages of the proposed parameters a TPU would write these, too. Both are the same
+        # where a step is taken, but with the kept ones CPUs would round the averages differently.
         averaged = jax.lax.platform_dependent(
             proposed, params, tpu=lambda _, kept: kept, default=lambda proposed, _: proposed
         )

@@ -100,9 +100,8 @@ def one_pass_form(
 ) -> Array:
     """`normalise` with the variance as E[x²] - mean², and group means as products of matrices.
 
-    E[x²] in float32 is exact to some 1e-6, so the variance is to 1e-6 mean² / variance. That is
-    far below what rounding x to 16 bits has cost before: as a share of the spread, 2⁻⁹ for each
-    value (bfloat16) wherever the mean is as large as the spread, and more where it is larger.
+    E[x²] in float32 has a relative error of some 1e-6, so the variance has one of
+    1e-6 mean² / variance. Rounding x to 16 bits costs more: 2⁻⁹ |x| per value in bfloat16.
     """
     x = _shifted(x, shift).astype(form.dtype)
     ones = (1,) * (x.ndim - 2)
