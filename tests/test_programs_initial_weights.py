@@ -201,6 +201,22 @@ def test_a_run_records_where_it_began_and_what_was_changed(source, tmp_path):
         directory.check(dataclasses.replace(slower, seed=3, resume_with_changes=True), {})
 
 
+def test_a_constant_run_that_is_given_a_decay_is_the_run_begun_with_it(tmp_path):
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, ema_decay=0.5)
+    decay = dataclasses.replace(optimizer, decay="linear", decay_steps=2)
+    whole = dataclasses.replace(SHORT, num_steps=4, run_dir=tmp_path / "whole", optimizer=decay)
+    train(whole)
+    parts = dataclasses.replace(whole, num_steps=2, run_dir=tmp_path / "parts", optimizer=optimizer)
+    train(parts)
+    train(dataclasses.replace(whole, run_dir=parts.run_dir, resume_with_changes=True))
+    (change,) = facts(parts.run_dir)["changes"]
+    assert "--optimizer.decay-steps: None → 2" in change["changed"]
+    a, b = map(stored, (whole.run_dir, parts.run_dir))
+    assert int(a.step) == int(b.step) == 4
+    assert_same(a.params, b.params)
+    assert_same(a.ema_params, b.ema_params)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_changes_on_other_devices(tmp_path):
     """Changed settings and another number of devices at once: the numbers are those of one."""

@@ -1,3 +1,5 @@
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -209,6 +211,37 @@ def test_learning_rates():
     assert learning_rate_schedule(0.3, warmup_steps=0, num_steps=5)(0) == np.float32(0.3)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+@pytest.mark.parametrize(
+    "warmup,num_steps,decay_steps",
+    [(10, 110, None), (10, 110, 100), (10, 110, 40), (0, 50, None), (0, 50, 20), (1, 2, 1)],
+)
+def test_a_decay_takes_the_last_steps_and_ends_at_zero(decay, warmup, num_steps, decay_steps):
+    rate = learning_rate_schedule(
+        2.0, warmup_steps=warmup, num_steps=num_steps, decay=decay, decay_steps=decay_steps
+    )
+    length = num_steps - warmup if decay_steps is None else decay_steps
+
+    def expected(step):
+        if step < warmup:
+            return 2 * step / warmup
+        left = min(1.0, (num_steps - step) / length)
+        return 2 * left if decay == "linear" else 1 - math.cos(math.pi * left)
+
+    steps = range(num_steps + 1)
+    np.testing.assert_allclose([rate(s) for s in steps], list(map(expected, steps)), atol=1e-6)
+
+
+def test_until_its_decay_a_schedule_is_the_constant_one():
+    """So a constant run that is continued with a decay is the run that was begun with it."""
+    constant = learning_rate_schedule(5e-4, warmup_steps=7, num_steps=999)
+    decayed = learning_rate_schedule(
+        5e-4, warmup_steps=7, num_steps=40, decay="linear", decay_steps=10
+    )
+    assert all(jax.jit(constant)(s) == jax.jit(decayed)(s) for s in range(31))
+    assert decayed(31) < constant(31)
+
+
 def test_adam_of_the_paper_on_a_known_gradient():
     """Adam's first step is the learning rate times the gradient's sign; a clipped gradient has norm
     1."""
@@ -236,6 +269,13 @@ def test_adam_of_the_paper_on_a_known_gradient():
             "warm-up",
         ),
         (lambda: learning_rate_schedule(1.0, warmup_steps=0, num_steps=9, decay="step"), "cosine"),
+        (lambda: learning_rate_schedule(1.0, warmup_steps=0, num_steps=9, decay_steps=3), "linear"),
+        (
+            lambda: learning_rate_schedule(
+                1.0, warmup_steps=4, num_steps=9, decay="linear", decay_steps=6
+            ),
+            "leaves 5 of 9 for the linear decay of 6. Train longer, or shorten",
+        ),
     ],
 )
 def test_bad_values_are_named(call, words):

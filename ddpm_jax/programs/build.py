@@ -206,6 +206,7 @@ def build_model(
             warmup_steps=config.optimizer.warmup_steps,
             num_steps=config.num_steps,
             decay=config.optimizer.decay,
+            decay_steps=config.optimizer.decay_steps,
         ),
         clip_norm=config.optimizer.clip_norm,
         b1=config.optimizer.betas[0],

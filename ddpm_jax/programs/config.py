@@ -112,8 +112,11 @@ class OptimizerConfig:
     """Peak learning rate."""
     warmup_steps: int = 5000
     """Steps of linear warm-up from 0."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up: constant, or a cosine to 0 at the last step."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls to 0 at the last step; constant for never."""
+    decay_steps: int | None = None
+    """Length of that decay, the rate being constant before; None for all steps after the
+    warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of Adam's first and second moment."""
     weight_decay: float = 0.0

@@ -11,13 +11,23 @@ import optax
 from ddpm_jax.forward.checks import check_choice, check_number, check_whole
 from ddpm_jax.types import PyTree
 
-Decay = Literal["constant", "cosine"]
+Decay = Literal["constant", "cosine", "linear"]
 
 
 def learning_rate_schedule(
-    peak: float, *, warmup_steps: int, num_steps: int, decay: Decay = "constant"
+    peak: float,
+    *,
+    warmup_steps: int,
+    num_steps: int,
+    decay: Decay = "constant",
+    decay_steps: int | None = None,
 ) -> optax.Schedule:
-    """Linear warm-up from 0 over `warmup_steps`, then constant, or a cosine to 0 at `num_steps`.
+    """Linear warm-up from 0 over `warmup_steps`, then constant, then a decay to 0 at `num_steps`.
+
+    The decay is a cosine or a line over the last `decay_steps`; with None it begins after the
+    warm-up. "constant" has none. A run of constant learning rate can be continued with a decay over
+    its last steps, and is then the same as one that was begun with it (the "cooldown" of Hägele et
+    al. 2024, arXiv 2405.18392).
 
     Raises ValueError for values no run could use.
     """
@@ -30,16 +40,34 @@ def learning_rate_schedule(
             f"{call} needs a peak > 0, got {peak}. Ho et al. (2020) use 2e-4 on CIFAR-10."
         )
     check_choice(call, "decay", decay, get_args(Decay))
+    if decay_steps is not None:
+        check_whole(call, "decay_steps", decay_steps)
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps) if warmup_steps else None
+    constant = optax.constant_schedule(peak)
     if decay == "constant":
-        if warmup_steps == 0:
-            return optax.constant_schedule(peak)
-        return optax.linear_schedule(0.0, peak, warmup_steps)
-    if num_steps <= warmup_steps:
+        if decay_steps is not None:
+            raise ValueError(
+                f"{call} got decay_steps={decay_steps} for a constant learning rate. Choose "
+                "decay='linear' or 'cosine' (--optimizer.decay), or leave decay_steps out."
+            )
+        return warmup or constant
+    length = num_steps - warmup_steps if decay_steps is None else decay_steps
+    if length < 1 or warmup_steps + length > num_steps:
         raise ValueError(
-            f"learning_rate_schedule got a warm-up of {warmup_steps} steps, which leaves none of "
-            f"{num_steps} for the cosine decay. Train longer, or shorten the warm-up."
+            f"{call} got a warm-up of {warmup_steps} steps, which leaves "
+            f"{max(num_steps - warmup_steps, 0)} of {num_steps} for the {decay} decay"
+            + (f" of {length}. " if decay_steps else ". ")
+            + "Train longer, or shorten the warm-up"
+            + (" or the decay." if decay_steps else ".")
         )
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+    tail = (
+        optax.cosine_decay_schedule(peak, length)
+        if decay == "cosine"
+        else optax.linear_schedule(peak, 0.0, length)
+    )
+    parts = {0: warmup or constant, warmup_steps: constant, num_steps - length: tail}
+    first, *others = parts
+    return optax.join_schedules(list(parts.values()), others) if others else parts[first]
 
 
 def make_optimizer(

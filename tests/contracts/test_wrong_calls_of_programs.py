@@ -747,6 +747,7 @@ ROWS = {
         warmup_steps=("from 0", 2),
         num_steps=("whole", 8),
         decay=("split", "cosine"),
+        decay_steps=("whole or None", 3),
     ),
     "make_optimizer": row(
         training.make_optimizer,
