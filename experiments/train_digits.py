@@ -23,7 +23,7 @@ from digits_report import train_and_report
 
 CONFIG = TrainConfig(
     run_dir=Path("runs/digits"),
-    num_steps=4000,
+    num_steps=3500,
     batch_size=32,
     data=DataConfig(name="digits"),
     # More channels than groups: a group of one channel would normalise the time embedding away.
@@ -37,10 +37,10 @@ CONFIG = TrainConfig(
     ),
     diffusion=DiffusionConfig(schedule="cosine", num_timesteps=200, timesteps="stratified"),
     optimizer=OptimizerConfig(
-        learning_rate=3e-3, warmup_steps=100, decay="cosine", ema_decay=0.995, ema_warmup=True
+        learning_rate=4e-3, warmup_steps=100, decay="linear", ema_decay=0.995, ema_warmup=True
     ),
     report=ReportConfig(
-        log_every=10, heldout_every=400, sample_every=1200, checkpoint_every=400, sample_steps=25
+        log_every=10, heldout_every=700, sample_every=1400, checkpoint_every=700, sample_steps=25
     ),
 )
 

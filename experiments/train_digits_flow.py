@@ -1,4 +1,4 @@
-"""A rectified flow on scikit-learn's 1,797 digits: the network and the steps of `train_digits.py`.
+"""A rectified flow on scikit-learn's 1,797 digits, with the network of `train_digits.py`.
 
     ddpm-jax train digits_flow
 
@@ -19,7 +19,11 @@ from digits_report import train_and_report
 CONFIG = dataclasses.replace(
     train_digits.CONFIG,
     run_dir=Path("runs/digits_flow"),
+    num_steps=4000,
     diffusion=DiffusionConfig(process="flow", target="velocity", timesteps="logit_normal"),
+    optimizer=dataclasses.replace(
+        train_digits.CONFIG.optimizer, learning_rate=3e-3, decay="cosine"
+    ),
     report=dataclasses.replace(
         train_digits.CONFIG.report, final_sampler="probability_flow_heun", final_steps=50
     ),

@@ -54,7 +54,16 @@ def ncsn(
 ROWS = {
     "digits": (
         "scikit-learn's digits.",
-        ncsn(DIGITS, "ncsn_digits", (10.0, 0.05, 18), (20, 0.2)),
+        ncsn(
+            dataclasses.replace(
+                DIGITS,
+                num_steps=4000,
+                optimizer=dataclasses.replace(DIGITS.optimizer, learning_rate=3e-3, decay="cosine"),
+            ),
+            "ncsn_digits",
+            (10.0, 0.05, 18),
+            (20, 0.2),
+        ),
     ),
     "cifar10": (
         "CIFAR-10, 10 levels from 1 to 0.01 of [0, 1], as in the paper.",

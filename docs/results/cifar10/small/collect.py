@@ -93,6 +93,7 @@ def collected(out: Path, classifier: Path) -> dict[str, Any]:
             for name, values in interpolation["methods"].items()
         },
         "inpainting": {name: value for name, value in inpaint.items() if name.startswith("rms_")},
+        "cost": read("cost.json"),
         "classifier": {name: judge["held_out"][name] for name in ("accuracy", "images")},
         "fingerprints": {
             "checkpoint_sha256": likelihood["checkpoint_sha256"],
@@ -124,6 +125,17 @@ def tables(found: dict[str, Any]) -> str:
             f"| {name.replace('_', ' ')} | {bound['bits_per_dim']:.3f} ± "
             f"{bound['standard_error']:.3f} | {bound['rate']:.3f} | {bound['distortion']:.3f} | "
             f"{training['bits_per_dim']:.3f} ± {training['standard_error']:.3f} |"
+        )
+    rows += [
+        "",
+        "| guidance | evaluations | GFLOP per image | seconds alone | seconds in a batch of 100 |",
+        "|---|---|---|---|---|",
+    ]
+    costs = found["cost"]["rows"]
+    for alone, batch in zip(costs[::2], costs[1::2], strict=True):
+        rows.append(
+            f"| {alone['guidance']:g} | {alone['evaluations']} | {alone['gflop_per_image']:.1f} | "
+            f"{alone['seconds_per_image']:.2f} | {batch['seconds_per_image']:.3f} |"
         )
     study = found["steps_vs_quality"]["rows"]
     counts = list(next(iter(study.values())))

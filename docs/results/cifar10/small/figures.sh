@@ -23,4 +23,6 @@ study neighbours neighbours --sampler ddim --num-steps 25 --count 100 --guidance
 study interpolate interpolate --pairs 3 --num-steps 50 --points 9 --depths 0.25 0.5 0.75 1
 study inpaint inpaint --sampler ancestral --num-steps 50 --count 4 --completions 5 --num-resamples 3
 study progressive progressive --count 16 --num-steps 100 --batch-size 16 --rows 6
+echo "cost, $(date +%T)"
+python docs/results/cifar10/small/cost.py "$MODEL" "$OUT/cost.json"
 python docs/results/cifar10/small/collect.py "$OUT" "$CLASSIFIER"
