@@ -45,6 +45,7 @@ LONGEST = (
     *("test_devices_processes.py", "test_programs_initial_weights.py", "test_nn_unet.py"),
     *("test_training_step.py", "test_docs.py", "test_examples.py", "test_rivals.py"),
     *("test_sampler_contract.py", "test_wrong_calls.py", "test_studies.py", "test_benchmarks.py"),
+    *("test_variants.py", "test_continuous.py", "test_training_checkpoints.py"),
 )
 
 
