@@ -99,9 +99,6 @@ interop.write_safetensors(PLACE / "weights.safetensors", TENSORS)
 np.savez(PLACE / "weights.npz", **TENSORS)
 CLASSIFIER = PLACE / "classifier"
 DIGITS = config.DataConfig(name="digits")
-classifier.train_classifier(
-    classifier.ClassifierConfig(CLASSIFIER, epochs=1, batch_size=512, channels=8, data=DIGITS)
-)
 DEVICES = jax.devices()[:4]
 SPLIT = batched.RowSplit(DEVICES)
 ROWS_OF_MESH = NamedSharding(mesh.make_mesh(DEVICES), mesh.ROWS)
@@ -653,6 +650,13 @@ NET = Net(
         "depth_counts": "--depth",
     },
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained_classifier():
+    """What `load_classifier` reads; trained when the first of these tests runs."""
+    options = {"epochs": 1, "batch_size": 512, "channels": 8, "data": DIGITS}
+    classifier.train_classifier(classifier.ClassifierConfig(CLASSIFIER, **options))
 
 
 def test_every_public_name_has_a_row():

@@ -146,21 +146,21 @@ def zeros(num_bytes):
 
 
 @pytest.mark.parametrize(
-    "content",
+    "make",
     [
-        gzip.compress(header(2**31)) + zeros(800 * MIB),
-        gzip.compress(header(2**31, b"L")) + zeros(800 * MIB),
-        gzip.compress(header(2**60, b"x")),
-        gzip.compress(header(2**60, b"0")),
-        gzip.compress(archive([member("a" * 99)] * 1)[:512] * 10) + zeros(800 * MIB),
-        gzip.compress((header(20) + b"20 path=" + b"b" * 11 + b"\n" + bytes(492)) * 3000),
-        gzip.compress(archive([member(str(i)) for i in range(200)])[: 200 * 512] * 1000),
+        lambda: gzip.compress(header(2**31)) + zeros(800 * MIB),
+        lambda: gzip.compress(header(2**31, b"L")) + zeros(800 * MIB),
+        lambda: gzip.compress(header(2**60, b"x")),
+        lambda: gzip.compress(header(2**60, b"0")),
+        lambda: gzip.compress(archive([member("a" * 99)] * 1)[:512] * 10) + zeros(800 * MIB),
+        lambda: gzip.compress((header(20) + b"20 path=" + b"b" * 11 + b"\n" + bytes(492)) * 3000),
+        lambda: gzip.compress(archive([member(str(i)) for i in range(200)])[: 200 * 512]) * 1000,
     ],
     ids=["pax header", "long name", "huge pax", "huge member", "zeros", "nested", "members"],
 )
-def test_bombs_are_refused_before_they_fill_the_memory(place, content):
+def test_bombs_are_refused_before_they_fill_the_memory(place, make):
     path = place / "cifar-10-binary.tar.gz"
-    path.write_bytes(content)
+    path.write_bytes(make())
     assert refused(attempt(lambda: read(path), path.name, memory=128 * MIB))
 
 
