@@ -1,6 +1,8 @@
 """A tiny but complete problem for the tests of training: a U-Net of 8×8 images with dropout and
 flips."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1)).astype(np.uint
 BATCH = 16
 
 
-def init_params():
+@functools.cache
+def _initial():
+    """On the host: every call of `jax.jit(NETWORK.init)` traces and compiles anew."""
     params = jax.jit(NETWORK.init)(
         jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
     )
@@ -31,7 +35,12 @@ def init_params():
     leaves, tree = jax.tree.flatten(params["params"])
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    return jax.device_get(jax.tree.unflatten(tree, noisy))
+
+
+def init_params():
+    """Parameters of their own, which a training step may overwrite."""
+    return jax.tree.map(jnp.array, _initial())
 
 
 def draws(batch, keys):
