@@ -57,8 +57,8 @@ def learning_rate_schedule(
             f"{call} got a warm-up of {warmup_steps} steps, which leaves "
             f"{max(num_steps - warmup_steps, 0)} of {num_steps} for the {decay} decay"
             + (f" of {length}. " if decay_steps else ". ")
-            + "Train longer, or shorten the warm-up"
-            + (" or the decay." if decay_steps else ".")
+            + "Train longer (--num-steps), or shorten the warm-up (--optimizer.warmup-steps)"
+            + (" or the decay (--optimizer.decay-steps)." if decay_steps else ".")
         )
     tail = (
         optax.cosine_decay_schedule(peak, length)
