@@ -201,6 +201,7 @@ def test_a_run_records_where_it_began_and_what_was_changed(source, tmp_path):
         directory.check(dataclasses.replace(slower, seed=3, resume_with_changes=True), {})
 
 
+@pytest.mark.slow
 def test_a_constant_run_that_is_given_a_decay_is_the_run_begun_with_it(tmp_path):
     optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, ema_decay=0.5)
     decay = dataclasses.replace(optimizer, decay="linear", decay_steps=2)
