@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes every figure of this page, in about twenty minutes on two cores:
+# Makes every figure of this page, in 18 minutes on two cores:
 #
 #     docs/results/cifar10/small/figures.sh MODEL FOLDER CLASSIFIER OUT
 #
