@@ -18,9 +18,9 @@ more than a few dozen times. docs/results/cifar10/small/TRIALS.md has the speeds
 They decide between 64 and 96 channels only for the first minutes: 64 was chosen because it sees 1.7
 times as many images per hour, and computing time is limited.
 
-The learning rate is constant and falls to 0 over the last 4,500 steps. 21,500 steps take five hours
-on two quiet cores; the same command continues after each interruption. To train longer, give
---num-steps. A run before step 17,000 continues with another length if --resume-with-changes is
+The learning rate is constant and falls to 0 over the last 4,500 steps. At that speed the 21,500
+steps take about five hours; the same command continues after each interruption. To train longer,
+give --num-steps. A run before step 17,000 continues with another length if --resume-with-changes is
 added.
 """
 
