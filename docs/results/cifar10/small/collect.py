@@ -30,10 +30,12 @@ PICTURES = {
 PHOTOGRAPHS = {"guidance", "neighbours", "interpolation", "inpainting", "progressive"}
 """Stored in 256 colours, a third of the size."""
 BATCH_SIZE = 64
+EARLIER_STEPS = 21_500
+"""Steps of the first run, from whose weights the second began."""
 
 
 def hours_to(step: int) -> float:
-    """The hours that the run took to a step, by the table of training_log.md."""
+    """The hours that both runs took to a step, by the table of training_log.md."""
     hours, time, count = 0.0, r"(\d{4}-\d\d-\d\d \d\d:\d\d)", r"([\d,]+)"
     for row in re.finditer(rf"\| {time} \| {time} \| {count} to {count} ", LOG.read_text()):
         start, stop = (datetime.fromisoformat(text) for text in row.groups()[:2])
@@ -58,7 +60,7 @@ def collected(out: Path, classifier: Path) -> dict[str, Any]:
     held_out = guidance["held_out"]
     learned = likelihood["held out"]["bound"]["learned_range"]
     half = 1.96 * learned["standard_error"]
-    step = likelihood["checkpoint_step"]
+    step = EARLIER_STEPS + likelihood["checkpoint_step"]
     return {
         "steps": step,
         "images_seen": BATCH_SIZE * step,
@@ -116,7 +118,7 @@ def tables(found: dict[str, Any]) -> str:
         rows.append(f"| {scale} | {row['accuracy']:.2f} | {row['frechet_classifier']:.2f} |")
     rows += [
         "",
-        "| variance | bits/dim ≤ | rate | distortion | training images |",
+        "| variance | bits/dim ≤ | rate | distortion | the first 10,000 training images |",
         "|---|---|---|---|---|",
     ]
     for name, bound in found["bound"].items():
@@ -128,7 +130,8 @@ def tables(found: dict[str, Any]) -> str:
         )
     rows += [
         "",
-        "| guidance | evaluations | GFLOP per image | seconds alone | seconds in a batch of 100 |",
+        "| guidance | evaluations | GFLOP per image | seconds for one image "
+        "| seconds per image, 100 at once |",
         "|---|---|---|---|---|",
     ]
     costs = found["cost"]["rows"]
