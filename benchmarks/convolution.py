@@ -1,8 +1,9 @@
 """Formulations of a 3×3 convolution and its gradients, layer by layer.
 
 `python -m benchmarks.convolution` prints, and writes with `--output`, GFLOP/s on DDPM's layers: the
-forward pass and the gradients by input and by kernel, at stride 1, on doubled images and at stride
-2; as `lax` derives them, as `ddpm_jax.nn.convolution` does, and in forms that lost (`NOTES.md`).
+forward pass and the gradients with respect to input and kernel, at stride 1, on doubled images and
+at stride 2; as `lax` derives them, as `ddpm_jax.nn.convolution` does, and in forms that lost
+(`NOTES.md`).
 Operations are those of the plain convolution, so a form that needs fewer may pass the peak.
 
 Both wall time and processor time are reported: on a machine with neighbours only the second says

@@ -4,8 +4,8 @@
 
 A step of one device takes FLOPs / (what it reaches) seconds of arithmetic, and its collectives move
 `training.bytes_per_step` bytes over links of a known speed. Efficiency is arithmetic over the
-whole: with communication behind the arithmetic where it can hide, and with none of it hidden. The
-batch of a device stays what it is (weak scaling).
+whole: with communication overlapped by arithmetic as far as possible, and with none overlapped. The
+batch per device is fixed (weak scaling).
 
 What the links of accelerators do comes from their makers' pages; the points are measured here, on
 one and two processes that own one CPU core each and talk over loopback. The model is given the time
@@ -48,8 +48,8 @@ class Machine:
         name: what it is.
         flops: operations a second that a step reaches.
         group: devices joined by the fast links.
-        fast: bytes a second a device sends over those.
-        slow: bytes a second a device sends to other groups.
+        fast: bytes per second that a device sends over those.
+        slow: bytes per second that a device sends to other groups.
         latency: seconds a message needs at least.
         source: where the figures come from.
     """

@@ -2,7 +2,7 @@
 
 A product of [m, k] and [k, n] is 2mkn. Convolutions and products only: normalisation, activations
 and sums are under 1 % of them. A training step is three times the forward pass: one for the output,
-one for the gradient by the input, one for that by the weights.
+one for the gradient with respect to the input, one for that with respect to the weights.
 """
 
 from __future__ import annotations

@@ -5,16 +5,16 @@ The names of the papers are here, in the papers' order. Schedules are tables com
 float64; everything else is traceable: arrays in, arrays out, for the caller to jit, vmap,
 differentiate and map over devices. Bad arguments raise ValueError or TypeError that names the call.
 
-The rooms hold the rest. Attributes of this module: `forward` (the process q), `nn` (networks),
+The packages hold the rest. Attributes of this module: `forward` (the process q), `nn` (networks),
 `denoisers` (x̂_0 from a network), `losses`, `likelihood`, `samplers`, `score` (score matching and
-Langevin dynamics), `keys` and `types`. To be imported by name: `ddpm_jax.data`, `training`,
+Langevin dynamics), `keys` and `types`. Import these by name: `ddpm_jax.data`, `training`,
 `evaluation`, `interop`, `devices`, `visualize` and `programs`.
 """
 
 import sys as _sys
 from typing import NoReturn as _NoReturn
 
-# The rooms of pure functions.
+# The packages of pure functions.
 from ddpm_jax import denoisers as denoisers
 from ddpm_jax import forward as forward
 from ddpm_jax import keys as keys

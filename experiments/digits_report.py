@@ -1,9 +1,9 @@
 """How good are the digits? Held-out loss, Fréchet distances, and a classifier's confidence.
 
-Each number stands beside its floor and a naive rival, so that it can be read without knowing the
-scale: real held-out digits in place of samples, and draws from a Gaussian with the training set's
-mean and covariance. All three sets have equally many images, because the Fréchet distance grows as
-the images get fewer. `train_digits.py` and its relatives end with this report.
+Two references beside each number show its scale: real held-out digits in place of samples, and
+draws from a Gaussian with the training set's mean and covariance. All three sets have equally many
+images, because the Fréchet distance is larger for fewer images. `train_digits.py` and its relatives
+end with this report.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     ddpm-jax evaluate --run-dir runs/cifar10 --sampler ddim --num-steps 50 --download
 
 Samples are stored in shards, so that a killed evaluation resumes where it stopped. Images below
-32×32 are compared by their pixels, larger ones by Inception-v3 features. Held-out images are
+32×32 are compared by their pixels, others by Inception-v3 features. Held-out images are
 measured beside the samples as a reference, in equal number where there are enough.
 """
 

@@ -3,8 +3,8 @@
     ddpm-jax likelihood --run-dir runs/digits
 
 The bound (Ho, Jain, Abbeel 2020, arXiv 2006.11239, Eq. 5) is evaluated at every step, for each kind
-of variance the model could be sampled with, from the same network outputs and the same noise. From
-its terms follows progressive lossy coding (§4.3 and Figure 5 there). The probability flow is that
+of variance the model could be sampled with, from the same network outputs and the same noise. Its
+terms also describe progressive lossy coding (§4.3 and Figure 5 there). The probability flow is that
 of Song et al. 2021 (2011.13456), the analytic variance that of Bao et al. 2022 (2201.06503). Expect
 most bits in the last few steps before the image. Of the fixed variances, the analytic one should
 need the fewest.

@@ -3,10 +3,10 @@
     ddpm-jax rivals_digits
 
 The five models of `rivals_2d.py` learn scikit-learn's 8×8 digits as vectors of 64 dequantised
-pixels. All networks are perceptrons, which know nothing of neighbouring
-pixels. Measures the code length of held-out digits where a model has one, the Fréchet distance of
-samples to the training digits, how many samples a classifier recognises and which labels they
-cover, and what a sample costs. Real held-out digits and a fitted Gaussian stand beside the models.
+pixels. All networks are perceptrons, which do not know which pixels are neighbours. Measures the
+code length of held-out digits where a model has one, the Fréchet distance of samples to the
+training digits, how many samples a classifier recognises and which labels they cover, and what a
+sample costs. Real held-out digits and a fitted Gaussian serve as references.
 Writes samples.png, rivals.md (the table) and rivals_digits.json.
 
 86 s of processor time, no downloads. docs/results/rivals_digits shows the results.

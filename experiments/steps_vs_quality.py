@@ -1,4 +1,4 @@
-"""Sample quality against the number of steps, for every sampler: DDIM's Table 1.
+"""Sample quality against the number of steps, for every sampler, as in DDIM's Table 1.
 
     ddpm-jax steps_vs_quality --run-dir runs/digits
     ddpm-jax steps_vs_quality --run-dir RUN --classifier runs/classifier

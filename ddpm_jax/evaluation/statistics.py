@@ -2,7 +2,7 @@
 
 An entry is `<name>.npz` with mu [D], sigma [D, D] and count, readable by other tools, and
 `<name>.json` with the key and the sha256 of the `.npz`. Both are written atomically, the JSON last,
-so a killed run leaves no entry that would be believed.
+so an entry that a killed run left unfinished is not used.
 """
 
 from __future__ import annotations

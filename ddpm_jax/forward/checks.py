@@ -1,4 +1,4 @@
-"""Checks of arguments, shared by the pure rooms: each raises one error that names the call.
+"""Argument checks of the pure packages: each raises one error that names the call.
 
 They read Python types, shapes, dtypes and host values, and never traced values, so under jit they
 run at trace time only and cost nothing.

@@ -1,5 +1,5 @@
-"""Whole runs from a configuration: what `experiments/` hand their CONFIG to.
+"""Whole runs from a configuration: the scripts of `experiments/` pass their CONFIG to these.
 
-`config` (the dataclasses) → `build` (objects from them) → `train`, `sample` (the programs), over a
-run `directory`.
+`config` (the dataclasses) → `build` (objects from them) → `train`, `sample` (the programs), on a
+`run_directory`.
 """

@@ -268,9 +268,9 @@ class SamplerOptions:
     sampler: SamplerName = "ancestral"
     """ancestral: the paper's Algorithm 2; ddim: Song, Meng, Ermon 2020; dpm_solver_pp: DPM-Solver++
     2M (Lu et al. 2022), with _sde its SDE form, _3 its third order and _2s its singlestep form 2S;
-    unipc: Zhao et al. 2023; deis: Zhang, Chen 2022, third order; heun: Karras et al. 2022, two
-    evaluations per step; predictor_corrector: Song et al. 2021, ancestral plus one Langevin step
-    per step; annealed_langevin: Song, Ermon 2019. In the time of a continuous process:
+    unipc: Zhao et al. 2023, deis: Zhang, Chen 2022, both of third order; heun: Karras et al. 2022,
+    two evaluations per step; predictor_corrector: Song et al. 2021, ancestral plus one Langevin
+    step per step; annealed_langevin: Song, Ermon 2019. In the time of a continuous process:
     probability_flow_euler and _heun, and euler_maruyama for its reverse SDE."""
     num_steps: int | None = None
     """Steps of the sampler; None for all T."""

@@ -1,7 +1,7 @@
 """Starting a new run from trained weights: another run's, or an imported pipeline's.
 
-Taken are the parameters alone. The optimiser starts anew, and so does the moving average, at the
-weights taken. The network and its process must be those that the weights were trained for; data,
+Only the parameters are taken. The optimiser starts anew, and the moving average starts from the
+parameters. The network and its process must be those that the weights were trained for; data,
 optimiser, loss, dropout and precision may differ. Where the number of classes or of output
 channels differs, the parameters that belong to it are initialised as in a run from scratch.
 """

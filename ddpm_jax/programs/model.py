@@ -274,7 +274,7 @@ class Model:
     def bind(self, params: PyTree, **options: Any) -> ApplyFn:
         """The network with its parameters and options bound: `(x_t, timesteps) -> output`.
 
-        Of a continuous process, on the table of times and of variance one; the output is x̂_0.
+        For a continuous process x_t is on the table of times, with variance one; the output is x̂_0.
         """
         if self.process is not None:
             network, target = self._network_of_time(params, **options), self._time_target

@@ -1,4 +1,4 @@
-"""The sampling program: pictures from a trained run, needing nothing but its folder."""
+"""The sampling program: pictures from a trained run, of which it needs only the folder."""
 
 from __future__ import annotations
 

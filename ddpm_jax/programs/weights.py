@@ -1,6 +1,6 @@
 """A trained model as a folder of two files, and those that come with the package.
 
-config.json        as in a run directory, with `weights`: the step, and the sha256 of the file
+config.json            as in a run directory, with `weights`: the step, and the sha256 of the file
 weights.safetensors    the averaged parameters, float32 or float16, named by their place in the tree
 
 Every program that accepts a run directory also accepts such a folder, and the name of a model: a

@@ -1,9 +1,8 @@
 """Saving and restoring train states through Orbax: in the background, atomically, verified.
 
-    <folder>/<step>/            a complete, verified-on-read checkpoint
+    <folder>/<step>/            a complete checkpoint, verified when it is read
     <folder>/incoming-<step>/   one being written, removed at the next start
-        <folder>/<step>.damaged/    one whose files no longer match its manifest, kept for
-        inspection
+    <folder>/<step>.damaged/    one whose files do not match its manifest, kept for inspection
 
 A step gets its final name by a single rename, after Orbax has finished, has found every array in
 what it wrote, and the manifest is on the disk. So a process killed at any instant leaves only

@@ -1,4 +1,4 @@
-"""A checkpoint folder under any name, which Orbax and TensorStore misread, and steps they lost so.
+"""Checkpoint folders whose names Orbax and TensorStore misread, and recovery of lost steps.
 
 Orbax expands `[`, `*` and `?` in a folder's name when it collects what each process wrote,
 TensorStore reads `\\` as `/`, and neither takes names that are not UTF-8. A step written under such

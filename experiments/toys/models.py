@@ -60,7 +60,7 @@ class ModelsConfig:
     count: int = 4000
     """Samples of each model."""
     floors: int = 10
-    """Pairs of data sets whose mean distance is the floor."""
+    """Pairs of data sets, whose mean distance is the reference."""
 
 
 def make_figure(config: ModelsConfig, key: Key, on_progress: OnProgress) -> Figure:

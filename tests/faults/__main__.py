@@ -39,14 +39,15 @@ FAMILIES = (
     "goodput",
 )
 LONG = ("edges", "ranks", "goodput")
-"""Left out by --short, unless asked for."""
+"""Left out by --short, unless named by --only."""
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorboardX")
 
 
 def main() -> int:
     """0 when every promise was kept, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="few faults of each kind")
+    short = f"a few faults per family; without {', '.join(LONG)}"
+    parser.add_argument("--short", action="store_true", help=short)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, metavar="NAME")
     parser.add_argument("--out", type=Path, help="where to write the counts, as JSON")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and bits")

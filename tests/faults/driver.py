@@ -7,7 +7,7 @@ FAULT is JSON. The product knows nothing of it: what it calls is replaced in thi
     {"names": {"how": "fail", "mark": "FILE"}}   no host name is found; "hang": no answer comes;
                                                  when the first was asked for goes to the file
     {"slow": 0.05}                               every step takes so many seconds more
-    {"time_saves": "FILE"}                       seconds of every save, one a line
+    {"time_saves": "FILE"}                       seconds of every save, one per line
     {"bucket": 3.0}                              fake:// is known, and locks end after such seconds
 """
 
