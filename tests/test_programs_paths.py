@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -22,10 +23,16 @@ from ddpm_jax.programs.sample import SampleConfig
 from guidance import GuidanceConfig
 from inpaint import InpaintConfig
 from interpolate import InterpolateConfig
+from likelihood import LikelihoodConfig
 from neighbours import NeighboursConfig
+from progressive import ProgressiveConfig
+from rivals_2d import RivalsConfig
+from rivals_digits import RivalsDigitsConfig
 from solvers import SolversConfig
 from steps_vs_quality import StepsConfig
 from tests.small_run import make_run, program
+from theory_figures import TheoryConfig
+from toy_2d import ToyConfig
 
 # Of every program: its default, and its path options.
 PROGRAMS = {
@@ -43,7 +50,13 @@ PROGRAMS = {
     "train classifier": (ClassifierConfig(), ["out", "data.path", "data.cache-dir", "data.labels"]),
     "inpaint": (InpaintConfig(), ["run-dir", "out", "data-path", "mask"]),
     "neighbours": (NeighboursConfig(), ["run-dir", "out", "data-path", "samples"]),
+    "likelihood": (LikelihoodConfig(), ["run-dir", "out", "data-path"]),
+    "progressive": (ProgressiveConfig(), ["run-dir", "out", "data-path"]),
+    "rivals_2d": (RivalsConfig(), ["out"]),
+    "rivals_digits": (RivalsDigitsConfig(), ["out"]),
     "solvers": (SolversConfig(), ["out"]),
+    "theory_figures": (TheoryConfig(), ["out"]),
+    "toy_2d": (ToyConfig(), ["out"]),
     "export": (ExportConfig(), ["run-dir", "out", "data-path"]),
     "from-diffusers": (FromDiffusers(), ["run-dir", "data-path", "folder", "cache-dir"]),
     "from-tensorflow": (FromTensorFlow(), ["run-dir", "data-path", "file"]),
@@ -79,6 +92,13 @@ def paths_of(config, prefix=""):
         elif "Path" in hint or name in NAMES_OR_FILES:
             found[(prefix + name).replace("_", "-")] = value
     return found
+
+
+def test_no_program_is_missing_from_the_table():
+    scripts = Path(__file__).parents[1] / "experiments"
+    calls = [re.findall(r"run_program\(\w+, (\w+)\(", p.read_text()) for p in scripts.glob("*.py")]
+    assert len(calls) > 30
+    assert {x for found in calls for x in found} <= {type(x).__name__ for x, _ in PROGRAMS.values()}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
