@@ -63,12 +63,10 @@ class Checkpoints:
         self, folder: str | Path, *, keep: int = 3, keep_every: int = 0, writable: bool = True
     ):
         call = "Checkpoints"
-        check_whole(call, "keep", keep, remedy="A run resumes from the newest.")
-        check_whole(call, "keep_every", keep_every, least=0)
+        self.keep = check_whole(call, "keep", keep, remedy="A run resumes from the newest.")
+        self.keep_every = check_whole(call, "keep_every", keep_every, least=0)
         check_flag(call, "writable", writable)
         self.folder = user_path(folder, call).absolute()
-        self.keep = keep
-        self.keep_every = keep_every
         self._place = OrbaxFolder(self.folder)
         self.writable = writable
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())

@@ -167,8 +167,10 @@ def bytes_per_step(
     rematerialised network.
     """
     check_tree("bytes_per_step", "params", params)
-    for name, value in (("data", data), ("shards", shards), ("microbatches", microbatches)):
+    data, shards, microbatches = (
         check_whole("bytes_per_step", name, value)
+        for name, value in (("data", data), ("shards", shards), ("microbatches", microbatches))
+    )
     split = kept = 0
     for leaf in jax.tree.leaves(params):
         size = int(np.prod(leaf.shape)) * leaf.dtype.itemsize

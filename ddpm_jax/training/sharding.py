@@ -267,7 +267,7 @@ def choose_devices(
     call = "choose_devices"
     check_choice(call, "backend", backend, ("auto", "jit", "pmap", "shard_map"))
     if count is not None:
-        check_whole(call, "count", count, remedy="--devices.count (--num-devices) sets it.")
+        count = check_whole(call, "count", count, remedy="--devices.count (--num-devices) sets it.")
     check_whole(call, "parameter_shards", parameter_shards)
     if available is not None:
         available = check_devices(call, available)
