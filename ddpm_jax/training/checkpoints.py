@@ -166,7 +166,15 @@ class Checkpoints:
         for old in superseded(self.steps(), self.keep, self.keep_every):
             # Rename first: a kill during the removal must not leave half a step under a final name.
             doomed = self.folder / f"{INCOMING}{old}-old"
-            (self.folder / str(old)).rename(doomed)
+            try:
+                (self.folder / str(old)).rename(doomed)
+            except OSError as error:
+                # The new checkpoint is complete all the same, so training goes on.
+                warnings.warn(
+                    f"the checkpoint of step {old} in {self.folder} is no longer needed and could "
+                    f"not be removed ({error.strerror}).",
+                    stacklevel=2,
+                )
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _check_readable(self, name: str, tree: dict) -> None:
