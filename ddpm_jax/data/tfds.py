@@ -61,6 +61,7 @@ def load_tfds(
         label = _feature(builder, tfds.features.ClassLabel, "label", f"tfds:{name}")
     names = None if label is None else tuple(builder.info.features[label].names)
     files = tfds_reader.record_files(folder, stored)
+    root = cache_root(cache_dir)
     source = Encoded(
         content=f"{signature('tfds', folder, files)} {image} {label}",
         count=builder.info.splits[stored].num_examples,
@@ -70,12 +71,12 @@ def load_tfds(
     dataset = decode_dataset(
         source,
         f"tfds:{name}/{stored}",
-        cache_root(cache_dir),
+        root,
         resolution=resolution,
         channels=channels,
         stream=stream,
     )
-    return hold_out(dataset, split, holdout, f"tfds:{name}/{split}") if share else dataset
+    return hold_out(dataset, split, holdout, f"tfds:{name}/{split}", root) if share else dataset
 
 
 def _feature(builder: Any, kind: type, usual: str, name: str) -> str | None:
