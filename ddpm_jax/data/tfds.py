@@ -11,6 +11,7 @@ from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.encoded import Encoded, choose_column, choose_split, decode_dataset, hold_out
 from ddpm_jax.data.streamed import Stream
 from ddpm_jax.files import user_path
+from ddpm_jax.forward.checks import check_choice
 
 
 def load_tfds(
@@ -39,6 +40,7 @@ def load_tfds(
     Raises ImportError if TFDS is not installed; FileNotFoundError for a data set that is not
     prepared; ValueError for one without images or with damaged images.
     """
+    check_choice("load_tfds", "labels (--data.labels)", labels, ("auto", "none"))
     data_dir = tfds_reader.default_data_dir() if path is None else user_path(path)
     folder = tfds_reader.find_prepared(name, data_dir)
     if folder is None:
