@@ -8,6 +8,7 @@ entry. Images decoded by an unfinished writer can be reused (`unfinished_rows`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
+from ddpm_jax.data.images import shown
 from ddpm_jax.data.unfinished import num_rows, record_of
 from ddpm_jax.files import (
     map_npy,
@@ -158,11 +160,10 @@ class EntryWriter:
     def __exit__(self, *exc_info: object) -> None:
         if self._file is None:
             return
-        self._file.close()
-        if self._rows is None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            return
-        self._rows.close()
+        for file in filter(None, (self._file, self._rows)):
+            # On a full disk, closing fails once more at what could not be written.
+            with contextlib.suppress(OSError):
+                file.close()
         # Only the larger of two failures is kept, so that repeated ones do not fill the disk.
         if sum(map(num_rows, self._replaces)) < num_rows(self._partial):
             for folder in self._replaces:
@@ -212,7 +213,7 @@ class EntryWriter:
         if self._file is not None:
             sync(self._file)
             self._file.close()
-            np.save(self._partial / "labels.npy", stored)
+            write_atomically(self._partial / "labels.npy", lambda file: np.save(file, stored))
             about = {
                 "name": name,
                 "shape": list(self._shape),
@@ -227,7 +228,7 @@ class EntryWriter:
                 (self._partial / "rows").unlink()
             # Mapped before the rename: these bytes remain, whatever happens to the entry
             # afterwards.
-            images = np.load(self._partial / "images.npy", mmap_mode="r", allow_pickle=False)
+            images = map_npy(self._partial / "images.npy")
             written = os.stat(self._partial / "images.npy")
             _publish(self._partial, self._root / self._key)
             for folder in self._replaces:
@@ -299,10 +300,10 @@ def streamed_fingerprint(
 
 def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:
     """Identifies what an entry is decoded from: kind, path, and sizes and times of the files."""
-    stats = [(file.name, file.stat()) for file in files]
+    stats = [(shown(file.name), file.stat()) for file in files]
     return {
         "kind": kind,
-        "path": str(path.resolve()),
+        "path": shown(path.resolve()),
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }
 
