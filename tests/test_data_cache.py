@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data import cache, cache_root, fingerprint_of
-from ddpm_jax.data.unfinished import unfinished_rows
+from ddpm_jax.data.unfinished import STALE_SECONDS, unfinished_rows
 from tests.disk import no_file_beyond
 
 SOURCE = {"kind": "toy", "path": "/data", "files": [["a", 1, 2]]}
@@ -184,16 +184,39 @@ def test_a_source_whose_name_is_not_utf8_can_be_stored(tmp_path):
     assert cache.read_entry(tmp_path, "toy", lambda source: source == origin) is not None
 
 
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_the_user_has_where_an_entry_would_be_stays(tmp_path, kind):
+    """The cache may be a folder of data sets, and that of the user's has the same name."""
+    theirs = tmp_path / ("elsewhere" if kind == "link" else "toy")
+    if kind == "file":
+        theirs.write_text("mine")
+    else:
+        theirs.mkdir()
+        (theirs / "0.png").write_text("mine")
+    if kind == "link":
+        (tmp_path / "toy").symlink_to(theirs)
+    images, labels = images_and_labels()
+    with pytest.warns(UserWarning, match="toy.*in memory"):
+        dataset = store(tmp_path, images, labels)
+    np.testing.assert_array_equal(dataset.images, images)
+    assert (theirs if kind == "file" else theirs / "0.png").read_text() == "mine"
+
+
 def test_what_a_killed_run_left_is_removed_in_time(tmp_path):
-    for name, age in (("old", 3 * cache.STALE_SECONDS), ("running", 10)):
-        left = tmp_path / f".toy.{name}.partial"
+    days = STALE_SECONDS
+    removed = {f".toy.{'0a' * 16}.{ending}": 10 * days for ending in ("partial", "old", "kept")}
+    running = {f".toy.{'0b' * 16}.partial": 10, f".toy.{'0b' * 16}.kept": 3 * days}
+    # The cache may lie in a folder of the user's, such as the home folder.
+    theirs = {f".{name}": 1000 * days for name in ("venv.old", "config.d.old", "mail.x.partial")}
+    for name, age in (removed | running | theirs).items():
+        left = tmp_path / name
         left.mkdir()
         (left / "images.npy").write_text("half")
         for path in (left / "images.npy", left):
             then = path.stat().st_mtime - age
             os.utime(path, (then, then))
     store(tmp_path, *images_and_labels())
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".toy.running.partial", "toy"]
+    assert {path.name for path in tmp_path.iterdir()} == {*running, *theirs, "toy"}
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch):

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
 from ddpm_jax.data.images import shown
-from ddpm_jax.data.unfinished import num_rows, record_of
+from ddpm_jax.data.unfinished import num_rows, record_of, remove_stale
 from ddpm_jax.files import (
     map_npy,
     read_json_object,
@@ -35,8 +34,7 @@ from ddpm_jax.files import (
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory if the cache cannot be written
-STALE_SECONDS = 86400.0  # partial entries untouched for this long belong to a run that died
-KEPT_SECONDS = 7 * STALE_SECONDS  # those of a run that failed are kept this long for the next one
+_FILES = {"images.npy", "labels.npy", "entry.json"}
 _NONE = type(None)
 
 
@@ -122,7 +120,8 @@ class EntryWriter:
         num_bytes = int(np.prod(shape, dtype=np.int64))
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _remove_stale(root)
+            remove_stale(root)
+            _refuse_others(root / key)
             self._partial.mkdir()
             self._file = open(self._partial / "images.npy", "wb")  # noqa: SIM115
         except OSError as error:
@@ -308,6 +307,14 @@ def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:
     }
 
 
+def _refuse_others(entry: Path) -> None:
+    """Raises OSError for a folder or file of the user's where the entry would be stored."""
+    if not entry.exists() or (entry / "entry.json").exists():
+        return
+    if not {path.name for path in entry.iterdir()} <= _FILES:
+        raise FileExistsError(f"{entry} is there and is no entry of the cache")
+
+
 def _publish(partial: Path, entry: Path) -> None:
     """Renames a complete entry to its place, moving an older one out of the way first."""
     old = partial.with_suffix(".old")
@@ -331,15 +338,3 @@ def _reopened(file: Path, written: os.stat_result, images: np.ndarray) -> np.nda
     except OSError:
         pass
     return images
-
-
-def _remove_stale(root: Path) -> None:
-    """Removes the remains of writers that died or failed long ago."""
-    for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
-        for left in root.glob(f".*.{ending}"):
-            try:
-                ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
-            except OSError:
-                continue
-            if min(ages) > limit:
-                shutil.rmtree(left, ignore_errors=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,8 @@ import numpy as np
 
 from ddpm_jax.files import MAX_HEADER_BYTES, read_header
 
+STALE_SECONDS = 86400.0  # partial entries untouched for this long belong to a run that died
+KEPT_SECONDS = 7 * STALE_SECONDS  # those of a run that failed are kept this long for the next one
 _RECORD = struct.Struct("<16sBI")
 
 
@@ -72,6 +76,19 @@ def num_rows(folder: Path) -> int:
         return sum(any(digest) for digest, _, _ in _RECORD.iter_unpack(_records(folder)))
     except OSError:
         return 0
+
+
+def remove_stale(root: Path) -> None:
+    """Removes the remains of writers that died or failed long ago."""
+    for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
+        # With the writer's number: the user's own .venv.old may lie there, too.
+        for left in root.glob(f".*.{'[0-9a-f]' * 32}.{ending}"):
+            try:
+                ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
+            except OSError:
+                continue
+            if min(ages) > limit:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _records(folder: Path) -> bytes:
