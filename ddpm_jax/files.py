@@ -209,7 +209,7 @@ def open_array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes],
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed by method {member.compress_type}")
     with archive.open(member) as stream:
-        header = _read_header(stream.read(MAX_HEADER_BYTES))
+        header = read_header(stream.read(MAX_HEADER_BYTES))
     num_bytes = math.prod(header.shape) * header.dtype.itemsize
     if header.size + num_bytes != member.file_size:
         raise ValueError(
@@ -255,7 +255,7 @@ def read_exactly(stream: IO[bytes], num_bytes: int) -> bytes:
     return content
 
 
-def _read_header(content: bytes) -> Header:
+def read_header(content: bytes) -> Header:
     """Parses the header at the beginning of an .npy."""
     stream, versions = io.BytesIO(content), np.lib.format
     readers = {

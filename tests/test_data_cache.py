@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data import cache, cache_root, fingerprint_of
+from ddpm_jax.data.unfinished import STALE_SECONDS, unfinished_rows
+from tests.disk import no_file_beyond
 
 SOURCE = {"kind": "toy", "path": "/data", "files": [["a", 1, 2]]}
 
@@ -145,16 +147,76 @@ def test_a_full_disk_is_noticed_before_any_work(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("event", "with_sources"),
+    [((4, 4, 3), False), ((4, 4, 3), True), ((1, 1, 3), True)],
+    ids=["no records", "the images do not fit", "their records do not fit"],
+)
+def test_a_disk_that_becomes_full_leaves_only_what_can_be_used_again(tmp_path, event, with_sources):
+    """Closing a file writes what is buffered, and so fails like the write before it."""
+    images = np.random.default_rng(0).integers(0, 256, (900, *event), np.uint8)
+    digests = [i.to_bytes(16, "big") for i in range(1, 901)]
+    with no_file_beyond(10_000), pytest.raises(OSError, match="too large"):
+        with cache.EntryWriter(tmp_path, "toy", images.shape) as writer:
+            for image, digest in zip(images, digests, strict=True):
+                writer.append(image[None], [(digest, 0)] if with_sources else None)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".kept"] * with_sources
+    found, _ = unfinished_rows(tmp_path, images.shape, set(digests))
+    assert (len(found) > 100) == with_sources
+    for digest, row in found.items():
+        np.testing.assert_array_equal(row.pixels, images[digests.index(digest)])
+
+
+def test_every_file_of_an_entry_is_on_the_disk_before_the_entry_has_its_name(tmp_path, monkeypatch):
+    """Of entries over `VERIFY_BYTES` only sizes are compared, which lost blocks do not change."""
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.fstat(handle).st_ino))
+    store(tmp_path, *images_and_labels())
+    assert {path.stat().st_ino for path in (tmp_path / "toy").iterdir()} == synced
+
+
+def test_a_source_whose_name_is_not_utf8_can_be_stored(tmp_path):
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    (folder / "a\udcff").write_text("x")
+    origin = cache.signature("toy", folder, [folder / "a\udcff"])
+    cache.write_entry(tmp_path, "toy", *images_and_labels(), 3, "toy/train", origin)
+    assert cache.read_entry(tmp_path, "toy", lambda source: source == origin) is not None
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_the_user_has_where_an_entry_would_be_stays(tmp_path, kind):
+    """The cache may be a folder of data sets, and that of the user's has the same name."""
+    theirs = tmp_path / ("elsewhere" if kind == "link" else "toy")
+    if kind == "file":
+        theirs.write_text("mine")
+    else:
+        theirs.mkdir()
+        (theirs / "0.png").write_text("mine")
+    if kind == "link":
+        (tmp_path / "toy").symlink_to(theirs)
+    images, labels = images_and_labels()
+    with pytest.warns(UserWarning, match="toy.*in memory"):
+        dataset = store(tmp_path, images, labels)
+    np.testing.assert_array_equal(dataset.images, images)
+    assert (theirs if kind == "file" else theirs / "0.png").read_text() == "mine"
+
+
 def test_what_a_killed_run_left_is_removed_in_time(tmp_path):
-    for name, age in (("old", 3 * cache.STALE_SECONDS), ("running", 10)):
-        left = tmp_path / f".toy.{name}.partial"
+    days = STALE_SECONDS
+    removed = {f".toy.{'0a' * 16}.{ending}": 10 * days for ending in ("partial", "old", "kept")}
+    running = {f".toy.{'0b' * 16}.partial": 10, f".toy.{'0b' * 16}.kept": 3 * days}
+    # The cache may lie in a folder of the user's, such as the home folder.
+    theirs = {f".{name}": 1000 * days for name in ("venv.old", "config.d.old", "mail.x.partial")}
+    for name, age in (removed | running | theirs).items():
+        left = tmp_path / name
         left.mkdir()
         (left / "images.npy").write_text("half")
         for path in (left / "images.npy", left):
             then = path.stat().st_mtime - age
             os.utime(path, (then, then))
     store(tmp_path, *images_and_labels())
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".toy.running.partial", "toy"]
+    assert {path.name for path in tmp_path.iterdir()} == {*running, *theirs, "toy"}
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch):

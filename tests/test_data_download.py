@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import queue
 import socket
 import threading
@@ -187,3 +188,13 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="writable cache_dir"):
         fetch("http://127.0.0.1:9/data.bin", tmp_path / "file" / "data.bin")
+
+
+def test_a_download_is_on_the_disk_before_it_has_its_name(server, tmp_path, monkeypatch):
+    """After a loss of power an empty file under that name would have to be removed by hand."""
+    url, answers = server
+    answers.append(send(CONTENT))
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    fetch(url, tmp_path / "data.bin")
+    assert synced == [len(CONTENT)]

@@ -1,5 +1,6 @@
 """Folders of images: the right pixels in the right order, decoded once, and bad files named."""
 
+import contextlib
 import io
 import json
 import math
@@ -225,6 +226,37 @@ def test_links_are_followed_and_loops_end(photos, tmp_path):
     names = [file.name for file in list_images(root)]
     assert "linked/1.png" in names
     assert len(names) == len(order) + 1
+
+
+@pytest.mark.parametrize("names", [("b", "a"), ("a", "b")])
+def test_a_folder_with_two_names_has_the_first_in_whatever_order_the_disk_lists_them(
+    tmp_path, monkeypatch, names
+):
+    """Names decide the order of the images and their classes, which must not depend on the disk."""
+    save(tmp_path / "elsewhere" / "1.png", noise(6, 6))
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def in_this_order(place):
+        with scandir(place) as entries:
+            found = {entry.name: entry for entry in entries}
+        yield [found[name] for name in names if name in found] or list(found.values())
+
+    monkeypatch.setattr(os, "scandir", in_this_order)
+    assert [file.name for file in list_images(tmp_path / "in")] == ["a/1.png"]
+
+
+def test_a_held_out_image_in_colour_makes_the_cached_training_images_rgb(tmp_path):
+    for i in range(4):
+        save(tmp_path / "in" / f"{i}.png", noise(6, 6, channels=1, seed=i))
+    options = {"channels": "auto", "holdout": 0.25}
+    assert load_folder(tmp_path / "in", 6, split="train", **options).images.shape[-1] == 1
+    save(tmp_path / "in" / "0.png", noise(6, 6))
+    for split in ("train", "heldout"):
+        assert load_folder(tmp_path / "in", 6, split=split, **options).images.shape[-1] == 3
 
 
 def test_a_dangling_or_circular_link_is_named(photos):

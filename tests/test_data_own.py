@@ -365,3 +365,10 @@ def test_unknown_names_get_the_known_ones_and_the_nearest(name, match):
 def test_what_a_data_set_needs_is_named(name):
     with pytest.raises(ValueError, match="needs --data.path"):
         load_named(name, "train", DataOptions())
+
+
+@pytest.mark.parametrize("labels", ["coarse_label", "labels.csv"])
+def test_labels_that_tfds_would_not_read_are_refused(labels, tmp_path):
+    options = DataOptions(path=tmp_path, labels=labels)
+    with pytest.raises(ValueError, match=f'"auto" or "none", got .*{labels}'):
+        load_named("tfds:toy", "train", options)

@@ -210,3 +210,31 @@ def test_the_coordinator_listens_where_it_is_told_and_nowhere_else():
             process.kill()
     loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
     assert addresses and addresses <= loopback
+
+
+@pytest.mark.parametrize(
+    ("call", "work", "error"),
+    [
+        ("everywhere", "fail", FileNotFoundError),
+        ("on_leader", "fail", FileNotFoundError),
+        ("on_leader", "return", TypeError),
+    ],
+)
+def test_a_process_fails_only_after_it_told_the_others(monkeypatch, call, work, error):
+    """Otherwise they wait for its message; here of a path that is not UTF-8, or is no JSON."""
+    path, told = Path("/data/f\udcff"), []
+
+    def tell(message):
+        told.append(message.tobytes().rstrip(b"\0").decode())
+        return message[None] if call == "everywhere" else message
+
+    monkeypatch.setattr(processes, "num_processes", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", tell)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", tell)
+
+    def fail():
+        raise FileNotFoundError(f"{path} does not exist")
+
+    with pytest.raises(error):
+        getattr(processes, call)(fail if work == "fail" else lambda: path)
+    assert len(told) == 1 and ("udcff" in told[0] if work == "fail" else "failed" in told[0])

@@ -167,6 +167,26 @@ def test_another_shape_is_refused(saved):
     assert sorted(os.listdir(saved)) == ["1", "2", "3"]
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_training(saved, monkeypatch):
+    """It may belong to somebody else, or be gone already."""
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name == "1":
+            raise PermissionError(13, "Permission denied", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning) as warned:
+        for step in (4, 5):
+            checkpoints.save(step, make_state(step))
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3, 4, 5]
+    assert all(
+        "step 1 in" in str(one.message) and "Permission" in str(one.message) for one in warned
+    )
+
+
 def test_what_a_kill_left_behind_is_swept_up(saved):
     (saved / "incoming-4").mkdir()
     (saved / "incoming-4" / "half").write_text("x")

@@ -1,23 +1,12 @@
-import contextlib
 import json
-import resource
 import struct
+import time
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ddpm_jax.training.logs import Appender, RunLog, read_jsonl
-
-
-@contextlib.contextmanager
-def no_file_beyond(size):
-    """A disk with room for so many bytes a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.disk import no_file_beyond
 
 
 def events(folder):
@@ -104,3 +93,21 @@ def test_a_log_that_cannot_be_rewritten_stays_as_it_is(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]
     assert json.loads(before.splitlines()[-1])["step"] == 3
+
+
+def test_after_the_clock_was_set_back_the_events_still_follow_those_before(tmp_path, monkeypatch):
+    """TensorBoard reads the files in the order of their names."""
+    for step, now in ((1, 2e9), (2, 1.9e9), (3, 1.9e9), (4, 2e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        with RunLog(tmp_path, resume_step=step - 1) as log:
+            log.write("train", step, loss=1.0)
+    assert [step for _, step, _ in events(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_lines_without_kind_or_step_are_kept_and_are_no_records(tmp_path):
+    """`read_jsonl` allows them, as notes of the user's."""
+    (tmp_path / "log.jsonl").write_text('{"note": "warmer room"}\n')
+    with RunLog(tmp_path) as log:
+        log.write("train", 1, loss=1.0)
+        assert log.has("train", 1) and not log.has("train", 2)
+    assert read_jsonl(tmp_path / "log.jsonl")[0] == {"note": "warmer room"}

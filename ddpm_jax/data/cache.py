@@ -8,10 +8,10 @@ entry. Images decoded by an unfinished writer can be reused (`unfinished_rows`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
-from ddpm_jax.data.unfinished import num_rows, record_of
+from ddpm_jax.data.images import shown
+from ddpm_jax.data.unfinished import num_rows, record_of, remove_stale
 from ddpm_jax.files import (
     map_npy,
     read_json_object,
@@ -33,8 +34,7 @@ from ddpm_jax.files import (
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory if the cache cannot be written
-STALE_SECONDS = 86400.0  # partial entries untouched for this long belong to a run that died
-KEPT_SECONDS = 7 * STALE_SECONDS  # those of a run that failed are kept this long for the next one
+_FILES = {"images.npy", "labels.npy", "entry.json"}
 _NONE = type(None)
 
 
@@ -120,7 +120,8 @@ class EntryWriter:
         num_bytes = int(np.prod(shape, dtype=np.int64))
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _remove_stale(root)
+            remove_stale(root)
+            _refuse_others(root / key)
             self._partial.mkdir()
             self._file = open(self._partial / "images.npy", "wb")  # noqa: SIM115
         except OSError as error:
@@ -158,11 +159,10 @@ class EntryWriter:
     def __exit__(self, *exc_info: object) -> None:
         if self._file is None:
             return
-        self._file.close()
-        if self._rows is None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            return
-        self._rows.close()
+        for file in filter(None, (self._file, self._rows)):
+            # On a full disk, closing fails once more at what could not be written.
+            with contextlib.suppress(OSError):
+                file.close()
         # Only the larger of two failures is kept, so that repeated ones do not fill the disk.
         if sum(map(num_rows, self._replaces)) < num_rows(self._partial):
             for folder in self._replaces:
@@ -212,7 +212,7 @@ class EntryWriter:
         if self._file is not None:
             sync(self._file)
             self._file.close()
-            np.save(self._partial / "labels.npy", stored)
+            write_atomically(self._partial / "labels.npy", lambda file: np.save(file, stored))
             about = {
                 "name": name,
                 "shape": list(self._shape),
@@ -227,7 +227,7 @@ class EntryWriter:
                 (self._partial / "rows").unlink()
             # Mapped before the rename: these bytes remain, whatever happens to the entry
             # afterwards.
-            images = np.load(self._partial / "images.npy", mmap_mode="r", allow_pickle=False)
+            images = map_npy(self._partial / "images.npy")
             written = os.stat(self._partial / "images.npy")
             _publish(self._partial, self._root / self._key)
             for folder in self._replaces:
@@ -299,12 +299,20 @@ def streamed_fingerprint(
 
 def signature(kind: str, path: Path, files: list[Path]) -> dict[str, Any]:
     """Identifies what an entry is decoded from: kind, path, and sizes and times of the files."""
-    stats = [(file.name, file.stat()) for file in files]
+    stats = [(shown(file.name), file.stat()) for file in files]
     return {
         "kind": kind,
-        "path": str(path.resolve()),
+        "path": shown(path.resolve()),
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }
+
+
+def _refuse_others(entry: Path) -> None:
+    """Raises OSError for a folder or file of the user's where the entry would be stored."""
+    if not entry.exists() or (entry / "entry.json").exists():
+        return
+    if not {path.name for path in entry.iterdir()} <= _FILES:
+        raise FileExistsError(f"{entry} is there and is no entry of the cache")
 
 
 def _publish(partial: Path, entry: Path) -> None:
@@ -330,15 +338,3 @@ def _reopened(file: Path, written: os.stat_result, images: np.ndarray) -> np.nda
     except OSError:
         pass
     return images
-
-
-def _remove_stale(root: Path) -> None:
-    """Removes the remains of writers that died or failed long ago."""
-    for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
-        for left in root.glob(f".*.{ending}"):
-            try:
-                ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
-            except OSError:
-                continue
-            if min(ages) > limit:
-                shutil.rmtree(left, ignore_errors=True)

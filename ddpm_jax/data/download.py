@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from ddpm_jax.files import sync
+
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """`progress(done, total)`, called repeatedly: bytes of a download, images of a folder."""
@@ -60,6 +62,7 @@ def download_file(
                     file.write(piece)
                     digest.update(piece)
                     report(done, size)
+            sync(file)
         if done != size or digest.hexdigest() != sha256:
             raise ValueError(
                 f"{url} sent {'more than ' if done > size else ''}{min(done, size):,} bytes with "

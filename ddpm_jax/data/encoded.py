@@ -139,14 +139,33 @@ def choose_split(
     return ("train" if split == "train" or not others else others[0]), not others
 
 
-def hold_out(dataset: ImageDataset, split: str, holdout: float, name: str) -> ImageDataset:
-    """The part of a data set that has no other split: the share held out, or what is left."""
+def hold_out(
+    dataset: ImageDataset, split: str, holdout: float, name: str, root: Path
+) -> ImageDataset:
+    """The part of a data set that has no other split: the share held out, or what is left.
+
+    The first call for a part of streamed images decodes it, since a run that is resumed may have
+    them decoded: the cache folder `root` keeps the fingerprint that they have then.
+    """
     if split == "train" and not holdout:
         return dataset._replace(name=name)
     held_out = held_out_of(len(dataset.images), holdout)
     if held_out.all():
         raise ValueError(f"{name}: {holdout=} leaves no image to train on (--data.holdout).")
-    return split_dataset(dataset, held_out == (split == "heldout"), name)
+    part = split_dataset(dataset, held_out == (split == "heldout"), name)
+    images = part.images
+    if not isinstance(images, StreamedImages) or not len(images):
+        return part
+
+    def blocks() -> Iterator[np.ndarray]:
+        with progress_bar(None, name, len(images), unit="image") as report:
+            for start in range(0, len(images), BLOCK):
+                yield (block := images[start : start + BLOCK])
+                report(start + len(block), len(images))
+
+    key, labels = part.fingerprint[:24], np.array(part.labels)
+    fingerprint = streamed_fingerprint(root, key, images.shape, labels, blocks)
+    return part._replace(fingerprint=fingerprint)
 
 
 def choose_column(found: Sequence[str], usual: str, what: str, remedy: str) -> str | None:

@@ -126,7 +126,9 @@ def load_folder(
             "images, or hold out none with holdout=0."
         )
     side = str(size[0]) if size[0] == size[1] else "x".join(map(str, size))
-    kind = channels if channels == "auto" else channels == 1
+    kind = str(channels == 1)
+    if channels == "auto":  # all images decide
+        kind = "auto" if len(files) == len(all_files) else f"auto {_digest(all_files, '')}"
     labelled = numbers is not None and hashlib.sha256(f"{numbers.tolist()}".encode()).hexdigest()
     digest = _digest(files, f"{side} {kind} {labelled} {split} {FILTER}")[:24]
     # By the digest alone: the folder may have been renamed.

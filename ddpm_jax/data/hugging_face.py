@@ -59,6 +59,7 @@ def load_hugging_face(
             raise ValueError(f"{title} has no column of classes {label!r} (--data.labels).")
     data = data.select_columns([image] if label is None else [image, label])
     data = data.cast_column(image, datasets.Image(decode=False))
+    root = cache_root(cache_dir)
     source = Encoded(
         content=f"{data._fingerprint} {len(data)}",
         count=len(data),
@@ -68,12 +69,12 @@ def load_hugging_face(
     dataset = decode_dataset(
         source,
         f"{title}/{stored}",
-        cache_root(cache_dir),
+        root,
         resolution=resolution,
         channels=channels,
         stream=stream,
     )
-    return hold_out(dataset, split, holdout, f"{title}/{split}") if share else dataset
+    return hold_out(dataset, split, holdout, f"{title}/{split}", root) if share else dataset
 
 
 def _import_datasets() -> Any:

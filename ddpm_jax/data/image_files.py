@@ -47,6 +47,9 @@ def list_images(folder: Path) -> list[ImageFile]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
                 inside = [entry for entry in entries if not entry.name.startswith(".")]
+            # Of several links to a folder the first by name counts, in whatever order a disk has
+            # them; `pending` is a stack.
+            inside.sort(key=lambda entry: os.fsencode(entry.name), reverse=True)
         except OSError as error:
             errors.append(str(error))
             continue

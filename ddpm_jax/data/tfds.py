@@ -11,6 +11,7 @@ from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.encoded import Encoded, choose_column, choose_split, decode_dataset, hold_out
 from ddpm_jax.data.streamed import Stream
 from ddpm_jax.files import user_path
+from ddpm_jax.forward.checks import check_choice
 
 
 def load_tfds(
@@ -39,6 +40,7 @@ def load_tfds(
     Raises ImportError if TFDS is not installed; FileNotFoundError for a data set that is not
     prepared; ValueError for one without images or with damaged images.
     """
+    check_choice("load_tfds", "labels (--data.labels)", labels, ("auto", "none"))
     data_dir = tfds_reader.default_data_dir() if path is None else user_path(path)
     folder = tfds_reader.find_prepared(name, data_dir)
     if folder is None:
@@ -61,6 +63,7 @@ def load_tfds(
         label = _feature(builder, tfds.features.ClassLabel, "label", f"tfds:{name}")
     names = None if label is None else tuple(builder.info.features[label].names)
     files = tfds_reader.record_files(folder, stored)
+    root = cache_root(cache_dir)
     source = Encoded(
         content=f"{signature('tfds', folder, files)} {image} {label}",
         count=builder.info.splits[stored].num_examples,
@@ -70,12 +73,12 @@ def load_tfds(
     dataset = decode_dataset(
         source,
         f"tfds:{name}/{stored}",
-        cache_root(cache_dir),
+        root,
         resolution=resolution,
         channels=channels,
         stream=stream,
     )
-    return hold_out(dataset, split, holdout, f"tfds:{name}/{split}") if share else dataset
+    return hold_out(dataset, split, holdout, f"tfds:{name}/{split}", root) if share else dataset
 
 
 def _feature(builder: Any, kind: type, usual: str, name: str) -> str | None:

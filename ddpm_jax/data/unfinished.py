@@ -6,14 +6,21 @@ its source, notes, and the crc32 of its pixels. A failed or killed writer leaves
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_jax.files import MAX_HEADER_BYTES, read_header
+
+STALE_SECONDS = 86400.0  # partial entries untouched for this long belong to a run that died
+KEPT_SECONDS = 7 * STALE_SECONDS  # those of a run that failed are kept this long for the next one
 _RECORD = struct.Struct("<16sBI")
 
 
@@ -43,15 +50,15 @@ def unfinished_rows(
     for folder in sorted((*root.glob(".*.kept"), *root.glob(".*.partial"))):
         before = len(found)
         try:
-            records = (folder / "rows").read_bytes()
+            records = _records(folder)
             with open(folder / "images.npy", "rb") as file:
-                np.lib.format.read_magic(file)
-                theirs, _, _ = np.lib.format.read_array_header_2_0(file)
-                offset, size = file.tell(), file.seek(0, os.SEEK_END)
-            count = min((size - offset) // int(np.prod(shape[1:])), len(records) // _RECORD.size)
-            if theirs[1:] != tuple(shape[1:]) or not count:
+                header = read_header(file.read(MAX_HEADER_BYTES))
+                size = file.seek(0, os.SEEK_END) - header.size
+            count = min(size // math.prod(shape[1:]), len(records) // _RECORD.size)
+            if header.shape[1:] != tuple(shape[1:]) or not count:
                 continue
-            images = np.memmap(folder / "images.npy", np.uint8, "r", offset, (count, *shape[1:]))
+            stored = (count, *shape[1:])
+            images = np.memmap(folder / "images.npy", np.uint8, "r", header.size, stored)
         except (OSError, ValueError):
             continue
         whole = records[: count * _RECORD.size]
@@ -66,7 +73,25 @@ def unfinished_rows(
 def num_rows(folder: Path) -> int:
     """How many decoded images an unfinished entry has; those that failed have digests of zeros."""
     try:
-        records = _RECORD.iter_unpack((folder / "rows").read_bytes())
-        return sum(any(digest) for digest, _, _ in records)
-    except (OSError, struct.error):
+        return sum(any(digest) for digest, _, _ in _RECORD.iter_unpack(_records(folder)))
+    except OSError:
         return 0
+
+
+def remove_stale(root: Path) -> None:
+    """Removes the remains of writers that died or failed long ago."""
+    for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
+        # With the writer's number: the user's own .venv.old may lie there, too.
+        for left in root.glob(f".*.{'[0-9a-f]' * 32}.{ending}"):
+            try:
+                ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
+            except OSError:
+                continue
+            if min(ages) > limit:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _records(folder: Path) -> bytes:
+    """The records of an unfinished entry, without a last one that was cut short."""
+    content = (folder / "rows").read_bytes()
+    return content[: len(content) // _RECORD.size * _RECORD.size]

@@ -237,14 +237,14 @@ def on_leader(work: Callable[[], T]) -> T:
     check_function("on_leader", "work", work, "without arguments")
     if num_processes() == 1:
         return work()
-    result, failure = None, None
+    text, failure = "", None
     if is_leader():
         try:
-            result = work()
+            text = json.dumps({"result": work()})
         except Exception as error:  # noqa: BLE001 - raised again below, after telling the others
             failure = error
-    answer = {"failed": str(failure)} if failure is not None else {"result": result}
-    message = _message(json.dumps(answer) if is_leader() else "")
+            text = json.dumps({"failed": str(failure)})
+    message = _message(text)
     answer = json.loads(_text(np.asarray(multihost_utils.broadcast_one_to_all(message))))
     if failure is not None:
         raise failure
@@ -254,7 +254,8 @@ def on_leader(work: Callable[[], T]) -> T:
 
 
 def _message(text: str) -> np.ndarray:
-    content = text.encode()
+    # Paths that are not UTF-8 have half surrogates in Python.
+    content = text.encode(errors="backslashreplace")
     if len(content) > MESSAGE_BYTES:
         # Only error messages get this long; a truncated result would not be valid JSON.
         content = (

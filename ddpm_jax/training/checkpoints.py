@@ -62,12 +62,10 @@ class Checkpoints:
         self, folder: str | Path, *, keep: int = 3, keep_every: int = 0, writable: bool = True
     ):
         call = "Checkpoints"
-        check_whole(call, "keep", keep, remedy="A run resumes from the newest.")
-        check_whole(call, "keep_every", keep_every, least=0)
+        self.keep = check_whole(call, "keep", keep, remedy="A run resumes from the newest.")
+        self.keep_every = check_whole(call, "keep_every", keep_every, least=0)
         check_flag(call, "writable", writable)
         self.folder = user_path(folder, call).absolute()
-        self.keep = keep
-        self.keep_every = keep_every
         self._place = OrbaxFolder(self.folder)
         self.writable = writable
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
@@ -167,7 +165,15 @@ class Checkpoints:
         for old in superseded(self.steps(), self.keep, self.keep_every):
             # Rename first: a kill during the removal must not leave half a step under a final name.
             doomed = self.folder / f"{INCOMING}{old}-old"
-            (self.folder / str(old)).rename(doomed)
+            try:
+                (self.folder / str(old)).rename(doomed)
+            except OSError as error:
+                # The new checkpoint is complete all the same, so training goes on.
+                warnings.warn(
+                    f"the checkpoint of step {old} in {self.folder} is no longer needed and could "
+                    f"not be removed ({error.strerror}).",
+                    stacklevel=2,
+                )
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _check_readable(self, name: str, tree: dict) -> None:

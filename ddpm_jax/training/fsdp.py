@@ -58,13 +58,16 @@ def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     return PartitionSpec(*[FSDP if i == axis else None for i in range(len(shape))])
 
 
-def state_specs(state: TrainState, shards: int) -> TrainState:
-    """The specs of a state: parameters, average and optimiser split alike, the rest whole."""
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Where a state is kept: parameters, averages and optimiser split alike, the rest whole."""
+    shards = mesh.shape[FSDP]
 
     def split(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: parameter_spec(leaf.shape, shards), tree)
+        return jax.tree.map(
+            lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, shards)), tree
+        )
 
-    whole = jax.tree.map(lambda _: WHOLE, state)
+    whole = jax.tree.map(lambda _: NamedSharding(mesh, WHOLE), state)
     return dataclasses.replace(
         whole,
         params=split(state.params),
@@ -95,12 +98,7 @@ class FullySharded:
 
     def constrain(self, state: TrainState) -> TrainState:
         """Constrains the layout of the state that a compiled step returns."""
-        shardings = jax.tree.map(
-            lambda spec: NamedSharding(self.mesh, spec),
-            state_specs(state, self.shards),
-            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
-        )
-        return jax.lax.with_sharding_constraint(state, shardings)
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, self.mesh))
 
     def map_fetch(self, fetch: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """`fetch(dataset, batch)`, computed by each device for its own rows."""
@@ -167,8 +165,10 @@ def bytes_per_step(
     rematerialised network.
     """
     check_tree("bytes_per_step", "params", params)
-    for name, value in (("data", data), ("shards", shards), ("microbatches", microbatches)):
+    data, shards, microbatches = (
         check_whole("bytes_per_step", name, value)
+        for name, value in (("data", data), ("shards", shards), ("microbatches", microbatches))
+    )
     split = kept = 0
     for leaf in jax.tree.leaves(params):
         size = int(np.prod(leaf.shape)) * leaf.dtype.itemsize

@@ -144,10 +144,7 @@ class RunLog:
         self._lines = Appender(self.path)
         board = Path(folder) / "tensorboard"
         board.mkdir(exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names, which begin with the
-        # time.
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._events = Appender(board / name)
+        self._events = Appender(board / _events_name(board))
         start = SessionLog(status=SessionLog.START)
         first = resume_step + 1
         self._events.append(
@@ -166,7 +163,7 @@ class RunLog:
 
     def has(self, kind: str, step: int) -> bool:
         """Whether there is a record of this kind at this step."""
-        return any(r["kind"] == kind and r["step"] == step for r in read_jsonl(self.path))
+        return any((r.get("kind"), r.get("step")) == (kind, step) for r in read_jsonl(self.path))
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes one record of this kind ("train", "heldout", …) at this step."""
@@ -195,6 +192,19 @@ class NoLog:
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes nothing."""
+
+
+def _events_name(board: Path) -> str:
+    """The name of the next file of events.
+
+    TensorBoard reads the files of a folder in the order of their names, which begin with the time.
+    The clock may have been set back since the last one, or the run may have moved to a machine
+    whose clock is behind.
+    """
+    parts = (path.name.split(".") for path in board.glob("events.out.tfevents.*"))
+    times = (int(part[3]) for part in parts if part[3].isdecimal())
+    begun = max([round(time.time()), *(one + 1 for one in times)])
+    return f"events.out.tfevents.{begun}.{socket.gethostname()}.{os.getpid()}"
 
 
 def _event(**fields: Any) -> bytes:

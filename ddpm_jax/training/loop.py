@@ -125,7 +125,7 @@ def next_boundary(step: int, num_steps: int, max_chunk: int, periods: Sequence[i
     At most max_chunk later, and no later than num_steps and the next multiple of any period > 0.
     """
     ends = [num_steps, step + max_chunk, *((step // p + 1) * p for p in periods if p > 0)]
-    return min(ends)
+    return int(min(ends))
 
 
 def train_loop(

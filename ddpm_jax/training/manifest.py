@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ddpm_jax.files import check_regular, read_json_object, sha256_of, sync
+from ddpm_jax.files import check_regular, read_json_object, sha256_of, write_json
 from ddpm_jax.types import PyTree
 
 NAME = "manifest.json"
@@ -60,20 +59,10 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_manifest(
-    folder: Path,
-    tree: dict[str, list[Any]],
-    step: int,
-    files: dict[str, dict[str, Any]] | None = None,
-) -> None:
-    """Writes and flushes the manifest of a finished folder, by default of all its files."""
-    files = describe_files(folder) if files is None else files
-    body = {"step": step, "tree": tree, "files": files}
-    fresh = folder / f"{NAME}.tmp"
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump({"sha256": _digest_of(body), **body}, file, indent=1)
-        sync(file)
-    os.replace(fresh, folder / NAME)
+def write_manifest(folder: Path, tree: dict[str, list[Any]], step: int) -> None:
+    """Writes the manifest of a finished folder."""
+    body = {"step": step, "tree": tree, "files": describe_files(folder)}
+    write_json(folder / NAME, {"sha256": _digest_of(body), **body}, indent=1, ensure_ascii=True)
 
 
 def list_files_again(folder: Path) -> None:

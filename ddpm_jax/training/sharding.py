@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.devices import mesh as meshes
 from ddpm_jax.devices.mesh import AXES, WHOLE, check_devices
 from ddpm_jax.forward.checks import check_choice, check_function, check_whole
-from ddpm_jax.training.fsdp import FullySharded, state_specs
+from ddpm_jax.training.fsdp import FullySharded, state_shardings
 from ddpm_jax.training.packed import pack_state, unpack_state
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.step import Batch, TrainStep
@@ -160,13 +160,6 @@ class DataParallel:
                 f"devices{each}. Use a multiple of {parts}, or fewer devices (--devices.count)."
             )
 
-    def _shardings(self, state: TrainState) -> TrainState:
-        return jax.tree.map(
-            lambda spec: NamedSharding(self.mesh, spec),
-            state_specs(state, self.parameter_shards),
-            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
-        )
-
     def place(self, state: TrainState) -> TrainState:
         """Places a state on the devices: replicated, or with its parameters split.
 
@@ -181,7 +174,7 @@ class DataParallel:
             data = meshes.put(np.asarray(jax.random.key_data(leaf)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
 
-        return jax.tree.map(put, state, self._shardings(state))
+        return jax.tree.map(put, state, state_shardings(state, self.mesh))
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Copies every leaf to every device."""
@@ -192,7 +185,7 @@ class DataParallel:
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             state,
-            self._shardings(state),
+            state_shardings(state, self.mesh),
         )
 
     def own_rows(self, batch_size: int) -> slice:
@@ -267,7 +260,7 @@ def choose_devices(
     call = "choose_devices"
     check_choice(call, "backend", backend, ("auto", "jit", "pmap", "shard_map"))
     if count is not None:
-        check_whole(call, "count", count, remedy="--devices.count (--num-devices) sets it.")
+        count = check_whole(call, "count", count, remedy="--devices.count (--num-devices) sets it.")
     check_whole(call, "parameter_shards", parameter_shards)
     if available is not None:
         available = check_devices(call, available)

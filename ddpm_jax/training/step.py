@@ -95,7 +95,7 @@ def make_train_step(
     if update_loss_state is not None:
         signature = "(loss_state, seen) -> loss_state"
         check_function(call, "update_loss_state", update_loss_state, signature)
-    check_whole(
+    num_microbatches = check_whole(
         call, "num_microbatches", num_microbatches, remedy="--devices.microbatches sets it."
     )
     if spike_factor is not None and not check_number(call, "spike_factor", spike_factor) > 1.0:
