@@ -13,7 +13,7 @@ from ddpm_jax.programs.convert import ToWeights, _without_folders, to_weights
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
-from ddpm_jax.programs.weights import PRETRAINED, pretrained_names
+from ddpm_jax.programs.weights import PRETRAINED, pretrained_names, read_weights
 from tests.small_run import make_run
 
 
@@ -194,3 +194,9 @@ def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
     (tmp_path / "a" / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="does not fit the network"):
         dj.load_run(tmp_path / "a")
+
+
+@pytest.mark.parametrize("about", [{}, {"sha256": "0"}, {"step": "4", "sha256": "0"}, [4], None])
+def test_weights_that_config_json_does_not_describe_are_refused(about, tmp_path):
+    with pytest.raises(ValueError, match="config.json does not describe weights.safetensors"):
+        read_weights(tmp_path, about, {})
