@@ -181,8 +181,26 @@ def mean_per_example(x: Array) -> Array:
     >>> dj.types.mean_per_example(jnp.ones((2, 4, 4, 3))).shape
     (2,)
     """
-    x = as_array("mean_per_example", "x", x)
-    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"mean_per_example needs real x [B, ...], got {describe(x)}.")
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = _wide_events("mean_per_example", x)
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+
+
+def sum_per_example(x: Array) -> Array:
+    """Sums x [B, ...] over every axis but the first, in float32 or wider: [B].
+
+    float16 ends at 65504, which the squared norm of a large image exceeds. Raises as
+    `mean_per_example` does.
+
+    >>> dj.types.sum_per_example(jnp.ones((2, 4, 4, 3)))
+    Array([48., 48.], dtype=float32)
+    """
+    x = _wide_events("sum_per_example", x)
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def _wide_events(call: str, x: Array) -> Array:
+    """Real x [B, ...] in float32 or wider; TypeError, in the name of the call, for other x."""
+    x = as_array(call, "x", x)
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{call} needs real x [B, ...], got {describe(x)}.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -456,3 +456,32 @@ def test_a_discrete_network_becomes_a_flow():
     sampler = samplers.probability_flow_heun(FLOW, grid)
     got = jax.jit(lambda x: dj.sample(sampler, model(grid, velocity), x))(X_T)
     np.testing.assert_allclose(got, quantiles(X_T, HIGH), atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", [*PROCESSES, "preconditioned"])
+def test_half_precision_keeps_times_and_levels_in_float32(name, dtype):
+    """Two digits of a time near 1, or of a level, would make it another one."""
+    seen = []
+
+    def apply(x_t, t):
+        seen.append((x_t.dtype, np.asarray(t)))
+        return (0.3 * x_t).astype(x_t.dtype)
+
+    sigma = jnp.asarray(np.geomspace(LOW, HIGH, 9), jnp.float32)
+    model = (
+        denoisers.edm_denoiser(apply)
+        if name == "preconditioned"
+        else denoisers.sigma_denoiser_from_process(PROCESSES[name], apply, target="v")
+    )
+    y = jnp.ones((9, 2), dtype) * sigma[:, None].astype(dtype)
+    assert model(y, sigma).dtype == dtype
+    model(y.astype(jnp.float32), sigma)
+    np.testing.assert_array_equal(seen[0][1], seen[1][1])
+    assert seen[0][0] == dtype
+
+
+def test_a_number_as_time_is_as_exact_beside_half_precision():
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    got = forward.process_sample(PROCESSES["flow"], x, 0.999, 0 * x)
+    np.testing.assert_allclose(np.asarray(got, np.float64), 0.001, rtol=1e-3)

@@ -224,8 +224,12 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("DDPM_JAX_CACHE", raising=False)
     assert cache_root() == Path("/home/someone/.cache/ddpm_jax")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache_root() == Path("/xdg/ddpm_jax")
+    for given, root in (("/xdg", "/xdg"), ("~/xdg", "/home/someone/xdg")):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert cache_root() == Path(root) / "ddpm_jax"
+    for relative in ("", "xdg", "./xdg"):  # to be ignored, says its specification
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        assert cache_root() == Path("/home/someone/.cache/ddpm_jax")
     monkeypatch.setenv("DDPM_JAX_CACHE", "~/own")
     assert cache_root() == Path("/home/someone/own")
     assert cache_root("/given") == Path("/given")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -65,12 +66,12 @@ def test_class_folders_are_classes_in_the_order_of_their_names(photos):
     np.testing.assert_array_equal(plain.images, data.images)
 
 
-@pytest.mark.parametrize("kind", ["csv", "json", "json of integers", "given json"])
+@pytest.mark.parametrize("kind", ["csv", "csv of 9.0", "json", "json of integers", "given json"])
 def test_a_file_of_labels_gives_them_by_name(photos, kind):
     """Integers keep their order: 9 comes before 10."""
-    source = "auto"
-    if kind == "csv":
-        source = write_csv(photos, BY_NAME.items())
+    source, end = "auto", ".0" if kind == "csv of 9.0" else ""
+    if kind.startswith("csv"):
+        source = write_csv(photos, [(name, label + end) for name, label in BY_NAME.items()])
     elif kind == "json of integers":
         write_json(photos, [[name, int(label)] for name, label in BY_NAME.items()])
     else:
@@ -78,7 +79,18 @@ def test_a_file_of_labels_gives_them_by_name(photos, kind):
         source = source if kind == "given json" else "auto"
     data = load_folder(photos, 6, labels=source)
     np.testing.assert_array_equal(data.labels, [1, 0, 0, 1, 0])
-    assert data.class_names == ("9", "10")
+    assert data.class_names == ("9" + end, "10" + end)
+
+
+@pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_however_their_accents_are_written(tmp_path, form, other):
+    """macOS archives hold e and an accent, where a spreadsheet holds é."""
+    names = [f"é{i}.png" for i in range(4)]
+    images = [unicodedata.normalize(form, name) for name in names]
+    file = tmp_path / "labels.csv"
+    rows = [f"{unicodedata.normalize(other, name)},{i % 2}" for i, name in enumerate(names)]
+    file.write_text("\n".join(["file,label", *rows]), "utf-8")
+    np.testing.assert_array_equal(read_labels(tmp_path, images, file).numbers, [0, 1, 0, 1])
 
 
 def test_changed_labels_are_other_data(photos):
@@ -106,6 +118,7 @@ WRONG = {
     "empty": ([("b/1.png", " "), *[*BY_NAME.items()][1:]], "1 images have no label: b/1.png"),
     "surplus": ([*BY_NAME.items(), ("c/6.png", "9")], "1 labels are of no image: c/6.png"),
     "single": ({**BY_NAME, "a/3.png": "8"}.items(), "2 classes have a single image: 10, 8"),
+    "spelt": ({**BY_NAME, "a/4.png": "9.0"}.items(), "2 labels are a number in two spellings: 9"),
     "twice": ([*BY_NAME.items(), ("b/1.png", "9")], "'10' and '9'"),
 }
 

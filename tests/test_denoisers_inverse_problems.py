@@ -154,6 +154,7 @@ def test_where_nothing_is_left_of_x_0_a_measurement_changes_nothing(make):
     np.testing.assert_array_equal(got, np.full((4, 2, 2), np.float32(0.3)))
 
 
+OTHER = dj.make_denoiser(dj.linear_schedule(100, 0.1, 0.2), lambda x, t: 0.5 * x)
 HALF = {"schedule": SCHEDULE, "denoise": lambda x, t: 0.5 * x, "operator": operator}
 
 
@@ -174,9 +175,38 @@ HALF = {"schedule": SCHEDULE, "denoise": lambda x, t: 0.5 * x, "operator": opera
         (pi_gdm, {"operator": lambda x: x * x, "measured": X_T}, TypeError, "linear operator"),
         (pi_gdm, {"measured": Y[:2]}, ValueError, "pi_gdm needs measurements of"),
         (dps, {"measured": Y[:, :2], "noise": 1.0}, ValueError, "dps needs measurements of"),
+        (dps, {"noise": 1.0, "scale": np.inf}, ValueError, "scale >= 0 and finite"),
+        (dps, {"noise": np.inf}, ValueError, "noise > 0 and finite"),
+        (pi_gdm, {"data_std": np.inf}, ValueError, "both finite"),
+        (pi_gdm, {"noise": np.inf}, ValueError, "both finite"),
+        *(
+            (make, {"noise": 1.0} | wrong, error, f"{make.__name__}(:| needs) {words}")
+            for make in (dps, pi_gdm)
+            for wrong, error, words in (
+                ({"measured": np.full(3, np.nan)}, ValueError, "finite measured"),
+                ({"operator": lambda x: (x, x)}, TypeError, "an operator that returns one"),
+                ({"operator": lambda x: None}, TypeError, "an operator that returns one"),
+                ({"operator": lambda x: x.astype(int)}, TypeError, "an operator that returns one"),
+                ({"operator": jnp.fft.fft}, TypeError, r"an operator .*z\.real, z\.imag"),
+                ({"denoise": OTHER}, ValueError, r"at timestep \d+ the grid has"),
+            )
+        ),
     ],
 )
 def test_bad_values_are_named(make, given, error, words):
     arguments = HALF | {"measured": Y} | given
     with pytest.raises(error, match=words):
         make(**arguments)(jnp.float32(X_T), jnp.asarray(T))
+
+
+@pytest.mark.parametrize("make", [dps, pi_gdm])
+def test_a_learned_variance_stays_the_networks(make):
+    x, t = jnp.float32(X_T), jnp.asarray(T)
+
+    def denoise(x, t):
+        return dj.Denoised(0.5 * x, jnp.sin(x))
+
+    plain = make(SCHEDULE, lambda x, t: 0.5 * x, operator, jnp.float32(Y), noise=NOISE)(x, t)
+    guided = make(SCHEDULE, denoise, operator, jnp.float32(Y), noise=NOISE)(x, t)
+    np.testing.assert_array_equal(guided.x_0, plain)
+    np.testing.assert_array_equal(guided.variance_output, jnp.sin(x))

@@ -103,3 +103,16 @@ def test_small_angles_keep_the_norm_too(theta, f):
     b = np.array([[np.cos(theta), np.sin(theta)]], np.float32)
     mixed = np.asarray(slerp(a, b, f), np.float64)
     np.testing.assert_allclose(mixed, [[np.cos(f * theta), np.sin(f * theta)]], rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("mix", [lerp, slerp])
+def test_half_precision_rounds_the_result_alone(mix, dtype):
+    """Norms, angles and fractions are those of float32: ‖a‖² of a large image is above 65504."""
+    a, b = pair(2, (2, 64, 64, 3))
+    a, b = (jnp.asarray(5.0 * x, dtype) for x in (a, a + 0.3 * b))
+    assert np.sum(np.square(np.asarray(a, np.float64)[0])) > np.finfo(np.float16).max
+    expected = mix(a.astype(jnp.float32), b.astype(jnp.float32), 0.3)
+    got = mix(a, b, 0.3)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, expected.astype(dtype))

@@ -103,6 +103,22 @@ def test_the_option_is_in_the_help_and_needs_a_value(monkeypatch, capsys):
     assert ended.value.code == 2
 
 
+def test_only_one_file_can_be_given(tmp_path, monkeypatch, capsys):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        parsed(monkeypatch, "--config", tmp_path / "a.json", "--config", tmp_path / "b.json")
+    assert ended.value.code == 2
+    assert "--config is given 2 times, and takes one file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.yaml", "A.YML", "a.JSON"])
+def test_a_file_at_home_and_endings_in_capitals(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).write_text('{"seed": 7}')
+    assert read_config(f"~/{name}", BASE).seed == 7
+
+
 def test_a_complete_file_needs_no_preset(tmp_path):
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump(to_json(BASE)))

@@ -12,7 +12,7 @@ from PIL import Image
 import ddpm_jax as dj
 from ddpm_jax import evaluation
 from ddpm_jax.data import load_digits
-from ddpm_jax.programs import shards
+from ddpm_jax.programs import denoiser_errors, shards
 from ddpm_jax.programs.bound import measure_bound
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.generator import Generator
@@ -102,6 +102,17 @@ def test_measured_errors_are_kept_for_their_checkpoint_alone(folder):
     np.testing.assert_array_equal(TrainedRun(RunOptions(run_dir=folder)).x_0_mse, [0.5] * 20)
     path.write_text(json.dumps({**kept, "x_0_mse": [0.5] * 20, "checkpoint_sha256": "another"}))
     np.testing.assert_array_equal(TrainedRun(RunOptions(run_dir=folder)).x_0_mse, mse)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"x_0_mse": [0.5]}', '{"x_0_mse": "none"}', '{"x_0_mse": [{}]}', None]
+)
+def test_damaged_measured_errors_are_measured_again(tmp_path, capsys, content):
+    path = tmp_path / "x_0_mse-ema-0.json"
+    assert denoiser_errors._kept(path, {}, 2) is None
+    path.mkdir() if content is None else path.write_text(content)
+    assert denoiser_errors._kept(path, {}, 2) is None
+    assert f"warning: {path} cannot be read (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver_pp_sde"])

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ from ddpm_jax.programs.config import DevicesConfig, OptimizerConfig, TrainConfig
 from ddpm_jax.programs.config_values import to_json
 from ddpm_jax.programs.initial_weights import begin_with_weights, read_initial_weights
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
-from ddpm_jax.programs.train import train
+from ddpm_jax.programs.train import _check_new_decay, train
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import Checkpoints
 from ddpm_jax.training.logs import read_jsonl
@@ -216,6 +218,36 @@ def test_a_constant_run_that_is_given_a_decay_is_the_run_begun_with_it(tmp_path)
     assert int(a.step) == int(b.step) == 4
     assert_same(a.params, b.params)
     assert_same(a.ema_params, b.ema_params)
+
+
+@pytest.mark.parametrize(
+    "step,num_steps,decay_steps,said",
+    [
+        (0, 100, 20, None),
+        (80, 100, 20, None),
+        (90, 100, 20, "the first 10 of its steps are left out.*--optimizer.decay-steps 10"),
+        (90, 100, None, "the first 85 of its steps are left out.*--optimizer.decay-steps 10"),
+        (100, 100, 20, "has taken 100 steps without it.*--num-steps 120"),
+        (100, 90, 20, "has taken 100 steps without it.*--num-steps 120"),
+    ],
+)
+def test_a_decay_that_comes_too_late_is_told(tmp_path, step, num_steps, decay_steps, said):
+    """It would be cut short, or, at the end of the run, not be taken at all."""
+    optimizer = OptimizerConfig(warmup_steps=5, decay="linear", decay_steps=decay_steps)
+    config = TrainConfig(tmp_path, num_steps, optimizer=optimizer)
+    changes = ["--optimizer.decay: constant → linear"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if step < num_steps:
+            _check_new_decay(config, step, changes)
+        else:
+            with pytest.raises(RunDirectoryError, match=said):
+                _check_new_decay(config, step, changes)
+        # A decay that the run has had from the beginning.
+        _check_new_decay(config, step, ["--optimizer.clip-norm: 1.0 → 2.0"])
+    told = [str(w.message) for w in caught]
+    assert len(told) == (said is not None and step < num_steps)
+    assert all(re.search(said, text) for text in told)
 
 
 @pytest.mark.slow

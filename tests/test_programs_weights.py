@@ -2,17 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.programs import trained_run
-from ddpm_jax.programs.convert import ToWeights, to_weights
+from ddpm_jax.programs.convert import ToWeights, _without_folders, to_weights
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
-from ddpm_jax.programs.weights import PRETRAINED, pretrained_names
+from ddpm_jax.programs.weights import PRETRAINED, pretrained_names, read_weights
 from tests.small_run import make_run
 
 
@@ -81,6 +82,28 @@ def test_weights_do_not_tell_of_the_folders_of_this_machine(run_dir, tmp_path):
     text = (tmp_path / "out/config.json").read_text()
     assert "grace" not in text and '"init_from": "b"' in text and '"e/f": "0"' in text
     assert dj.load_run(tmp_path / "out").config.data.labels == "labels.csv"
+
+
+def test_names_of_classes_that_look_like_paths_stay():
+    """Open Images numbers its classes /m/01yrx, and other lists may end alike."""
+    names = ["/m/01yrx", "/n/01yrx", "cat"]
+    facts = {"data": {"class_names": names, "name": "/home/grace/photos"}}
+    kept = _without_folders(facts)
+    assert kept == {"data": {"class_names": names, "name": "photos"}}
+
+
+@pytest.mark.parametrize("label", [3, np.int64(3), np.uint8(3), "3"])
+def test_a_class_may_be_a_number_of_numpy(label):
+    names = [str(i) for i in range(5)] if label == "3" else []
+    run = SimpleNamespace(
+        name="a run",
+        model=SimpleNamespace(num_classes=5),
+        facts={"data": {"class_names": names}},
+    )
+    np.testing.assert_array_equal(TrainedRun.labels(run, 2, label), [3, 3])
+    for wrong in (True, np.int64(5), 2.0):
+        with pytest.raises(ValueError, match="is not a class of this run: 0..4"):
+            TrainedRun.labels(run, 2, wrong)
 
 
 def test_the_sampling_program_takes_weights(tmp_path, monkeypatch):
@@ -171,3 +194,9 @@ def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
     (tmp_path / "a" / "config.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match="does not fit the network"):
         dj.load_run(tmp_path / "a")
+
+
+@pytest.mark.parametrize("about", [{}, {"sha256": "0"}, {"step": "4", "sha256": "0"}, [4], None])
+def test_weights_that_config_json_does_not_describe_are_refused(about, tmp_path):
+    with pytest.raises(ValueError, match="config.json does not describe weights.safetensors"):
+        read_weights(tmp_path, about, {})

@@ -117,6 +117,15 @@ def test_steps_must_fall_one_by_one_on_the_grid(case):
         dj.samplers.advance(DDIM, halve, X, (), jnp.asarray(STEPS[case]))
 
 
+@pytest.mark.parametrize("made", [list, np.array, functools.partial(np.array, dtype=np.uint8)])
+def test_steps_may_be_any_integers(made):
+    """Differences of unsigned integers wrap round."""
+    given = dj.samplers.advance(DDIM, halve, X, (), made([4, 3, 2]))[0]
+    np.testing.assert_array_equal(
+        given, dj.samplers.advance(DDIM, halve, X, (), jnp.array([4, 3, 2]))[0]
+    )
+
+
 MAKERS = {
     "ancestral": dj.ancestral,
     "ddim": dj.ddim,

@@ -9,6 +9,7 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.samplers import dpm_solver_pp, predictor_corrector
+from ddpm_jax.samplers.predictor_corrector import norm_ratio
 from tests.oracles import GaussianData, Tables
 
 FULL = dj.linear_schedule()
@@ -117,3 +118,13 @@ def test_few_dimensions_warn(size, snr, warned):
 def test_bad_calls_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_step_size_of_half_precision_is_that_of_float32(dtype):
+    """‖z‖² of 256×256×3 values is above the largest float16."""
+    z = jnp.asarray(np.random.default_rng(1).standard_normal((2, 256 * 256 * 3)), dtype)
+    score = 2.0 * z[::-1].astype(jnp.float32)
+    ratio = norm_ratio(z, score)
+    np.testing.assert_allclose(ratio[:, 0], [0.5, 0.5], rtol=0.01)
+    np.testing.assert_allclose(ratio, norm_ratio(z.astype(jnp.float32), score), rtol=1e-3)

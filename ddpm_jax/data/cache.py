@@ -48,8 +48,9 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         return user_path(cache_dir, "cache_root")
     if own := os.environ.get("DDPM_JAX_CACHE"):
         return user_path(own, "cache_root")
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "ddpm_jax"
+    # The XDG specification has relative paths ignored: they would name a folder per directory.
+    xdg = user_path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "ddpm_jax"
 
 
 def read_entry(

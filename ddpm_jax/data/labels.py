@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 from ddpm_jax.data.images import MAX_NAMED, shown
 from ddpm_jax.files import parse_json_object, read_regular, user_path
 
+_INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
 MAX_FILE_BYTES = 1 << 28
 """Of a file of labels; that of the 1.3 million images of ImageNet takes a fifth of it."""
 
@@ -39,7 +42,8 @@ def read_labels(
             least two, as classes
 
     Paths in a file are relative to `folder`. Class folders are numbered in the order of their
-    names' bytes, and so are labels in a file, unless all are integers, which keep their order.
+    names' bytes, and so are labels in a file, unless all are integers, which keep their order
+    (written as 3, or as 3.0 by programs that know no integer beside a missing value).
 
     Raises ValueError, naming up to 20 each, for images without a label, labels without an image and
     classes of a single image, which no split can both train on and hold out; and for a file that
@@ -117,11 +121,22 @@ def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 def _numbered(
     folder: Path, images: Sequence[str], labels: dict[str, str], source: str, *, numeric: bool
 ) -> Labels:
+    # An é may be one character or two, which differ by the system that wrote the name.
+    composed = functools.partial(unicodedata.normalize, "NFC")
+    spelt = {composed(name): name for name in images}
+    renamed = {spelt.get(composed(name), name): label for name, label in labels.items()}
+    if len(spelt) == len(images) and len(renamed) == len(labels):
+        labels = renamed
     counts = Counter(labels[name] for name in images if name in labels)
     known = set(images)
+    values: dict[str, int] = {}
+    if numeric and all(_INTEGER.fullmatch(name) for name in counts):
+        values = {name: int(name.partition(".")[0]) for name in counts}
+    spellings = Counter(values.values())
     problems = {
         "images have no label": [name for name in images if name not in labels],
         "labels are of no image": [name for name in labels if name not in known],
+        "labels are a number in two spellings": [n for n, v in values.items() if spellings[v] > 1],
         "classes have a single image": sorted(k for k, count in counts.items() if count == 1),
     }
     found = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
@@ -131,9 +146,7 @@ def _numbered(
             + "\n  ".join(found)
             + '\nGive every image a label, or train without: labels="none" (--data.labels none).'
         )
-    names = sorted(counts, key=os.fsencode)
-    if numeric and all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
-        names = sorted(names, key=int)
+    names = sorted(counts, key=values.__getitem__ if values else os.fsencode)
     numbers = {name: number for number, name in enumerate(names)}
     return Labels(
         np.array([numbers[labels[name]] for name in images], np.int32), tuple(map(shown, names))

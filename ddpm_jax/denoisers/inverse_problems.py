@@ -13,18 +13,19 @@ known exactly can also be put back (`samplers.inpaint`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
-from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
+from ddpm_jax.denoisers.scheduled import ScheduledDenoiser, check_denoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
-from ddpm_jax.forward.checks import check_function, check_number, check_real
+from ddpm_jax.forward.checks import check_finite, check_function, check_number, check_real
 from ddpm_jax.forward.process import at_step
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
-from ddpm_jax.types import Array, ArrayLike, Denoiser, x_0_of
+from ddpm_jax.types import Array, ArrayLike, Denoised, Denoiser, describe, x_0_of
 
 Operator = Callable[[Array], Array]
 """A of one event: x [...] -> y [...]."""
@@ -48,14 +49,14 @@ def dps(
     Args:
         schedule: the process of the denoiser.
         denoise: x̂_0 without the measurement; not clipped, or the gradient is lost.
-        operator: A of one event; differentiable, not necessarily linear.
-        measured: y [B, ...], or of one event, for all of them.
+        operator: A of one event, real; differentiable, not necessarily linear.
+        measured: y [B, ...], or of one event, for all of them; finite.
         noise: σ_y, above 0.
         scale: s; 1 is Bayes' rule.
 
-    Where ᾱ_t is 0, x_t says nothing and x̂_0 stays. Raises ValueError for noise <= 0 and scale < 0,
-    TypeError for arguments of another kind; the denoiser raises ValueError for measurements that A
-    does not give.
+    Where ᾱ_t is 0, x_t says nothing and x̂_0 stays. A learned variance stays the network's. Raises
+    ValueError for noise <= 0, scale < 0 and a denoiser of another process, TypeError for arguments
+    of another kind; the denoiser raises ValueError for measurements that A does not give.
 
     >>> schedule, x = dj.linear_schedule(), jnp.ones((2, 4))
     >>> half = lambda x: x[:2]
@@ -64,13 +65,15 @@ def dps(
     (2, 4)
     """
     _check("dps", schedule, denoise, operator, measured, noise=noise, scale=scale)
-    if not noise > 0:
+    if not 0 < noise < math.inf:
         raise ValueError(
-            f"dps needs noise > 0, got {noise}: it divides by σ_y². pi_gdm takes measurements "
-            "without noise."
+            f"dps needs noise > 0 and finite, got {noise}: it divides by σ_y². pi_gdm takes "
+            "measurements without noise."
         )
-    if not scale >= 0:
-        raise ValueError(f"dps needs scale >= 0, got {scale}. 1 is Bayes' rule, 0 no guidance.")
+    if not 0 <= scale < math.inf:
+        raise ValueError(
+            f"dps needs scale >= 0 and finite, got {scale}. 1 is Bayes' rule, 0 no guidance."
+        )
 
     def pull(residual: Array, row: Array, x_0_hat: Array) -> Array:
         return scale * residual / noise**2
@@ -96,14 +99,15 @@ def pi_gdm(
     Args:
         schedule: the process of the denoiser.
         denoise: x̂_0 without the measurement; not clipped, or the gradient is lost.
-        operator: A of one event, linear, possibly plus a constant.
-        measured: y [B, ...], or of one event, for all of them.
+        operator: A of one event, real and linear, possibly plus a constant.
+        measured: y [B, ...], or of one event, for all of them; finite.
         noise: σ_y, at least 0.
         data_std: c, above 0.
 
-    Where ᾱ_t is 0, x̂_0 stays. Raises ValueError for noise < 0 and data_std <= 0, TypeError for
-    arguments of another kind; the denoiser raises ValueError for measurements that A does not give,
-    and TypeError for an A that is not linear.
+    Where ᾱ_t is 0, x̂_0 stays. A learned variance stays the network's. Raises ValueError for noise <
+    0, data_std <= 0 and a denoiser of another process, TypeError for arguments of another kind; the
+    denoiser raises ValueError for measurements that A does not give, and TypeError for an A that is
+    not linear.
 
     >>> schedule, x = dj.linear_schedule(), jnp.ones((2, 4))
     >>> half = lambda x: x[:2]
@@ -112,10 +116,10 @@ def pi_gdm(
     (2, 4)
     """
     _check("pi_gdm", schedule, denoise, operator, measured, noise=noise, data_std=data_std)
-    if not (noise >= 0 and data_std > 0):
+    if not (0 <= noise < math.inf and 0 < data_std < math.inf):
         raise ValueError(
-            f"pi_gdm needs noise >= 0 and data_std > 0, got {noise=}, {data_std=}. Song et al. "
-            "take data of standard deviation 1."
+            f"pi_gdm needs noise >= 0 and data_std > 0, both finite, got {noise=}, {data_std=}. "
+            "Song et al. take data of standard deviation 1."
         )
 
     def pull(residual: Array, row: Array, x_0_hat: Array) -> Array:
@@ -140,6 +144,8 @@ def _check(call, schedule, denoise, operator, measured, **numbers) -> None:
     check_function(call, "denoise", denoise, "(x_t, timesteps) -> x̂_0")
     check_function(call, "operator", operator, "(x of one event) -> y")
     check_real(call, measured=measured)
+    check_finite(call, measured=measured)
+    check_denoiser(call, schedule, denoise)
     for name, value in numbers.items():
         check_number(call, name, value)
 
@@ -147,17 +153,20 @@ def _check(call, schedule, denoise, operator, measured, **numbers) -> None:
 def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoiser:
     """x̂_0 + (1-ᾱ)/√ᾱ (∂ A x̂_0/∂x_t)ᵀ pull, pull the residual weighted by an inverse covariance."""
 
-    def guided(x_t: Array, timesteps: Array) -> Array:
+    def guided(x_t: Array, timesteps: Array) -> Array | Denoised:
         row = rows_of_timesteps(schedule, timesteps)
         signal, left = (
             at_step(t, row, x_t.ndim) for t in (schedule.signal_scale, schedule.noise_scale)
         )
 
         def predicted(x):
-            x_0_hat = x_0_of(denoise(x, timesteps), x)
-            return jax.vmap(operator)(x_0_hat), x_0_hat
+            denoised = denoise(x, timesteps)
+            x_0_hat = x_0_of(denoised, x)
+            measured = jax.vmap(operator)(x_0_hat)
+            _check_measured(call, measured)
+            return measured, (x_0_hat, denoised)
 
-        expected, backwards, x_0_hat = jax.vjp(predicted, x_t, has_aux=True)
+        expected, backwards, (x_0_hat, denoised) = jax.vjp(predicted, x_t, has_aux=True)
         y = jnp.asarray(measured)
         if y.shape not in (expected.shape, expected.shape[1:]):
             raise ValueError(
@@ -168,9 +177,24 @@ def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoi
         (gradient,) = backwards(pull(residual, row, x_0_hat).astype(expected.dtype))
         # Where ᾱ is 0 the derivative is 0, and the factor infinite.
         factor = jnp.where(signal == 0, 0.0, left**2 / jnp.where(signal == 0, 1.0, signal))
-        return (x_0_hat + factor * gradient).astype(x_t.dtype)
+        moved = (x_0_hat + factor * gradient).astype(x_t.dtype)
+        return denoised._replace(x_0=moved) if isinstance(denoised, Denoised) else moved
 
     return ScheduledDenoiser(schedule, guided, call)
+
+
+def _check_measured(call: str, measured: object) -> None:
+    """Raises TypeError unless A gives one array of real numbers.
+
+    Integers have no derivative, and complex numbers have two parts: both would be lost.
+    """
+    dtype = getattr(measured, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{call} needs an operator that returns one floating-point array, got "
+            f"{describe(measured)}. Stack several measurements, and the parts of complex ones: "
+            "jnp.stack([z.real, z.imag])."
+        )
 
 
 def _linear(

@@ -89,7 +89,7 @@ def load_inception_weights(
             f"load_inception_weights got {file}, which is not a file. Fetch {URL} "
             f"(sha256 {SHA256}), or leave the path out."
         )
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         tensors = _read_safetensors(file)
         try:
             return inception_variables_from_torch(tensors)

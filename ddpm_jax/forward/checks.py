@@ -164,9 +164,14 @@ def check_real(call: str, **arrays: Any) -> None:
         if not isinstance(value, _ARRAYS):
             raise TypeError(f"{call} needs {name}, an array, got {describe(value)}.")
         if not jnp.issubdtype(value.dtype, jnp.floating):
+            remedy = "Convert it by .astype(jnp.float32)."
+            if value.dtype == jnp.uint8:
+                remedy = "Pixels in 0..255 become data in [-1, 1] by from_pixels."
+            elif jnp.issubdtype(value.dtype, jnp.complexfloating):
+                remedy = "Stack the parts of complex numbers: jnp.stack([z.real, z.imag])."
             raise TypeError(
                 f"{call} needs real floating-point values for {name}, got {describe(value)}. "
-                "Pixels in 0..255 become data in [-1, 1] by from_pixels."
+                + remedy
             )
 
 

@@ -90,7 +90,7 @@ def check_times(call: str, t: Any, x: Array, process: ContinuousProcess | None =
     Raises TypeError for other dtypes, ValueError for other shapes and host values out of range.
     """
     if isinstance(t, float):
-        t = jnp.asarray(t, x.dtype)
+        t = jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32))
     if not hasattr(t, "dtype") or not jnp.issubdtype(t.dtype, jnp.floating):
         raise TypeError(
             f"{call} needs times t, floating-point numbers, got {describe(t)}. Steps of a discrete "

@@ -9,6 +9,7 @@ likelihood weighting, into the weight of that target's own error; `times` draws 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import jax.numpy as jnp
@@ -125,6 +126,9 @@ def edm_weighting(sigma_data: float = 0.5) -> Weighting:
         >>> dj.losses.edm_weighting(0.5)(jnp.array([0.0]))
         Array([5.], dtype=float32)
     """
-    if not check_number("edm_weighting", "sigma_data", sigma_data) > 0:
-        raise ValueError(f"edm_weighting needs sigma_data > 0, got {sigma_data}. EDM uses 0.5.")
+    sigma_data = check_number("edm_weighting", "sigma_data", sigma_data)
+    if not 0 < sigma_data < math.inf:
+        raise ValueError(
+            f"edm_weighting needs sigma_data > 0 and finite, got {sigma_data}. EDM uses 0.5."
+        )
     return lambda log_snr: jnp.exp(log_snr) + 1.0 / sigma_data**2

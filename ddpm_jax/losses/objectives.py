@@ -13,6 +13,8 @@ estimates the whole bound without its constant prior term. Data are floats, imag
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -132,7 +134,9 @@ def hybrid_loss(
     """
     check_target("hybrid_loss", target)
     check_variance("hybrid_loss", variance)
-    check_number("hybrid_loss", "bound_scale", bound_scale, "iDDPM's λ is 1e-3.")
+    bound_scale = check_number("hybrid_loss", "bound_scale", bound_scale)
+    if not math.isfinite(bound_scale):
+        raise ValueError(f"hybrid_loss needs a finite bound_scale, got {bound_scale}.")
     if not is_learned(variance):
         raise ValueError(
             "hybrid_loss trains a learned variance, got another one. Use 'learned' or "

@@ -112,7 +112,8 @@ def importance_probabilities(history: LossHistory, *, uniform_mix: float = 1e-3)
 
 def _probabilities(call: str, history: LossHistory, uniform_mix: float) -> Array:
     check_kind(call, "history", history, LossHistory, "init_loss_history makes one")
-    if not 0.0 <= check_number(call, "uniform_mix", uniform_mix) <= 1.0:
+    uniform_mix = check_number(call, "uniform_mix", uniform_mix)
+    if not 0.0 <= uniform_mix <= 1.0:
         raise ValueError(f"{call} needs 0 <= uniform_mix <= 1, got {uniform_mix}. iDDPM uses 1e-3.")
     T, length = history.losses.shape
     # Only ratios count. Relative to the largest loss no square overflows, which would turn every

@@ -14,6 +14,7 @@ Any function of λ [B] that returns [B] is a weighting.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -84,7 +85,8 @@ def min_snr_weighting(gamma: float = 5.0) -> Weighting:
         Array([1., 5.], dtype=float32)
     """
     remedy = "The paper's weighting is min_snr_weighting(5.0), called."
-    if not check_number("min_snr_weighting", "gamma", gamma, remedy) > 0:
+    gamma = check_number("min_snr_weighting", "gamma", gamma, remedy)
+    if not gamma > 0:
         raise ValueError(f"min_snr_weighting needs gamma > 0, got {gamma}. {remedy}")
     return lambda log_snr: jnp.minimum(jnp.exp(log_snr), gamma)
 
@@ -101,10 +103,12 @@ def p2_weighting(k: float = 1.0, gamma: float = 1.0) -> Weighting:
         Array([0.5], dtype=float32)
     """
     remedy = "The paper uses p2_weighting(1.0, gamma), called, with γ of 0.5 or 1."
-    check_number("p2_weighting", "k", k, remedy)
-    check_number("p2_weighting", "gamma", gamma, remedy)
-    if not (k > 0 and gamma >= 0):
-        raise ValueError(f"p2_weighting needs k > 0 and gamma >= 0, got {k=}, {gamma=}. {remedy}")
+    k = check_number("p2_weighting", "k", k, remedy)
+    gamma = check_number("p2_weighting", "gamma", gamma, remedy)
+    if not (0 < k < math.inf and 0 <= gamma < math.inf):
+        raise ValueError(
+            f"p2_weighting needs k > 0 and gamma >= 0, both finite, got {k=}, {gamma=}. {remedy}"
+        )
     return lambda log_snr: jnp.exp(log_snr - gamma * jnp.logaddexp(jnp.log(k), log_snr))
 
 

@@ -10,6 +10,7 @@ one convention are useless with another, and do not show which they need.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -50,9 +51,10 @@ def sinusoidal_embedding(
             f"sinusoidal_embedding needs dim >= 4, got {dim=}: it needs at least two frequencies, "
             "each with a sine and a cosine. DDPM uses 128."
         )
-    if not max_period > 1:
+    if not 1 < max_period < math.inf:
         raise ValueError(
-            f"sinusoidal_embedding needs max_period > 1, got {max_period=}. DDPM uses 10000."
+            f"sinusoidal_embedding needs max_period > 1 and finite, got {max_period=}. DDPM uses "
+            "10000."
         )
     check_embedding("sinusoidal_embedding", order, shift)
     half = dim // 2

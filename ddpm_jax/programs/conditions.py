@@ -33,7 +33,7 @@ def read_conditions(
             continue
         call = f"--{name} {path}"
         try:
-            if path.suffix == ".npz":
+            if path.suffix.lower() == ".npz":
                 arrays = read_arrays(user_path(path), MEMORY_BYTES, (name, f"{name}_mask"))
                 if name not in arrays:
                     raise ValueError(f"it has no array `{name}`")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.files import MAX_JSON_BYTES, parse_json_object, read_regular
+from ddpm_jax.files import MAX_JSON_BYTES, parse_json_object, read_regular, user_path
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.config_values import flatten, from_json, to_json
 from ddpm_jax.programs.run_directory import with_new_names
@@ -30,11 +30,12 @@ def read_config(path: str | Path, base: TrainConfig) -> TrainConfig:
     Raises ValueError for a file that is not JSON or YAML, and for fields that are unknown or of
     another type, naming them; OSError for a file that cannot be read.
     """
-    path = Path(path)
+    path = user_path(path, "--config")
     content = read_regular(path, MAX_JSON_BYTES)
-    if path.suffix in (".yaml", ".yml"):
+    ending = path.suffix.lower()
+    if ending in (".yaml", ".yml"):
         values = _parse_yaml(path, content)
-    elif path.suffix == ".json":
+    elif ending == ".json":
         try:
             values = parse_json_object(content)
         except ValueError as error:
@@ -62,13 +63,18 @@ def apply_config_option(
     if not all(isinstance(config, TrainConfig) for _, config in several.values()):
         return default, description, list(words)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage="--config FILE")
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config", type=Path, action="append")
     found, rest = parser.parse_known_args(list(words))
+    if found.config and len(found.config) > 1:
+        parser.error(
+            f"--config is given {len(found.config)} times, and takes one file: write all fields "
+            "into one, or the others as flags."
+        )
     description = f"{description or ''}\n\n{HELP}"
     if found.config is None:
         return default, description, rest
     try:
-        read = {n: (what, read_config(found.config, c)) for n, (what, c) in several.items()}
+        read = {n: (what, read_config(found.config[0], c)) for n, (what, c) in several.items()}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

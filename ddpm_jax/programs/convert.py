@@ -25,6 +25,7 @@ from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig,
 from ddpm_jax.programs.config_values import to_json, with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.diffusers_code import sampling_code
+from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.programs.weights import WeightsDtype, check_weights_folder, save_weights
@@ -114,7 +115,8 @@ def convert(config: Conversion) -> None:
     if type(config) not in conversions:
         known = ", ".join(kind.__name__ for kind in conversions)
         raise TypeError(f"convert needs one of {known}, got {describe(config)}.")
-    conversions[type(config)](with_types("convert", config, type(config)))
+    config = with_local_paths(with_types("convert", config, type(config)))
+    conversions[type(config)](config)
 
 
 def from_diffusers(config: FromDiffusers) -> None:
@@ -148,7 +150,7 @@ def from_diffusers(config: FromDiffusers) -> None:
 def from_tensorflow(config: FromTensorFlow) -> None:
     """Makes a run directory from the authors' variables, with the paper's process."""
     say(f"reading {config.file}")
-    read = interop.read_npz if config.file.suffix == ".npz" else interop.read_safetensors
+    read = interop.read_npz if config.file.suffix.lower() == ".npz" else interop.read_safetensors
     variables = read(config.file)
     try:
         unet, params = interop.unet_from_tensorflow(
@@ -229,9 +231,15 @@ def write_weights(run: TrainedRun, out: Path, dtype: WeightsDtype) -> list[Path]
 
 
 def _without_folders(value: Any) -> Any:
-    """A JSON value with absolute paths cut to their last part: they mean nothing elsewhere."""
+    """A JSON value with absolute paths cut to their last part: they mean nothing elsewhere.
+
+    Names of classes stay: those of Open Images, such as /m/01yrx, look like absolute paths.
+    """
     if isinstance(value, dict):
-        return {name: _without_folders(inner) for name, inner in value.items()}
+        return {
+            name: inner if name == "class_names" else _without_folders(inner)
+            for name, inner in value.items()
+        }
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

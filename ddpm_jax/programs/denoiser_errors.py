@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -35,11 +36,9 @@ def measured_x_0_mse(run: TrainedRun) -> np.ndarray:
         "images": count,
     }
 
-    def kept() -> dict[str, Any]:
-        return read_json_object(path) if path.exists() else {}
-
-    if processes.on_leader(lambda: known_by.items() <= kept().items()):
-        return np.asarray(kept()["x_0_mse"], dtype=np.float64)
+    known = functools.partial(_kept, path, known_by, T)
+    if processes.on_leader(lambda: known() is not None):
+        return np.asarray(known(), np.float64)
     # Spread over the data set, which may be sorted.
     chosen = np.linspace(0, len(data.images) - 1, count).astype(int)
     conditions = run.model.conditions(data, chosen)
@@ -58,6 +57,23 @@ def measured_x_0_mse(run: TrainedRun) -> np.ndarray:
     except OSError as error:
         say(f"warning: {path} cannot be kept ({error.strerror}); it is measured again next time")
     return mse
+
+
+def _kept(path: Path, known_by: dict[str, Any], num_timesteps: int) -> list[float] | None:
+    """The errors in the file, if they are of this model and these data."""
+    if not path.exists():
+        return None
+    try:
+        values = read_json_object(path)
+        errors = values.get("x_0_mse")
+        if not known_by.items() <= values.items():
+            return None
+        if not isinstance(errors, list) or np.asarray(errors, np.float64).shape != (num_timesteps,):
+            raise ValueError(f"it has no x_0_mse of {num_timesteps} numbers")
+    except (OSError, ValueError, TypeError) as error:
+        say(f"warning: {path} cannot be read ({error}); the errors are measured again")
+        return None
+    return errors
 
 
 def _x_0_errors(model: Model, params, images, conditions, t, keys) -> Array:

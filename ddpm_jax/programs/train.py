@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,6 +166,7 @@ def _train_to_the_end(
         state = checkpoints.restore(shapes)
         checkpoints.try_folder()
         start, weights = 0 if state is None else int(state.step), None
+        processes.on_leader(lambda: _check_new_decay(config, start, changes))
         if state is None and config.init_from is not None:
             # Before minutes of compilation, so that other weights are refused at once.
             with watchdog.paused():
@@ -206,6 +208,30 @@ def _initial_state(
 def _check_directory(run: TrainingRun) -> tuple[dict[str, Any], list[str]]:
     """What identifies the data of this run, and its permitted differences from the stored one."""
     return without_names(run.facts["data"]), run.directory.check(run.config, run.facts)
+
+
+def _check_new_decay(config: TrainConfig, step: int, changes: list[str]) -> None:
+    """Warns if a run of constant learning rate gets a decay that begins before its step.
+
+    Raises RunDirectoryError if the decay also ends there, since no step of it would be taken.
+    """
+    optimizer, last = config.optimizer, config.num_steps
+    length = optimizer.decay_steps or last - optimizer.warmup_steps
+    late = step - (last - length)
+    if late <= 0 or not any(c.startswith("--optimizer.decay: constant") for c in changes):
+        return
+    what = f"the {optimizer.decay} decay over the {length:,} steps before --num-steps {last:,}"
+    if step >= last:
+        raise RunDirectoryError(
+            f"{what} is over: {config.run_dir} has taken {step:,} steps without it. Give it steps "
+            f"of its own, such as --num-steps {step + length}. Nothing was changed."
+        )
+    warnings.warn(
+        f"{what} begins before step {step:,}, which the run has reached: the first {late:,} of its "
+        "steps are left out, and the learning rate drops at once. To decay from here on, use "
+        f"--optimizer.decay-steps {last - step}.",
+        stacklevel=2,
+    )
 
 
 def _check_same_data(run: TrainingRun, data: dict[str, Any]) -> None:

@@ -280,7 +280,8 @@ class TrainedRun:
         if label is None:
             return self.model.cycled_labels(count)
         number = names.index(str(label)) if str(label) in names else label
-        if classes is None or not isinstance(number, int) or not 0 <= number < classes:
+        whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+        if classes is None or not whole or not 0 <= int(number) < classes:
             if classes is None:
                 raise ValueError(
                     f"--label {label}: {self.name} was trained without labels. Leave --label out, "
@@ -289,7 +290,7 @@ class TrainedRun:
                 )
             known = f"0..{classes - 1}" + (f", or {', '.join(names[:20])}" if names else "")
             raise ValueError(f"--label {label} is not a class of this run: {known}.")
-        return np.full(count, number)
+        return np.full(count, int(number))
 
     def sampler(self, options: SamplerOptions) -> Sampler:
         """The sampler that the options name, with this run's variance unless they name another."""

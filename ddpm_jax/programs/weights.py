@@ -128,6 +128,11 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
     the model wants. Raises ValueError for a file that was changed or belongs to another network.
     """
     path = folder / WEIGHTS
+    if not isinstance(about, dict) or type(about.get("step")) is not int:
+        raise ValueError(
+            f"{folder / 'config.json'} does not describe {WEIGHTS} beside it: weights.step and "
+            "weights.sha256 are missing. Export the run again (ddpm-jax convert to-weights)."
+        )
     found = sha256_of(path)
     if about.get("sha256") != found:
         raise ValueError(

@@ -24,7 +24,7 @@ from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_batch, check_draws, check_flag, check_function
 from ddpm_jax.keys import check_draw, check_keys, fold_in_each, normal_per_example
-from ddpm_jax.types import Array, Denoiser, Key, PyTree, as_array, bcast_right, describe
+from ddpm_jax.types import Array, ArrayLike, Denoiser, Key, PyTree, as_array, bcast_right, describe
 
 
 class Level(NamedTuple):
@@ -183,9 +183,9 @@ def advance(
     >>> x, state, _ = dj.samplers.advance(sampler, denoise, x, sampler.init(x), first_half)
     """
     check_sampler("advance", sampler)
-    check_steps("advance", sampler, steps)
+    steps = check_steps("advance", sampler, steps)
     check_flag("advance", "keep", keep)
-    x = _check_call("advance", sampler, denoise, x, keys, noise, jnp.shape(steps))
+    x = _check_call("advance", sampler, denoise, x, keys, noise, steps.shape)
     wanted = jax.eval_shape(sampler.init, x)
     if jax.tree.structure(state) != jax.tree.structure(wanted) or any(
         jnp.shape(have) != want.shape
@@ -296,8 +296,8 @@ def check_schedule(call: str, schedule: NoiseSchedule) -> None:
         )
 
 
-def check_steps(call: str, sampler: Sampler, steps: Array) -> None:
-    """Raises ValueError, in the name of the call, unless steps [N] fall one by one on the grid.
+def check_steps(call: str, sampler: Sampler, steps: ArrayLike) -> Array:
+    """The steps [N] as an array. Raises ValueError unless they fall one by one on the grid.
 
     A traced `steps` is checked for its shape and type only.
     """
@@ -305,7 +305,7 @@ def check_steps(call: str, sampler: Sampler, steps: Array) -> None:
     steps = as_array(call, "grid steps", steps)
     fit = steps.ndim == 1 and jnp.issubdtype(steps.dtype, jnp.integer)
     if fit and not isinstance(steps, jax.core.Tracer):
-        host = np.asarray(steps)
+        host = np.asarray(steps).astype(np.int64)  # differences of unsigned numbers wrap round
         fit = not host.size or (0 <= host[-1] <= host[0] < size and (np.diff(host) == -1).all())
     if not fit:
         raise ValueError(
@@ -313,6 +313,7 @@ def check_steps(call: str, sampler: Sampler, steps: Array) -> None:
             f"{steps}. They count the sampler's grid, not the full process: grid_steps(sampler) "
             "lists them; to leave steps out, respace the schedule."
         )
+    return steps
 
 
 def _check_call(

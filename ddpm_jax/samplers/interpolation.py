@@ -19,7 +19,7 @@ def lerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
     Array(0.25, dtype=float32)
     """
     f = _fraction("lerp", a, b, fraction)
-    return (1.0 - f) * a + f * b
+    return ((1.0 - f) * a + f * b).astype(jnp.result_type(a, b))
 
 
 def slerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
@@ -36,7 +36,7 @@ def slerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
     Array([[0.707, 0.707]], dtype=float32)
     """
     f = _fraction("slerp", a, b, fraction)
-    unit_a, unit_b = a / _norm(a), b / _norm(b)
+    unit_a, unit_b = (x / _norm(x) for x in (a.astype(f.dtype), b.astype(f.dtype)))
     # Not the arc cosine of the dot product: in float32 it resolves no angle below 3e-4.
     theta = 2.0 * jnp.arctan2(_norm(unit_a - unit_b), _norm(unit_a + unit_b))
 
@@ -48,7 +48,7 @@ def slerp(a: Array, b: Array, fraction: ArrayLike) -> Array:
         larger = jnp.where(small, 1.0, theta)
         return jnp.where(small, series, jnp.sin(share * larger) / jnp.sin(larger))
 
-    return weight(1.0 - f) * a + weight(f) * b
+    return (weight(1.0 - f) * a + weight(f) * b).astype(jnp.result_type(a, b))
 
 
 def _norm(x: Array) -> Array:
@@ -60,5 +60,7 @@ def _norm(x: Array) -> Array:
 def _fraction(name: str, a: Array, b: Array, fraction: ArrayLike) -> Array:
     a, b = check_batch(name, a=a, b=b)
     check_real(name, fraction=fraction)
-    f = per_example(name, "fraction", jnp.asarray(fraction, a.dtype), a)
+    # Norms and angles take this dtype, too: in half precision they would overflow or be rough.
+    wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    f = per_example(name, "fraction", jnp.asarray(fraction, wide), a)
     return bcast_right(f, a.ndim)

@@ -22,7 +22,7 @@ from ddpm_jax.samplers.base import (
     skip_at_last_step,
     split_draws,
 )
-from ddpm_jax.types import Array, bcast_right, x_0_of
+from ddpm_jax.types import Array, bcast_right, sum_per_example, x_0_of
 
 # With fewer, samples of a Gaussian are more than 6 % too wide.
 _FEWEST_DIMENSIONS = 32
@@ -99,7 +99,6 @@ def predictor_corrector(
 
 def norm_ratio(z: Array, score: Array) -> Array:
     """‖z‖/‖s‖ per example, shaped to multiply events; 0 where the score vanishes."""
-    axes = tuple(range(1, z.ndim))
-    above, below = jnp.sum(z**2, axis=axes), jnp.sum(score**2, axis=axes)
+    above, below = (sum_per_example(jnp.square(x)) for x in (z, score))
     squared = jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 0.0)
     return bcast_right(jnp.sqrt(squared), z.ndim)

@@ -18,6 +18,7 @@ are means over them); the caller averages. Noise and projections are arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -45,6 +46,7 @@ from ddpm_jax.types import (
     bcast_right,
     describe,
     per_example,
+    sum_per_example,
 )
 
 ScoreFn = Callable[[Array], Array]
@@ -100,7 +102,7 @@ def exact_score_matching(score_fn: ScoreFn, x: Array) -> Array:
         return jnp.broadcast_to(basis, x.shape)
 
     score, forms = _score_and_forms("exact_score_matching", score_fn, x, direction, d)
-    return 0.5 * _sum_per_example(jnp.square(score)) + jnp.sum(forms, axis=0)
+    return 0.5 * sum_per_example(jnp.square(score)) + jnp.sum(forms, axis=0)
 
 
 def sliced_score_matching(
@@ -137,9 +139,9 @@ def sliced_score_matching(
     v = jnp.asarray(projections, x.dtype)
     score, forms = _score_and_forms("sliced_score_matching", score_fn, x, lambda i: v[i], shape[0])
     if variance_reduced:
-        squares = _sum_per_example(jnp.square(score))
+        squares = sum_per_example(jnp.square(score))
     else:
-        along = jax.vmap(lambda direction: _sum_per_example(direction * score))(v)
+        along = jax.vmap(lambda direction: sum_per_example(direction * score))(v)
         squares = jnp.mean(jnp.square(along), axis=0)
     return 0.5 * squares + jnp.mean(forms, axis=0)
 
@@ -168,7 +170,7 @@ def projections(
         if kind == "gaussian":
             return v
         d = np.prod(shape, dtype=np.float64)
-        return v * bcast_right(jnp.sqrt(d / _sum_per_example(jnp.square(v))), v.ndim).astype(dtype)
+        return v * bcast_right(jnp.sqrt(d / sum_per_example(jnp.square(v))), v.ndim).astype(dtype)
 
     return jax.vmap(draw)(jnp.arange(num))
 
@@ -191,7 +193,7 @@ def denoising_score_matching(score_fn: ScoreFn, x: Array, noise: Array, sigma: A
     sigma = per_example("denoising_score_matching", "sigma", jnp.asarray(sigma, x.dtype), x)
     sigma = bcast_right(sigma, x.ndim)
     residual = _scaled_residual("denoising_score_matching", score_fn, x, noise, sigma)
-    return 0.5 * _sum_per_example(jnp.square(residual / sigma))
+    return 0.5 * sum_per_example(jnp.square(residual / sigma))
 
 
 def ncsn_loss(
@@ -226,7 +228,9 @@ def ncsn_loss(
     x = _check_events("ncsn_loss", x)
     level = as_array("ncsn_loss", "level", level)
     check_function("ncsn_loss", "score_fn", score_fn, "(x, level) -> s")
-    check_number("ncsn_loss", "power", power)
+    power = check_number("ncsn_loss", "power", power)
+    if not math.isfinite(power):
+        raise ValueError(f"ncsn_loss needs a finite power, got {power}. NCSN uses 2.")
     if not jnp.issubdtype(level.dtype, jnp.integer):
         raise TypeError(
             f"ncsn_loss needs integer levels that index sigmas, got dtype {level.dtype}. Draw them "
@@ -242,7 +246,7 @@ def ncsn_loss(
     residual = _scaled_residual(
         "ncsn_loss", lambda x: score_fn(x, level), x, noise, bcast_right(sigma, x.ndim)
     )
-    return 0.5 * sigma ** (power - 2.0) * _sum_per_example(jnp.square(residual))
+    return 0.5 * sigma ** (power - 2.0) * sum_per_example(jnp.square(residual))
 
 
 def _scaled_residual(call: str, score_fn: ScoreFn, x: Array, noise: Array, sigma: Array) -> Array:
@@ -262,7 +266,7 @@ def _score_and_forms(
 
     def form(i: Array) -> Array:
         v = direction(i)
-        return _sum_per_example(v * push(v))
+        return sum_per_example(v * push(v))
 
     if num == 1:
         return score, form(jnp.zeros((), jnp.int32))[None]
@@ -284,9 +288,3 @@ def _check_score(call: str, score: Array, x: Array) -> Array:
             "per dimension of the event."
         )
     return score
-
-
-def _sum_per_example(x: Array) -> Array:
-    """Sums x [B, ...] over every axis but the first, in float32 or wider: [B]."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.sum(x, axis=tuple(range(1, x.ndim)))

@@ -21,7 +21,7 @@ from ddpm_jax.forward.checks import (
 )
 from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
 from ddpm_jax.score.langevin import check_chains, langevin_step, step_size_of
-from ddpm_jax.types import Array, ArrayLike, Key, bcast_right
+from ddpm_jax.types import Array, ArrayLike, Key, bcast_right, sum_per_example
 
 
 class AdjustedChains(NamedTuple):
@@ -116,7 +116,7 @@ def metropolis_adjusted_langevin(
         # The noise of the reverse move is -(z + δ), δ = ½√ε (s + s'). log q(x|x') - log q(x'|x) is
         # then ½(‖z‖² - ‖z + δ‖²) = -½ δᵀ(2z + δ): squares of large numbers need not cancel.
         delta = 0.5 * jnp.sqrt(size) * (score + score_new)
-        log_back = -0.5 * jnp.sum(delta * (2.0 * z + delta), axis=tuple(range(1, x.ndim)))
+        log_back = -0.5 * sum_per_example(delta * (2.0 * z + delta))
         accept = jnp.log(u) < log_p_new - log_p + log_back
 
         def select(new, old):

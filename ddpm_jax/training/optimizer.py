@@ -94,8 +94,10 @@ def make_optimizer(
     if not callable(learning_rate):
         above_0["learning_rate"] = learning_rate
     for name, value in above_0.items():
-        if not check_number(call, name, value) > 0:
-            raise ValueError(f"{call} needs {name} > 0, got {value}.")
+        # An infinite limit clips nothing; an infinite rate makes every step NaN, an infinite ε 0.
+        finite = "" if name == "clip_norm" else " and finite"
+        if not 0 < check_number(call, name, value) or (finite and value == math.inf):
+            raise ValueError(f"{call} needs {name} > 0{finite}, got {value}.")
     for name, value in (("b1", b1), ("b2", b2)):
         if not 0 <= check_number(call, name, value) < 1:
             raise ValueError(

@@ -532,6 +532,7 @@ ROWS = {
         dj.types.bcast_right, x=("convertible", jnp.ones(3)), ndim=("number of axes", 4)
     ),
     "mean_per_example": row(dj.types.mean_per_example, x=("batch", X)),
+    "sum_per_example": row(dj.types.sum_per_example, x=("batch", X)),
     "make_key": row(dj.keys.make_key, seed=("seed", 0)),
     "example_keys": row(
         dj.example_keys, key=("key", jax.random.key(0)), index=("indices", np.arange(3))
@@ -780,6 +781,18 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
     ("karras_timesteps", "sigma_max", "inf"): (
         "no limit, the default",
         lambda result, right: result[-1] == T - 1,
+    ),
+    ("guidance_interval", "sigma_high", "inf"): (
+        "every σ above sigma_low",
+        lambda result, right: bool((result == jnp.array([1.0, 3.0, 3.0])).all()),
+    ),
+    ("min_snr_weighting", "gamma", "inf"): (
+        "no limit: the SNR",
+        lambda result, right: True,
+    ),
+    ("heun", "churn", "inf"): (
+        "the largest γ, √2 - 1, at every step",
+        lambda result, right: result.num_draws == 1,
     ),
     ("karras_timesteps", "rho", "inf"): (
         "even in the log SNR, from σ = 80 down",

@@ -87,6 +87,7 @@ NOT_A_NUMBER = {
     "traced": TRACED,
 }
 NEGATIVE = {"-1": lambda v: -1}
+INFINITE = {"inf": lambda v: float("inf")}
 STEP_VALUES = {
     "None": lambda v: None,
     "a string": lambda v: "3",
@@ -195,9 +196,9 @@ WRONG = {
         "numbers": lambda v: jnp.ones(3),
     },
     "whole": NOT_A_NUMBER | NEGATIVE | {"0": lambda v: 0, "1.5": lambda v: 1.5},
-    "number": {k: v for k, v in NOT_A_NUMBER.items() if k != "nan"},
-    "positive": NOT_A_NUMBER | NEGATIVE,
-    "many": NOT_A_NUMBER | {"0": lambda v: 0.0, "inf": lambda v: float("inf")},
+    "number": NOT_A_NUMBER | INFINITE,
+    "positive": NOT_A_NUMBER | NEGATIVE | INFINITE,
+    "many": NOT_A_NUMBER | INFINITE | {"0": lambda v: 0.0},
     "rate": NOT_A_NUMBER | {"0": lambda v: 0.0, "1": lambda v: 1.0},
     "share": NOT_A_NUMBER | NEGATIVE | {"1.5": lambda v: 1.5},
     "percentile": NOT_A_NUMBER
