@@ -121,7 +121,7 @@ def save_weights(
     return [folder / "config.json", path]
 
 
-def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyTree, int, str]:
+def read_weights(folder: Path, about: Any, like: PyTree) -> tuple[PyTree, int, str]:
     """The parameters of a folder, its training step, and the sha256 of its file.
 
     `about` is what config.json says of the weights, `like` has the shapes and the placement that
@@ -129,10 +129,12 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
     """
     path = folder / WEIGHTS
     found = sha256_of(path)
-    if about.get("sha256") != found:
+    about = about if isinstance(about, dict) else {}
+    if about.get("sha256") != found or type(about.get("step")) is not int:
         raise ValueError(
             f"{path} is not the file that config.json describes (sha256 {found}, there "
-            f"{about.get('sha256')}). It was damaged or replaced: fetch it again."
+            f"{about.get('sha256')} of step {about.get('step')!r}). It was damaged or replaced: "
+            "fetch it again."
         )
     flat = read_safetensors(path, dtypes=("F32", "F16"))
     wanted: dict[str, Any] = dict(traverse_util.flatten_dict(like, sep="/"))
@@ -147,4 +149,4 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
         name: jax.device_put(flat[name].astype(np.float32), leaf.sharding)
         for name, leaf in wanted.items()
     }
-    return traverse_util.unflatten_dict(placed, sep="/"), int(about["step"]), found
+    return traverse_util.unflatten_dict(placed, sep="/"), about["step"], found
