@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from ddpm_jax.files import read_json_object, user_path, write_json
 from ddpm_jax.interop import hub
 from ddpm_jax.programs import weights
-from ddpm_jax.programs.config_values import with_types
+from ddpm_jax.programs.config_values import check_least, with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
 from ddpm_jax.programs.model_card import SHEET_STEPS, model_card
@@ -82,8 +82,7 @@ def push(config: PushConfig) -> Published:
     unchanged.
     """
     config = with_types("push", config, PushConfig)
-    if config.sheet_count < 0:
-        raise ValueError(f"--sheet-count must be at least 0, got {config.sheet_count}.")
+    check_least(config, 0, "sheet_count")
     hub.check_references("push", config.branch, config.tag)
     if not re.fullmatch(r"[\w.+-]+", config.license):
         raise ValueError(
