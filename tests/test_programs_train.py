@@ -125,6 +125,21 @@ def test_only_a_program_may_be_ended_by_the_watchdog(tmp_path, monkeypatch):
     assert seconds == [0, config.devices.watchdog_seconds] and not console.is_program()
 
 
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0, "0 B"),
+        (999.4, "999 B"),
+        (999.7, "1 kB"),
+        (1e3, "1 kB"),
+        (999_600, "1 MB"),
+        (12.4e9, "12.4 GB"),
+    ],
+)
+def test_quantities_have_three_digits(value, text):
+    assert console.quantity(value, "B") == text
+
+
 def test_a_bar_does_not_count_the_time_until_its_first_update():
     """999 seconds of compiling and one step, then twenty in 100 seconds."""
     with console.bar(100, "steps", initial=7) as progress:

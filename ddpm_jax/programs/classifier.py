@@ -6,7 +6,6 @@ weights.safetensors    the parameters, float32
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from ddpm_jax.evaluation import FeatureExtractor, ImageClassifier, classifier_ex
 from ddpm_jax.files import read_json_object, user_path
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
+from ddpm_jax.programs.buckets import about_in, shown
 from ddpm_jax.programs.build import load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.config import DataConfig, check_seed
@@ -221,9 +221,9 @@ def _check(config: ClassifierConfig) -> None:
 
 def _check_out(out: Path) -> None:
     check_weights_folder(out)
-    with contextlib.suppress(OSError, ValueError):
-        if "classifier" not in read_json_object(out / "config.json"):
-            raise RunDirectoryError(f"{out} holds another model. Choose another --out.")
+    about = about_in(out)
+    if about and "classifier" not in about:
+        raise RunDirectoryError(f"{shown(out)} holds another model. Choose another --out.")
 
 
 def _check_data(config: ClassifierConfig, train: ImageDataset, heldout: ImageDataset) -> None:

@@ -18,8 +18,7 @@ from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.programs.averages import average_name
-from ddpm_jax.programs.bucket_files import Bucket
-from ddpm_jax.programs.buckets import address_of, shown
+from ddpm_jax.programs.buckets import files_behind, shown
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.config_values import to_json, with_types
@@ -278,9 +277,8 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
     directory, name = RunDirectory(options.run_dir), shown(options.run_dir)
     directory.acquire()
     try:
-        address = address_of(directory.root)
         taken = directory.config.exists() or directory.checkpoints.exists()
-        if taken or (address is not None and Bucket(address).files()):
+        if taken or files_behind(directory.root):
             raise RunDirectoryError(
                 f"{name} already holds a run. Choose another folder with --run-dir; nothing was "
                 "changed."

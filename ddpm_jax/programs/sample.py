@@ -20,6 +20,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs import shards
 from ddpm_jax.programs.averages import average_name
+from ddpm_jax.programs.buckets import shown, taken_in
 from ddpm_jax.programs.conditions import read_conditions
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions, sampler_options
 from ddpm_jax.programs.config_values import check_least, with_types
@@ -133,11 +134,11 @@ def sample(config: SampleConfig) -> None:
 
 def _refuse_foreign(out: Path) -> None:
     """Raises RunDirectoryError for a folder with files of these names that no sampling wrote."""
-    taken = [name for name in WRITTEN if (out / name).exists()]
-    if taken and not any((out / name).exists() for name in ("sampling.json", "plan.json")):
+    taken = taken_in(out, WRITTEN)
+    if taken and not taken_in(out, ("sampling.json", "plan.json")):
         raise RunDirectoryError(
-            f"{out} has {', '.join(taken)}, and no sampling.json says that they are samples. "
-            "Choose another folder with --out. Nothing was changed."
+            f"{shown(out)} has {', '.join(taken)}, and no sampling.json says that they are "
+            "samples. Choose another folder with --out. Nothing was changed."
         )
 
 

@@ -9,7 +9,6 @@ model of the package, or `hub:OWNER/NAME@REVISION`.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,9 +19,10 @@ import numpy as np
 from flax import traverse_util
 
 import ddpm_jax
-from ddpm_jax.files import read_json_object, sha256_of, write_json
+from ddpm_jax.files import sha256_of, write_json
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.interop.tensors import read_safetensors, write_safetensors
+from ddpm_jax.programs.buckets import about_in, shown, taken_in
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.types import PyTree
 
@@ -96,16 +96,13 @@ def has_weights(folder: Path) -> bool:
 
 def check_weights_folder(folder: Path, names: Sequence[str] = ("config.json", WEIGHTS)) -> None:
     """Raises RunDirectoryError for a folder in which files of these names are not such weights'."""
-    if (folder / "checkpoints").exists():
-        raise RunDirectoryError(f"{folder} is a run directory. Choose another with --out.")
-    taken = [name for name in names if (folder / name).exists()]
-    about = None
-    with contextlib.suppress(OSError, ValueError):
-        about = read_json_object(folder / "config.json").get("weights")
-    if taken and not isinstance(about, dict):
+    taken = taken_in(folder, ("checkpoints", *names))
+    if "checkpoints" in taken:
+        raise RunDirectoryError(f"{shown(folder)} is a run directory. Choose another with --out.")
+    if taken and not isinstance(about_in(folder).get("weights"), dict):
         raise RunDirectoryError(
-            f"{folder} has {', '.join(taken)} of something else. Choose another folder with --out. "
-            "Nothing was changed."
+            f"{shown(folder)} has {', '.join(taken)} of something else. Choose another folder with "
+            "--out. Nothing was changed."
         )
 
 
