@@ -32,7 +32,6 @@ from ddpm_jax.programs.console import run_program, say
 from ddpm_jax.programs.intervals import frechet_interval, interval_band
 from ddpm_jax.programs.metrics import classifier_features, summarize_reference
 from ddpm_jax.programs.named import SamplerName
-from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.visualize.files import DPI, INK, write_figure
 
@@ -94,7 +93,7 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
     if len(set(config.guidance)) < max(1, len(config.guidance)):
         raise ValueError(f"--guidance needs different scales, got {config.guidance}.")
     run = TrainedRun(config)
-    need_pictures(run, "guidance")
+    pictures.need_pictures(run, "guidance")
     num_classes = run.model.num_classes
     if num_classes is None:
         raise ValueError(

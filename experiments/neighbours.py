@@ -24,7 +24,6 @@ from ddpm_jax.programs import pictures
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
-from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -79,7 +78,7 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
     """
     check_least(config, 1, "count", "neighbours", "rows", "batch_size")
     run = TrainedRun(config)
-    need_pictures(run, "neighbours")
+    pictures.need_pictures(run, "neighbours")
     labels = run.labels(config.count, config.label)
     train, heldout = run.train_data.images, run.need_heldout(1).images
     if not max(config.neighbours, 2) <= len(train):

@@ -193,8 +193,7 @@ class _Session(Hooks):
     def train(self, state: TrainState) -> TrainState:
         """Runs the training loop; NonFiniteError when training diverges."""
         config = self.run.config
-        calls = (self.measure_heldout, self.draw_samples, self.save)
-        calls = map(self.untimed, calls)
+        calls = map(self.untimed, (self.measure_heldout, self.draw_samples, self.save))
         try:
             return training.train_loop(
                 state,
