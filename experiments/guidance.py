@@ -27,15 +27,11 @@ from ddpm_jax.files import write_json
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.classifier import accuracy
 from ddpm_jax.programs.config import SamplerOptions
-from ddpm_jax.programs.config_values import to_json
+from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import run_program, say
 from ddpm_jax.programs.intervals import frechet_interval, interval_band
-from ddpm_jax.programs.metrics import (
-    classifier_features,
-    summarize_reference,
-)
+from ddpm_jax.programs.metrics import classifier_features, summarize_reference
 from ddpm_jax.programs.named import SamplerName
-from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.visualize.files import DPI, INK, write_figure
 
@@ -92,16 +88,12 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
     Raises ValueError for invalid options and for a run without classes, and whatever `TrainedRun`
     and `load_classifier` raise.
     """
-    for name in ("classes", "per_class", "batch_size"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
-    if config.bootstrap < 0:
-        raise ValueError(f"--bootstrap must be at least 0, got {config.bootstrap}.")
+    check_least(config, 1, "classes", "per_class", "batch_size")
+    check_least(config, 0, "bootstrap")
     if len(set(config.guidance)) < max(1, len(config.guidance)):
         raise ValueError(f"--guidance needs different scales, got {config.guidance}.")
     run = TrainedRun(config)
-    need_pictures(run, "guidance")
+    pictures.need_pictures(run, "guidance")
     num_classes = run.model.num_classes
     if num_classes is None:
         raise ValueError(

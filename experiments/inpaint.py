@@ -27,7 +27,7 @@ from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.chunks import common_chunk
 from ddpm_jax.programs.config import SamplerOptions
-from ddpm_jax.programs.config_values import to_json
+from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
 from ddpm_jax.programs.pictures import need_pictures
@@ -54,8 +54,9 @@ class InpaintConfig(SamplerOptions, RunOptions):
     """Completions per image."""
     num_resamples: int = 5
     """RePaint's U: how often each step is taken; more make the new part fit the known one."""
-    label: int | None = None
-    """Class of all completions, for a class-conditional run; None for each image's own."""
+    label: int | str | None = None
+    """Number or name of the class of all completions, for a class-conditional run; None for each
+    image's own."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
 
@@ -243,15 +244,8 @@ def _chosen_images(config: InpaintConfig, data: ImageDataset) -> np.ndarray:
 
 
 def _check(config: InpaintConfig) -> None:
-    for name, minimum in (
-        ("count", 1),
-        ("completions", 2),
-        ("num_resamples", 1),
-        ("batch_size", 1),
-    ):
-        if getattr(config, name) < minimum:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least {minimum}, got {getattr(config, name)}.")
+    check_least(config, 1, "count", "num_resamples", "batch_size")
+    check_least(config, 2, "completions")
     if config.images == ():
         raise ValueError("--images needs at least one index.")
 

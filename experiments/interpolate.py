@@ -30,7 +30,7 @@ from ddpm_jax.programs.build import build_grid
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
 from ddpm_jax.programs.conditions import in_turn, read_conditions
 from ddpm_jax.programs.config import SamplerOptions
-from ddpm_jax.programs.config_values import to_json
+from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
 from ddpm_jax.programs.pictures import need_pictures
@@ -61,8 +61,9 @@ class InterpolateConfig(RunOptions):
     """How fewer steps than T are spread over them."""
     corrections: int = 1
     """Fixed-point corrections per step of DDIM's encoding; more reconstruct better."""
-    label: int | None = None
-    """Class used for all decoding, for a class-conditional run; None for no class."""
+    label: int | str | None = None
+    """Number or name of the class for all decoding, for a class-conditional run; None for no
+    class."""
     cond: Path | None = None
     """An .npy of vectors [M, D] for encoding and decoding; pairs use the rows in turn."""
     context: Path | None = None
@@ -309,10 +310,9 @@ def _chosen_pairs(config: InterpolateConfig, data: ImageDataset) -> tuple[np.nda
 
 
 def _check(config: InterpolateConfig) -> None:
-    for name, minimum in (("pairs", 1), ("points", 2), ("corrections", 0), ("batch_size", 1)):
-        if getattr(config, name) < minimum:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least {minimum}, got {getattr(config, name)}.")
+    check_least(config, 1, "pairs", "batch_size")
+    check_least(config, 2, "points")
+    check_least(config, 0, "corrections")
     if len(config.first or ()) != len(config.second or ()) or config.first == ():
         raise ValueError(
             f"--first and --second need equally many indices, got {config.first} and "

@@ -31,10 +31,9 @@ from ddpm_jax.forward import respace
 from ddpm_jax.keys import example_keys, fold_in_each, make_key
 from ddpm_jax.likelihood.coding import RateDistortion, mean_and_standard_error, rate_distortion
 from ddpm_jax.likelihood.dequantization import bits_per_dim, dequantize
-from ddpm_jax.likelihood.probability_flow import (
-    probability_flow_log_likelihood,
-)
+from ddpm_jax.likelihood.probability_flow import probability_flow_log_likelihood
 from ddpm_jax.programs.bound import MeasuredBound, bound_row, measure_bound
+from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -80,11 +79,8 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
 
     Raises ValueError for invalid options, and whatever `TrainedRun` raises.
     """
-    if config.count < 2 or config.batch_size < 1 or config.flow_count < 2:
-        raise ValueError(
-            "--count and --flow-count must be at least 2 and --batch-size at least 1, got "
-            f"{config.count}, {config.flow_count} and {config.batch_size}."
-        )
+    check_least(config, 2, "count", "flow_count")
+    check_least(config, 1, "batch_size")
     if not config.tolerance > 0:
         raise ValueError(f"--tolerance must be positive, got {config.tolerance}.")
     run = TrainedRun(config)

@@ -22,9 +22,8 @@ from ddpm_jax.evaluation import nearest_neighbours
 from ddpm_jax.files import read_arrays, write_json
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.config import SamplerOptions
-from ddpm_jax.programs.config_values import to_json
+from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
-from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -46,8 +45,9 @@ class NeighboursConfig(SamplerOptions, RunOptions):
     """Training images shown beside each sample."""
     rows: int = 10
     """Samples shown, those nearest to the training set first."""
-    label: int | None = None
-    """Class of all samples, for a class-conditional run; None cycles through all classes."""
+    label: int | str | None = None
+    """Number or name of the class of all samples, for a class-conditional run; None for all classes
+    in turn."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 for none. Guided samples may be copies where unguided
     ones are not."""
@@ -76,12 +76,9 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
     Raises ValueError for invalid options, RunDirectoryError or DamagedCheckpointError for a run
     that cannot be read.
     """
-    for name in ("count", "neighbours", "rows", "batch_size"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
+    check_least(config, 1, "count", "neighbours", "rows", "batch_size")
     run = TrainedRun(config)
-    need_pictures(run, "neighbours")
+    pictures.need_pictures(run, "neighbours")
     labels = run.labels(config.count, config.label)
     train, heldout = run.train_data.images, run.need_heldout(1).images
     if not max(config.neighbours, 2) <= len(train):

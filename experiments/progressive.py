@@ -28,7 +28,7 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.build import build_grid
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
 from ddpm_jax.programs.config import SamplerOptions
-from ddpm_jax.programs.config_values import to_json
+from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
 from ddpm_jax.programs.pictures import need_pictures
@@ -59,8 +59,9 @@ class ProgressiveConfig(RunOptions):
     """Ancestral steps; None for all T."""
     spacing: Spacing = "fractional"
     """How fewer steps than T are spread over them."""
-    label: int | None = None
-    """Class of all samples, for a class-conditional run; None cycles through all classes."""
+    label: int | str | None = None
+    """Number or name of the class of all samples, for a class-conditional run; None for all classes
+    in turn."""
     batch_size: int = 64
     """Images at a time; changes speed and memory, not the images."""
 
@@ -201,15 +202,8 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
 
 
 def _check(config: ProgressiveConfig) -> None:
-    for name in ("count", "rows", "columns", "shared", "batch_size"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
-    if config.count < 2 or config.copies < 2:
-        raise ValueError(
-            "--count and --copies must be at least 2, so that there are pairs to compare, got "
-            f"{config.count} and {config.copies}."
-        )
+    check_least(config, 1, "rows", "columns", "shared", "batch_size")
+    check_least(config, 2, "count", "copies")  # pairs are compared
     if config.shared > config.count:
         raise ValueError(
             f"--shared {config.shared} exceeds the --count {config.count} samples whose x_t can be "

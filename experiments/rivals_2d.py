@@ -26,6 +26,7 @@ import numpy as np
 
 from ddpm_jax.files import write_json
 from ddpm_jax.keys import example_keys, make_key
+from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, duration, run_program, say
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import save_panels
@@ -148,11 +149,8 @@ def rivals_2d(config: RivalsConfig) -> dict[str, Any]:
 
 def _check(config: RivalsConfig) -> None:
     sizes = ("num_seeds", "num_steps", "batch_size", "training_count", "ode_count", "mala_steps")
-    least = {**dict.fromkeys(sizes, 1), "count": 2, "num_timesteps": 2, "shown": 1}
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least {low}, got {getattr(config, name)}.")
+    check_least(config, 1, *sizes, "shown")
+    check_least(config, 2, "count", "num_timesteps")
     if not config.learning_rate > 0:
         raise ValueError(f"--learning-rate must be above 0, got {config.learning_rate}.")
 

@@ -29,6 +29,7 @@ import numpy as np
 from ddpm_jax import evaluation
 from ddpm_jax.files import write_json
 from ddpm_jax.keys import example_keys, make_key
+from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, duration, run_program, say
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import save_rows
@@ -168,11 +169,8 @@ def rivals_digits(config: RivalsDigitsConfig) -> dict[str, Any]:
 def _check(config: RivalsDigitsConfig) -> None:
     counts = ("num_trainings", "num_seeds", "num_steps", "mala_steps", "shown")
     sizes = ("batch_size", "dequantisations", "latent")
-    least = {**dict.fromkeys((*counts, *sizes), 1), "count": 2, "num_timesteps": 2}
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least {low}, got {getattr(config, name)}.")
+    check_least(config, 1, *counts, *sizes)
+    check_least(config, 2, "count", "num_timesteps")
     for name, most in (("count", MOST), ("shown", config.count)):
         if getattr(config, name) > most:
             raise ValueError(f"--{name} must be at most {most}, got {getattr(config, name)}.")

@@ -32,13 +32,10 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.buckets import shown
 from ddpm_jax.programs.classifier import accuracy
 from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.intervals import frechet_interval, interval_band
-from ddpm_jax.programs.metrics import (
-    classifier_features,
-    pixel_features,
-    summarize_reference,
-)
+from ddpm_jax.programs.metrics import classifier_features, pixel_features, summarize_reference
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, grid_steps, initial_noise
@@ -110,11 +107,9 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
 
     Raises ValueError for invalid options, and whatever `TrainedRun` raises.
     """
-    if config.count < 2 or config.batch_size < 1 or config.show < 1 or config.bootstrap < 0:
-        raise ValueError(
-            "--count must be at least 2, --batch-size and --show at least 1, --bootstrap at least "
-            f"0, got {config.count}, {config.batch_size}, {config.show} and {config.bootstrap}."
-        )
+    check_least(config, 2, "count")
+    check_least(config, 1, "batch_size", "show")
+    check_least(config, 0, "bootstrap")
     if not config.steps or min(config.steps) < 1:
         raise ValueError(f"--steps needs numbers of at least 1, got {config.steps}.")
     run = TrainedRun(config)

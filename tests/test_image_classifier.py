@@ -3,7 +3,9 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -17,6 +19,7 @@ from ddpm_jax.programs.classifier import (
     train_classifier,
 )
 from ddpm_jax.programs.config import DataConfig
+from ddpm_jax.training import NonFiniteError
 from tests.small_run import make_run, program
 
 pytestmark = pytest.mark.slow
@@ -117,6 +120,13 @@ def test_it_learns_a_folder_of_labelled_pictures(tmp_path):
     about = json.loads((tmp_path / "out" / "config.json").read_text())
     assert about["held_out"]["accuracy"] == 1.0 and about["held_out"]["images"] == 6
     assert about["data"]["class_names"] == ["left bright", "left dark"]
+
+
+def test_divergence_names_the_step_counted_from_one(data, tmp_path, monkeypatch):
+    data(stripes(64, 0), stripes(32, 1))
+    monkeypatch.setattr(optax, "softmax_cross_entropy", lambda logits, _: logits[:, 0] * jnp.nan)
+    with pytest.raises(NonFiniteError, match="loss was not finite at step 1,"):
+        train_classifier(ClassifierConfig(out=tmp_path, **SMALL))
 
 
 def test_accuracy_counts_the_largest():

@@ -140,6 +140,13 @@ def test_unknown_commands_name_the_known_ones(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[], ["--help"], ["help"], ["train", "--help"], ["train", "-h"]])
+def test_help_lists_the_commands(words, capsys):
+    cli.main(words)
+    printed = capsys.readouterr().out
+    assert "usage: ddpm-jax train PRESET" in printed and "  digits  " in printed
+
+
 def test_the_version_is_one(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out == f"ddpm_jax {ddpm_jax.__version__}\n"

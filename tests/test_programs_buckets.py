@@ -1,5 +1,6 @@
 """Addresses as paths: what is fetched, pushed and refused, against a fake store."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,10 +23,15 @@ from ddpm_jax.programs.buckets import (
     push_outputs,
     shown,
 )
+from ddpm_jax.programs.classifier import _check_out
 from ddpm_jax.programs.config import DataConfig, TrainConfig
 from ddpm_jax.programs.config_values import from_json, to_json
 from ddpm_jax.programs.console import run_program
 from ddpm_jax.programs.paths import local_path, with_local_paths
+from ddpm_jax.programs.publish import PullConfig, pull
+from ddpm_jax.programs.run_directory import RunDirectoryError
+from ddpm_jax.programs.sample import _refuse_foreign
+from ddpm_jax.programs.weights import check_weights_folder
 from ddpm_jax.training.manifest import write_manifest
 from tests.fake_bucket import FakeBucket, control
 from tests.fake_bucket import store as store
@@ -301,6 +307,27 @@ def test_results_that_cannot_be_pushed_are_kept_and_the_error_says_where(
     place = buckets._place("write", "fake://bucket/out")
     assert words in error and str(place) in error and "Traceback" not in error
     assert (place / "images" / "0.png").exists() and not (store / "bucket" / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "check, files, taken",
+    [
+        (check_weights_folder, {"config_json": "{}"}, True),
+        (check_weights_folder, {"checkpoints__8__a": ""}, True),
+        (check_weights_folder, {"config_json": '{"weights": {}}'}, False),
+        (_check_out, {"config_json": '{"weights": {}}'}, True),
+        (_check_out, {"config_json": '{"weights": {}, "classifier": {}}'}, False),
+        (_refuse_foreign, {"images__000000.png": ""}, True),
+        (_refuse_foreign, {"samples.npz": "", "sampling_json": "{}"}, False),
+        (lambda out: pull(PullConfig("ada/tiny", out=out)), {"config_json": "{}"}, True),
+    ],
+)
+def test_results_replace_nothing_else_in_a_bucket(store, check, files, taken):
+    """The local folder of an address is empty on another machine."""
+    fill(store / "bucket" / "run", **files)
+    refused = pytest.raises(RunDirectoryError, match=f"{RUN} (has|is|holds) ")
+    with refused if taken else contextlib.nullcontext():
+        check(local_path(RUN, "out"))
 
 
 def test_a_missing_bucket_is_named(store):

@@ -27,6 +27,7 @@ from ddpm_jax.programs.run_directory import (
     RunDirectoryError,
     check_facts,
     differences,
+    make_writable,
 )
 from ddpm_jax.programs.training_run import TrainingRun
 
@@ -151,6 +152,12 @@ def test_another_config_or_other_data_are_refused_and_nothing_changed(tmp_path):
     assert run.read() == (config, FACTS)
 
 
+def test_a_file_in_an_output_folder_stays(tmp_path):
+    (tmp_path / ".writable").write_text("mine")
+    make_writable(tmp_path)
+    assert (tmp_path / ".writable").read_text() == "mine"
+
+
 def test_a_config_that_trained_nothing_binds_nobody(tmp_path):
     run = RunDirectory(tmp_path)
     run.write(train_digits.CONFIG, FACTS)
@@ -189,6 +196,22 @@ def test_sizes_that_no_run_can_have_are_refused_before_anything_is_built(
     with pytest.raises(ValueError, match=match):
         TrainingRun(dataclasses.replace(config, **changes))
     assert not config.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"final_sampler": "euler_maruyama"}, "--report.final-sampler euler_maruyama follows"),
+        ({"final_steps": 201}, "--report.final-steps: spaced_timesteps needs .* num_steps=201"),
+        ({"final_steps": 0}, "--report.final-steps: .*num_steps.* at least 1, got 0"),
+        ({"spacing": "uniform", "sample_steps": 150}, "--report.sample-steps: .*no whole stride"),
+    ],
+)
+def test_messages_about_pictures_name_the_options_of_training(report, words, tmp_path):
+    config = dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path / "run")
+    report = dataclasses.replace(config.report, **report)
+    with pytest.raises(ValueError, match=words):
+        TrainingRun(dataclasses.replace(config, report=report))
 
 
 def test_data_that_config_json_could_not_hold_are_refused_at_the_start(tmp_path):

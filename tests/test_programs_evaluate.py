@@ -263,6 +263,7 @@ PLAN = {"seed": 0, "data": {"name": "faces/train", "fingerprint": "a", "class_na
         ({"run": "elsewhere", "device": "TPU", "jax": "9"}, True),
         ({"data": {**PLAN["data"], "fingerprint": "b"}}, False),
         ({"seed": 1}, False),
+        ({"guidance_interval": [0.3, 3.0]}, False),
     ],
 )
 def test_data_and_run_of_a_plan_are_known_by_content_not_by_name(tmp_path, change, same):
@@ -273,6 +274,11 @@ def test_data_and_run_of_a_plan_are_known_by_content_not_by_name(tmp_path, chang
     else:
         with pytest.raises(RunDirectoryError, match=f"other settings .{next(iter(change))}"):
             shards.remember_plan(tmp_path, {**PLAN, **change})
+        # In either order: the samples of an option are not those of a call without it.
+        shards.remove_shards(tmp_path)
+        shards.remember_plan(tmp_path, {**PLAN, **change})
+        with pytest.raises(RunDirectoryError, match=f"other settings .{next(iter(change))}"):
+            shards.remember_plan(tmp_path, PLAN)
 
 
 def test_shards_without_a_plan_are_nobodys(tmp_path, monkeypatch):
@@ -372,6 +378,21 @@ def test_sampling_goes_on_after_a_kill_and_gives_exactly_the_same(
     np.testing.assert_array_equal(*images)
     pngs = [np.asarray(Image.open(out / f"images/{i:06d}.png")) for i in range(10)]
     np.testing.assert_array_equal(np.stack(pngs)[..., None], images[0])
+
+
+def test_a_gif_that_an_interrupted_call_left_out_is_not_named(
+    folder, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    arguments = [f"--run-dir={folder}", f"--out={tmp_path}", *SAMPLE]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(shards, "read_shards", interrupted)
+        program("sample.py", *arguments, "--no-gif")
+    program("sample.py", *arguments)
+    assert not (tmp_path / "denoising.gif").exists()
+    assert "denoising.gif" not in capsys.readouterr().out
 
 
 def test_slow_sampling_is_written_after_every_batch(folder, run, tmp_path, monkeypatch):

@@ -209,6 +209,17 @@ def test_a_bucket_that_cannot_be_written_is_one_error_at_the_start(store, faults
     assert [p.name for p in local_path(RUN, "run_dir").iterdir()] == [".lock"]
 
 
+def test_a_full_disk_at_the_start_is_said_as_it_is(store, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(mirror, "write_json", full)
+        with Training():
+            raise AssertionError
+    lock("another machine").acquire()  # the lock was given up
+
+
 def test_a_checkpoint_without_its_manifest_is_no_checkpoint(store, monkeypatch, tmp_path):
     with Training() as run:
         save(run.root, 4, 8)

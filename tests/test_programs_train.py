@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 
+import jax
+import numpy as np
 import pytest
 
-from ddpm_jax.programs import console, training_session
+from ddpm_jax.programs import console, pictures, training_session
 from ddpm_jax.programs import train as train_module
 from ddpm_jax.programs.compilation import CompilationStopped, in_background, unless_stopped
 from ddpm_jax.programs.config import ReportConfig
+from ddpm_jax.programs.generator import Generated, Stopped
 from ddpm_jax.programs.train import train
-from ddpm_jax.training import StopRequest
+from ddpm_jax.programs.training_run import HeldOut, TrainingRun
+from ddpm_jax.training import Checkpoints, StopRequest
 from tests.small_run import CONFIG
 
 
@@ -121,6 +125,21 @@ def test_only_a_program_may_be_ended_by_the_watchdog(tmp_path, monkeypatch):
     assert seconds == [0, config.devices.watchdog_seconds] and not console.is_program()
 
 
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0, "0 B"),
+        (999.4, "999 B"),
+        (999.7, "1 kB"),
+        (1e3, "1 kB"),
+        (999_600, "1 MB"),
+        (12.4e9, "12.4 GB"),
+    ],
+)
+def test_quantities_have_three_digits(value, text):
+    assert console.quantity(value, "B") == text
+
+
 def test_a_bar_does_not_count_the_time_until_its_first_update():
     """999 seconds of compiling and one step, then twenty in 100 seconds."""
     with console.bar(100, "steps", initial=7) as progress:
@@ -133,3 +152,55 @@ def test_a_bar_does_not_count_the_time_until_its_first_update():
         progress.update(20)
         assert progress.n == 28
         assert progress.format_dict["rate"] == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose last step is saved, before anything of that step was measured or drawn."""
+    report = ReportConfig(heldout_every=2, heldout_draws=8, sample_every=2, final_count=2)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    config = dataclasses.replace(CONFIG, run_dir=folder, num_steps=2, report=report)
+    run = TrainingRun(config)
+    run.directory.write(run.config, run.facts)
+    with Checkpoints(run.directory.checkpoints) as checkpoints:
+        checkpoints.save(2, run.model.init().replace(step=jax.numpy.int32(2)))
+    return config
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is measured and drawn, without computing it."""
+    calls = []
+
+    def heldout_loss(run, params, data, draws, should_stop):
+        calls.append("heldout")
+        if should_stop():
+            raise Stopped
+        return HeldOut(1.0, 4.0)
+
+    def draw_images(generator, params, title, *, count, **options):
+        calls.append(title)
+        if options["should_stop"]():
+            raise Stopped
+        images = np.zeros((count, 8, 8, 1), np.uint8)
+        return Generated(images, images[None] if "frames_of" in options else None)
+
+    monkeypatch.setattr(TrainingRun, "heldout_loss", heldout_loss)
+    monkeypatch.setattr(pictures, "draw_images", draw_images)
+    return calls
+
+
+def test_what_a_stop_interrupted_at_the_last_step_is_done_by_the_next_start(
+    finished, drawn, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "__call__", lambda stop: True)
+        assert train(finished).heldout is None
+    result = train(finished)
+    assert result.heldout == HeldOut(1.0, 4.0) and (result.run_dir / "samples").is_dir()
+    assert drawn[-3:] == ["heldout", "samples at step 2", "sampling"]
+    again = len(drawn)
+    assert train(finished) == result and drawn[again:] == ["sampling"]
+    # The log has no step of training to draw a curve of.
+    assert [path.name for path in result.pictures] == ["samples.png", "denoising.gif"]
+    assert "loss" not in capsys.readouterr().out

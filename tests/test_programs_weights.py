@@ -10,6 +10,7 @@ import pytest
 import ddpm_jax as dj
 from ddpm_jax.programs import trained_run
 from ddpm_jax.programs.convert import ToWeights, _without_folders, to_weights
+from ddpm_jax.programs.export import ExportConfig, export
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
@@ -179,6 +180,26 @@ def test_files_of_something_else_are_not_replaced(name, tmp_path):
     assert {names[0], "notes.txt"} < {path.name for path in tmp_path.iterdir()}
 
 
+def test_an_exported_class_is_the_one_that_sampling_means(run_dir, tmp_path, monkeypatch):
+    """A class may be named by the number of another one: folders 1, 10, 2, … in this order."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    about = json.loads((tmp_path / "run/config.json").read_text())
+    about["data"]["class_names"] = sorted(map(str, range(1, 11)))
+    (tmp_path / "run/config.json").write_text(json.dumps(about))
+
+    class Exported(Exception):
+        pass
+
+    def exported(*_, label, **__):
+        raise Exported(label)
+
+    monkeypatch.setattr("ddpm_jax.programs.export.export_sampler", exported)
+    for label in ("10", 10):
+        with pytest.raises(Exported, match="^1$"):
+            export(ExportConfig(tmp_path / "run", label=label, out=tmp_path / "program"))
+        assert dj.load_run(tmp_path / "run").labels(1, label) == [1]
+
+
 def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
     to_weights(ToWeights(run_dir, out=tmp_path / "a"))
     path = tmp_path / "a" / "weights.safetensors"
@@ -189,6 +210,14 @@ def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
         dj.load_run(tmp_path / "a")
     content[-1] ^= 1
     path.write_bytes(content)
+    right = (tmp_path / "a" / "config.json").read_text()
+    for weights in ([], {**json.loads(right)["weights"], "step": "0"}):
+        (tmp_path / "a" / "config.json").write_text(
+            json.dumps({**json.loads(right), "weights": weights})
+        )
+        with pytest.raises(ValueError, match="is not the file that config.json describes"):
+            dj.load_run(tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text(right)
     about = json.loads((tmp_path / "a" / "config.json").read_text())
     about["config"]["network"]["channels"] *= 2
     (tmp_path / "a" / "config.json").write_text(json.dumps(about))

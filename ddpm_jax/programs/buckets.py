@@ -12,6 +12,7 @@ never changes, and is fetched once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -21,13 +22,14 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.download import progress_bar
 from ddpm_jax.devices import processes
+from ddpm_jax.files import parse_json_object, read_json_object
 from ddpm_jax.programs.bucket_files import Bucket, BucketError, Files
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -251,6 +253,28 @@ def check_fetched(path: Path | None) -> None:
             f"the data are at {address}, and a stored configuration must not decide what is "
             f"fetched. Name them: --data.path {address}."
         )
+
+
+def files_behind(folder: Path) -> Files:
+    """The files in the bucket that an output folder stands for; {} for a local folder."""
+    address = address_of(folder)
+    return {} if address is None else Bucket(address).files()
+
+
+def taken_in(folder: Path, names: Iterable[str]) -> list[str]:
+    """Which of these files and folders are in an output folder, or in the bucket behind it."""
+    tops = {name.partition("/")[0] for name in files_behind(folder)}
+    return [name for name in names if name in tops or (folder / name).exists()]
+
+
+def about_in(folder: Path) -> dict[str, Any]:
+    """The config.json of an output folder, or of the bucket behind it; {} if neither has one."""
+    path, address = folder / "config.json", address_of(folder)
+    with contextlib.suppress(OSError, ValueError):
+        if address is None or path.exists():
+            return read_json_object(path)
+        return parse_json_object(Bucket(address).read(path.name))
+    return {}
 
 
 def push_outputs() -> None:

@@ -76,8 +76,8 @@ def build_sampler(
         raise ValueError(f"--churn {options.churn:g} belongs to --sampler heun, got {name}.")
     if options.variance is not None and name not in ("ancestral", "predictor_corrector"):
         raise ValueError(
-            f"--variance {options.variance} belongs to --sampler ancestral, got {name}, which "
-            "has its own noise."
+            f"--variance {options.variance} belongs to --sampler ancestral or predictor_corrector, "
+            f"got {name}, which has its own noise."
         )
     if options.variance == "analytic":
         if x_0_mse is None:
@@ -118,17 +118,8 @@ def load_data(
     return load_named(config.name, split, options._replace(labels=labels))
 
 
-def build_network(
-    config: NetworkConfig,
-    *,
-    out_channels: int,
-    num_classes: int | None,
-    cond_features: int | None = None,
-    context_features: int | None = None,
-    spatial_rank: int = 2,
-    remat: bool = False,
-) -> UNet:
-    """The U-Net of a configuration.
+def build_network(config: NetworkConfig, **others: Any) -> UNet:
+    """The U-Net of a configuration, and of its `others` fields.
 
     Raises ValueError for as many groups as channels: normalising each channel by itself removes
     the time embedding, so that the network could not know its step.
@@ -144,15 +135,7 @@ def build_network(
     del options["class_conditional"]
     for name in ("channel_multipliers", "attention_resolutions"):
         options[name] = tuple(options[name])
-    return UNet(
-        **options,
-        out_channels=out_channels,
-        num_classes=num_classes,
-        cond_features=cond_features,
-        context_features=context_features,
-        spatial_rank=spatial_rank,
-        remat=remat,
-    )
+    return UNet(**options, **others)
 
 
 def build_model(

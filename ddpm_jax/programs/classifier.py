@@ -6,7 +6,6 @@ weights.safetensors    the parameters, float32
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +24,11 @@ from ddpm_jax.evaluation import FeatureExtractor, ImageClassifier, classifier_ex
 from ddpm_jax.files import read_json_object, user_path
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
+from ddpm_jax.programs.buckets import about_in, shown
 from ddpm_jax.programs.build import load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.config import DataConfig, check_seed
-from ddpm_jax.programs.config_values import from_json, to_json, with_types
+from ddpm_jax.programs.config_values import check_least, from_json, to_json, with_types
 from ddpm_jax.programs.console import bar, quantity, say
 from ddpm_jax.programs.pictures import are_pictures
 from ddpm_jax.programs.run_directory import RunDirectoryError, make_writable
@@ -202,17 +202,14 @@ def _fit(config: ClassifierConfig, network: ImageClassifier, data: ImageDataset)
             params, state, loss = step(params, state, index, images, labels)
             loss = float(loss)
             if not math.isfinite(loss):
-                raise NonFiniteError(i, "loss", 1, [{"loss": loss}])
+                raise NonFiniteError(i + 1, "loss", 1, [{"loss": loss}])
             progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             progress.update(1)
     return params
 
 
 def _check(config: ClassifierConfig) -> None:
-    for name in ("epochs", "batch_size", "patch_size"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1, got {getattr(config, name)}.")
+    check_least(config, 1, "epochs", "batch_size", "patch_size")
     if config.channels < 8 or config.channels % 8:
         raise ValueError(f"--channels must be a multiple of 8, got {config.channels}.")
     if not 0 <= config.label_smoothing < 1:
@@ -224,9 +221,9 @@ def _check(config: ClassifierConfig) -> None:
 
 def _check_out(out: Path) -> None:
     check_weights_folder(out)
-    with contextlib.suppress(OSError, ValueError):
-        if "classifier" not in read_json_object(out / "config.json"):
-            raise RunDirectoryError(f"{out} holds another model. Choose another --out.")
+    about = about_in(out)
+    if about and "classifier" not in about:
+        raise RunDirectoryError(f"{shown(out)} holds another model. Choose another --out.")
 
 
 def _check_data(config: ClassifierConfig, train: ImageDataset, heldout: ImageDataset) -> None:

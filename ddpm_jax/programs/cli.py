@@ -36,7 +36,8 @@ Every command has --help.
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command line; exits with 2 for a command that is unknown."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
+    command = words[1:] if words[:1] == ["train"] else words
+    if not words or command[:1] in (["-h"], ["--help"], ["help"]):
         return _print(USAGE + "\n" + listing())
     if words[0] in ("--version", "version"):
         return _print(f"ddpm_jax {ddpm_jax.__version__}\n")

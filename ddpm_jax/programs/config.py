@@ -5,9 +5,9 @@ Every field is a command-line option and an entry of config.json. Its docstring 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ddpm_jax.data.registry import check_name
 from ddpm_jax.data.streamed import Stream
@@ -215,7 +215,7 @@ class ReportConfig:
     final_count: int = 100
     """Images on the last sheet."""
     final_steps: int | None = None
-    """Ancestral steps for the last sheet; None for all T."""
+    """Steps of the sampler of the last sheet; None for all T."""
     final_sampler: SamplerName = "ancestral"
     """Sampler of the last sheet and the report: DDPM's ancestral, NCSN's annealed_langevin, …"""
     langevin_steps: int = 100
@@ -290,6 +290,11 @@ class SamplerOptions:
     variance: Literal["fixed_large", "fixed_small", "analytic"] | None = None
     """Variance of ancestral steps; None for the run's own. analytic: the optimal fixed variance,
     measured on training data at first use."""
+
+
+def sampler_options(options: SamplerOptions) -> dict[str, Any]:
+    """The fields of `SamplerOptions`, of options that may have more."""
+    return {f.name: getattr(options, f.name) for f in fields(SamplerOptions)}
 
 
 def check_config(config: TrainConfig) -> None:

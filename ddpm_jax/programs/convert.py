@@ -18,8 +18,7 @@ from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.programs.averages import average_name
-from ddpm_jax.programs.bucket_files import Bucket
-from ddpm_jax.programs.buckets import address_of, shown
+from ddpm_jax.programs.buckets import files_behind, shown
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.config_values import to_json, with_types
@@ -283,17 +282,16 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
     config = train_config(options, model)
     built = build_model(config, model.image_shape, model.unet.num_classes)
     _check_same(built.network, model.unet)
-    directory = RunDirectory(options.run_dir)
+    directory, name = RunDirectory(options.run_dir), shown(options.run_dir)
     directory.acquire()
     try:
-        address = address_of(directory.root)
         taken = directory.config.exists() or directory.checkpoints.exists()
-        if taken or (address is not None and Bucket(address).files()):
+        if taken or files_behind(directory.root):
             raise RunDirectoryError(
-                f"{shown(options.run_dir)} already holds a run. Choose another folder with "
-                "--run-dir; nothing was changed."
+                f"{name} already holds a run. Choose another folder with --run-dir; nothing was "
+                "changed."
             )
-        say(f"writing {quantity(count_parameters(model.params))} parameters to {options.run_dir}")
+        say(f"writing {quantity(count_parameters(model.params))} parameters to {name}")
         key = jax.random.split(make_key(config.seed))[1]
         # As one program: leaf by leaf, every shape would be compiled separately.
         state = jax.jit(lambda params: init_state(params, built.optimizer, key))(model.params)
@@ -309,7 +307,7 @@ def write_run(options: ImportOptions, model: ImportedModel, source: dict[str, An
         directory.write(config, {"data": data, "source": source})
     finally:
         directory.release()
-    say(f"  {options.run_dir} is now a run: sample it with experiments/sample.py --run-dir")
+    say(f"  sample it with ddpm-jax sample --run-dir {name}")
 
 
 def _check_same(ours: UNet, wanted: UNet) -> None:

@@ -27,8 +27,8 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs import metrics
 from ddpm_jax.programs.bound import bound_row, measure_bound
-from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
-from ddpm_jax.programs.config_values import with_types
+from ddpm_jax.programs.config import DistributedConfig, SamplerOptions, sampler_options
+from ddpm_jax.programs.config_values import check_least, with_types
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
@@ -47,7 +47,6 @@ COLUMNS = {
     "density": "density",
     "coverage": "coverage",
 }
-BITS_NEED = "needs 2 held-out images, whose spread gives the error"
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,11 @@ def evaluate(config: EvaluateConfig) -> None:
     FileNotFoundError if Inception's weights are unavailable, and the errors of `TrainedRun`.
     """
     config = with_types("evaluate", config, EvaluateConfig)
-    if config.batch_size < 1 or (config.count is not None and config.count < 10):
-        raise ValueError(
-            f"--batch-size must be at least 1 and --count at least 10, got {config.batch_size} and "
-            f"{config.count}."
-        )
-    if config.bits_count == 1 or config.bits_count < 0 or config.bootstrap < 0:
-        raise ValueError(
-            "--bits-count must be 0 or at least 2, and --bootstrap at least 0, got "
-            f"{config.bits_count} and {config.bootstrap}."
-        )
+    check_least(config, 1, "batch_size")
+    check_least(config, 10, "count")
+    check_least(config, 0, "bits_count", "bootstrap")
+    if config.bits_count == 1:
+        raise ValueError("--bits-count must be 0 or at least 2, got 1.")
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
     features = processes.everywhere(lambda: metrics.features_for(run, config))
@@ -187,15 +181,15 @@ def _say_what_is_left_out(
     for name, reason in metrics.not_measurable(num_heldout, num_real, kind).items():
         say(f"left out: {COLUMNS[name]} of the held-out images {reason}")
     if config.bits_count and num_heldout < 2:
-        say(f"left out: bits/dim {BITS_NEED}, got {num_heldout}")
+        reason = "needs 2 held-out images, whose spread gives the error"
+        say(f"left out: bits/dim {reason}, got {num_heldout}")
 
 
 def _plan(run: TrainedRun, config: EvaluateConfig, count: int) -> dict[str, Any]:
     """All that the sampled images depend on."""
-    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerOptions)}
     return {
         **run.provenance(),
-        "sampler": options,
+        "sampler": sampler_options(config),
         "guidance": config.guidance,
         "precision": run.config.network.dtype,
         "count": count,

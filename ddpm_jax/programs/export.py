@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
-from ddpm_jax.programs.config import SamplerOptions
+from ddpm_jax.programs.config import SamplerOptions, sampler_options
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.run_directory import RunDirectoryError
@@ -29,8 +29,9 @@ class ExportConfig(SamplerOptions, RunOptions):
     """Images per call; None leaves it open. The inputs "seed" need a number."""
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
     """Platforms on which the program can run."""
-    label: int | None = None
-    """Class of all images, for a class-conditional run; None for no class."""
+    label: int | str | None = None
+    """Number or name of the class of all images, for a class-conditional run; None for no
+    class."""
     conditions: bool = True
     """Whether the run's other conditions are the last arguments of the program: cond [B, D],
     context [B, L, D] with context_mask [B, L], concat [B, H, W, C] in [-1, 1]. If not, the program
@@ -47,8 +48,7 @@ def export(config: ExportConfig) -> None:
     """
     config = with_types("export", config, ExportConfig)
     run = TrainedRun(config)
-    if config.label is not None:
-        run.labels(1, config.label)
+    labels = None if config.label is None else run.labels(1, config.label)
     sampler = run.sampler(config)
     steps = sampler.num_steps
     out = run.options.out
@@ -68,13 +68,13 @@ def export(config: ExportConfig) -> None:
         run.model.image_shape,
         inputs=config.inputs,
         batch_size=config.batch_size,
-        label=config.label,
+        label=None if labels is None else int(labels[0]),
         conditions=shapes,
         platforms=config.platforms,
     )
-    options = ("sampler", "spacing", "eta", "churn", "variance", "label", "guidance", "inputs")
-    about = {name: getattr(config, name) for name in options} | {"conditions": list(shapes)}
-    save_program(out, exported, {**run.provenance(), **about, "num_steps": steps})
+    about = {name: getattr(config, name) for name in ("label", "guidance", "inputs")}
+    options = {**sampler_options(config), **about, "num_steps": steps, "conditions": list(shapes)}
+    save_program(out, exported, {**run.provenance(), **options})
     load_program(out)
     arguments = ", ".join(str(aval) for aval in exported.in_avals)
     say(f"  {out} ({quantity(out.stat().st_size, 'B')}): ({arguments}) -> uint8 images")

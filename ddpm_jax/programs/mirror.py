@@ -147,7 +147,8 @@ class Mirror:
         if self._lost is not None:
             raise self._lost
         if self._lock is not None and not pushing:
-            self._threads[0].join(5.0)  # it must not renew the lock after its release
+            for renewing in self._threads[:1]:
+                renewing.join(5.0)  # it must not renew the lock after its release
             with contextlib.suppress(BucketError):
                 self._lock.release()
         newest = max(self._up - self._damaged, default=None)

@@ -23,11 +23,7 @@ from ddpm_jax.denoisers.continuous import (
 from ddpm_jax.denoisers.denoiser import make_denoiser
 from ddpm_jax.denoisers.guidance import Scale, check_scale, classifier_free
 from ddpm_jax.denoisers.prediction import Target, p_mean_variance
-from ddpm_jax.denoisers.sigma import (
-    SigmaDenoiser,
-    sigma_at_timesteps,
-    sigma_denoiser,
-)
+from ddpm_jax.denoisers.sigma import SigmaDenoiser, sigma_at_timesteps, sigma_denoiser
 from ddpm_jax.denoisers.thresholds import Clip
 from ddpm_jax.forward import ContinuousProcess, NoiseSchedule, process_sample
 from ddpm_jax.forward.checks import is_number

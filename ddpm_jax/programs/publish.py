@@ -15,7 +15,8 @@ from tyro.conf import Positional
 from ddpm_jax.files import read_json_object, user_path, write_json
 from ddpm_jax.interop import hub
 from ddpm_jax.programs import weights
-from ddpm_jax.programs.config_values import with_types
+from ddpm_jax.programs.buckets import files_behind, shown
+from ddpm_jax.programs.config_values import check_least, with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.convert import write_weights
 from ddpm_jax.programs.model_card import SHEET_STEPS, model_card
@@ -82,8 +83,7 @@ def push(config: PushConfig) -> Published:
     unchanged.
     """
     config = with_types("push", config, PushConfig)
-    if config.sheet_count < 0:
-        raise ValueError(f"--sheet-count must be at least 0, got {config.sheet_count}.")
+    check_least(config, 0, "sheet_count")
     hub.check_references("push", config.branch, config.tag)
     if not re.fullmatch(r"[\w.+-]+", config.license):
         raise ValueError(
@@ -134,8 +134,8 @@ def pull(config: PullConfig) -> Path:
     config = with_types("pull", config, PullConfig)
     hub.check_repository(config.repository)
     out = user_path(config.out or Path("runs") / config.repository.rpartition("/")[2])
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunDirectoryError(f"{out} is not empty. Choose another folder with --out.")
+    if (out.exists() and (not out.is_dir() or any(out.iterdir()))) or files_behind(out):
+        raise RunDirectoryError(f"{shown(out)} is not empty. Choose another folder with --out.")
     fetched = hub.fetch_files(
         config.repository, config.revision, weights.choose_weights, cache_dir=config.cache_dir
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,6 @@ FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
 """What may not: the state has an average for each of them."""
 RECORDS = ("initial_weights", "changes")
 """What config.json says of a run's history."""
-
-
 MAX_SIDE = 1 << 24
 """Of an image; a signal of six minutes at 44.1 kHz is as long."""
 
@@ -243,8 +242,7 @@ def make_writable(out: Path) -> None:
     """Makes an output folder; RunDirectoryError if it cannot be made or written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise RunDirectoryError(
             f"the output folder {out} cannot be written ({error.strerror}). Choose another with "

@@ -85,20 +85,11 @@ class RunLock:
         try:
             for _ in range(10):
                 try:
-                    os.link(draft, self._guard)
+                    _place(draft, self._guard)
                     self._guarding = True
                     return
                 except FileExistsError:
                     self._remove_if_left()
-                except OSError:  # no hard links either
-                    try:
-                        self._guard.open("x", encoding="utf-8").close()
-                    except FileExistsError:
-                        self._remove_if_left()
-                        continue
-                    os.replace(draft, self._guard)
-                    self._guarding = True
-                    return
         finally:
             draft.unlink(missing_ok=True)
         raise InUseError("another process, which began at the same moment")
@@ -133,6 +124,17 @@ class RunLock:
             os.replace(aside, self._guard)
             raise InUseError("another process, which began at the same moment")
         aside.unlink()
+
+
+def _place(draft: Path, path: Path) -> None:
+    """Gives a file its name; FileExistsError where there is one already."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links either
+        path.open("x", encoding="utf-8").close()
+        os.replace(draft, path)
 
 
 def _lock(file: IO[str]) -> None:

@@ -20,9 +20,10 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs import shards
 from ddpm_jax.programs.averages import average_name
+from ddpm_jax.programs.buckets import shown, taken_in
 from ddpm_jax.programs.conditions import read_conditions
-from ddpm_jax.programs.config import DistributedConfig, SamplerOptions
-from ddpm_jax.programs.config_values import with_types
+from ddpm_jax.programs.config import DistributedConfig, SamplerOptions, sampler_options
+from ddpm_jax.programs.config_values import check_least, with_types
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.pictures import need_pictures, save_film, save_sheet
 from ddpm_jax.programs.run_directory import RunDirectoryError
@@ -83,11 +84,7 @@ def sample(config: SampleConfig) -> None:
     these options.
     """
     config = with_types("sample", config, SampleConfig)
-    if config.count < 1 or config.batch_size < 1:
-        raise ValueError(
-            f"--count and --batch-size must be at least 1, got {config.count} and "
-            f"{config.batch_size}."
-        )
+    check_least(config, 1, "count", "batch_size")
     if config.guidance == 1.0 and (config.guidance_interval or config.guidance_rescale):
         raise ValueError(
             "--guidance-interval and --guidance-rescale change guided samples, and --guidance 1, "
@@ -137,11 +134,11 @@ def sample(config: SampleConfig) -> None:
 
 def _refuse_foreign(out: Path) -> None:
     """Raises RunDirectoryError for a folder with files of these names that no sampling wrote."""
-    taken = [name for name in WRITTEN if (out / name).exists()]
-    if taken and not any((out / name).exists() for name in ("sampling.json", "plan.json")):
+    taken = taken_in(out, WRITTEN)
+    if taken and not taken_in(out, ("sampling.json", "plan.json")):
         raise RunDirectoryError(
-            f"{out} has {', '.join(taken)}, and no sampling.json says that they are samples. "
-            "Choose another folder with --out. Nothing was changed."
+            f"{shown(out)} has {', '.join(taken)}, and no sampling.json says that they are "
+            "samples. Choose another folder with --out. Nothing was changed."
         )
 
 
@@ -160,7 +157,8 @@ def _write(
             break
     save_sheet(out / "grid.png", np.concatenate(shown))
     written = [out / "grid.png"]
-    if config.gif:
+    # There is none if an interrupted call without it drew the first images.
+    if config.gif and (out / "denoising.gif").exists():
         written.append(out / "denoising.gif")
     if config.format in ("npz", "both"):
         shards.join_shards(stored(), (config.count, *image_shape), out / "samples.npz")
@@ -187,14 +185,11 @@ def _write(
 
 def _plan(config: SampleConfig, run: TrainedRun, steps: int) -> dict[str, Any]:
     """Everything that image i depends on, which excludes the number of images."""
-    options = (
-        *("sampler", "spacing", "eta", "churn", "langevin_steps", "langevin_rate"),
-        *("variance", "threshold", "label", "guidance"),
-    )
     guided = {name: getattr(config, name) for name in ("guidance_interval", "guidance_rescale")}
     return {
         **run.provenance(),
-        **{name: getattr(config, name) for name in options},
+        **sampler_options(config),
+        **{name: getattr(config, name) for name in ("threshold", "label", "guidance")},
         **{name: value for name, value in guided.items() if value},
         "num_steps": steps,
     }

@@ -59,7 +59,8 @@ def remember_plan(out: Path, plan: dict[str, Any]) -> None:
                 "another folder with --out. Nothing was changed."
             ) from error
         before, now = content_of(old), content_of(plan)
-        changed = sorted(k for k in now if before.get(k) != now[k])
+        # An option that was not given is in neither plan, or in one of them.
+        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if changed:
             raise RunDirectoryError(
                 f"{out} holds unfinished samples of other settings ({', '.join(changed)}). Choose "

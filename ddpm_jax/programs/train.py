@@ -34,7 +34,12 @@ from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
 from ddpm_jax.programs.trackers import OnRecord, recording
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
-from ddpm_jax.programs.training_session import prepare_steps, train_steps
+from ddpm_jax.programs.training_session import (
+    Hooks,
+    interrupted_hooks,
+    prepare_steps,
+    train_steps,
+)
 from ddpm_jax.training import Checkpoints, StopRequest, TrainState
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.training.loop import StopAtOnce
@@ -119,27 +124,25 @@ def train(
 def _train(
     run: TrainingRun, stop: StopRequest, finish: Finish | None, on_record: OnRecord | None
 ) -> TrainingResult:
-    config, root = run.config, run.directory.root
-    state = _train_to_the_end(run, stop, on_record)
-    step = int(state.step)
+    state, root = _train_to_the_end(run, stop, on_record), run.directory.root
+    result = TrainingResult(root, int(state.step), (), _last_heldout(root))
     if stop():
         say(
-            f"stopped by {stop.signal.name if stop.signal else 'request'} at step {step:,} of "
-            f"{config.num_steps:,}; the same command goes on from there"
+            f"stopped by {stop.signal.name if stop.signal else 'request'} at step {result.step:,} "
+            f"of {run.config.num_steps:,}; the same command goes on from there"
         )
-        return TrainingResult(root, step, (), _last_heldout(root))
-    pictures: tuple[Path, ...] = ()
+        return result
     try:
-        pictures = run.draw_final_pictures(state, stop)
+        result = result._replace(pictures=run.draw_final_pictures(state, stop))
         if finish is not None:
             finish(run, state, stop)
     except Stopped:
         say("stopped while drawing; the same command draws again, training is done and saved")
-        return TrainingResult(root, step, pictures, _last_heldout(root))
-    for name, path in zip(("samples", "denoising", "loss curve"), pictures, strict=True):
+        return result
+    for name, path in zip(("samples", "denoising", "loss curve"), result.pictures, strict=False):
         say(f"{name:11} {path}")
-    say(f"checkpoint  {run.directory.checkpoints / str(step)}")
-    return TrainingResult(root, step, pictures, _last_heldout(root))
+    say(f"checkpoint  {run.directory.checkpoints / str(result.step)}")
+    return result
 
 
 def _train_to_the_end(
@@ -186,12 +189,16 @@ def _train_to_the_end(
             # Refuses a damaged log now rather than after drawing.
             _last_heldout(directory.root)
             say(f"{directory.root}: all {start:,} steps are done; drawing the pictures again")
-            return state
+            if not interrupted_hooks(run, start):
+                return state
         tracker, fields = config.report.tracker, flatten(to_json(config))
         with recording(
             directory.root, start, config=fields, tracker=tracker, on_record=on_record
         ) as log:
-            return train_steps(run, state, steps, stop, checkpoints, log, watchdog)
+            if steps is not None:
+                return train_steps(run, state, steps, stop, checkpoints, log, watchdog)
+            Hooks(run, stop, log, watchdog).repeat_interrupted(state)
+            return state
 
 
 def _initial_state(

@@ -147,7 +147,7 @@ class TrainedRun:
         *,
         sampler: str = "ancestral",
         num_steps: int | None = None,
-        label: int | None = None,
+        label: int | str | None = None,
         conditions: Conditions | None = None,
         guidance: float = 1.0,
         seed: int = 0,
@@ -161,7 +161,7 @@ class TrainedRun:
             count: number of images.
             sampler: a name from `ddpm-jax list`.
             num_steps: steps of the sampler; None for all T.
-            label: class of all images; None to cycle through the classes, if there are any.
+            label: class of all images by number or name; None to cycle through the classes.
             conditions: "cond" [M, D], "context" [M, L, D], "concat" [M, H, W, C], used in turn.
             guidance: scale of classifier-free guidance; 1 for none.
             seed: of all noise.

@@ -240,15 +240,20 @@ class TrainingRun:
         """The file of a step's sheet of samples."""
         return self.directory.sheets / f"step_{step:07d}.png"
 
-    def _generator(self, options: SamplerOptions, **more: Any) -> Generator:
+    def _generator(self, flags: str, options: SamplerOptions, **more: Any) -> Generator:
         model = self.model
-        sampler = build_sampler(
-            model.schedule,
-            options,
-            variance=self.config.diffusion.variance,
-            process=model.process,
-            times=model.times,
-        )
+        try:
+            sampler = build_sampler(
+                model.schedule,
+                options,
+                variance=self.config.diffusion.variance,
+                process=model.process,
+                times=model.times,
+            )
+        except ValueError as error:
+            # The message names the options of sampling.
+            message = str(error).replace("--sampler", "--report.final-sampler")
+            raise ValueError(f"{flags}: {message}") from error
         guided = model.guided(self.config.report.guidance)
         return Generator(sampler, guided, model.image_shape, devices=self.sampling_devices, **more)
 
@@ -258,7 +263,7 @@ class TrainingRun:
         report = self.config.report
         num_steps = min(report.sample_steps, self.model.schedule.num_timesteps)
         options = SamplerOptions("ddim", num_steps=num_steps, spacing=report.spacing)
-        return self._generator(options, target_chunks=10)
+        return self._generator("--report.sample-steps", options, target_chunks=10)
 
     @functools.cached_property
     def generator(self) -> Generator:
@@ -271,12 +276,12 @@ class TrainingRun:
             langevin_steps=report.langevin_steps,
             langevin_rate=report.langevin_rate,
         )
-        return self._generator(options)
+        return self._generator("--report.final-sampler and --report.final-steps", options)
 
     def draw_final_pictures(
         self, state: TrainState, should_stop: Callable[[], bool]
-    ) -> tuple[Path, Path, Path]:
-        """Draws samples, denoising GIF and loss curve, and returns their paths.
+    ) -> tuple[Path, ...]:
+        """Draws samples, denoising GIF and, of a log with steps, the loss curve; their paths.
 
         Raises Stopped if should_stop().
         """
@@ -294,4 +299,4 @@ class TrainingRun:
             pictures.save_loss_curve(root / "log.jsonl", paths[2], title)
 
         processes.on_leader(save)
-        return paths
+        return tuple(path for path in paths if path.exists())

@@ -21,7 +21,7 @@ from ddpm_jax.programs.step_profiler import StepProfiler, parse_profile_steps
 from ddpm_jax.programs.throughput import Throughput
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training import Checkpoints, StopRequest, TrainState
-from ddpm_jax.training.logs import NoLog, RunLog
+from ddpm_jax.training.logs import NoLog, RunLog, read_jsonl
 from ddpm_jax.training.loop import Metrics
 from ddpm_jax.training.watchdog import Watchdog
 
@@ -73,9 +73,9 @@ def train_steps(
             steps = prepared.compiled(stop)
         throughput = Throughput(run.config, progress, steps.flops_per_step)
         session = _Session(
-            run, stop, checkpoints, log, watchdog, batches, steps, throughput, profiler
+            run, stop, log, watchdog, checkpoints, batches, steps, throughput, profiler
         )
-        session.repeat_interrupted_hooks(state)
+        session.repeat_interrupted(state)
         state = session.train(state)
     step = int(state.step)
     watchdog.beat(step, f"the checkpoint of step {step:,}")
@@ -129,15 +129,62 @@ def _periods(run: TrainingRun) -> list[int]:
     return [heldout_every, report.sample_every, report.checkpoint_every]
 
 
+def interrupted_hooks(run: TrainingRun, step: int) -> list[str]:
+    """The hooks of this step that a stop interrupted: "heldout", "samples", both or none."""
+    heldout_every, sample_every, _ = _periods(run)
+
+    def missing() -> list[str]:
+        records = read_jsonl(run.directory.root / "log.jsonl")
+        done = {
+            "heldout": any(r.get("kind") == "heldout" and r.get("step") == step for r in records),
+            "samples": run.sheet_path(step).exists(),
+        }
+        every = {"heldout": heldout_every, "samples": sample_every}
+        return [n for n in done if every[n] and step and step % every[n] == 0 and not done[n]]
+
+    return processes.on_leader(missing)
+
+
 @dataclass(frozen=True)
-class _Session:
-    """The functions that the training loop calls, and what they need."""
+class Hooks:
+    """What a run measures and draws between its steps."""
 
     run: TrainingRun
     stop: StopRequest
-    checkpoints: Checkpoints
     log: RunLog | NoLog
     watchdog: Watchdog
+
+    def repeat_interrupted(self, state: TrainState) -> None:
+        """Calls the hooks that a stop interrupted at the step it saved."""
+        step = int(state.step)
+        calls = {"heldout": self.measure_heldout, "samples": self.draw_samples}
+        for name in interrupted_hooks(self.run, step):
+            calls[name](state, step)
+
+    def measure_heldout(self, state: TrainState, step: int) -> None:
+        """Logs the held-out loss of the averaged parameters."""
+        run, draws = self.run, self.run.config.report.heldout_draws
+        try:
+            with self.watchdog.paused():
+                value = run.heldout_loss(state.ema_params, run.heldout_data, draws, self.stop)
+        except Stopped:
+            return
+        self.log.write("heldout", step, **value._asdict())
+
+    def draw_samples(self, state: TrainState, step: int) -> None:
+        """Draws a sheet of samples; a full disk does not end training."""
+        try:
+            with self.watchdog.paused():
+                self.run.draw_sheet(state, step, self.stop)
+        except OSError as error:
+            say(f"warning: no sheet of samples at step {step}: {error}. Training goes on.")
+
+
+@dataclass(frozen=True)
+class _Session(Hooks):
+    """The functions that the training loop calls, and what they need."""
+
+    checkpoints: Checkpoints
     batches: TrainingBatches
     steps: CompiledSteps
     throughput: Throughput
@@ -146,7 +193,7 @@ class _Session:
     def train(self, state: TrainState) -> TrainState:
         """Runs the training loop; NonFiniteError when training diverges."""
         config = self.run.config
-        calls = (self.measure_heldout, self.draw_samples, self.save)
+        calls = map(self.untimed, (self.measure_heldout, self.draw_samples, self.save))
         try:
             return training.train_loop(
                 state,
@@ -162,16 +209,14 @@ class _Session:
             self.describe_failure(error)
             raise
 
-    def repeat_interrupted_hooks(self, state: TrainState) -> None:
-        """Calls the hooks that a stop interrupted at the step it saved."""
-        report, step = self.run.config.report, int(state.step)
-        heldout_every = _periods(self.run)[0]
-        due = heldout_every and step and step % heldout_every == 0
-        if due and not processes.on_leader(lambda: self.log.has("heldout", step)):
-            self.measure_heldout(state, step)
-        due = report.sample_every and step and step % report.sample_every == 0
-        if due and not processes.on_leader(lambda: self.run.sheet_path(step).exists()):
-            self.draw_samples(state, step)
+    def untimed(self, call: Callable[[TrainState, int], None]) -> Callable[[TrainState, int], None]:
+        """The hook `call`, whose time is not that of training."""
+
+        def hook(state: TrainState, step: int) -> None:
+            call(state, step)
+            self.throughput.restart()
+
+        return hook
 
     def run_chunk(self, state: TrainState, first: int, count: int) -> tuple[TrainState, Any]:
         """Dispatches `count` steps after step `first`."""
@@ -200,26 +245,6 @@ class _Session:
         self.watchdog.beat(done, f"the device to take step {done + 1:,}")
         self.throughput.update(len(losses), float(losses[-1]))
 
-    def measure_heldout(self, state: TrainState, step: int) -> None:
-        """Logs the held-out loss of the averaged parameters."""
-        run, draws = self.run, self.run.config.report.heldout_draws
-        try:
-            with self.watchdog.paused():
-                value = run.heldout_loss(state.ema_params, run.heldout_data, draws, self.stop)
-        except Stopped:
-            return
-        self.log.write("heldout", step, **value._asdict())
-        self.throughput.restart()
-
-    def draw_samples(self, state: TrainState, step: int) -> None:
-        """Draws a sheet of samples; a full disk does not end training."""
-        try:
-            with self.watchdog.paused():
-                self.run.draw_sheet(state, step, self.stop)
-        except OSError as error:
-            say(f"warning: no sheet of samples at step {step}: {error}. Training goes on.")
-        self.throughput.restart()
-
     def save(self, state: TrainState, step: int) -> None:
         """Saves a checkpoint; a full disk does not end training, as later saves may succeed."""
         self.watchdog.beat(step, f"the checkpoint of step {step:,}, or the one before it")
@@ -227,7 +252,6 @@ class _Session:
             self.checkpoints.save(step, state)
         except training.CheckpointWriteError as error:
             say(f"warning: {error} Training goes on.")
-        self.throughput.restart()
 
     def describe_failure(self, error: training.NonFiniteError) -> None:
         """Writes the last steps' metrics, and the examples of the last one, beside the run."""

@@ -9,7 +9,6 @@ model of the package, or `hub:OWNER/NAME@REVISION`.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,9 +19,10 @@ import numpy as np
 from flax import traverse_util
 
 import ddpm_jax
-from ddpm_jax.files import read_json_object, sha256_of, write_json
+from ddpm_jax.files import sha256_of, write_json
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.interop.tensors import read_safetensors, write_safetensors
+from ddpm_jax.programs.buckets import about_in, shown, taken_in
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.types import PyTree
 
@@ -96,16 +96,13 @@ def has_weights(folder: Path) -> bool:
 
 def check_weights_folder(folder: Path, names: Sequence[str] = ("config.json", WEIGHTS)) -> None:
     """Raises RunDirectoryError for a folder in which files of these names are not such weights'."""
-    if (folder / "checkpoints").exists():
-        raise RunDirectoryError(f"{folder} is a run directory. Choose another with --out.")
-    taken = [name for name in names if (folder / name).exists()]
-    about = None
-    with contextlib.suppress(OSError, ValueError):
-        about = read_json_object(folder / "config.json").get("weights")
-    if taken and not isinstance(about, dict):
+    taken = taken_in(folder, ("checkpoints", *names))
+    if "checkpoints" in taken:
+        raise RunDirectoryError(f"{shown(folder)} is a run directory. Choose another with --out.")
+    if taken and not isinstance(about_in(folder).get("weights"), dict):
         raise RunDirectoryError(
-            f"{folder} has {', '.join(taken)} of something else. Choose another folder with --out. "
-            "Nothing was changed."
+            f"{shown(folder)} has {', '.join(taken)} of something else. Choose another folder with "
+            "--out. Nothing was changed."
         )
 
 
@@ -121,7 +118,7 @@ def save_weights(
     return [folder / "config.json", path]
 
 
-def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyTree, int, str]:
+def read_weights(folder: Path, about: Any, like: PyTree) -> tuple[PyTree, int, str]:
     """The parameters of a folder, its training step, and the sha256 of its file.
 
     `about` is what config.json says of the weights, `like` has the shapes and the placement that
@@ -134,10 +131,12 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
             "weights.sha256 are missing. Export the run again (ddpm-jax convert to-weights)."
         )
     found = sha256_of(path)
-    if about.get("sha256") != found:
+    about = about if isinstance(about, dict) else {}
+    if about.get("sha256") != found or type(about.get("step")) is not int:
         raise ValueError(
             f"{path} is not the file that config.json describes (sha256 {found}, there "
-            f"{about.get('sha256')}). It was damaged or replaced: fetch it again."
+            f"{about.get('sha256')} of step {about.get('step')!r}). It was damaged or replaced: "
+            "fetch it again."
         )
     flat = read_safetensors(path, dtypes=("F32", "F16"))
     wanted: dict[str, Any] = dict(traverse_util.flatten_dict(like, sep="/"))
@@ -152,4 +151,4 @@ def read_weights(folder: Path, about: dict[str, Any], like: PyTree) -> tuple[PyT
         name: jax.device_put(flat[name].astype(np.float32), leaf.sharding)
         for name, leaf in wanted.items()
     }
-    return traverse_util.unflatten_dict(placed, sep="/"), int(about["step"]), found
+    return traverse_util.unflatten_dict(placed, sep="/"), about["step"], found

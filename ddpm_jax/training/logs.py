@@ -161,10 +161,6 @@ class RunLog:
         self._lines.close()
         self._events.close()
 
-    def has(self, kind: str, step: int) -> bool:
-        """Whether there is a record of this kind at this step."""
-        return any((r.get("kind"), r.get("step")) == (kind, step) for r in read_jsonl(self.path))
-
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes one record of this kind ("train", "heldout", …) at this step."""
         what = f"the record of step {step}"
@@ -185,10 +181,6 @@ class NoLog:
 
     def __exit__(self, *exc_info) -> None:
         pass
-
-    def has(self, kind: str, step: int) -> bool:
-        """Always False."""
-        return False
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes nothing."""

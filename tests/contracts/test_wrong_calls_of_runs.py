@@ -609,7 +609,7 @@ ELSEWHERE = {
     "train_classifier": PROGRAM,
     "accuracy": PART,
     **dict.fromkeys(("train_config", "write_run", "markdown_row"), PART),
-    **dict.fromkeys(("check_config", "check_seed"), PART),
+    **dict.fromkeys(("check_config", "check_seed", "sampler_options"), PART),
     **dict.fromkeys(("weighting_of", "loss_name", "check_process_fields", "check_diffusion"), PART),
     **dict.fromkeys(("check_devices", "check_references"), "a check, which names its caller"),
     "ReverseProcess": "a part of the studies: test_studies",

@@ -158,7 +158,7 @@ def test_plans_are_the_same_or_refused(place, content):
         lambda: remember_plan(place, PLAN), place, documented=(RunDirectoryError, *DOCUMENTED)
     )
     if not refused(result):
-        # Names of runs and data change no image; neither does what a later version adds.
+        # Names of runs and data change no image.
         said = json.loads(content)
         assert [without_names(said.get(k)) for k in PLAN if k != "run"] == [
             without_names(v) for k, v in PLAN.items() if k != "run"
