@@ -147,9 +147,9 @@ class PrefetchedBatches:
         check_kind(call, "dataset", dataset, ImageDataset, "data.make_dataset")
         check_kind(call, "indices", indices, ShuffledIndices, "data.ShuffledIndices")
         check_kind(call, "share", share, slice, "as DataParallel.own_rows")
-        check_whole(call, "start_step", start_step, least=0)
+        start_step = check_whole(call, "start_step", start_step, least=0)
         check_function(call, "chunk_length", chunk_length, "(first step) -> number of steps")
-        check_whole(call, "depth", depth)
+        depth = check_whole(call, "depth", depth)
         if indices.num_examples != len(dataset.images):
             raise ValueError(
                 f"PrefetchedBatches got indices over {indices.num_examples} examples for "

@@ -30,9 +30,9 @@ class ShuffledIndices:
 
     def __post_init__(self) -> None:
         call = "ShuffledIndices"
-        for name in ("num_examples", "batch_size"):
-            check_whole(call, name, getattr(self, name))
-        check_whole(call, "seed", self.seed, least=0)
+        for name, least in (("num_examples", 1), ("batch_size", 1), ("seed", 0)):
+            value = check_whole(call, name, getattr(self, name), least=least)
+            object.__setattr__(self, name, value)
         if self.num_examples >= 2**31:
             raise ValueError(
                 f"ShuffledIndices needs 1 ≤ num_examples < 2**31, got {self.num_examples}: "
@@ -58,9 +58,9 @@ class ShuffledIndices:
 
     def chunk(self, step: int, length: int) -> np.ndarray:
         """Returns the indices of the `length` steps from `step` on: int32 [length, B]."""
-        check_whole("ShuffledIndices.chunk", "step", step, least=0)
-        check_whole("ShuffledIndices.chunk", "length", length)
-        position, pieces = int(step) * self.batch_size, []
+        step = check_whole("ShuffledIndices.chunk", "step", step, least=0)
+        length = check_whole("ShuffledIndices.chunk", "length", length)
+        position, pieces = step * self.batch_size, []
         end = position + length * self.batch_size
         while position < end:
             epoch, offset = divmod(position, self.num_examples)
