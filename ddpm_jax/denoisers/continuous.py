@@ -198,16 +198,16 @@ def sigma_denoiser_from_process(
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
         y, sigma = checked_levels(f"a {call}", y, sigma)
-        sigma = sigma.astype(y.dtype)
+        sigma = sigma.astype(jnp.promote_types(y.dtype, jnp.float32))
         log_snr = -2.0 * jnp.log(sigma)
         outside = (log_snr > first + 2 * SLACK) | (log_snr < last - 2 * SLACK)
         t = jnp.clip(process.time_at_log_snr(log_snr), process.t_min, process.t_max)
         # s = n/σ: near t = 1 of the flow 1 - t has lost its digits.
-        x_t = bcast_right(process.noise_scale(t) / sigma, y.ndim) * y
+        x_t = (bcast_right(process.noise_scale(t) / sigma, y.ndim) * y).astype(y.dtype)
         output = apply_fn(x_t, t)
         check_same_shape(f"{call} (apply_fn)", x_t=x_t, output=output)
         x_0_hat = _solve(process, output, x_t, t, target)
-        return jnp.where(bcast_right(outside, y.ndim), jnp.nan, x_0_hat)
+        return jnp.where(bcast_right(outside, y.ndim), jnp.nan, x_0_hat).astype(y.dtype)
 
     return denoise
 
@@ -274,12 +274,14 @@ def edm_denoiser(apply_fn: ApplyFn, *, sigma_data: float = 0.5) -> SigmaDenoiser
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
         y, sigma = checked_levels(f"an {call}", y, sigma)
-        sigma = jnp.where(sigma < 0, jnp.nan, sigma).astype(y.dtype)
+        sigma = sigma.astype(jnp.promote_types(y.dtype, jnp.float32))
+        sigma = jnp.where(sigma < 0, jnp.nan, sigma)
         level = bcast_right(sigma, y.ndim)
         norm = jnp.hypot(level, sigma_data)
-        output = apply_fn(y / norm, 0.25 * jnp.log(sigma))
+        output = apply_fn((y / norm).astype(y.dtype), 0.25 * jnp.log(sigma))
         check_same_shape(f"{call} (apply_fn)", y=y, output=output)
-        return (sigma_data / norm) ** 2 * y + level * sigma_data / norm * output
+        x_0_hat = (sigma_data / norm) ** 2 * y + level * sigma_data / norm * output
+        return x_0_hat.astype(y.dtype)
 
     return denoise
 
