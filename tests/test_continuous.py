@@ -62,6 +62,51 @@ def network(process, target):
     return apply
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@each
+def test_the_ends_of_a_process_are_times_of_it_in_every_precision(name, dtype):
+    process, x = PROCESSES[name], jnp.ones((1, 2), dtype)
+    for t in (process.t_min, process.t_max):
+        assert forward.process_sample(process, x, t, x).dtype == dtype
+    with pytest.raises(ValueError, match="needs times t in"):
+        forward.process_sample(process, x, 1.02 * process.t_max, x)
+
+
+@each
+def test_bfloat16_events_keep_their_noise_level(name):
+    """Rounded to 8 bits it would leave the process at its ends, and be another one between."""
+    process = PROCESSES[name]
+    ends = np.exp(-0.5 * process.log_snr(np.array([process.t_min, process.t_max])))
+    sigma = np.array([ends[0], 0.3, min(ends[1], 1e3)])
+    seen = []
+
+    def apply(x_t, t):
+        seen.append((x_t.dtype, t))
+        return exact(process, x_t.astype(jnp.float32), t)
+
+    model = denoisers.sigma_denoiser_from_process(process, apply, target="x_0")
+    got = model(jnp.ones((3, 2), jnp.bfloat16), jnp.asarray(sigma, jnp.float32))
+    [(dtype, t)] = seen
+    assert dtype == got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(process.log_snr(np.asarray(t)), -2 * np.log(sigma), atol=1e-3)
+    np.testing.assert_allclose(got.astype(jnp.float32), denoise(np.ones((3, 2)), sigma), rtol=0.02)
+
+
+def test_preconditioning_bfloat16_events_keeps_their_noise_level():
+    sigma, seen = np.array([0.002, 0.3, 80.0]), []
+
+    def apply(x, c_noise):
+        seen.append((x.dtype, c_noise))
+        return jnp.zeros_like(x)
+
+    model = denoisers.edm_denoiser(apply)
+    got = model(jnp.ones((3, 2), jnp.bfloat16), jnp.asarray(sigma, jnp.float32))
+    [(dtype, c_noise)] = seen
+    assert dtype == got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(c_noise, 0.25 * np.log(sigma), rtol=1e-5)
+    np.testing.assert_allclose(got[:, 0].astype(jnp.float32), 0.25 / (sigma**2 + 0.25), rtol=0.005)
+
+
 @each
 def test_functions_of_time_belong_together(name):
     """f = d log s/dt, g² = dn²/dt - 2 f n², by central differences in float64; and inverses."""
@@ -326,6 +371,22 @@ def test_likelihood_weighting_integrates_to_the_closed_form(name, target):
     got = (np.asarray(weighted(), np.float64).reshape(count, 4).mean(1) * width).sum()
     ends = np.log1p(STD**2 / np.square([LOW, HIGH]))
     np.testing.assert_allclose(got, 0.5 * (ends[0] - ends[1]), rtol=3e-3)
+
+
+@pytest.mark.parametrize(
+    "target, expected",
+    [
+        ("x_0", lambda t: (1 - t) / t**3),
+        ("velocity", lambda t: (1 - t) / t),
+        ("v", lambda t: (1 - t) / (t * (t**2 + (1 - t) ** 2))),
+    ],
+)
+def test_likelihood_weighting_of_the_flow_falls_to_0_at_its_end(target, expected):
+    """½ g² s²/n⁴ = (1-t)/t³ for x_0, although g is infinite at t = 1."""
+    t = np.array([1e-4, 0.1, 0.5, 0.999, 1.0])
+    flow = PROCESSES["flow"]
+    got = losses.continuous_weight(flow, jnp.asarray(t, jnp.float32), "likelihood", target=target)
+    np.testing.assert_allclose(got, expected(t), rtol=2e-4)
 
 
 def keys(count=20_000):

@@ -147,8 +147,15 @@ def test_denoiser_feeds_the_networks_own_timesteps():
     np.testing.assert_array_equal(seen[0], [3, 500, 77])
     full = dj.make_denoiser(SCHEDULE, apply_fn)(jnp.full((3, 4), 0.01), jnp.array([3, 500, 77]))
     np.testing.assert_allclose(got, full, rtol=1e-5)
-    strange = dj.make_denoiser(grid, apply_fn)(jnp.full((2, 4), 0.01), jnp.array([4, 501]))
-    assert np.isnan(strange).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_denoiser_gives_nan_for_timesteps_that_its_schedule_lacks(target):
+    denoise = dj.make_denoiser(
+        dj.respace(SCHEDULE, [3, 77, 500]), lambda x, t: 0.1 * x, target=target
+    )
+    got = np.asarray(denoise(jnp.full((4, 2), 0.01), jnp.array([77, 4, 501, -1])))
+    assert np.isfinite(got[0]).all() and np.isnan(got[1:]).all()
 
 
 def test_denoiser_clips_and_passes_the_variance_on():

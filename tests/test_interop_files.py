@@ -349,11 +349,15 @@ def test_safetensors_that_are_damaged_or_strange_are_refused(folder, params):
         load_diffusers(folder)
 
 
-def test_narrower_weights_are_refused(tmp_path):
-
-    save_file({"a": np.zeros(3, np.float16)}, tmp_path / "half.safetensors")
-    with pytest.raises(ValueError, match="a has dtype F16, and only F32"):
+def test_weights_of_another_dtype_are_refused(tmp_path):
+    save_file({"a": np.ones(3, np.float16)}, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match="a has dtype F16, and only F32 is read"):
         read_safetensors(tmp_path / "half.safetensors")
+    found = read_safetensors(tmp_path / "half.safetensors", ("F32", "F16"))
+    assert found["a"].dtype == np.float16
+    save_file({"a": np.ones(3, np.float64)}, tmp_path / "double.safetensors")
+    with pytest.raises(ValueError, match="a has dtype F64, and only F32 or F16 is read"):
+        read_safetensors(tmp_path / "double.safetensors", ("F32", "F16"))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_safetensors(tmp_path / "none.safetensors")
 

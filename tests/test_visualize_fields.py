@@ -114,11 +114,30 @@ def test_a_band_is_shaded_around_its_line_and_a_label_makes_a_legend(tmp_path):
         (Heatmap(np.zeros(4), (0, 1, 0, 1)), r"heat map \[H, W\]"),
         (Line([1, 2], [1, 2, 3]), r"x \[N\] and y \[N\]"),
         (Line([1, 2], [1.0, 0.0]), "y values down to 0.0 for a logarithmic axis"),
+        (Points([[1, 1], [1, -2]]), "y values down to -2.0 for a logarithmic axis"),
+        (Arrows([[1, 0]], [[1, 1]]), "y values down to 0.0 for a logarithmic axis"),
+        (Heatmap(np.eye(2), (1, 2, 0, 1)), "y values down to 0 for a logarithmic axis"),
     ],
 )
 def test_what_cannot_be_drawn_says_why(tmp_path, layer, message):
     with pytest.raises(ValueError, match=f"save_panels.*{message}"):
         save_panels(tmp_path / "p.png", [Panel("Roll", [layer], logy=True)])
+    assert not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"xlim": (0, 4), "logx": True}, "x values down to 0 for a logarithmic axis in 'Roll'"),
+        ({"ylim": (-1, 4), "logy": True}, "y values down to -1 for a logarithmic axis in 'Roll'"),
+        ({"xlim": (1,)}, "xlim, 2 finite numbers"),
+        ({"ylim": (0, np.inf)}, "ylim, 2 finite numbers"),
+        ({"xticks": [1, np.nan]}, "xticks, a list of finite numbers"),
+    ],
+)
+def test_limits_that_an_axis_cannot_have_say_why(tmp_path, options, message):
+    with pytest.raises(ValueError, match=f"save_panels.*{message}"):
+        save_panels(tmp_path / "p.png", [Panel("Roll", [Line([1, 2], [1, 2])], **options)])
     assert not (tmp_path / "p.png").exists()
 
 

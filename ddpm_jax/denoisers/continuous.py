@@ -276,8 +276,8 @@ def edm_denoiser(apply_fn: ApplyFn, *, sigma_data: float = 0.5) -> SigmaDenoiser
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
         y, sigma = checked_levels(f"an {call}", y, sigma)
-        sigma = jnp.where(sigma < 0, jnp.nan, sigma)
         sigma = sigma.astype(jnp.promote_types(y.dtype, jnp.float32))
+        sigma = jnp.where(sigma < 0, jnp.nan, sigma)
         level = bcast_right(sigma, y.ndim)
         norm = jnp.hypot(level, sigma_data)
         output = apply_fn((y / norm).astype(y.dtype), 0.25 * jnp.log(sigma))

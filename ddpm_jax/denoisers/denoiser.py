@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from ddpm_jax.denoisers.prediction import (
     Target,
     Variance,
@@ -15,7 +17,7 @@ from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.denoisers.thresholds import Clip, check_clip, threshold_x_0
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
-from ddpm_jax.types import ApplyFn, Array, Denoised
+from ddpm_jax.types import ApplyFn, Array, Denoised, bcast_right
 
 
 def make_denoiser(
@@ -63,6 +65,9 @@ def make_denoiser(
         row = rows_of_timesteps(schedule, timesteps)
         prediction, variance_output = split_output(apply_fn(x_t, timesteps), x_t, variance)
         x_0_hat = predict_x_0(schedule, prediction, x_t, row, target=target)
+        if target == "x_0":  # all others read the tables, which give NaN off the schedule
+            known = bcast_right(row < schedule.num_timesteps, x_t.ndim)
+            x_0_hat = jnp.where(known, x_0_hat, jnp.nan)
         x_0_hat = threshold_x_0(x_0_hat, clip)
         return x_0_hat if variance_output is None else Denoised(x_0_hat, variance_output)
 

@@ -83,7 +83,7 @@ class FeatureExtractor:
         check_function(call, "apply", apply, "(variables, x) -> features by name")
         check_text(call, "network", network)
         check_kind(call, "preprocess", preprocess, Preprocessing, "preprocessing.TF1 or PYTORCH")
-        check_whole(call, "batch_size", batch_size)
+        batch_size = check_whole(call, "batch_size", batch_size)
         fingerprint = _fingerprint(call, variables)
         devices = jax.local_devices() if devices is None else check_devices(call, devices)
         self._split = RowSplit(devices)
@@ -188,7 +188,7 @@ def batches_of(source: ImageSource, batch_size: int) -> Iterator[Pixels]:
 
 def cut_batches(call: str, source: ImageSource, batch_size: int) -> Iterator[Pixels]:
     """`batches_of`, in the name of the call."""
-    check_whole(call, "batch_size", batch_size)
+    batch_size = check_whole(call, "batch_size", batch_size)
     if not hasattr(source, "dtype") and not isinstance(source, Iterable):
         raise TypeError(f"{call} needs images or batches of them, got {describe(source)}.")
     held: list[Pixels] = []

@@ -48,9 +48,10 @@ class ImageClassifier(nn.Module):
 
     def __post_init__(self) -> None:
         call = "ImageClassifier"
-        check_whole(call, "num_classes", self.num_classes)
-        check_whole(call, "patch_size", self.patch_size)
-        if check_whole(call, "channels", self.channels) % GROUPS:
+        self.num_classes = check_whole(call, "num_classes", self.num_classes)
+        self.patch_size = check_whole(call, "patch_size", self.patch_size)
+        self.channels = check_whole(call, "channels", self.channels)
+        if self.channels % GROUPS:
             raise ValueError(f"{call} needs channels, a multiple of {GROUPS}, got {self.channels}.")
         super().__post_init__()
 

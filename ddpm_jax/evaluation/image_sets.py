@@ -56,8 +56,7 @@ class ImageSet:
 
         Raises ValueError, naming up to 20 files, if some are damaged.
         """
-        check_whole("ImageSet.batches", "batch_size", batch_size)
-        return self.read(batch_size)
+        return self.read(check_whole("ImageSet.batches", "batch_size", batch_size))
 
     def fingerprint(self) -> str:
         """sha256 (hex) of shape and pixels, equal to that of an `ImageDataset` without labels."""
@@ -86,7 +85,7 @@ def open_images(
     remedy, for anything but such images.
     """
     if resolution is not None:
-        check_whole("open_images", "resolution", resolution)
+        resolution = check_whole("open_images", "resolution", resolution)
     if name is not None:
         check_text("open_images", "name", name)
     if not isinstance(source, str | os.PathLike):

@@ -49,7 +49,8 @@ def inception_score(
     else:
         x = checked_features("inception_score", "logits", logits).astype(np.float64)  # type: ignore
         p = np.exp(x - logsumexp(x, axis=1, keepdims=True))
-    if check_whole("inception_score", "splits", splits) > len(p):
+    splits = check_whole("inception_score", "splits", splits)
+    if splits > len(p):
         raise ValueError(
             f"inception_score needs 1 ≤ splits ≤ {len(p)}, the number of images, got {splits=}."
         )

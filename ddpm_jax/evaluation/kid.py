@@ -84,9 +84,10 @@ def kernel_distance(
     and for no subsets. Source: Bińkowski et al. (2018).
     """
     a, b = checked_pair("kernel_distance", real, generated, 2)
-    check_whole("kernel_distance", "num_subsets", num_subsets)
-    check_whole("kernel_distance", "seed", seed, least=0)
-    if check_whole("kernel_distance", "subset_size", subset_size, least=2) > min(len(a), len(b)):
+    num_subsets = check_whole("kernel_distance", "num_subsets", num_subsets)
+    seed = check_whole("kernel_distance", "seed", seed, least=0)
+    subset_size = check_whole("kernel_distance", "subset_size", subset_size, least=2)
+    if subset_size > min(len(a), len(b)):
         raise ValueError(
             f"kernel_distance needs 2 ≤ subset_size ≤ {min(len(a), len(b))}, the smaller side, got "
             f"{subset_size=}. Lower it and say so: the mean stays comparable, the scatter does not."

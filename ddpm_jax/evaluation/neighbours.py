@@ -40,7 +40,8 @@ def nearest_neighbours(samples: npt.ArrayLike, train: npt.ArrayLike, k: int = 1)
             f"nearest_neighbours needs images of one shape, got samples {a.shape[1:]} and train "
             f"{b.shape[1:]}. Bring both to one size first, and record how."
         )
-    if check_whole("nearest_neighbours", "k", k) > b.shape[0]:
+    k = check_whole("nearest_neighbours", "k", k)
+    if k > b.shape[0]:
         raise ValueError(
             f"nearest_neighbours needs 1 ≤ k ≤ {b.shape[0]}, the size of train, got {k=}."
         )

@@ -59,6 +59,7 @@ def precision_recall(
     ValueError for other shapes, for values that are not finite, and for k < 1 or sides of k
     examples or fewer.
     """
+    k = check_whole("precision_recall", "k", k)
     a, b = _centred("precision_recall", real, generated, k)
     inside_a = np.zeros(len(b), bool)
     inside_b = np.zeros(len(a), bool)
@@ -79,6 +80,7 @@ def density_coverage(
     ValueError for other shapes, for values that are not finite, and for k < 1 or sides of k
     examples or fewer.
     """
+    k = check_whole("density_coverage", "k", k)
     a, b = _centred("density_coverage", real, generated, k)
     radius = _squared_radii(a, k)
     balls, covered = 0, np.zeros(len(a), bool)
@@ -92,7 +94,6 @@ def density_coverage(
 def _centred(
     caller: str, real: npt.ArrayLike, generated: npt.ArrayLike, k: int
 ) -> tuple[npt.NDArray, npt.NDArray]:
-    k = check_whole(caller, "k", k)
     a, b = checked_pair(caller, real, generated, k + 1)
     # Centring leaves distances unchanged; far from the origin ‖x‖² - 2xᵀy + ‖y‖² would lose digits.
     centre = a.mean(axis=0, dtype=np.float64)

@@ -171,7 +171,7 @@ def read_reference_statistics(
     file = _checked_path("read_reference_statistics", path)
     check_flag("read_reference_statistics", "spatial", spatial)
     if count is not None:
-        check_whole("read_reference_statistics", "count", count)
+        count = check_whole("read_reference_statistics", "count", count)
     if not file.is_file():
         raise FileNotFoundError(f"read_reference_statistics got {file}, which is no file.")
     names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")

@@ -103,11 +103,11 @@ def check_times(call: str, t: Any, x: Array, process: ContinuousProcess | None =
         )
     low, high = (0.0, 1.0) if process is None else (process.t_min, process.t_max)
     host = host_values(t)
-    slack = 1e-6 * high  # of a time rounded to float32
+    slack = max(1e-6, float(jnp.finfo(t.dtype).eps))  # of a time rounded to this precision
     if (
         host is not None
         and host.size
-        and not (low * (1 - 1e-6) <= host.min() and host.max() <= high + slack)
+        and not (low * (1 - slack) <= host.min() and host.max() <= high * (1 + slack))
     ):
         raise ValueError(
             f"{call} needs times t in [{low:g}, {high:g}], got {host.min():g}..{host.max():g}."

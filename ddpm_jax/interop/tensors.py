@@ -30,11 +30,12 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_safetensors(path: str | Path, dtypes: Sequence[str] = ("F32",)) -> dict[str, np.ndarray]:
-    """Reads every tensor of a .safetensors file, by name, as float32 NumPy arrays.
+    """Reads every tensor of a .safetensors file, by name, as NumPy arrays of the file's dtypes.
 
+    `dtypes` are those that are read, by their names in safetensors: float32 alone by default.
     Raises ValueError for a pickle, for a file that is cut short or no safetensors at all, for a
-    tensor of another dtype than float32, and for one with a NaN or an infinity; FileNotFoundError
-    where there is no file.
+    tensor of another dtype, and for one with a NaN or an infinity; FileNotFoundError where there is
+    no file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -51,8 +52,9 @@ def read_safetensors(path: str | Path, dtypes: Sequence[str] = ("F32",)) -> dict
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in dtypes:
                     raise ValueError(
-                        f"{path}: {name} has dtype {dtype}, and only F32 is read: narrower "
-                        "weights are another model's. Take the float32 file of that model."
+                        f"{path}: {name} has dtype {dtype}, and only {' or '.join(dtypes)} is "
+                        "read. Take the float32 file of that model: weights rounded to another "
+                        "dtype are another model's."
                     )
                 tensors[name] = file.get_tensor(name)
     except SafetensorError as error:

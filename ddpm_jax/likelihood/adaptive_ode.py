@@ -55,7 +55,7 @@ def solve(
     control = diffrax.PIDController(
         rtol, atol, norm, dtmax=_LONGEST_STEP, dtmin=1e-6, force_dtmin=False
     )
-    more = {"stepsize_controller": control, "max_steps": max_steps, "throw": False}
+    more = {"stepsize_controller": control, "max_steps": int(max_steps), "throw": False}
     solution = diffrax.diffeqsolve(term, solver, u_from, u_to, first_step, start, **more)
     # A method whose last stage is the next step's first (FSAL) evaluates the first stage once, at
     # the start. Retries of the very first step, of which there are few, are not counted.

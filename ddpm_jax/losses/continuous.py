@@ -81,7 +81,7 @@ def continuous_weight(
     """The weight of this target's own squared error at times t, of t's shape.
 
     A function w(λ) of the log-SNR weights the squared error of x_0, as in discrete time. The string
-    "likelihood" is g² for the score: ½ -dλ/dt of the error of ε. Times `continuous_loss` and the
+    "likelihood" is ½ g² for the score and ½ -dλ/dt for ε. Times `continuous_loss` and the
     1/p(t) of how t was drawn, its mean is in nats per dimension (Song et al. 2021, 2101.09258,
     Thm. 1; the integral of the bound in Kingma et al. 2021). An error of a target a x_0 + b ε is
     one of x_0 times (n a - s b)/n. Raises ValueError for unknown targets and weightings.
@@ -107,8 +107,10 @@ def continuous_weight(
             raise ValueError(
                 f"{call} needs a function log_snr -> w, or 'likelihood'; got {weighting!r}."
             )
-        # -dλ/dt = g²/n²; times SNR as a weight of x_0.
-        weight = 0.5 * jnp.square(process.diffusion(t) * signal / noise**2)
+        # ½ -dλ/dt = n'/n - s'/s, times SNR as a weight of x_0. Unlike g²/n² s² it is finite where
+        # s is 0 and g infinite (the flow's t = 1).
+        signal_rate, noise_rate = process.rates(t)
+        weight = signal / noise * (signal / noise * noise_rate - signal_rate) / noise
     else:
         check_function(call, "weighting", weighting, "log_snr -> w")
         weight = weighting(process.log_snr(t))

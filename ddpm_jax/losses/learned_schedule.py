@@ -14,7 +14,6 @@ bound itself, at no evaluation more: `_attach` multiplies the shape's gradient b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,10 +23,9 @@ import jax.numpy as jnp
 from ddpm_jax.forward.checks import check_function, check_real, check_same_shape
 from ddpm_jax.forward.continuous import check_times
 from ddpm_jax.likelihood import discretized_log_likelihood, normal_kl
+from ddpm_jax.likelihood.bound import NATS_PER_BIT
 from ddpm_jax.nn import Gamma
 from ddpm_jax.types import ApplyFn, Array, bcast_right, describe, mean_per_example
-
-NATS_PER_BIT = math.log(2.0)
 
 
 class ContinuousBound(NamedTuple):

@@ -136,10 +136,11 @@ class Generator:
         not one per image, and images with a NaN or an infinity.
         """
         call = "Generator"
-        check_whole(call, "count", count)
-        check_whole(call, "batch_size", batch_size)
-        for name, value in (("start", start), ("seed", seed), ("frames_of", frames_of)):
-            check_whole(call, name, value, least=0)
+        count = check_whole(call, "count", count)
+        batch_size = check_whole(call, "batch_size", batch_size)
+        start = check_whole(call, "start", start, least=0)
+        seed = check_whole(call, "seed", seed, least=0)
+        frames_of = check_whole(call, "frames_of", frames_of, least=0)
         if max(seed, start + count) >= 2**32:
             raise ValueError(f"{call} needs 32 bits, got {seed=}, {start=}, {count=}.")
         check_function(call, "on_progress", on_progress, "(steps done) -> None")

@@ -22,7 +22,6 @@ from ddpm_jax.programs.intervals import frechet_interval
 from ddpm_jax.programs.pictures import are_pictures
 
 if TYPE_CHECKING:
-    from ddpm_jax.programs.evaluate import EvaluateConfig
     from ddpm_jax.programs.trained_run import TrainedRun
 
 PAIRED = 10_000
@@ -106,22 +105,34 @@ def inception_features(
     return Features("inception", extractor.fingerprint, outputs, logits, extractor, size)
 
 
-def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
-    """The features that the options of an evaluation name; ValueError if the run has none such."""
-    name = config.features
+def features_for(
+    run: TrainedRun,
+    wanted: str,
+    *,
+    classifier: Path | None,
+    inception: Path | None,
+    download: bool,
+    preprocess: str,
+    cache_dir: Path | None,
+) -> Features:
+    """The features that the options of an evaluation name; ValueError if the run has none such.
+
+    wanted  "auto", "inception", "classifier" or "pixels"
+    """
+    name = wanted
     shape = run.model.image_shape
     pictures = are_pictures(shape)
-    if name == "auto" and config.classifier is not None:
+    if name == "auto" and classifier is not None:
         name = "classifier"
     if name == "auto":
         name = "inception" if pictures and min(shape[:2]) >= 32 else "pixels"
-    if (name == "classifier") != (config.classifier is not None):
+    if (name == "classifier") != (classifier is not None):
         raise ValueError(
             "--features classifier and --classifier FOLDER belong together, got "
-            f"{config.features} and {config.classifier}. ddpm-jax train classifier makes a folder."
+            f"{wanted} and {classifier}. ddpm-jax train classifier makes a folder."
         )
-    if config.classifier is not None:
-        return classifier_features(config.classifier, shape, run.model.num_classes, run.devices)
+    if classifier is not None:
+        return classifier_features(classifier, shape, run.model.num_classes, run.devices)
     if name == "pixels":
         if not pictures and math.prod(shape) > MOST_VALUES:
             raise ValueError(
@@ -135,17 +146,14 @@ def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
             f"--features inception needs images with 1 or 3 channels, and {run.name} makes arrays "
             f"of shape {list(shape)}. Compare their values: --features pixels."
         )
-    cached = cache_root(config.cache_dir) / "inception"
-    if config.inception is None and not config.download and not any(cached.glob("*.pth")):
+    cached = cache_root(cache_dir) / "inception"
+    if inception is None and not download and not any(cached.glob("*.pth")):
         raise ValueError(
             f"the weights of Inception-v3 are not in {cached}. Fetch them with --download (96 MB), "
             "name a copy with --inception FILE, or compare pixels: --features pixels."
         )
     return inception_features(
-        config.inception,
-        cache_dir=config.cache_dir,
-        preprocess=config.preprocess,
-        devices=run.devices,
+        inception, cache_dir=cache_dir, preprocess=preprocess, devices=run.devices
     )
 
 

@@ -60,7 +60,8 @@ def deis(
     """
     check_schedule("deis", schedule)
     remedy = "Order 1 is ddim; the paper's best, tAB-3, is order 4."
-    check_choice("deis", "order", check_whole("deis", "order", order), (1, 2, 3, 4), remedy)
+    order = check_whole("deis", "order", order, remedy=remedy)
+    check_choice("deis", "order", order, (1, 2, 3, 4), remedy)
     table = jnp.asarray(_coefficients(schedule, process, order), schedule.beta.dtype)
 
     def init(x_T):

@@ -59,7 +59,8 @@ def dpm_solver_pp(
     """
     check_schedule("dpm_solver_pp", schedule)
     call, remedy = "dpm_solver_pp", "Order 2 is the authors' choice; order 1 is ddim."
-    check_choice(call, "order", check_whole(call, "order", order), (1, 2, 3), remedy)
+    order = check_whole(call, "order", order, remedy=remedy)
+    check_choice(call, "order", order, (1, 2, 3), remedy)
     check_flag(call, "sde", sde)
     check_flag(call, "singlestep", singlestep)
     if (sde and order == 3) or (singlestep and (sde or order != 2)):

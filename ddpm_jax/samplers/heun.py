@@ -110,7 +110,7 @@ def heun(
             signal, sigma = bcast_right(raised.signal[t], ndim), bcast_right(raised.noise[t], ndim)
             up = jnp.where(signal == here.signal, 1.0, signal / here.signal)
             x_hat = up * x_t + bcast_right(raised.added[t], ndim) * noise
-            timesteps = jnp.asarray(raised.timesteps)[t]
+            timesteps = raised.timesteps[t]
         x_0_hat = x_0_of(denoise(x_hat, timesteps), x_hat)
         epsilon_hat = (x_hat - signal * x_0_hat) / sigma
         euler = (there.signal * x_0_hat + there.noise * epsilon_hat).astype(x_t.dtype)

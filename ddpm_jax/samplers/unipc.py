@@ -57,7 +57,8 @@ def unipc(schedule: NoiseSchedule, *, order: int = 3) -> Sampler:
     """
     check_schedule("unipc", schedule)
     remedy = "The paper uses 3 without guidance and 2 with it."
-    check_choice("unipc", "order", check_whole("unipc", "order", order), (1, 2, 3), remedy)
+    order = check_whole("unipc", "order", order, remedy=remedy)
+    check_choice("unipc", "order", order, (1, 2, 3), remedy)
 
     def init(x_T):
         return Memory(no_history(x_T, order), jnp.zeros_like(x_T))

@@ -94,7 +94,7 @@ def exact_score_matching(score_fn: ScoreFn, x: Array) -> Array:
     >>> score.exact_score_matching(lambda x: -x, jnp.ones((2, 3)))
     Array([-1.5, -1.5], dtype=float32)
     """
-    x = _check_events("exact_score_matching", x)
+    (x,) = check_batch("exact_score_matching", x=x)
     d = int(np.prod(x.shape[1:], dtype=np.int64))
 
     def direction(i: Array) -> Array:
@@ -127,7 +127,7 @@ def sliced_score_matching(
     >>> score.sliced_score_matching(lambda x: -x, jnp.ones((2, 3)), v).shape
     (2,)
     """
-    x = _check_events("sliced_score_matching", x)
+    (x,) = check_batch("sliced_score_matching", x=x)
     check_flag("sliced_score_matching", "variance_reduced", variance_reduced)
     check_real("sliced_score_matching", projections=projections)
     shape = jnp.shape(projections)
@@ -186,7 +186,7 @@ def denoising_score_matching(score_fn: ScoreFn, x: Array, noise: Array, sigma: A
     >>> score.denoising_score_matching(lambda x: -x, x, noise, 1.0)
     Array([0., 0.], dtype=float32)
     """
-    x = _check_events("denoising_score_matching", x)
+    (x,) = check_batch("denoising_score_matching", x=x)
     check_real("denoising_score_matching", sigma=sigma)
     if isinstance(sigma, int | float) and not sigma > 0:
         raise ValueError(f"denoising_score_matching needs sigma > 0, got {sigma}.")
@@ -225,7 +225,7 @@ def ncsn_loss(
     >>> score.ncsn_loss(lambda x, level: -x, x, jnp.array([0, 4]), jnp.ones((2, 3)), sigmas).shape
     (2,)
     """
-    x = _check_events("ncsn_loss", x)
+    (x,) = check_batch("ncsn_loss", x=x)
     level = as_array("ncsn_loss", "level", level)
     check_function("ncsn_loss", "score_fn", score_fn, "(x, level) -> s")
     power = check_number("ncsn_loss", "power", power)
@@ -273,10 +273,6 @@ def _score_and_forms(
     # One direction after the other: side by side they would need `num` times the memory. So would
     # the gradient if it kept each direction's intermediates; it recomputes them instead.
     return score, jax.lax.map(jax.checkpoint(form), jnp.arange(num))
-
-
-def _check_events(call: str, x: ArrayLike) -> Array:
-    return check_batch(call, x=x)[0]
 
 
 def _check_score(call: str, score: Array, x: Array) -> Array:

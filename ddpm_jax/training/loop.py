@@ -159,8 +159,8 @@ def train_loop(
     check_function(call, "run_chunk", run_chunk, "(state, first_step, count) -> (state, metrics)")
     check_function(call, "on_metrics", on_metrics, "(first_step, metrics)")
     check_function(call, "should_stop", should_stop, "() -> bool")
-    check_whole(call, "num_steps", num_steps, least=0)
-    check_whole(call, "max_chunk", max_chunk)
+    num_steps = check_whole(call, "num_steps", num_steps, least=0)
+    max_chunk = check_whole(call, "max_chunk", max_chunk)
     check_whole(call, "max_bad_steps", max_bad_steps)
     if isinstance(hooks, Hook) or not isinstance(hooks, Sequence):
         raise TypeError(f"{call} needs hooks, a list of Hook, got {describe(hooks)}.")

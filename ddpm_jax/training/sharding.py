@@ -260,8 +260,9 @@ def choose_devices(
     call = "choose_devices"
     check_choice(call, "backend", backend, ("auto", "jit", "pmap", "shard_map"))
     if count is not None:
-        count = check_whole(call, "count", count, remedy="--devices.count (--num-devices) sets it.")
-    check_whole(call, "parameter_shards", parameter_shards)
+        remedy = "--devices.count (--num-devices) sets it."
+        count = check_whole(call, "count", count, remedy=remedy)
+    parameter_shards = check_whole(call, "parameter_shards", parameter_shards)
     if available is not None:
         available = check_devices(call, available)
     if available is None:

@@ -135,7 +135,7 @@ def save_panels(
     if not panels:
         raise ValueError("save_panels needs at least one panel, got none.")
     if columns is not None:
-        check_whole("save_panels", "columns", columns)
+        columns = check_whole("save_panels", "columns", columns)
     if title is not None:
         check_text("save_panels", "title", title)
     files.checked_numbers("save_panels", "size", size, 2)
@@ -148,6 +148,11 @@ def save_panels(
                 f"save_panels needs layers of Heatmap, Arrows, Points or Line in {panel.title!r}, "
                 f"got {describe(layers)}."
             )
+        files.check_ticks("save_panels", panel.xticks)
+        for name, limits in (("xlim", panel.xlim), ("ylim", panel.ylim)):
+            if limits is not None:
+                files.checked_numbers("save_panels", name, limits, 2)
+        _check_logarithms(panel, panel.xlim or (), panel.ylim or ())
     across = min(columns or len(panels), len(panels))
     down = math.ceil(len(panels) / across)
     height = size[1] * down + (0.4 if title else 0.0)
@@ -214,6 +219,7 @@ def _heatmap(axes: Axes, panel: Panel, layer: Heatmap) -> None:
         raise ValueError(
             f"save_panels needs a heat map [H, W], got shape {values.shape} in {panel.title!r}."
         )
+    _check_logarithms(panel, layer.extent[:2], layer.extent[2:])
     low, high = layer.limits or (None, None)
     image = axes.imshow(
         values,
@@ -239,6 +245,7 @@ def _arrows(axes: Axes, panel: Panel, layer: Arrows) -> None:
             f"save_panels needs one arrow per point, got points {points.shape} and vectors "
             f"{vectors.shape} in {panel.title!r}."
         )
+    _check_logarithms(panel, *points.T)
     axes.quiver(
         *points.T,
         *vectors.T,
@@ -317,12 +324,13 @@ def _pairs(panel: Panel, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return pairs
 
 
-def _check_logarithms(panel: Panel, x: npt.NDArray, y: npt.NDArray) -> None:
+def _check_logarithms(panel: Panel, x: npt.ArrayLike, y: npt.ArrayLike) -> None:
     for name, log, values in (("x", panel.logx, x), ("y", panel.logy, y)):
-        if log and (values[np.isfinite(values)] <= 0).any():
+        finite = np.asarray(values)[np.isfinite(values)]
+        if log and (finite <= 0).any():
             raise ValueError(
-                f"save_panels got {name} values down to {np.nanmin(values)} for a logarithmic axis "
-                f"in {panel.title!r}. Leave out what is not positive, or set log{name}=False."
+                f"save_panels got {name} values down to {finite.min()} for a logarithmic axis in "
+                f"{panel.title!r}. Leave out what is not positive, or set log{name}=False."
             )
 
 

@@ -88,7 +88,7 @@ def save_gif(
 
     target = checked_path("save_gif", path, ".gif")
     film = checked_images("save_gif", frames, "FNHWC")
-    check_sheet("save_gif", columns, padding, scale)
+    columns, padding, scale = checked_sheet("save_gif", columns, padding, scale)
     check_number("save_gif", "seconds", seconds)
     check_number("save_gif", "hold_last", hold_last)
     check_number("save_gif", "max_rate", max_rate)
@@ -122,7 +122,7 @@ def _grid(
     caller: str, images: npt.ArrayLike, columns: int | None, padding: int | None, scale: int | None
 ) -> Pixels:
     tiles = checked_images(caller, images, "NHWC")
-    check_sheet(caller, columns, padding, scale)
+    columns, padding, scale = checked_sheet(caller, columns, padding, scale)
     columns = fitting_columns(tiles) if columns is None else columns
     if scale is None:
         scale = fitting_scale(tiles, columns, tile_limit=96, sheet_limit=768)
@@ -140,15 +140,19 @@ def checked_images(caller: str, images: npt.ArrayLike, axes: str) -> Pixels:
     return pixels
 
 
-def check_sheet(caller: str, columns: int | None, padding: int | None, scale: int | None) -> None:
-    """Raises ValueError for a layout that no sheet can have; None is chosen later."""
-    for name, value, least in (
-        ("columns", columns, 1),
-        ("padding", padding, 0),
-        ("scale", scale, 1),
-    ):
-        if value is not None:
-            check_whole(caller, name, value, least=least)
+def checked_sheet(
+    caller: str, columns: int | None, padding: int | None, scale: int | None
+) -> tuple[int | None, int | None, int | None]:
+    """The layout as integers, or ValueError for one that no sheet can have; None stays."""
+
+    def checked(name: str, value: int | None, least: int) -> int | None:
+        return None if value is None else check_whole(caller, name, value, least=least)
+
+    return (
+        checked("columns", columns, 1),
+        checked("padding", padding, 0),
+        checked("scale", scale, 1),
+    )
 
 
 def fitting_columns(images: Pixels) -> int:
@@ -164,7 +168,7 @@ def fitting_columns(images: Pixels) -> int:
 def fitting_scale(images: Pixels, columns: int, tile_limit: int, sheet_limit: int) -> int:
     """Chooses the largest integer magnification within both limits, in pixels, but at least one."""
     count, height, width, _ = images.shape
-    side = max(columns * width, math.ceil(count / max(columns, 1)) * height)
+    side = max(columns * width, math.ceil(count / columns) * height)
     return max(1, min(tile_limit // max(height, width), sheet_limit // side))
 
 

@@ -54,7 +54,7 @@ def save_curves(
     for name, text in (("xlabel", xlabel), ("ylabel", ylabel)):
         check_text(call, name, text)
     lines = [
-        _line("save_curves", name, curve, linewidth=1.5, **_stroke(i))
+        _line(call, name, curve, linewidth=1.5, **_stroke(i))
         for i, (name, curve) in enumerate(curves.items())
     ]
     if levels and lines:
@@ -62,7 +62,7 @@ def save_curves(
         for i, (name, y) in enumerate(levels.items()):
             grey = {"color": "#6b7078", "linestyle": ("--", ":", "-.")[i % 3], "linewidth": 1.2}
             lines.append(_line(call, name, (ends, [check_number(call, name, y)] * 2), **grey))
-    _save_plot("save_curves", path, lines, (xlabel, ylabel), (logx, logy), title, xticks)
+    _save_plot(call, path, lines, (xlabel, ylabel), (logx, logy), title, xticks)
 
 
 def _stroke(i: int) -> dict[str, str]:
@@ -97,7 +97,7 @@ def save_loss_curve(
     """
     call = "save_loss_curve"
     if window is not None:
-        check_whole(call, "window", window, remedy="1 does not smooth.")
+        window = check_whole(call, "window", window, remedy="1 does not smooth.")
     if logy is not None:
         check_flag(call, "logy", logy)
     raw = _line(call, "training", (steps, losses), color=COLOURS[0], linewidth=0.6, alpha=0.35)

@@ -45,7 +45,7 @@ def save_rows(
     target = checked_path("save_rows", path, ".png")
     block = grids.checked_images("save_rows", images, "RKHWC")
     rows, columns = block.shape[:2]
-    grids.check_sheet("save_rows", None, padding, scale)
+    _, padding, scale = grids.checked_sheet("save_rows", None, padding, scale)
     covered = None if hidden is None else _flags(hidden, block.shape[:-1])
     if title is not None:
         check_text("save_rows", "title", title)
@@ -89,7 +89,7 @@ def save_rows(
     size, line = growth * size, round(growth * line)
     padding = grids.padding_for(scale) if padding is None else padding
     # Captions use pixels added below the images, so that the sheet remains one grid.
-    band = math.ceil(line / scale) if below and scale > 0 else 0
+    band = math.ceil(line / scale) if below else 0
     below_tiles = ((0, 0), (0, band), (0, 0), (0, 0))
     tiles = np.pad(tiles, below_tiles, constant_values=grids.GAP)
     sheet = grids.sheet_of("save_rows", tiles, columns, padding, scale)

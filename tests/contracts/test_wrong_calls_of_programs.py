@@ -1032,5 +1032,13 @@ def test_wrong_calls_raise_an_error_of_ours(name):
     assert not faults, "\n".join([name, *faults])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [n for n, row in ROWS.items() if any(type(a.value) is int for a in row.arguments.values())],
+)
+def test_whole_numbers_may_be_floats(name):
+    assert not NET.refused_floats(name)
+
+
 def test_documented_meanings_are_reached():
     assert not NET.unreached()
