@@ -108,5 +108,4 @@ def test_lines_without_kind_or_step_are_kept_and_are_no_records(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"note": "warmer room"}\n')
     with RunLog(tmp_path) as log:
         log.write("train", 1, loss=1.0)
-        assert log.has("train", 1) and not log.has("train", 2)
     assert read_jsonl(tmp_path / "log.jsonl")[0] == {"note": "warmer room"}
