@@ -210,14 +210,6 @@ def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
         dj.load_run(tmp_path / "a")
     content[-1] ^= 1
     path.write_bytes(content)
-    right = (tmp_path / "a" / "config.json").read_text()
-    for weights in ([], {**json.loads(right)["weights"], "step": "0"}):
-        (tmp_path / "a" / "config.json").write_text(
-            json.dumps({**json.loads(right), "weights": weights})
-        )
-        with pytest.raises(ValueError, match="is not the file that config.json describes"):
-            dj.load_run(tmp_path / "a")
-    (tmp_path / "a" / "config.json").write_text(right)
     about = json.loads((tmp_path / "a" / "config.json").read_text())
     about["config"]["network"]["channels"] *= 2
     (tmp_path / "a" / "config.json").write_text(json.dumps(about))
@@ -225,7 +217,7 @@ def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
         dj.load_run(tmp_path / "a")
 
 
-@pytest.mark.parametrize("about", [{}, {"sha256": "0"}, {"step": "4", "sha256": "0"}, [4], None])
+@pytest.mark.parametrize("about", [{}, {"sha256": "0"}, {"step": "4", "sha256": "0"}, [], [4], None])
 def test_weights_that_config_json_does_not_describe_are_refused(about, tmp_path):
     with pytest.raises(ValueError, match="config.json does not describe weights.safetensors"):
         read_weights(tmp_path, about, {})

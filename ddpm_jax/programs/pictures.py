@@ -62,8 +62,10 @@ def save_film(path: Path, frames: np.ndarray) -> None:
 def save_loss_curve(log: Path, path: Path, title: str) -> None:
     """Draws the loss curve of a run's log; nothing if the log has no steps yet."""
     records = read_jsonl(log)
-    train = [(r["step"], r["loss"]) for r in records if r["kind"] == "train"]
-    heldout = [(r["step"], r["loss"]) for r in records if r["kind"] == "heldout"]
+    train, heldout = (
+        [(r["step"], r["loss"]) for r in records if r.get("kind") == kind]
+        for kind in ("train", "heldout")
+    )
     if not train:
         return
     steps, losses = np.asarray(train).T

@@ -251,7 +251,7 @@ def _check_same_data(run: TrainingRun, data: dict[str, Any]) -> None:
 
 
 def _last_heldout(root: Path) -> HeldOut | None:
-    records = [record for record in read_jsonl(root / "log.jsonl") if record["kind"] == "heldout"]
+    records = [r for r in read_jsonl(root / "log.jsonl") if r.get("kind") == "heldout"]
     if not records:
         return None
     return HeldOut(*(records[-1][name] for name in HeldOut._fields))
