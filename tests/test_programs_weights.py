@@ -217,7 +217,9 @@ def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):
         dj.load_run(tmp_path / "a")
 
 
-@pytest.mark.parametrize("about", [{}, {"sha256": "0"}, {"step": "4", "sha256": "0"}, [], [4], None])
+@pytest.mark.parametrize(
+    "about", [{}, {"sha256": "0"}, {"step": "4", "sha256": "0"}, [], [4], None]
+)
 def test_weights_that_config_json_does_not_describe_are_refused(about, tmp_path):
     with pytest.raises(ValueError, match="config.json does not describe weights.safetensors"):
         read_weights(tmp_path, about, {})
