@@ -297,7 +297,7 @@ def process_sample(process: ContinuousProcess, x_0: Array, t: ArrayLike, noise: 
     signal, sigma = (
         bcast_right(f(t), x_0.ndim) for f in (process.signal_scale, process.noise_scale)
     )
-    return signal * x_0 + sigma * noise
+    return (signal * x_0 + sigma * noise).astype(jnp.result_type(x_0, noise))
 
 
 def schedule_from_process(

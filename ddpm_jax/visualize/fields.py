@@ -310,8 +310,11 @@ def _values(panel: Panel, name: str, values: npt.ArrayLike) -> npt.NDArray[np.fl
 
 
 def _check_size(panel: Panel, name: str, value: float, most: float = math.inf) -> None:
-    if not 0 <= check_number("save_panels", name, value) <= most:
-        raise ValueError(f"save_panels needs 0 ≤ {name} ≤ {most} in {panel.title!r}, got {value}.")
+    if not 0 <= check_number("save_panels", name, value) <= most or value == math.inf:
+        limit = "finite" if most == math.inf else f"≤ {most}"
+        raise ValueError(
+            f"save_panels needs {name} ≥ 0 and {limit} in {panel.title!r}, got {value}."
+        )
 
 
 def _pairs(panel: Panel, values: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -974,6 +974,8 @@ DOCUMENTED: dict[tuple[str, str, str], tuple[str, Any]] = {
         lambda result, right: result.num_subsets == right.num_subsets,
     ),
     ("from_arrays", "labels", "None"): ("images without labels", same),
+    ("make_optimizer", "clip_norm", "inf"): ("no limit", lambda result, right: True),
+    ("make_train_step", "spike_factor", "inf"): ("no limit", lambda result, right: True),
     ("fingerprint_of", "labels", "negative"): (
         "any integers, with another fingerprint",
         lambda result, right: result != right,
