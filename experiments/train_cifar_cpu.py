@@ -3,9 +3,8 @@
     ddpm-jax train cifar_cpu --data.download
     ddpm-jax sample --run-dir runs/cifar10_small --guidance 2 --label cat
 
-The preset is cifar_cpu, its run directory runs/cifar10_small. The model cifar10-small of the package
-(--pretrained) took 5,400 more steps from there; docs/results/cifar10/small/training_log.md has the
-command.
+The preset is cifar_cpu, its run directory runs/cifar10_small. The package's model cifar10-small
+took 5,400 more steps from there; docs/results/cifar10/small/training_log.md has the command.
 
 The network works on 2×2 patches of the image: 16×16 positions of 64 channels, then 8×8 of 128. It
 takes 1.2 GFLOP per training image, a thirtieth of the paper's, and two quiet cores of an AMD EPYC
