@@ -245,6 +245,14 @@ def test_the_manifest_protects_itself(saved, part):
         assert_same(checkpoints.restore(make_state()), make_state(2))
 
 
+@pytest.mark.parametrize("bytes_kept", [0, 1, -2, -1])
+def test_a_manifest_cut_short_is_noticed(saved, bytes_kept):
+    path = saved / "3" / "manifest.json"
+    path.write_bytes(path.read_bytes()[:bytes_kept])
+    with Checkpoints(saved) as checkpoints, pytest.warns(UserWarning, match="manifest"):
+        assert_same(checkpoints.restore(make_state()), make_state(2))
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_step_under_another_number_is_not_that_step(saved, copied):
     if copied:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.files import check_regular, read_json_object, sha256_of, write_json
+from ddpm_jax.files import check_regular, read_json_object, sha256_of, write_atomically
 from ddpm_jax.types import PyTree
 
 NAME = "manifest.json"
@@ -62,7 +62,9 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 def write_manifest(folder: Path, tree: dict[str, list[Any]], step: int) -> None:
     """Writes the manifest of a finished folder."""
     body = {"step": step, "tree": tree, "files": describe_files(folder)}
-    write_json(folder / NAME, {"sha256": _digest_of(body), **body}, indent=1, ensure_ascii=True)
+    # It ends with its last brace, so that one cut short by a byte is no JSON.
+    content = json.dumps({"sha256": _digest_of(body), **body}, indent=1)
+    write_atomically(folder / NAME, content)
 
 
 def list_files_again(folder: Path) -> None:
