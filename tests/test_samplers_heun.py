@@ -128,27 +128,15 @@ def test_bad_calls_are_named(call, words):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-@pytest.mark.parametrize(
-    "spacing,num_steps,most",
-    [
-        *(("fractional", count, 1.0) for count in (10, 20, 50)),
-        *(("fractional", count, 2.1) for count in (3, 4, 5, 6)),
-        *((rho, count, 2.1) for rho in (7.0, np.inf) for count in (3, 4, 5, 6, 8, 10)),
-    ],
-)
-def test_a_step_from_a_huge_sigma_does_no_harm(schedule, spacing, num_steps, most):
+@pytest.mark.parametrize("num_steps", [5, 10, 20, 50])
+def test_a_first_step_from_a_huge_sigma_does_no_harm(schedule, num_steps):
     """Against the exact ODE of Gaussian data, whose y - mean grows like √(s² + σ²): the cosine
     schedule begins at σ = 20,291, and with few steps the next σ is 3,000 times as small."""
     mean, s = 0.5, 0.3
     process = {"cosine": dj.cosine_schedule, "linear": dj.linear_schedule}[schedule](1000)
-    if spacing == "fractional":
-        steps = dj.spaced_timesteps(1000, num_steps)
-    else:
-        steps = karras_timesteps(process, num_steps, spacing)
-    grid = dj.respace(process, steps)
+    grid = dj.respace(process, dj.spaced_timesteps(1000, num_steps))
     signal, sigma = process.signal_scale, process.noise_scale / process.signal_scale
 
-    @jax.jit
     def denoise(x, t):
         y, variance = x / signal[t][:, None], (sigma[t] ** 2)[:, None]
         return (s**2 * y + variance * mean) / (s**2 + variance)
@@ -163,25 +151,4 @@ def test_a_step_from_a_huge_sigma_does_no_harm(schedule, spacing, num_steps, mos
         name: np.abs(np.asarray(dj.sample(make(grid), denoise, jnp.float32(x_T))) - exact).max()
         for name, make in (("heun", dj.heun), ("ddim", dj.ddim))
     }
-    assert errors["heun"] < most * errors["ddim"]
-
-
-@pytest.mark.parametrize("num_steps,same", [(7, False), (8, True), (18, True)])
-def test_edms_own_grid_has_no_step_that_is_too_long(num_steps, same):
-    """The sampler in time, for the EDM process, is EDM's without exception."""
-    process = dj.forward.edm_process()
-    i = np.arange(num_steps) / (num_steps - 1)
-    times = (80 ** (1 / 7) * i + 0.002 ** (1 / 7) * (1 - i)) ** 7
-    grid = dj.forward.schedule_from_process(process, times)
-    sigma = jnp.asarray(times, jnp.float32)
-
-    def denoise(x, t):
-        at = sigma[t][:, None]
-        return x * jnp.sqrt(at**2 + 0.25) * 0.25 / (at**2 + 0.25)  # x is scaled to variance one
-
-    x_T = jnp.float32(X_T)
-    ours, edms = (
-        dj.sample(sampler, denoise, x_T)
-        for sampler in (heun(grid), dj.samplers.probability_flow_heun(process, times))
-    )
-    assert np.allclose(ours, edms, atol=1e-3) is same
+    assert errors["heun"] < errors["ddim"]
