@@ -16,7 +16,7 @@ from ddpm_jax.programs import train as train_module
 from ddpm_jax.programs.compilation import CompilationStopped, in_background, unless_stopped
 from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.generator import Generated, Stopped
-from ddpm_jax.programs.train import train
+from ddpm_jax.programs.train import _last_heldout, train
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.training import Checkpoints, StopRequest
 from tests.small_run import CONFIG
@@ -204,3 +204,11 @@ def test_what_a_stop_interrupted_at_the_last_step_is_done_by_the_next_start(
     # The log has no step of training to draw a curve of.
     assert [path.name for path in result.pictures] == ["samples.png", "denoising.gif"]
     assert "loss" not in capsys.readouterr().out
+
+
+def test_notes_in_a_log_are_no_records(tmp_path):
+    lines = ['{"note": "warmer room"}', '{"kind": "train", "step": 1, "loss": 2.0}']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    assert _last_heldout(tmp_path) is None
+    pictures.save_loss_curve(tmp_path / "log.jsonl", tmp_path / "loss.png", "a run")
+    assert (tmp_path / "loss.png").exists()

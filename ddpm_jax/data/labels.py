@@ -43,7 +43,7 @@ def read_labels(
 
     Paths in a file are relative to `folder`. Class folders are numbered in the order of their
     names' bytes, and so are labels in a file, unless all are integers, which keep their order
-    (written as 3, or as 3.0 by programs that know no integer beside a missing value).
+    (written as 3, or as 3.0, as pandas does in a column with missing values).
 
     Raises ValueError, naming up to 20 each, for images without a label, labels without an image and
     classes of a single image, which no split can both train on and hold out; and for a file that
@@ -121,7 +121,7 @@ def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 def _numbered(
     folder: Path, images: Sequence[str], labels: dict[str, str], source: str, *, numeric: bool
 ) -> Labels:
-    # An é may be one character or two, which differ by the system that wrote the name.
+    # An é is one character or two, depending on the system that wrote the name.
     composed = functools.partial(unicodedata.normalize, "NFC")
     spelt = {composed(name): name for name in images}
     renamed = {spelt.get(composed(name), name): label for name, label in labels.items()}

@@ -81,7 +81,7 @@ def num_rows(folder: Path) -> int:
 def remove_stale(root: Path) -> None:
     """Removes the remains of writers that died or failed long ago."""
     for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
-        # With the writer's number: the user's own .venv.old may lie there, too.
+        # Names with a writer's 32 digits alone: a .venv.old of the user's may lie there, too.
         for left in root.glob(f".*.{'[0-9a-f]' * 32}.{ending}"):
             try:
                 ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]

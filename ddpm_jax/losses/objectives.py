@@ -134,9 +134,10 @@ def hybrid_loss(
     """
     check_target("hybrid_loss", target)
     check_variance("hybrid_loss", variance)
-    bound_scale = check_number("hybrid_loss", "bound_scale", bound_scale)
+    remedy = "iDDPM's λ is 1e-3."
+    bound_scale = check_number("hybrid_loss", "bound_scale", bound_scale, remedy)
     if not math.isfinite(bound_scale):
-        raise ValueError(f"hybrid_loss needs a finite bound_scale, got {bound_scale}.")
+        raise ValueError(f"hybrid_loss needs a finite bound_scale, got {bound_scale}. {remedy}")
     if not is_learned(variance):
         raise ValueError(
             "hybrid_loss trains a learned variance, got another one. Use 'learned' or "

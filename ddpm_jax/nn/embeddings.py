@@ -86,7 +86,7 @@ class LabelEmbedding(nn.Module):
         Labels outside the table give NaN, never a wrong row.
         """
         indices = jnp.broadcast_to(self.num_classes if label is None else label, (batch,))
-        # Only beyond its end does the table give NaN: it would count -1 from there, as "no label".
+        # The table gives NaN beyond its end alone: -1 would be its last row, "no label".
         indices = jnp.where(indices < 0, self.num_classes + 1, indices.astype(jnp.int32))
         return nn.Embed(self.num_classes + 1, self.features, name="table")(indices)
 

@@ -96,7 +96,7 @@ def bar(total: int, what: str, *, initial: int = 0, unit: str = "step", leave: b
 def quantity(value: float, unit: str = "") -> str:
     """12437000000 → "12.4 G" and the unit."""
     for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * limit:  # what three digits round up to it
+        if abs(value) >= 0.9995 * limit:  # three digits round the rest up to it
             return f"{value / limit:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}".rstrip()
 

@@ -676,7 +676,7 @@ def test_wrong_calls_raise_an_error_of_ours(name):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n, row in ROWS.items() if any(type(a.value) is int for a in row.arguments.values())],
+    NET.with_whole_numbers(),
 )
 def test_whole_numbers_may_be_floats(name):
     assert not NET.refused_floats(name)

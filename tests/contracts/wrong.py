@@ -587,6 +587,14 @@ class Net(NamedTuple):
                 bad.append(f"{argument}: {wrong}: {said}")
         return bad
 
+    def with_whole_numbers(self) -> list[str]:
+        """The rows that have a whole number."""
+        return [
+            name
+            for name, row in self.rows.items()
+            if any(type(value) is int for _, value in row.arguments.values())
+        ]
+
     def refused_floats(self, name: str) -> list[str]:
         """Whole numbers of a row that as floats, 4.0 for 4, fail elsewhere than in a check of ours.
 
