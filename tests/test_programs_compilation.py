@@ -16,15 +16,16 @@ class _Config:
 
     def __init__(self, folder=None):
         self.jax_compilation_cache_dir = folder
+        self.jax_persistent_cache_min_compile_time_secs = 1.0
 
     def update(self, name, value):
-        assert name == "jax_compilation_cache_dir"
-        self.jax_compilation_cache_dir = value
+        assert hasattr(self, name)
+        setattr(self, name, value)
 
 
 @pytest.fixture
-def keep(tmp_path, monkeypatch):
-    """Calls `keep_compiled_programs` and returns the folder that JAX then has."""
+def configure(tmp_path, monkeypatch):
+    """Calls `keep_compiled_programs` and returns the configuration that JAX then has."""
     monkeypatch.setenv("DDPM_JAX_CACHE", str(tmp_path / "cache"))
 
     def call(folder=None, program=True):
@@ -32,9 +33,15 @@ def keep(tmp_path, monkeypatch):
         monkeypatch.setattr(compilation, "jax", types.SimpleNamespace(config=config))
         monkeypatch.setattr(compilation, "is_program", lambda: program)
         compilation.keep_compiled_programs()
-        return config.jax_compilation_cache_dir
+        return config
 
     return call
+
+
+@pytest.fixture
+def keep(configure):
+    """Calls `keep_compiled_programs` and returns the folder that JAX then has."""
+    return lambda *args, **options: configure(*args, **options).jax_compilation_cache_dir
 
 
 def test_programs_keep_what_they_compile_by_cpu(keep, tmp_path, monkeypatch):
@@ -44,6 +51,15 @@ def test_programs_keep_what_they_compile_by_cpu(keep, tmp_path, monkeypatch):
     assert keep() == first
     monkeypatch.setattr(compilation, "_cpu", lambda: "another model")
     assert keep() not in (None, first)
+
+
+@pytest.mark.parametrize("chosen,seconds", [(None, 0), ("0.5", 1.0)])
+def test_small_programs_are_kept_unless_the_user_says_otherwise(
+    configure, monkeypatch, chosen, seconds
+):
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    monkeypatch.setenv(name, chosen) if chosen else monkeypatch.delenv(name, raising=False)
+    assert configure().jax_persistent_cache_min_compile_time_secs == seconds
 
 
 def test_a_users_own_choice_and_other_programs_are_left_alone(keep, tmp_path):
