@@ -10,6 +10,8 @@ import math
 import jax
 import numpy as np
 
+from ddpm_jax.nn.unet import parameter_shapes
+
 
 def random_params(network, *example, seed=0):
     """Draws every parameter of a network at random, as a nested dict of float32 arrays.
@@ -18,7 +20,10 @@ def random_params(network, *example, seed=0):
     initialisation; scales are about 1, biases and tables about 0.
     """
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *example)["params"]
+    if len(example) == 2:  # images and a step
+        shapes = parameter_shapes(network, example[0].shape[1:])
+    else:
+        shapes = jax.eval_shape(network.init, jax.random.key(0), *example)["params"]
 
     def draw(path, leaf):
         noise = rng.normal(size=leaf.shape)

@@ -17,6 +17,7 @@ from ddpm_jax.interop import (
     unet_to_diffusers_config,
 )
 from ddpm_jax.nn import UNet, count_parameters
+from ddpm_jax.nn.unet import parameter_shapes
 from tests.reference_unet import random_params
 
 SMALL = UNet(
@@ -77,8 +78,8 @@ def test_there_and_back_with_other_parts(change):
 def test_names_and_shapes_of_the_cifar10_checkpoint():
     """A sample of google/ddpm-cifar10-32: every kind of tensor, levels up and down."""
     unet = UNet()
-    shapes = jax.eval_shape(unet.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), 0)
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes["params"])
+    shapes = parameter_shapes(unet, (32, 32, 3))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     state = unet_params_to_diffusers(params, unet)
     known = {
         "conv_in.weight": (128, 3, 3, 3),

@@ -1,13 +1,13 @@
 """The DDPM authors' variable names: the list of their CIFAR-10 network, whole, and back."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from ddpm_jax.interop import tensorflow_name, unet_from_tensorflow
 from ddpm_jax.nn import UNet
+from ddpm_jax.nn.unet import parameter_shapes
 from tests.reference_unet import random_params
 
 SMALL = UNet(
@@ -67,7 +67,7 @@ def params():
 
 def test_the_cifar10_network_has_the_documented_names():
     unet = UNet()
-    shapes = jax.eval_shape(unet.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), 0)["params"]
+    shapes = parameter_shapes(unet, (32, 32, 3))
     names = [tensorflow_name(path) for path in traverse_util.flatten_dict(shapes)]
     assert len(set(names)) == len(names)
     assert set(names) == documented_names(4, 2, attended={1}, widened={1})

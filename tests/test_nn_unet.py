@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.nn.blocks import GroupNorm, ResidualBlock, dropout
+from ddpm_jax.nn.unet import parameter_shapes
 from tests import reference_unet as reference
 from tests.reference_unet import random_params
 
@@ -46,14 +47,20 @@ def tiny_params():
     return random_params(TINY, images(), 0)
 
 
+def test_lists_and_tuples_make_the_same_network():
+    """A network with lists has a hash, too: it may be a static argument."""
+    lists = TINY.clone(channel_multipliers=[1, 2], attention_resolutions=[4])
+    tuples = TINY.clone(channel_multipliers=(1, 2), attention_resolutions=(4,))
+    assert lists == tuples and hash(lists) == hash(tuples)
+
+
 def test_parameter_counts_of_the_paper():
     """35.7 M for CIFAR-10 and 114 M for 256×256 (Ho et al. 2020, App. B), to the last number."""
-    shape = jax.eval_shape(UNet().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), 0)
-    assert count_parameters(shape) == 35_746_307
+    assert count_parameters(parameter_shapes(UNet(), (32, 32, 3))) == 35_746_307
     large = UNet(channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0)
-    shape = jax.eval_shape(large.init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)), 0)
-    assert count_parameters(shape) == 113_673_219
-    attention = sorted(name for name in shape["params"] if "attention" in name)
+    params = parameter_shapes(large, (256, 256, 3))
+    assert count_parameters(params) == 113_673_219
+    attention = sorted(name for name in params if "attention" in name)
     assert attention == ["down_4_attention_0", "down_4_attention_1", "middle_attention"] + [
         f"up_4_attention_{i}" for i in range(3)
     ]

@@ -6,6 +6,7 @@ al. (2017). Nearly every FID in the literature uses them; other weights give inc
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -155,6 +156,7 @@ def inception_variables_to_torch(variables: PyTree) -> dict[str, np.ndarray]:
     return tensors
 
 
+@functools.cache
 def inception_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shape of every parameter of `InceptionV3`, by path; nothing is computed."""
     x = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)

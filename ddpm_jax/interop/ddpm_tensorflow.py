@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -21,6 +20,7 @@ from flax import traverse_util
 from ddpm_jax.forward.checks import check_flag, check_text, check_whole, host_numbers
 from ddpm_jax.interop.tensors import check_names, numbers_in
 from ddpm_jax.nn import UNet
+from ddpm_jax.nn.unet import parameter_shapes
 from ddpm_jax.types import PyTree, describe
 
 # Our module -> their scope.
@@ -92,8 +92,7 @@ def unet_from_tensorflow(
     weights = _weights(call, variables, average)
     unet = _unet_of(call, weights, resolution)
     channels = np.shape(weights["model/conv_in/W"])[2]
-    image = jax.ShapeDtypeStruct((1, resolution, resolution, channels), jnp.float32)
-    shapes = jax.eval_shape(unet.init, jax.random.key(0), image, 0)["params"]
+    shapes = parameter_shapes(unet, (resolution, resolution, channels))
     flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(shapes))
     names = {path: tensorflow_name(path) for path in flat}
     missing = sorted(set(names.values()) - set(weights))

@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -26,6 +25,7 @@ from flax import traverse_util
 from ddpm_jax.forward.checks import check_kind, host_numbers
 from ddpm_jax.interop.tensors import check_names, numbers_in
 from ddpm_jax.nn import UNet
+from ddpm_jax.nn.unet import parameter_shapes
 from ddpm_jax.types import PyTree
 
 # Our module -> theirs, after "up" levels are counted from the coarsest, as theirs are.
@@ -244,10 +244,9 @@ def _expected_shapes(
     coarsest = 2 ** (len(unet.channel_multipliers) - 1)
     height = heights.pop() if heights else coarsest
     # Channels that p² does not divide give another shape than the weights have.
-    shape = (1, height * patch, coarsest * patch, max(1, in_channels // patch**2))
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    variables = jax.eval_shape(unet.init, jax.random.key(0), image, 0)
-    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(variables["params"]))
+    image_shape = (height * patch, coarsest * patch, max(1, in_channels // patch**2))
+    params = parameter_shapes(unet, image_shape)
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(params))
     return {path: leaf.shape for path, leaf in flat.items()}
 
 

@@ -14,6 +14,8 @@ the image (`space_to_depth`): the same widths then cost 1/p² of the arithmetic.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -129,6 +131,10 @@ class UNet(nn.Module):
 
     def __post_init__(self) -> None:
         """Checks what can be checked without an input."""
+        # Lists would leave the network without a hash, which caches and static arguments need.
+        for name in ("channel_multipliers", "attention_resolutions"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         super().__post_init__()
         check_configuration(self)
 
@@ -246,6 +252,16 @@ class UNet(nn.Module):
         h = nn.silu(dense(width, jnp.float32, name="time_dense_0")(h))
         h = dense(width, jnp.float32, name="time_dense_1")(h)
         return add_conditions(self, h, label, cond)
+
+
+@functools.lru_cache(maxsize=64)
+def parameter_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> PyTree:
+    """The parameters of a network for images of this shape, as `jax.ShapeDtypeStruct`.
+
+    A network is traced once, and all callers get the same tree: copy it before you change it.
+    """
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), x, 0)["params"]
 
 
 def count_parameters(params: PyTree) -> int:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,8 +14,8 @@ from ddpm_jax.data import DataOptions, ImageDataset, load_named
 from ddpm_jax.denoisers.optimal_variance import optimal_log_variance
 from ddpm_jax.denoisers.prediction import Variance, is_learned
 from ddpm_jax.forward import ContinuousProcess, NoiseSchedule
-from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet
+from ddpm_jax.nn.unet import parameter_shapes
 from ddpm_jax.programs.buckets import check_fetched
 from ddpm_jax.programs.config import (
     DataConfig,
@@ -181,8 +180,8 @@ def build_model(
         spatial_rank=spatial_rank,
         remat=config.devices.remat,
     )
-    x = jax.ShapeDtypeStruct((1, *input_shape(image_shape, concat_features)), jnp.float32)
-    jax.eval_shape(network.init, make_key(0), x, jnp.zeros((1,), jnp.int32))
+    # Raises an error for a network that cannot take these images.
+    parameter_shapes(network, input_shape(image_shape, concat_features))
     optimizer = make_optimizer(
         learning_rate_schedule(
             config.optimizer.learning_rate,

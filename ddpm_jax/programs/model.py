@@ -31,6 +31,7 @@ from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import fold_in_each, make_key, normal_per_example, split_each
 from ddpm_jax.likelihood.bound import bound_term, prior_term
 from ddpm_jax.nn import UNet
+from ddpm_jax.nn.unet import parameter_shapes
 from ddpm_jax.programs import continuous, inputs
 from ddpm_jax.programs.averages import extra_emas
 from ddpm_jax.programs.config import TrainConfig
@@ -78,13 +79,22 @@ class Model:
 
     def init_shapes(self) -> TrainState:
         """The shapes of `init`, as `jax.ShapeDtypeStruct`; compiles and draws nothing."""
-        return jax.eval_shape(self._state, make_key(self.config.seed))
+        params = parameter_shapes(self.network, self._input_shape)
+        return jax.eval_shape(self._state_of, params, make_key(self.config.seed))
+
+    @property
+    def _input_shape(self) -> tuple[int, ...]:
+        return inputs.input_shape(self.image_shape, self.concat_features)
 
     def _state(self, root: Key) -> TrainState:
         """The state before the first step, from the seed's key."""
         key_init, key_train = jax.random.split(root)
-        x = jnp.zeros((1, *inputs.input_shape(self.image_shape, self.concat_features)))
+        x = jnp.zeros((1, *self._input_shape))
         params = self.network.init(key_init, x, jnp.zeros((1,), jnp.int32))["params"]
+        return self._state_of(params, key_train)
+
+    def _state_of(self, params: PyTree, key_train: Key) -> TrainState:
+        """The state before the first step, with these parameters."""
         history = losses.init_loss_history(self.schedule.num_timesteps) if self.loss_aware else ()
         guard = () if self.config.optimizer.spike_factor is None else init_spike_guard()
         extra = len(extra_emas(self.config.optimizer))

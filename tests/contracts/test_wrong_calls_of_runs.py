@@ -24,6 +24,7 @@ import ddpm_jax as dj
 from ddpm_jax import interop
 from ddpm_jax.devices import batched, cpu, mesh, processes
 from ddpm_jax.interop import hub, stablehlo
+from ddpm_jax.nn.unet import parameter_shapes
 from ddpm_jax.programs import (
     chunks,
     classifier,
@@ -73,8 +74,7 @@ CONFIGURATIONS = {
 
 def weights_of(unet, channels=1):
     """Parameters of a network, all 0.1."""
-    x = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
-    shapes = jax.eval_shape(unet.init, jax.random.key(0), x, 0)["params"]
+    shapes = parameter_shapes(unet, (8, 8, channels))
     return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), shapes)
 
 
