@@ -12,21 +12,9 @@ import numpy as np
 import pytest
 
 from tests.contracts.test_wrong_calls import ROWS
-from tests.contracts.wrong import call
+from tests.contracts.wrong import call, computed
 
-# Kinds of arguments that a program computes.
-COMPUTED = {
-    *("events", "lone", "values", "event rows", "per example", "mean", "real", "batch", "like"),
-    *("steps", "any steps", "network steps", "step rows", "grid steps", "times", "any times"),
-    *("keys", "any keys", "key", "indices", "schedule", "history", "flags", "replayed", "tree"),
-    *("known", "mask", "data on levels", "uniform draws", "pixels", "any numbers", "per row"),
-    *("any per example", "convertible"),
-}
-COMPILED = [
-    name
-    for name, row in ROWS.items()
-    if any(argument.kind in COMPUTED for argument in row.arguments.values())
-]
+COMPILED = [name for name, row in ROWS.items() if computed(row)]
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +28,13 @@ def keys_may_be_reused():
 def split(name):
     """The arrays that a call returns as a function of those that it gets, and these."""
     row = ROWS[name]
-    given = {key: a.value for key, a in row.arguments.items() if a.kind in COMPUTED}
 
     def function(given):
         # Not the functions of a sampler, nor texts.
         leaves = jax.tree.leaves(call(row, given))
         return [x for x in leaves if hasattr(x, "dtype") or isinstance(x, (int, float))]
 
-    return function, given
+    return function, computed(row)
 
 
 def check_same(got, wanted):

@@ -13,7 +13,20 @@ import pytest
 
 import ddpm_jax as dj
 from ddpm_jax.likelihood import VariationalBound
-from tests.contracts.wrong import KEYS, NOISE, SCHEDULE, Net, T, X, call, close, network, row, same
+from tests.contracts.wrong import (
+    KEYS,
+    NOISE,
+    SCHEDULE,
+    Net,
+    T,
+    X,
+    call,
+    close,
+    computed,
+    network,
+    row,
+    same,
+)
 
 ROOMS = (
     dj.types,
@@ -863,9 +876,13 @@ def test_the_right_call_is_right(name):
 def test_float32_stays_float32_where_float64_is_enabled(name):
     """A constant of NumPy, unlike one of Python, makes float64 of it, which breaks gradients."""
 
+    row = ROWS[name]
+
+    def arrays(given):
+        return [x for x in jax.tree.leaves(call(row, given)) if isinstance(x, jax.Array)]
+
     def kinds():
-        leaves = jax.tree.leaves(call(ROWS[name], {}))
-        return [x.dtype for x in leaves if isinstance(x, jax.Array)]
+        return [x.dtype for x in jax.eval_shape(arrays, computed(row))]
 
     right = kinds()
     with jax.enable_x64(True):

@@ -458,6 +458,19 @@ WRONG = {
     "ladder": LADDER | {"traced": TRACED},
     "ladder of a program": LADDER,
 }
+# Kinds of arguments that a program computes.
+COMPUTED = {
+    *("events", "lone", "values", "event rows", "per example", "mean", "real", "batch", "like"),
+    *("steps", "any steps", "network steps", "step rows", "grid steps", "times", "any times"),
+    *("keys", "any keys", "key", "indices", "schedule", "history", "flags", "replayed", "tree"),
+    *("known", "mask", "data on levels", "uniform draws", "pixels", "any numbers", "per row"),
+    *("any per example", "convertible"),
+}
+
+
+def computed(row: Row) -> dict[str, Any]:
+    """The arguments of a right call that a program computes; the others are options."""
+    return {name: a.value for name, a in row.arguments.items() if a.kind in COMPUTED}
 
 
 def same(result, right) -> bool:
