@@ -28,7 +28,7 @@ def formula(query, key, value):
 
 def in_float64(function, *given):
     with jax.enable_x64(True):
-        return function(*(jnp.asarray(a, jnp.float64) for a in given))
+        return jax.jit(function)(*(np.asarray(a, np.float64) for a in given))
 
 
 def close(got, expected, share):
@@ -49,7 +49,7 @@ def test_value_and_gradients_are_the_formulas_in_float64(name, dtype, share):
 
     expected = in_float64(both(formula), *given, y)
     for form in (by_kernel, attention.attend):
-        got = both(form)(*given, y)
+        got = jax.jit(both(form))(*given, y)
         assert {a.dtype for a in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
         close(got, expected, share)
 
@@ -73,7 +73,7 @@ def test_derivatives_of_every_kind_are_the_formulas(name):
         return lambda q, k, v: DERIVATIVES[name](lambda q: total(q, k, v))(q)
 
     expected = in_float64(derivative(formula), query, key, value)
-    close(derivative(by_kernel)(query, key, value), expected, 5e-6)
+    close(jax.jit(derivative(by_kernel))(query, key, value), expected, 5e-6)
 
 
 def test_hidden_keys_have_no_weight():

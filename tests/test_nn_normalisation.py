@@ -66,14 +66,19 @@ def test_both_forms_are_the_formula_in_float64(name):
     shape, groups = SIZES[name]
     given, keep = arrays(shape)
     expected = truth(*given, keep, groups)
-    close(by_kernels(groups, keep)(*given), expected)
+    close(jax.jit(by_kernels(groups, keep))(*given), expected)
     form = Form(groups, 1e-6, True, 0.3, jnp.float32)
-    close(normalise(*given, keep, form), expected)
+    close(jax.jit(lambda *a: normalise(*a, keep, form))(*given), expected)
 
 
 def in_float64(function, *given):
     with jax.enable_x64(True):
-        return function(*jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), given))
+        return jax.jit(function)(*(np.asarray(a, np.float64) for a in given))
+
+
+def cotangents(function):
+    """Those of the arguments, as a function of the arguments and the result's."""
+    return jax.jit(lambda *a: jax.vjp(function, *a[:-1])[1](a[-1]))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -81,20 +86,23 @@ def test_the_kernels_gradients_are_those_of_the_plain_form_in_float64(name):
     shape, groups = SIZES[name]
     given, keep = arrays(shape)
     y = jax.random.normal(jax.random.key(9), shape)
-    got = jax.vjp(by_kernels(groups, keep), *given)[1](y)
-    close(got, in_float64(lambda *a: jax.vjp(plain(groups, keep), *a[:-1])[1](a[-1]), *given, y))
+    got = cotangents(by_kernels(groups, keep))(*given, y)
+    close(got, in_float64(cotangents(plain(groups, keep)), *given, y))
 
 
 def test_without_shift_mask_or_silu():
     given, _ = arrays((2, 4, 4, 16))
     form = Form(4, 1e-6, False, 0.0, jnp.float32, interpret=True)
-    got = jax.vjp(lambda *a: dispatch.by_kernels(*a, None, None, form=form), *given[:3])
+
+    def got(*a):
+        return dispatch.by_kernels(*a, None, None, form=form)
 
     def expected(*a):
         return dispatch.plain_form(*a, None, None, form=form._replace(dtype=jnp.float64))
 
-    close(got[0], in_float64(expected, *given[:3]))
-    close(got[1](given[0]), in_float64(lambda *a: jax.vjp(expected, *a)[1](a[0]), *given[:3]))
+    close(jax.jit(got)(*given[:3]), in_float64(expected, *given[:3]))
+    y = given[0]
+    close(cotangents(got)(*given[:3], y), in_float64(cotangents(expected), *given[:3], y))
 
 
 def test_a_mean_far_above_the_spread():
@@ -102,19 +110,19 @@ def test_a_mean_far_above_the_spread():
     shape, groups = SIZES["groups of 3"]
     (x, *rest), keep = arrays(shape)
     x = x + 4096
-    close(by_kernels(groups, keep)(x, *rest), truth(x, *rest, keep, groups), share=1e-3)
+    close(jax.jit(by_kernels(groups, keep))(x, *rest), truth(x, *rest, keep, groups), share=1e-3)
 
 
 def test_bfloat16_rounds_once():
     """Statistics in float32 as in the plain form; the result is rounded to 8 bits."""
     shape, groups = SIZES["groups of 3"]
     given, keep = arrays(shape, jnp.bfloat16)
-    got = by_kernels(groups, keep, jnp.bfloat16)(*given)
+    got = jax.jit(by_kernels(groups, keep, jnp.bfloat16))(*given)
     assert got.dtype == jnp.bfloat16
     expected = truth(*given, keep, groups)
     np.testing.assert_allclose(np.float64(got), expected, rtol=2**-8, atol=1e-5)
     gradient = jax.grad(lambda x: by_kernels(groups, keep, jnp.bfloat16)(x, *given[1:]).sum())
-    assert gradient(given[0]).dtype == jnp.bfloat16
+    assert jax.eval_shape(gradient, given[0]).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("spread", [1.0, 1 / 30])
@@ -130,11 +138,10 @@ def test_one_pass_is_the_formula_in_float64(name, spread):
         return dispatch.one_pass_form(*a, keep, form=form)
 
     share = 2e-6 / spread**2
-    close(one_pass(*given), truth(*given, keep, groups), share)
+    close(jax.jit(one_pass)(*given), truth(*given, keep, groups), share)
     y = jax.random.normal(jax.random.key(9), shape)
-    got = jax.vjp(one_pass, given[0].astype(jnp.float32), *given[1:])[1](y)
-    expected = in_float64(lambda *a: jax.vjp(plain(groups, keep), *a[:-1])[1](a[-1]), *given, y)
-    close(got, expected, 2 * share)
+    got = cotangents(one_pass)(given[0].astype(jnp.float32), *given[1:], y)
+    close(got, in_float64(cotangents(plain(groups, keep)), *given, y), 2 * share)
 
 
 def test_one_pass_of_one_value_is_zero():
@@ -167,7 +174,7 @@ def test_derivatives_of_every_kind_are_those_of_the_plain_form(name):
     def total(form):
         return lambda x, *a: jnp.sum(jnp.square(form(x, *a)) * jnp.cos(x))
 
-    got = derivative(lambda x: total(by_kernels(4, keep))(x, scale, bias, shift))(x)
+    got = jax.jit(derivative(lambda x: total(by_kernels(4, keep))(x, scale, bias, shift)))(x)
     expected = in_float64(
         lambda x, *a: derivative(lambda x: total(plain(4, keep))(x, *a))(x), x, scale, bias, shift
     )

@@ -38,11 +38,14 @@ def arrays(image=(2, 6, 4, 3), kernel=(3, 3, 3, 5), dtype=np.float64):
 def test_it_is_the_plain_convolution_in_float64(strides, pads):
     with jax.enable_x64(True):
         x, kernel, dx, dkernel = arrays()
-        results = []
-        for f in (convolution_by_patches, plain):
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def derivatives(f, x, kernel, dx, dkernel):
             f = functools.partial(f, strides=strides, pads=pads)
             value, tangent = jax.jvp(f, (x, kernel), (dx, dkernel))
-            results.append((value, tangent, jax.vjp(f, x, kernel)[1](jnp.cos(value))))
+            return value, tangent, jax.vjp(f, x, kernel)[1](jnp.cos(value))
+
+        results = [derivatives(f, x, kernel, dx, dkernel) for f in (convolution_by_patches, plain)]
         for a, b in zip(*map(jax.tree.leaves, results), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
