@@ -129,7 +129,11 @@ def test_the_examples_pass_in_the_interpreter(module, monkeypatch):
         dispatch: dispatch._plain,
     }[module]
     moving = 3 if module is attention else 4
-    kernels._compare(plain, module._forward, module._backward, moving, arrays, options)
+    plain, forward, backward = (
+        jax.jit(f, static_argnames=tuple(options))
+        for f in (plain, module._forward, module._backward)
+    )
+    kernels._compare(plain, forward, backward, moving, arrays, options)
     with pytest.raises(ValueError, match="differs"):
-        wrong = lambda *a, **o: [1.5 * x for x in module._backward(*a, **o)]  # noqa: E731
-        kernels._compare(plain, module._forward, wrong, moving, arrays, options)
+        wrong = lambda *a, **o: [1.5 * x for x in backward(*a, **o)]  # noqa: E731
+        kernels._compare(plain, forward, wrong, moving, arrays, options)
