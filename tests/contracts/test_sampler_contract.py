@@ -94,19 +94,20 @@ def test_any_event_shape(name, shape):
 def test_replaying_the_noise_replays_the_sample(name):
     """Also compiled against not compiled."""
     sampler = make(name)
-    keys, x_T = start((3,))
+    keys, x_T = start((2, 2, 1))
     drawn = jitted(name)(x_T, keys)
     noise = None
     if sampler.stochastic:
         noise = jnp.stack([step_noise(keys, t, x_T, sampler.num_draws) for t in range(9, -1, -1)])
-        assert noise.shape == (10, *[sampler.num_draws][: sampler.num_draws > 1], 4, 3)
+        draws = [sampler.num_draws][: sampler.num_draws > 1]
+        assert noise.shape == (10, *draws, 4, 2, 2, 1)
     replayed = dj.sample(sampler, EXACT.denoise, x_T, noise=noise)
     np.testing.assert_allclose(replayed, drawn, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_examples_do_not_see_each_other(name):
-    keys, x_T = start((3,))
+    keys, x_T = start((2, 2, 1))
     together = jitted(name)(x_T, keys)
     alone = jitted(name)(x_T[2:3], keys[2:3])
     np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
