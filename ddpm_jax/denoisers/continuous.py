@@ -16,7 +16,6 @@ times (`denoiser_from_process`: samplers, t = 1 of the flow included).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -270,9 +269,7 @@ def edm_denoiser(apply_fn: ApplyFn, *, sigma_data: float = 0.5) -> SigmaDenoiser
     """
     call = "edm_denoiser"
     check_function(call, "apply_fn", apply_fn, "(x, c_noise) -> output")
-    sigma_data = check_number(call, "sigma_data", sigma_data)
-    if not 0 < sigma_data < math.inf:
-        raise ValueError(f"{call} needs sigma_data > 0 and finite, got {sigma_data}. EDM uses 0.5.")
+    sigma_data = check_number(call, "sigma_data", sigma_data, "EDM uses 0.5.", within="(0, inf)")
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
         y, sigma = checked_levels(f"an {call}", y, sigma)

@@ -89,12 +89,8 @@ def spaced_timesteps(
         array([199, 399, 599, 799, 999], dtype=int32)
     """
     T = check_num_timesteps("spaced_timesteps", num_timesteps)
-    S = check_whole("spaced_timesteps", "num_steps", num_steps)
-    if S > T:
-        raise ValueError(
-            f"spaced_timesteps needs 1 <= num_steps <= num_timesteps, got {num_steps=}, "
-            f"{num_timesteps=}. A sampler cannot take more steps than the process has."
-        )
+    remedy = "A sampler cannot take more steps than the process has."
+    S = check_whole("spaced_timesteps", "num_steps", num_steps, most=T, remedy=remedy)
     check_choice("spaced_timesteps", "spacing", spacing, SPACINGS)
     if S == 1:
         steps = np.array([T - 1])
@@ -139,15 +135,13 @@ def karras_timesteps(
     """
     call = "karras_timesteps"
     _check_host_schedule(call, schedule)
-    check_number(call, "sigma_max", sigma_max, "EDM uses 80.")
+    sigma_max = check_number(call, "sigma_max", sigma_max, "EDM uses 80.", within="(0, inf]")
+    check_number(call, "rho", rho, "EDM uses 7.", within="(0, inf]")
     sigma = np.exp(-0.5 * host_array(call, "the schedule", schedule.log_snr, np.float64))
     sigma = sigma[np.isfinite(sigma) & (sigma <= sigma_max)]
-    T, S = sigma.size, check_whole(call, "num_steps", num_steps)
-    if not 1 <= S <= T or not check_number(call, "rho", rho) > 0:
-        raise ValueError(
-            f"karras_timesteps needs 1 <= num_steps <= {T}, the number of steps with a finite "
-            f"σ <= {sigma_max}, and rho > 0, got {num_steps=}, {rho=}. EDM uses rho=7."
-        )
+    T = sigma.size
+    remedy = f"{T} steps have a finite σ <= {sigma_max}."
+    S = check_whole(call, "num_steps", num_steps, most=T, remedy=remedy)
     if rho == math.inf:
         scale, wanted = np.log(sigma), np.linspace(np.log(sigma[0]), np.log(sigma[-1]), S)
     else:

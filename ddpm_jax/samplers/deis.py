@@ -21,7 +21,7 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_choice, check_whole
+from ddpm_jax.forward.checks import check_whole
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at
 from ddpm_jax.types import Array, bcast_right, host_array, x_0_of
@@ -60,8 +60,7 @@ def deis(
     """
     check_schedule("deis", schedule)
     remedy = "Order 1 is ddim; the paper's best, tAB-3, is order 4."
-    order = check_whole("deis", "order", order, remedy=remedy)
-    check_choice("deis", "order", order, (1, 2, 3, 4), remedy)
+    order = check_whole("deis", "order", order, most=4, remedy=remedy)
     table = jnp.asarray(_coefficients(schedule, process, order), schedule.beta.dtype)
 
     def init(x_T):

@@ -18,7 +18,6 @@ are means over them); the caller averages. Noise and projections are arguments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -228,9 +227,7 @@ def ncsn_loss(
     (x,) = check_batch("ncsn_loss", x=x)
     level = as_array("ncsn_loss", "level", level)
     check_function("ncsn_loss", "score_fn", score_fn, "(x, level) -> s")
-    power = check_number("ncsn_loss", "power", power)
-    if not math.isfinite(power):
-        raise ValueError(f"ncsn_loss needs a finite power, got {power}. NCSN uses 2.")
+    power = check_number("ncsn_loss", "power", power, "NCSN uses 2.", within="(-inf, inf)")
     if not jnp.issubdtype(level.dtype, jnp.integer):
         raise TypeError(
             f"ncsn_loss needs integer levels that index sigmas, got dtype {level.dtype}. Draw them "

@@ -262,7 +262,7 @@ def _arrows(axes: Axes, panel: Panel, layer: Arrows) -> None:
 def _points(axes: Axes, panel: Panel, layer: Points) -> None:
     points = _pairs(panel, layer.points)
     _check_size(panel, "size", layer.size)
-    _check_size(panel, "alpha", layer.alpha, 1.0)
+    _check_size(panel, "alpha", layer.alpha, "[0, 1]")
     _check_logarithms(panel, *points.T)
     axes.scatter(
         *points.T,
@@ -309,12 +309,8 @@ def _values(panel: Panel, name: str, values: npt.ArrayLike) -> npt.NDArray[np.fl
     return host_numbers("save_panels", f"{name} in {panel.title!r}", values).astype(np.float64)
 
 
-def _check_size(panel: Panel, name: str, value: float, most: float = math.inf) -> None:
-    if not 0 <= check_number("save_panels", name, value) <= most or value == math.inf:
-        limit = "finite" if most == math.inf else f"≤ {most}"
-        raise ValueError(
-            f"save_panels needs {name} ≥ 0 and {limit} in {panel.title!r}, got {value}."
-        )
+def _check_size(panel: Panel, name: str, value: float, within: str = "[0, inf)") -> None:
+    check_number("save_panels", name, value, f"It is in {panel.title!r}.", within=within)
 
 
 def _pairs(panel: Panel, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
