@@ -265,7 +265,10 @@ def test_sampling_with_scale_1_gives_the_class(how):
     "call,words",
     [
         (lambda f: classifier_free(f, f, 1.0, variance="large"), "classifier_free knows"),
-        (lambda f: classifier_guided(SCHEDULE, f, f, target="eps"), "classifier_guided knows"),
+        (
+            lambda f: classifier_guided(SCHEDULE, f, f, target="eps"),
+            "classifier_guided needs target",
+        ),
         (lambda f: classifier_guided(SCHEDULE, f, f, variance="no"), "classifier_guided knows"),
         (lambda f: classifier_free(f, f, 1.0, variance="learned")(X_T, T), "doubles"),
         (

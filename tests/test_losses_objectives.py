@@ -393,7 +393,7 @@ def test_other_shapes_and_a_shared_t():
         (bound_loss, {"variance": "wide"}, False, "knows the variances"),
         (hybrid_loss, {}, False, "doubles"),
         (hybrid_loss, {"variance": "fixed_small"}, False, "simple_loss where"),
-        (simple_loss, {"target": "noise"}, False, "knows the targets"),
+        (simple_loss, {"target": "noise"}, False, "needs target"),
     ],
 )
 def test_bad_values_are_named(loss, keywords, doubled, words):

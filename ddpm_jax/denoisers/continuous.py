@@ -27,6 +27,7 @@ from ddpm_jax.denoisers.sigma import SLACK, SigmaDenoiser, checked_levels
 from ddpm_jax.forward import lookup
 from ddpm_jax.forward.checks import (
     check_batch,
+    check_choice,
     check_function,
     check_number,
     check_same_shape,
@@ -40,7 +41,7 @@ from ddpm_jax.forward.continuous import (
     schedule_from_process,
 )
 from ddpm_jax.forward.schedule import rows_of_timesteps
-from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, describe
+from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right
 
 ContinuousTarget = Literal["epsilon", "x_0", "v", "velocity", "score"]
 CONTINUOUS_TARGETS: tuple[ContinuousTarget, ...] = ("epsilon", "x_0", "v", "velocity", "score")
@@ -48,11 +49,8 @@ CONTINUOUS_TARGETS: tuple[ContinuousTarget, ...] = ("epsilon", "x_0", "v", "velo
 
 def check_continuous_target(call: str, target: str) -> None:
     """Raises ValueError, in the name of the call, unless it is one of CONTINUOUS_TARGETS."""
-    if not isinstance(target, str) or target not in CONTINUOUS_TARGETS:
-        raise ValueError(
-            f"{call} knows the targets {CONTINUOUS_TARGETS}, got {describe(target)}. The previous "
-            "mean belongs to a discrete process."
-        )
+    remedy = "The previous mean belongs to a discrete process."
+    check_choice(call, "target", target, CONTINUOUS_TARGETS, remedy)
 
 
 def target_weights(

@@ -31,7 +31,7 @@ from ddpm_jax.forward.checks import (
     check_steps,
     is_number,
 )
-from ddpm_jax.forward.process import at_step, posterior_coefficients
+from ddpm_jax.forward.process import posterior_coefficients, scales_at
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
 
@@ -207,8 +207,7 @@ def classifier_guided(
 
 def _gain(schedule: NoiseSchedule, row: Array, ndim: int, target: Target) -> Array:
     """How a target moves with ∇ log p(y | x_t), the score's own gain being 1; 0 where ᾱ is 0."""
-    signal = at_step(schedule.signal_scale, row, ndim)
-    noise = at_step(schedule.noise_scale, row, ndim)
+    signal, noise = scales_at(schedule, row, ndim)
     gone = signal == 0
     finite = jnp.where(gone, 1.0, signal)
     gains = {

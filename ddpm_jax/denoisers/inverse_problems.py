@@ -22,7 +22,7 @@ from jax.scipy.sparse.linalg import cg
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser, check_denoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
 from ddpm_jax.forward.checks import check_finite, check_function, check_number, check_real
-from ddpm_jax.forward.process import at_step
+from ddpm_jax.forward.process import scales_at
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import Array, ArrayLike, Denoised, Denoiser, describe, x_0_of
 
@@ -144,9 +144,7 @@ def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoi
 
     def guided(x_t: Array, timesteps: Array) -> Array | Denoised:
         row = rows_of_timesteps(schedule, timesteps)
-        signal, left = (
-            at_step(t, row, x_t.ndim) for t in (schedule.signal_scale, schedule.noise_scale)
-        )
+        signal, left = scales_at(schedule, row, x_t.ndim)
 
         def predicted(x):
             denoised = denoise(x, timesteps)

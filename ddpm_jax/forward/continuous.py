@@ -28,6 +28,7 @@ import numpy as np
 
 from ddpm_jax.forward.checks import (
     check_floating_dtype,
+    check_kind,
     check_number,
     check_same_shape,
     host_table,
@@ -77,11 +78,8 @@ class ContinuousProcess:
 
 def check_process(call: str, process: Any) -> None:
     """Raises TypeError, in the name of the call, unless `process` is a ContinuousProcess."""
-    if not isinstance(process, ContinuousProcess):
-        raise TypeError(
-            f"{call} needs a ContinuousProcess such as vp_process(), got {describe(process)}. For "
-            "the tables of a NoiseSchedule use the functions of discrete steps."
-        )
+    source = "such as vp_process(); a NoiseSchedule has functions of discrete steps"
+    check_kind(call, "process", process, ContinuousProcess, source)
 
 
 def check_times(call: str, t: Any, x: Array, process: ContinuousProcess | None = None) -> Array:

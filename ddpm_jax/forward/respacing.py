@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from ddpm_jax.forward.checks import check_choice, check_number, check_whole, host_table
+from ddpm_jax.forward.checks import check_choice, check_kind, check_number, check_whole, host_table
 from ddpm_jax.forward.schedule import NoiseSchedule, check_num_timesteps, from_log_alpha_bar
-from ddpm_jax.types import ArrayLike, describe, host_array
+from ddpm_jax.types import ArrayLike, host_array
 
 Spacing = Literal["fractional", "uniform", "quadratic", "leading", "trailing"]
 SPACINGS: tuple[Spacing, ...] = ("fractional", "uniform", "quadratic", "leading", "trailing")
@@ -22,8 +22,7 @@ SPACINGS: tuple[Spacing, ...] = ("fractional", "uniform", "quadratic", "leading"
 
 def _check_host_schedule(call: str, schedule: NoiseSchedule) -> None:
     """Raises TypeError, in the name of the call, for a schedule that is traced or none at all."""
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"{call} needs a NoiseSchedule first, got {describe(schedule)}.")
+    check_kind(call, "schedule", schedule, NoiseSchedule, "such as linear_schedule()")
     host_array(call, "the schedule", schedule.beta)
 
 

@@ -113,7 +113,6 @@ def continuous_weight(
     else:
         check_function(call, "weighting", weighting, "log_snr -> w")
         weight = weighting(process.log_snr(t))
-        check_real(f"{call} (weighting)", result=weight)
         check_same_shape(f"{call} (weighting)", result=weight, t=t)
     return weight / factor
 

@@ -84,7 +84,7 @@ def deis(
 def _coefficients(schedule: NoiseSchedule, process: NoiseSchedule | None, order: int) -> np.ndarray:
     """C_{j+1} [known, S, j] with `known` past values in use; 0 for the step to the data."""
     process = schedule if process is None else process
-    check_schedule("deis (process)", process)
+    check_schedule("deis", process, "process")
     check_process("deis", schedule, process, "its process")
     tau, levels, log_snr = (
         host_array("deis", name, table, np.float64)

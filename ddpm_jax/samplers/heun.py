@@ -85,7 +85,7 @@ def heun(
     low = check_number("heun", "churn_range[0]", churn_range[0], within="[0, inf]")
     check_number("heun", "churn_range[1]", churn_range[1], within=f"[{low}, inf]")
     if process is not None:
-        check_schedule("heun (process)", process)
+        check_schedule("heun", process, "process")
     raised = None
     if churn > 0:
         if process is None:
