@@ -35,10 +35,9 @@ from ddpm_jax.forward.checks import (
 )
 from ddpm_jax.forward.continuous import (
     ContinuousProcess,
-    check_grid,
     check_process,
     check_times,
-    schedule_from_process,
+    grid_tables,
 )
 from ddpm_jax.forward.schedule import rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right
@@ -232,14 +231,10 @@ def denoiser_from_process(
         (2, 3)
     """
     call = "denoiser_from_process"
-    check_process(call, process)
+    grid, schedule, table = grid_tables(call, process, times)
     check_function(call, "apply_fn", apply_fn, "(x_t, t) -> output")
     check_continuous_target(call, target)
-    grid = check_grid(call, process, times)
     check_determined(call, process, grid, target)
-    schedule = schedule_from_process(process, grid)
-    scales = np.hypot(process.signal_scale(grid), process.noise_scale(grid))
-    table = jnp.asarray(np.stack([grid, scales]), schedule.beta.dtype)
 
     def denoise(x_t: Array, timesteps: Array) -> Array:
         row = rows_of_timesteps(schedule, timesteps)

@@ -314,6 +314,17 @@ def schedule_from_process(
     return schedule_from_log_snr(process.log_snr(table), dtype=dtype)
 
 
+def grid_tables(
+    call: str, process: ContinuousProcess, times: ArrayLike
+) -> tuple[np.ndarray, NoiseSchedule, Array]:
+    """The times [T] in float64, checked; their schedule; and [times, √(s²+n²)], an array [2, T]."""
+    check_process(call, process)
+    grid = check_grid(call, process, times)
+    schedule = schedule_from_log_snr(process.log_snr(grid))
+    scale = np.hypot(process.signal_scale(grid), process.noise_scale(grid))
+    return grid, schedule, jnp.asarray(np.stack([grid, scale]), schedule.beta.dtype)
+
+
 def check_grid(call: str, process: ContinuousProcess, times: ArrayLike) -> np.ndarray:
     """The times [T] in float64. Raises ValueError unless they rise from t_min to t_max at most."""
     table = host_table(call, "times", times)
