@@ -412,7 +412,7 @@ def test_impossible_configurations_are_refused(change, message):
         ({"attention_resolutions": (4,)}, (2, 16, 4, 3), 0, {}, r"\[4\].* are \[16, 8\]"),
         ({"attention_resolutions": (8, 2)}, SHAPE, 0, {}, r"attention_resolutions \[2\]"),
         ({}, SHAPE, np.zeros(3), {}, r"one step t per example.*step t of shape \(3,\)"),
-        ({}, SHAPE, np.zeros((2, 1)), {}, r"got shape \(2, 1\)"),
+        ({}, SHAPE, np.zeros((2, 1)), {}, r"step t of shape \(2, 1\)"),
         ({}, SHAPE, 0, {"label": np.zeros(2, int)}, "label but num_classes=None"),
         ({"num_classes": 3}, SHAPE, 0, {"label": 1}, r"shape \(2,\), got shape \(\)"),
         ({}, SHAPE, 0, {"dropout_keys": example_keys(0)}, r"shape \(2,\), got shape \(1,\)"),
