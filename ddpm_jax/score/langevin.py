@@ -105,7 +105,8 @@ def langevin(
     def body(x, inputs):
         step, z = inputs
         if z is None:
-            z = normal_per_example(fold_in_each(keys, step), x.shape[1:], x.dtype)
+            step_keys = fold_in_each(keys, step)  # type: ignore[arg-type]
+            z = normal_per_example(step_keys, x.shape[1:], x.dtype)
         s = score_fn(x)
         check_batch("langevin", score=s, x=x)
         x = langevin_step(s, x, step_size, z)
