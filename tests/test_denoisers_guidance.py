@@ -265,12 +265,24 @@ def test_sampling_with_scale_1_gives_the_class(how):
     "call,words",
     [
         (lambda f: classifier_free(f, f, 1.0, variance="large"), "classifier_free knows"),
-        (lambda f: classifier_guided(SCHEDULE, f, f, target="eps"), "classifier_guided knows"),
+        (
+            lambda f: classifier_guided(SCHEDULE, f, f, target="eps"),
+            "classifier_guided needs target",
+        ),
         (lambda f: classifier_guided(SCHEDULE, f, f, variance="no"), "classifier_guided knows"),
         (lambda f: classifier_free(f, f, 1.0, variance="learned")(X_T, T), "doubles"),
-        (lambda f: classifier_free(f, f, 1.0, rescale=1.5), "classifier_free needs 0 <= rescale"),
-        (lambda f: guidance_interval(SCHEDULE, 2.0, 3.0, 1.0), "guidance_interval needs 0 <="),
-        (lambda f: guidance_interval(SCHEDULE, 2.0, -1.0, 1.0), "guidance_interval needs 0 <="),
+        (
+            lambda f: classifier_free(f, f, 1.0, rescale=1.5),
+            r"classifier_free needs rescale in \[0, 1\]",
+        ),
+        (
+            lambda f: guidance_interval(SCHEDULE, 2.0, 3.0, 1.0),
+            "guidance_interval needs sigma_high",
+        ),
+        (
+            lambda f: guidance_interval(SCHEDULE, 2.0, -1.0, 1.0),
+            "guidance_interval needs sigma_low",
+        ),
         (lambda f: classifier_free(f, f, jnp.ones(2))(X_T, T), "one scale per example"),
         (lambda f: classifier_free(f, f, jnp.ones((5, 1)))(X_T, T), "one scale per example"),
         (lambda f: classifier_guided(SCHEDULE, f, log_joint)(X_T, jnp.asarray(T)), r"\[B, K\]"),

@@ -161,11 +161,11 @@ HALF = {"schedule": SCHEDULE, "denoise": lambda x, t: 0.5 * x, "operator": opera
 @pytest.mark.parametrize(
     "make,given,error,words",
     [
-        (dps, {"noise": 0.0}, ValueError, "dps needs noise > 0"),
-        (dps, {"noise": float("nan")}, ValueError, "dps needs noise > 0"),
-        (dps, {"noise": 1.0, "scale": -1.0}, ValueError, "dps needs scale >= 0"),
-        (pi_gdm, {"noise": -1.0}, ValueError, "pi_gdm needs noise >= 0"),
-        (pi_gdm, {"data_std": 0.0}, ValueError, "pi_gdm needs noise >= 0 and data_std > 0"),
+        (dps, {"noise": 0.0}, ValueError, r"dps needs noise in \(0, inf\)"),
+        (dps, {"noise": float("nan")}, ValueError, r"dps needs noise in \(0, inf\)"),
+        (dps, {"noise": 1.0, "scale": -1.0}, ValueError, r"dps needs scale in \[0, inf\)"),
+        (pi_gdm, {"noise": -1.0}, ValueError, r"pi_gdm needs noise in \[0, inf\)"),
+        (pi_gdm, {"data_std": 0.0}, ValueError, r"pi_gdm needs data_std in \(0, inf\)"),
         (
             pi_gdm,
             {"operator": jnp.sin, "measured": X_T},
@@ -175,10 +175,10 @@ HALF = {"schedule": SCHEDULE, "denoise": lambda x, t: 0.5 * x, "operator": opera
         (pi_gdm, {"operator": lambda x: x * x, "measured": X_T}, TypeError, "linear operator"),
         (pi_gdm, {"measured": Y[:2]}, ValueError, "pi_gdm needs measurements of"),
         (dps, {"measured": Y[:, :2], "noise": 1.0}, ValueError, "dps needs measurements of"),
-        (dps, {"noise": 1.0, "scale": np.inf}, ValueError, "scale >= 0 and finite"),
-        (dps, {"noise": np.inf}, ValueError, "noise > 0 and finite"),
-        (pi_gdm, {"data_std": np.inf}, ValueError, "both finite"),
-        (pi_gdm, {"noise": np.inf}, ValueError, "both finite"),
+        (dps, {"noise": 1.0, "scale": np.inf}, ValueError, "dps needs scale in"),
+        (dps, {"noise": np.inf}, ValueError, "dps needs noise in"),
+        (pi_gdm, {"data_std": np.inf}, ValueError, "pi_gdm needs data_std in"),
+        (pi_gdm, {"noise": np.inf}, ValueError, "pi_gdm needs noise in"),
         *(
             (make, {"noise": 1.0} | wrong, error, f"{make.__name__}(:| needs) {words}")
             for make in (dps, pi_gdm)

@@ -265,7 +265,7 @@ def test_bootstrap_leaves_out_the_bias_that_resampling_adds():
 
 @pytest.mark.parametrize("options", [{"repeats": 1}, {"level": 1.0}, {"level": 0.0}])
 def test_bootstrap_refuses_what_gives_no_interval(options):
-    with pytest.raises(ValueError, match="repeats|0 < level < 1"):
+    with pytest.raises(ValueError, match="repeats|level in"):
         bootstrap_interval(np.mean, [np.ones(3)], seed=0, **options)
 
 

@@ -161,6 +161,25 @@ def test_gradients_are_right_in_both_tails_and_finite_far_out():
     assert all(np.isfinite(v).all() for v in (value, *got))
 
 
+def test_a_deviation_that_float32_cannot_hold():
+    """Its inverse underflows or overflows; the logarithm, and its gradients, are ordinary numbers.
+
+    A wide bin has the density times its width, an open one half of all; a narrow Gaussian lies in
+    one bin as a whole.
+    """
+    log_variance = np.array([-1e4, -1000.0, -200.0, 150.0, 200.0, 1000.0, 1e4])
+    for level, x in zip((100, 0, 255), LEVELS[[100, 0, 255]], strict=True):
+        wide = np.log(2 / 255) - 0.5 * (log_variance[3:] + np.log(2 * np.pi))
+        value, (by_mean, by_log_variance) = log_bin_and_slopes(
+            f32(np.full(7, x + 1e-3)), f32(log_variance), f32(np.full(7, x))
+        )
+        expected = wide if level == 100 else np.full(4, np.log(0.5))
+        np.testing.assert_allclose(value, [0.0, 0.0, 0.0, *expected], rtol=1e-6)
+        np.testing.assert_allclose(by_mean, 0.0, atol=1e-30)
+        slope = -0.5 if level == 100 else 0.0
+        np.testing.assert_allclose(by_log_variance, [0.0] * 3 + [slope] * 4, atol=1e-30, rtol=1e-6)
+
+
 def test_a_mean_outside_is_pulled_back():
     """In the tail the slope is that of a Gaussian, (x-m)/σ², whichever side it lies on."""
     mean, x = np.array([-5.0, 5.0]), LEVELS[[100, 100]]

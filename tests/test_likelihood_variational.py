@@ -285,7 +285,7 @@ def test_mean_and_standard_error_are_float64():
         ),
         (lambda: variational_bound(SCHEDULE, exact, SMALL, noise=SMALL[None]), "num_steps"),
         (lambda: estimate_bound(SCHEDULE, exact, SMALL, jnp.zeros(3, int), SMALL), r"t\[None\]"),
-        (lambda: variational_bound(SCHEDULE, exact, SMALL, keys(3), target="eps"), "knows"),
+        (lambda: variational_bound(SCHEDULE, exact, SMALL, keys(3), target="eps"), "needs target"),
     ],
 )
 def test_bad_calls_are_named(call, words):

@@ -236,6 +236,34 @@ def test_the_bound_of_the_exact_denoiser_is_known_and_so_is_its_best_variance():
         np.testing.assert_allclose(slope, 0.5 * (1 - np.exp(-shift)) / math.log(2), atol=0.01)
 
 
+@pytest.mark.parametrize("variance", LEARNED)
+@pytest.mark.parametrize("size,steps", [(1e3, T), (1e4, T), (-1e3, T[:1]), (-1e4, T[:1])])
+def test_the_hybrid_of_a_network_that_is_far_off(variance, size, steps):
+    """Log-variances far beyond float32's exponents: its losses and gradients are float64's."""
+    shape = (len(steps), 2, 2)
+
+    def evaluate(dtype):
+        x_0, noise = jnp.zeros(shape, dtype), jnp.full(shape, 0.3, dtype)
+        output = jnp.concatenate([noise + 1e-3, jnp.full(shape, size, dtype)], axis=-1)
+        schedule = dj.linear_schedule(200, 5e-4, 0.1, dtype=dtype)
+
+        def loss(output):
+            network = lambda x, t: output  # noqa: E731
+            losses = hybrid_loss(schedule, network, x_0, steps, noise, variance=variance)
+            return losses.sum(), losses
+
+        gradient, losses = jax.grad(loss, has_aux=True)(output)
+        return np.asarray(losses), np.asarray(gradient)
+
+    with jax.enable_x64(True):
+        wanted, wanted_gradient = evaluate(jnp.float64)
+    losses, gradient = evaluate(jnp.float32)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-3, atol=1e-5)
+    # As above, the last step's slope between log β and log β̃ has few digits in float32.
+    np.testing.assert_allclose(gradient[:3], wanted_gradient[:3], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(gradient[3:], wanted_gradient[3:], rtol=1e-3, atol=1e-3)
+
+
 def test_a_respaced_bound_counts_its_own_steps():
     """The network is fed the full process's numbers; the hybrid's T is the grid's."""
     x_0, noise = (jnp.asarray(v, jnp.float32) for v in draw())
@@ -366,7 +394,7 @@ def test_other_shapes_and_a_shared_t():
         (bound_loss, {"variance": "wide"}, False, "knows the variances"),
         (hybrid_loss, {}, False, "doubles"),
         (hybrid_loss, {"variance": "fixed_small"}, False, "simple_loss where"),
-        (simple_loss, {"target": "noise"}, False, "knows the targets"),
+        (simple_loss, {"target": "noise"}, False, "needs target"),
     ],
 )
 def test_bad_values_are_named(loss, keywords, doubled, words):

@@ -222,12 +222,12 @@ def test_a_weight_for_one_t_and_inside_jit():
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda s: min_snr_weighting(0.0), "gamma > 0, got 0.0"),
-        (lambda s: min_snr_weighting(float("nan")), "gamma > 0"),
-        (lambda s: p2_weighting(0.0, 1.0), "k=0.0"),
-        (lambda s: p2_weighting(1.0, -1.0), "gamma=-1.0"),
-        (lambda s: loss_weight(s, 0, snr_weighting, target="noise"), "loss_weight knows"),  # type: ignore
-        (lambda s: bound_weight(s, 0, target="noise"), "bound_weight knows"),  # type: ignore
+        (lambda s: min_snr_weighting(0.0), r"gamma in \(0, inf\], got 0.0"),
+        (lambda s: min_snr_weighting(float("nan")), "gamma in .*got nan"),
+        (lambda s: p2_weighting(0.0, 1.0), r"k in \(0, inf\), got 0.0"),
+        (lambda s: p2_weighting(1.0, -1.0), r"gamma in \[0, inf\), got -1.0"),
+        (lambda s: loss_weight(s, 0, snr_weighting, target="noise"), "loss_weight needs target"),  # type: ignore
+        (lambda s: bound_weight(s, 0, target="noise"), "bound_weight needs target"),  # type: ignore
         (lambda s: bound_weight(s, 0, target="v", variance="learned"), "bound_loss"),
         (lambda s: bound_weight(s, 0, target="v", variance="learned_range"), "bound_loss"),
         (lambda s: bound_weight(s, 0, target="v", variance=np.zeros(7)), "7 steps"),

@@ -128,7 +128,7 @@ def test_second_derivatives():
         ({"embedding_features": 2}, (3, 5), 0, {}, "dim >= 4, got dim=2"),
         ({}, (3, 4, 4, 1), 0, {}, r"vectors \[B, D\], got shape \(3, 4, 4, 1\)"),
         ({}, (5,), 0, {}, r"got shape \(5,\)"),
-        ({}, (3, 5), np.zeros(2), {}, r"shape \(3,\), or a scalar for all, got shape \(2,\)"),
+        ({}, (3, 5), np.zeros(2), {}, r"one step t per example.*step t of shape \(2,\)"),
         ({}, (3, 5), 0, {"label": np.zeros(3, int)}, "MLP got a label but num_classes=None"),
         ({"num_classes": 3}, (3, 5), 0, {"label": np.zeros(2, int)}, r"got shape \(2,\)"),
         ({}, (3, 5), 0, {"dropout_keys": jax.random.key(0)}, r"shape \(3,\), got shape \(\)"),

@@ -115,7 +115,7 @@ def test_masks_and_data_of_any_shape_that_fits(mask_shape, x_0_shape):
         ({"mask": jnp.ones(3)}, "bool mask"),
         ({"known": jnp.zeros(3, jnp.uint8)}, "from_pixels"),
         ({"known": FULL}, "known, an array"),  # the schedule is the sampler's own
-        ({"sampler": dj.ddim}, "needs a Sampler"),
+        ({"sampler": dj.ddim}, "needs sampler, a Sampler"),
     ],
 )
 def test_bad_calls_are_named(kwargs, words):

@@ -144,7 +144,9 @@ MAKERS = {
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("given", [10, np.arange(10), dj.linear_schedule, None, dj.ddim])
 def test_makers_need_a_schedule_or_sampler(name, given):
-    with pytest.raises(TypeError, match=f"^{name} needs a (NoiseSchedule|Sampler)"):
+    with pytest.raises(
+        TypeError, match=f"^{name} needs (schedule|sampler), a (NoiseSchedule|Sampler)"
+    ):
         MAKERS[name](given)
 
 
@@ -172,7 +174,7 @@ ON_HOST = {
 def test_a_sampler_between_its_steps_needs_the_grids_own_process(name, process):
     with pytest.raises(ValueError, match=f"^{name}: "):
         ON_HOST[name](GRID, process)
-    with pytest.raises(TypeError, match=rf"^{name} \(process\) needs a NoiseSchedule"):
+    with pytest.raises(TypeError, match=f"^{name} needs process, a NoiseSchedule"):
         ON_HOST[name](GRID, 100)
 
 

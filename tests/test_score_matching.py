@@ -329,7 +329,11 @@ def test_events_may_be_scalars():
 @pytest.mark.parametrize(
     "call,error,words",
     [
-        (lambda x: exact_score_matching(lambda x: x[:, 0], x), ValueError, "score of x's shape"),
+        (
+            lambda x: exact_score_matching(lambda x: x[:, 0], x),
+            ValueError,
+            "score and x of one shape",
+        ),
         (lambda x: exact_score_matching(lambda x: x, x.astype(int)), TypeError, "floating-point"),
         (lambda x: sliced_score_matching(lambda x: x, x, x), ValueError, "projections"),
         (lambda x: projections(keys(2), 1, (3,), "normal"), ValueError, "kind .*got 'normal'"),

@@ -98,13 +98,13 @@ def test_no_other_step_size_keeps_the_variance_better(ratio, steps):
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: geometric_noise_levels(0.01, 1.0, 10), "sigma_max > sigma_min"),
-        (lambda: geometric_noise_levels(1.0, 0.0, 10), "sigma_max > sigma_min"),
+        (lambda: geometric_noise_levels(0.01, 1.0, 10), r"sigma_max in \(1.0, inf\)"),
+        (lambda: geometric_noise_levels(1.0, 0.0, 10), r"sigma_min in \(0, inf\)"),
         (lambda: geometric_noise_levels(1.0, 0.01, 1), "at least 2, got 1"),
         (lambda: geometric_noise_levels(1.0001, 1.0, 10_000), "float32"),
         (lambda: largest_pairwise_distance(np.zeros((1, 3))), "N >= 2"),
         (lambda: largest_pairwise_distance(np.array([[0.0], [np.nan]])), "finite"),
-        (lambda: geometric_ratio(4), "dim >= 5"),
+        (lambda: geometric_ratio(4), "dim, a whole number of at least 5"),
         (lambda: geometric_ratio(10, overlap=1.0), "overlap"),
         (lambda: ncsnv2_noise_levels(1.0, 2.0, 10), "ncsnv2_noise_levels needs"),
         (lambda: langevin_step_size([1.0, 0.5, 0.1], 5), "geometric levels"),

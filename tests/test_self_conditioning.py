@@ -84,7 +84,7 @@ def test_a_use_that_is_not_one_bool_per_example_is_refused(use):
 
 
 def test_bad_calls_are_named():
-    with pytest.raises(TypeError, match="^self_conditioned needs a Sampler"):
+    with pytest.raises(TypeError, match="^self_conditioned needs sampler, a Sampler"):
         samplers.self_conditioned(dj.ddim)
-    with pytest.raises(ValueError, match="^self_conditioned_denoiser knows"):
+    with pytest.raises(ValueError, match="^self_conditioned_denoiser needs target"):
         self_conditioned_denoiser(SCHEDULE, network(0.3), target="eps")

@@ -16,7 +16,6 @@ times (`denoiser_from_process`: samplers, t = 1 of the flow included).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -28,6 +27,7 @@ from ddpm_jax.denoisers.sigma import SLACK, SigmaDenoiser, checked_levels
 from ddpm_jax.forward import lookup
 from ddpm_jax.forward.checks import (
     check_batch,
+    check_choice,
     check_function,
     check_number,
     check_same_shape,
@@ -35,13 +35,12 @@ from ddpm_jax.forward.checks import (
 )
 from ddpm_jax.forward.continuous import (
     ContinuousProcess,
-    check_grid,
     check_process,
     check_times,
-    schedule_from_process,
+    grid_tables,
 )
 from ddpm_jax.forward.schedule import rows_of_timesteps
-from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, describe
+from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right
 
 ContinuousTarget = Literal["epsilon", "x_0", "v", "velocity", "score"]
 CONTINUOUS_TARGETS: tuple[ContinuousTarget, ...] = ("epsilon", "x_0", "v", "velocity", "score")
@@ -49,11 +48,8 @@ CONTINUOUS_TARGETS: tuple[ContinuousTarget, ...] = ("epsilon", "x_0", "v", "velo
 
 def check_continuous_target(call: str, target: str) -> None:
     """Raises ValueError, in the name of the call, unless it is one of CONTINUOUS_TARGETS."""
-    if not isinstance(target, str) or target not in CONTINUOUS_TARGETS:
-        raise ValueError(
-            f"{call} knows the targets {CONTINUOUS_TARGETS}, got {describe(target)}. The previous "
-            "mean belongs to a discrete process."
-        )
+    remedy = "The previous mean belongs to a discrete process."
+    check_choice(call, "target", target, CONTINUOUS_TARGETS, remedy)
 
 
 def target_weights(
@@ -235,14 +231,10 @@ def denoiser_from_process(
         (2, 3)
     """
     call = "denoiser_from_process"
-    check_process(call, process)
+    grid, schedule, table = grid_tables(call, process, times)
     check_function(call, "apply_fn", apply_fn, "(x_t, t) -> output")
     check_continuous_target(call, target)
-    grid = check_grid(call, process, times)
     check_determined(call, process, grid, target)
-    schedule = schedule_from_process(process, grid)
-    scales = np.hypot(process.signal_scale(grid), process.noise_scale(grid))
-    table = jnp.asarray(np.stack([grid, scales]), schedule.beta.dtype)
 
     def denoise(x_t: Array, timesteps: Array) -> Array:
         row = rows_of_timesteps(schedule, timesteps)
@@ -270,9 +262,7 @@ def edm_denoiser(apply_fn: ApplyFn, *, sigma_data: float = 0.5) -> SigmaDenoiser
     """
     call = "edm_denoiser"
     check_function(call, "apply_fn", apply_fn, "(x, c_noise) -> output")
-    sigma_data = check_number(call, "sigma_data", sigma_data)
-    if not 0 < sigma_data < math.inf:
-        raise ValueError(f"{call} needs sigma_data > 0 and finite, got {sigma_data}. EDM uses 0.5.")
+    sigma_data = check_number(call, "sigma_data", sigma_data, "EDM uses 0.5.", within="(0, inf)")
 
     def denoise(y: Array, sigma: ArrayLike) -> Array:
         y, sigma = checked_levels(f"an {call}", y, sigma)

@@ -31,7 +31,7 @@ from ddpm_jax.forward.checks import (
     check_steps,
     is_number,
 )
-from ddpm_jax.forward.process import at_step, posterior_coefficients
+from ddpm_jax.forward.process import posterior_coefficients, scales_at
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, per_example
 
@@ -65,15 +65,9 @@ def guidance_interval(
     check_arguments("guidance_interval", schedule=schedule)
     check_real("guidance_interval", scale=scale)
     check_scale("guidance_interval", scale)
-    low, high = (
-        check_number("guidance_interval", name, value)
-        for name, value in (("sigma_low", sigma_low), ("sigma_high", sigma_high))
-    )
-    if not 0 <= low < high:
-        raise ValueError(
-            f"guidance_interval needs 0 <= sigma_low < sigma_high, got {sigma_low=}, "
-            f"{sigma_high=}. noise_levels(schedule) lists a schedule's σ."
-        )
+    call, remedy = "guidance_interval", "noise_levels(schedule) lists a schedule's σ."
+    low = check_number(call, "sigma_low", sigma_low, remedy, within="[0, inf)")
+    high = check_number(call, "sigma_high", sigma_high, remedy, within=f"({low}, inf]")
 
     def scale_at(timesteps: Array) -> Array:
         log_snr = lookup(schedule.log_snr, rows_of_timesteps(schedule, timesteps))
@@ -131,11 +125,8 @@ def classifier_free(
         check_function("classifier_free", name, network, "(x_t, timesteps) -> output")
     check_scale("classifier_free", scale)
     check_variance("classifier_free", variance)
-    if not 0.0 <= check_number("classifier_free", "rescale", rescale) <= 1.0:
-        raise ValueError(
-            f"classifier_free needs 0 <= rescale <= 1, got {rescale}. 0 leaves the output as it "
-            "is, and Lin et al. (2023) use 0.7."
-        )
+    remedy = "0 leaves the output as it is, and Lin et al. (2023) use 0.7."
+    check_number("classifier_free", "rescale", rescale, remedy, within="[0, 1]")
 
     def apply_fn(x_t: Array, timesteps: Array) -> Array:
         (x_t,) = check_batch("classifier_free", x_t=x_t)
@@ -216,8 +207,7 @@ def classifier_guided(
 
 def _gain(schedule: NoiseSchedule, row: Array, ndim: int, target: Target) -> Array:
     """How a target moves with ∇ log p(y | x_t), the score's own gain being 1; 0 where ᾱ is 0."""
-    signal = at_step(schedule.signal_scale, row, ndim)
-    noise = at_step(schedule.noise_scale, row, ndim)
+    signal, noise = scales_at(schedule, row, ndim)
     gone = signal == 0
     finite = jnp.where(gone, 1.0, signal)
     gains = {

@@ -13,7 +13,6 @@ known exactly can also be put back (`samplers.inpaint`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -23,7 +22,7 @@ from jax.scipy.sparse.linalg import cg
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser, check_denoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
 from ddpm_jax.forward.checks import check_finite, check_function, check_number, check_real
-from ddpm_jax.forward.process import at_step
+from ddpm_jax.forward.process import scales_at
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import Array, ArrayLike, Denoised, Denoiser, describe, x_0_of
 
@@ -64,16 +63,11 @@ def dps(
     >>> guided(x, jnp.array([10, 500])).shape
     (2, 4)
     """
-    _check("dps", schedule, denoise, operator, measured, noise=noise, scale=scale)
-    if not 0 < noise < math.inf:
-        raise ValueError(
-            f"dps needs noise > 0 and finite, got {noise}: it divides by σ_y². pi_gdm takes "
-            "measurements without noise."
-        )
-    if not 0 <= scale < math.inf:
-        raise ValueError(
-            f"dps needs scale >= 0 and finite, got {scale}. 1 is Bayes' rule, 0 no guidance."
-        )
+    _check("dps", schedule, denoise, operator, measured)
+    remedy = "It divides by σ_y²; pi_gdm takes measurements without noise."
+    check_number("dps", "noise", noise, remedy, within="(0, inf)")
+    remedy = "1 is Bayes' rule, 0 no guidance."
+    check_number("dps", "scale", scale, remedy, within="[0, inf)")
 
     def pull(residual: Array, row: Array, x_0_hat: Array) -> Array:
         return scale * residual / noise**2
@@ -115,12 +109,9 @@ def pi_gdm(
     >>> guided(x, jnp.array([10, 500])).shape
     (2, 4)
     """
-    _check("pi_gdm", schedule, denoise, operator, measured, noise=noise, data_std=data_std)
-    if not (0 <= noise < math.inf and 0 < data_std < math.inf):
-        raise ValueError(
-            f"pi_gdm needs noise >= 0 and data_std > 0, both finite, got {noise=}, {data_std=}. "
-            "Song et al. take data of standard deviation 1."
-        )
+    _check("pi_gdm", schedule, denoise, operator, measured)
+    check_number("pi_gdm", "noise", noise, "0 is no noise.", within="[0, inf)")
+    check_number("pi_gdm", "data_std", data_std, "Song et al. take 1.", within="(0, inf)")
 
     def pull(residual: Array, row: Array, x_0_hat: Array) -> Array:
         event = jax.ShapeDtypeStruct(x_0_hat.shape[1:], x_0_hat.dtype)
@@ -139,15 +130,13 @@ def pi_gdm(
     return _guided("pi_gdm", schedule, denoise, operator, measured, pull)
 
 
-def _check(call, schedule, denoise, operator, measured, **numbers) -> None:
+def _check(call, schedule, denoise, operator, measured) -> None:
     check_arguments(call, schedule=schedule)
     check_function(call, "denoise", denoise, "(x_t, timesteps) -> x̂_0")
     check_function(call, "operator", operator, "(x of one event) -> y")
     check_real(call, measured=measured)
     check_finite(call, measured=measured)
     check_denoiser(call, schedule, denoise)
-    for name, value in numbers.items():
-        check_number(call, name, value)
 
 
 def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoiser:
@@ -155,9 +144,7 @@ def _guided(call, schedule, denoise, operator, measured, pull) -> ScheduledDenoi
 
     def guided(x_t: Array, timesteps: Array) -> Array | Denoised:
         row = rows_of_timesteps(schedule, timesteps)
-        signal, left = (
-            at_step(t, row, x_t.ndim) for t in (schedule.signal_scale, schedule.noise_scale)
-        )
+        signal, left = scales_at(schedule, row, x_t.ndim)
 
         def predicted(x):
             denoised = denoise(x, timesteps)

@@ -20,8 +20,13 @@ import jax.numpy as jnp
 
 from ddpm_jax.denoisers.thresholds import Clip, check_clip, threshold_x_0
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_real, host_values
-from ddpm_jax.forward.process import at_step, posterior_coefficients, posterior_mean
+from ddpm_jax.forward.checks import check_choice, check_real, host_values
+from ddpm_jax.forward.process import (
+    at_step,
+    posterior_coefficients,
+    posterior_mean,
+    scales_at,
+)
 from ddpm_jax.forward.schedule import check_arguments
 from ddpm_jax.types import Array, ArrayLike, bcast_right, describe
 
@@ -44,8 +49,7 @@ class ReverseStep(NamedTuple):
 
 def check_target(call: str, target: str) -> None:
     """Raises ValueError, in the name of the call, unless `target` is one of TARGETS."""
-    if not isinstance(target, str) or target not in TARGETS:
-        raise ValueError(f"{call} knows the targets {TARGETS}, got {describe(target)}.")
+    check_choice(call, "target", target, TARGETS)
 
 
 def check_variance(call: str, variance: Variance, num_timesteps: int | None = None) -> None:
@@ -109,8 +113,7 @@ def predict_x_0(
     shape = check_arguments("predict_x_0", schedule=schedule, output=output, x_t=x_t, t=t)
     if target == "x_0":
         return output
-    signal = at_step(schedule.signal_scale, t, len(shape))
-    noise = at_step(schedule.noise_scale, t, len(shape))
+    signal, noise = scales_at(schedule, t, len(shape))
     if target == "v":
         return signal * x_t - noise * output
     if target == "previous_mean":
@@ -140,8 +143,7 @@ def predict_epsilon(
     shape = check_arguments("predict_epsilon", schedule=schedule, output=output, x_t=x_t, t=t)
     if target == "epsilon":
         return output
-    signal = at_step(schedule.signal_scale, t, len(shape))
-    noise = at_step(schedule.noise_scale, t, len(shape))
+    signal, noise = scales_at(schedule, t, len(shape))
     if target == "v":
         return noise * x_t + signal * output
     if target == "score":
@@ -175,8 +177,7 @@ def convert_prediction(
     shape = check_arguments(call, schedule=schedule, output=output, x_t=x_t, t=t)
     if source == target:
         return output
-    signal = at_step(schedule.signal_scale, t, len(shape))
-    noise = at_step(schedule.noise_scale, t, len(shape))
+    signal, noise = scales_at(schedule, t, len(shape))
     if target == "epsilon":
         return predict_epsilon(schedule, output, x_t, t, target=source)
     if target == "score":
@@ -210,8 +211,7 @@ def training_target(
         return noise
     if target == "x_0":
         return x_0
-    signal = at_step(schedule.signal_scale, t, ndim)
-    sigma = at_step(schedule.noise_scale, t, ndim)
+    signal, sigma = scales_at(schedule, t, ndim)
     if target == "v":
         return signal * noise - sigma * x_0
     if target == "score":

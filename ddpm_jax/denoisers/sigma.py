@@ -20,7 +20,6 @@ The previous mean μ̃_t belongs to a pair of grid steps and means nothing betwe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -37,7 +36,13 @@ from ddpm_jax.denoisers.prediction import (
 )
 from ddpm_jax.denoisers.scheduled import ScheduledDenoiser
 from ddpm_jax.forward import NoiseSchedule, lookup
-from ddpm_jax.forward.checks import check_batch, check_flag, check_function, check_real
+from ddpm_jax.forward.checks import (
+    check_batch,
+    check_flag,
+    check_function,
+    check_number,
+    check_real,
+)
 from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right, host_array, per_example
 
@@ -63,12 +68,13 @@ def _log_sigma(schedule: NoiseSchedule) -> Array:
 
 
 def check_sigmas(call: str, sigma_min: float, sigma_max: float) -> None:
-    """Raises ValueError, in the name of the call, unless 0 < sigma_min < sigma_max < ∞."""
-    if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(
-            f"{call} needs 0 < sigma_min < sigma_max < inf, got {sigma_min=}, {sigma_max=}. "
-            "sigma_range(schedule) gives those of a discrete process."
-        )
+    """Raises ValueError, in the name of the call, unless 0 < sigma_min < sigma_max < ∞.
+
+    Raises TypeError unless both are numbers of the host.
+    """
+    remedy = "sigma_range(schedule) gives both ends of a discrete process."
+    low = check_number(call, "sigma_min", sigma_min, remedy, within="(0, inf)")
+    check_number(call, "sigma_max", sigma_max, remedy, within=f"({low}, inf)")
 
 
 def checked_levels(call: str, y: Array, sigma: ArrayLike) -> tuple[Array, Array]:

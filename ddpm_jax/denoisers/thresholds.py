@@ -66,13 +66,8 @@ def dynamic_threshold(percentile: float = 99.5) -> Threshold:
         >>> dj.dynamic_threshold(100)(jnp.array([[0.5, -2.0, 1.0]]))
         Array([[ 0.25, -1.  ,  0.5 ]], dtype=float32)
     """
-    remedy = "Imagen uses clip=dynamic_threshold(99.5)."
-    check_number("dynamic_threshold", "percentile", percentile, remedy)
-    if not 1.0 < percentile <= 100.0:
-        raise ValueError(
-            f"dynamic_threshold needs 1 < percentile <= 100, per cent and no fraction, got "
-            f"{percentile}. {remedy}"
-        )
+    remedy = "It is per cent and no fraction: Imagen uses clip=dynamic_threshold(99.5)."
+    check_number("dynamic_threshold", "percentile", percentile, remedy, within="(1, 100]")
 
     def threshold(x_0_hat: Array) -> Array:
         shape = check_same_shape("dynamic_threshold", x_0_hat=x_0_hat)

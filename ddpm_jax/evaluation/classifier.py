@@ -125,8 +125,7 @@ def share_confident(probabilities: npt.ArrayLike, threshold: float = 0.9) -> flo
     [0, 1].
     """
     p = checked_probabilities("share_confident", probabilities)
-    if not 0 <= check_number("share_confident", "threshold", threshold) <= 1:
-        raise ValueError(f"share_confident needs a threshold in [0, 1], got {threshold}.")
+    check_number("share_confident", "threshold", threshold, within="[0, 1]")
     return float((p.max(axis=1) > threshold).mean())
 
 

@@ -49,11 +49,8 @@ def inception_score(
     else:
         x = checked_features("inception_score", "logits", logits).astype(np.float64)  # type: ignore
         p = np.exp(x - logsumexp(x, axis=1, keepdims=True))
-    splits = check_whole("inception_score", "splits", splits)
-    if splits > len(p):
-        raise ValueError(
-            f"inception_score needs 1 ≤ splits ≤ {len(p)}, the number of images, got {splits=}."
-        )
+    remedy = "Each needs an image."
+    splits = check_whole("inception_score", "splits", splits, most=len(p), remedy=remedy)
     edges = [i * len(p) // splits for i in range(splits + 1)]
     scores = [_score(p[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits)

@@ -86,12 +86,11 @@ def kernel_distance(
     a, b = checked_pair("kernel_distance", real, generated, 2)
     num_subsets = check_whole("kernel_distance", "num_subsets", num_subsets)
     seed = check_whole("kernel_distance", "seed", seed, least=0)
-    subset_size = check_whole("kernel_distance", "subset_size", subset_size, least=2)
-    if subset_size > min(len(a), len(b)):
-        raise ValueError(
-            f"kernel_distance needs 2 ≤ subset_size ≤ {min(len(a), len(b))}, the smaller side, got "
-            f"{subset_size=}. Lower it and say so: the mean stays comparable, the scatter does not."
-        )
+    most = min(len(a), len(b))
+    remedy = "Lower it and say so: the mean stays comparable, the scatter does not."
+    subset_size = check_whole(
+        "kernel_distance", "subset_size", subset_size, least=2, most=most, remedy=remedy
+    )
     generator = np.random.default_rng(seed)
     values = np.empty(num_subsets)
     for s in range(num_subsets):

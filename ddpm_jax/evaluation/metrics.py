@@ -278,8 +278,7 @@ def bootstrap_interval(
         shapes = [s.shape for s in samples]
         raise ValueError(f"{call} needs arrays of at least one example, got {shapes=}.")
     repeats = check_whole(call, "repeats", repeats, least=2)
-    if not 0 < check_number(call, "level", level) < 1:
-        raise ValueError(f"{call} needs 0 < level < 1, got {level=}.")
+    check_number(call, "level", level, within="(0, 1)")
     generator = np.random.default_rng(check_whole(call, "seed", seed, least=0))
     found = statistic(*samples)
     if not is_number(found) and (np.shape(found) or not hasattr(found, "dtype")):

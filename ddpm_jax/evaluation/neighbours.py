@@ -40,11 +40,8 @@ def nearest_neighbours(samples: npt.ArrayLike, train: npt.ArrayLike, k: int = 1)
             f"nearest_neighbours needs images of one shape, got samples {a.shape[1:]} and train "
             f"{b.shape[1:]}. Bring both to one size first, and record how."
         )
-    k = check_whole("nearest_neighbours", "k", k)
-    if k > b.shape[0]:
-        raise ValueError(
-            f"nearest_neighbours needs 1 ≤ k ≤ {b.shape[0]}, the size of train, got {k=}."
-        )
+    remedy = "There are no more images in train."
+    k = check_whole("nearest_neighbours", "k", k, most=len(b), remedy=remedy)
     a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
     found = [
         _nearest(a[i : i + _SAMPLES_AT_ONCE], b, k) for i in range(0, len(a), _SAMPLES_AT_ONCE)

@@ -50,18 +50,31 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def check_number(call: str, name: str, value: Any, remedy: str = "") -> float:
-    """The number as a float. Raises TypeError unless it is a real number of the host."""
+def check_number(call: str, name: str, value: Any, remedy: str = "", *, within: str = "") -> float:
+    """The number as a float, of the interval `within`: "(0, inf)" is finite and above 0.
+
+    Raises TypeError unless it is a real number of the host, ValueError outside of the interval.
+    """
     if not is_number(value):
         what = f"{name}, a number known before tracing, got {describe(value)}"
         raise TypeError(f"{call} needs {what}. {remedy}".rstrip())
-    return float(value)
+    number = float(value)
+    if within:
+        low, high = map(float, within[1:-1].split(","))
+        left_out = (within[0] == "(" and number == low) or (within[-1] == ")" and number == high)
+        if left_out or not low <= number <= high:
+            raise ValueError(f"{call} needs {name} in {within}, got {value}. {remedy}".rstrip())
+    return number
 
 
-def check_whole(call: str, name: str, value: Any, *, least: int = 1, remedy: str = "") -> int:
-    """The number as an int. Raises ValueError unless it is whole and at least `least`."""
-    if not is_number(value) or not float(value).is_integer() or value < least:
-        what = f"{name}, a whole number of at least {least}, got {describe(value)}"
+def check_whole(
+    call: str, name: str, value: Any, *, least: int = 1, most: int | None = None, remedy: str = ""
+) -> int:
+    """The number as an int. Raises ValueError unless it is whole and in least..most."""
+    whole = is_number(value) and float(value).is_integer()
+    if not whole or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"in {least}..{most}"
+        what = f"{name}, a whole number {bounds}, got {describe(value)}"
         raise ValueError(f"{call} needs {what}. {remedy}".rstrip())
     return int(value)
 
@@ -235,21 +248,6 @@ def check_steps(
         raise ValueError(
             f"{call} needs steps t in 0..{num_timesteps - 1}, got {host.min()}..{host.max()}. "
             "Steps are 0-based: the papers' step 1 is t = 0."
-        )
-
-
-def check_index(call: str, index: Any, batch_size: int, shape: tuple[int, ...]) -> None:
-    """Raises unless `index` holds places in 0..batch_size-1 of the global batch, of this shape."""
-    host = None if isinstance(index, jax.Array) else np.asarray(index)
-    dtype = index.dtype if host is None else host.dtype
-    if not jnp.issubdtype(dtype, jnp.integer) or np.shape(index) != shape:
-        raise ValueError(
-            f"{call} needs index {shape}, one integer per key, got {describe(index)}. It is an "
-            "example's place in the global batch: jnp.arange(batch_size) on one device."
-        )
-    if host is not None and host.size and not 0 <= host.min() <= host.max() < batch_size:
-        raise ValueError(
-            f"{call} needs index in 0..{batch_size - 1}, got {host.min()}..{host.max()}."
         )
 
 

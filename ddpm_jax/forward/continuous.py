@@ -28,6 +28,7 @@ import numpy as np
 
 from ddpm_jax.forward.checks import (
     check_floating_dtype,
+    check_kind,
     check_number,
     check_same_shape,
     host_table,
@@ -77,11 +78,8 @@ class ContinuousProcess:
 
 def check_process(call: str, process: Any) -> None:
     """Raises TypeError, in the name of the call, unless `process` is a ContinuousProcess."""
-    if not isinstance(process, ContinuousProcess):
-        raise TypeError(
-            f"{call} needs a ContinuousProcess such as vp_process(), got {describe(process)}. For "
-            "the tables of a NoiseSchedule use the functions of discrete steps."
-        )
+    source = "such as vp_process(); a NoiseSchedule has functions of discrete steps"
+    check_kind(call, "process", process, ContinuousProcess, source)
 
 
 def check_times(call: str, t: Any, x: Array, process: ContinuousProcess | None = None) -> Array:
@@ -119,17 +117,11 @@ def _np(t: Any) -> Any:
     return jnp if isinstance(t, jax.Array) else np
 
 
-def _half(call: str, name: str, value: float, low: float, high: float = math.inf) -> float:
-    if not low < check_number(call, name, value) < high:
-        raise ValueError(f"{call} needs {low:g} < {name} < {high:g}, got {value}.")
-    return float(value)
-
-
 def _rates_of(call: str, beta_min: float, beta_max: float, t_min: float):
     """(β, B, inverse of B), with the arguments checked."""
-    low = _half(call, "beta_min", beta_min, 0.0)
-    rise = _half(call, "beta_max", beta_max, low) - low
-    _half(call, "t_min", t_min, 0.0, 1.0)
+    low = check_number(call, "beta_min", beta_min, within="(0, inf)")
+    rise = check_number(call, "beta_max", beta_max, within=f"({low}, inf)") - low
+    check_number(call, "t_min", t_min, within="(0, 1)")
 
     def time(B: Any) -> Any:
         return 2.0 * B / (low + _np(B).sqrt(low**2 + 2.0 * rise * B))
@@ -206,8 +198,9 @@ def ve_process(sigma_min: float = 0.01, sigma_max: float = 50.0) -> ContinuousPr
         >>> dj.forward.ve_process(0.01, 100.0).noise_scale(jnp.array([0.5])).round(4)
         Array([1.], dtype=float32)
     """
-    low = _half("ve_process", "sigma_min", sigma_min, 0.0)
-    rate = math.log(_half("ve_process", "sigma_max", sigma_max, low) / low)
+    low = check_number("ve_process", "sigma_min", sigma_min, within="(0, inf)")
+    high = check_number("ve_process", "sigma_max", sigma_max, within=f"({low}, inf)")
+    rate = math.log(high / low)
 
     def noise(t: Any) -> Any:
         return low * _np(t).exp(rate * t)
@@ -233,7 +226,7 @@ def edm_process(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Continuous
         >>> dj.forward.edm_process().noise_scale(jnp.array([80.0]))
         Array([80.], dtype=float32)
     """
-    low = _half("edm_process", "sigma_min", sigma_min, 0.0)
+    low = check_number("edm_process", "sigma_min", sigma_min, within="(0, inf)")
     return ContinuousProcess(
         "edm_process",
         signal_scale=lambda t: _np(t).ones_like(t),
@@ -243,7 +236,7 @@ def edm_process(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Continuous
         drift=lambda t: _np(t).zeros_like(t),
         diffusion=lambda t: _np(t).sqrt(2.0 * t),
         t_min=low,
-        t_max=_half("edm_process", "sigma_max", sigma_max, low),
+        t_max=check_number("edm_process", "sigma_max", sigma_max, within=f"({low}, inf)"),
     )
 
 
@@ -275,7 +268,7 @@ def flow_process(*, t_min: float = 1e-4) -> ContinuousProcess:
         time_at_log_snr=from_log_snr,
         drift=lambda t: -1.0 / (1.0 - t),
         diffusion=lambda t: _np(t).sqrt(2.0 * t / (1.0 - t)),
-        t_min=_half("flow_process", "t_min", t_min, 0.0, 1.0),
+        t_min=check_number("flow_process", "t_min", t_min, within="(0, 1)"),
     )
 
 
@@ -319,6 +312,17 @@ def schedule_from_process(
     check_process(call, process)
     table = check_grid(call, process, times)
     return schedule_from_log_snr(process.log_snr(table), dtype=dtype)
+
+
+def grid_tables(
+    call: str, process: ContinuousProcess, times: ArrayLike
+) -> tuple[np.ndarray, NoiseSchedule, Array]:
+    """The times [T] in float64, checked; their schedule; and [times, √(s²+n²)], an array [2, T]."""
+    check_process(call, process)
+    grid = check_grid(call, process, times)
+    schedule = schedule_from_log_snr(process.log_snr(grid))
+    scale = np.hypot(process.signal_scale(grid), process.noise_scale(grid))
+    return grid, schedule, jnp.asarray(np.stack([grid, scale]), schedule.beta.dtype)
 
 
 def check_grid(call: str, process: ContinuousProcess, times: ArrayLike) -> np.ndarray:

@@ -21,16 +21,13 @@ from ddpm_jax.forward.schedule import NoiseSchedule, check_num_timesteps, schedu
 _MAX_SIGNAL_LEFT = 0.05
 
 
+_REMEDY = "Ho et al. (2020) use 1e-4 and 0.02 with 1000 steps; for T steps scale both by 1000/T."
+
+
 def _check_range(call: str, num_timesteps: int, beta_start: float, beta_end: float) -> int:
-    T = check_num_timesteps(call, num_timesteps)
-    remedy = "Ho et al. (2020) use 1e-4 and 0.02 with 1000 steps; for T steps scale both by 1000/T."
-    check_number(call, "beta_start", beta_start, remedy)
-    check_number(call, "beta_end", beta_end, remedy)
-    if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(
-            f"{call} needs 0 < beta_start <= beta_end < 1, got {beta_start=}, {beta_end=}. {remedy}"
-        )
-    return T
+    low = check_number(call, "beta_start", beta_start, _REMEDY, within="(0, 1)")
+    check_number(call, "beta_end", beta_end, _REMEDY, within=f"[{low}, 1)")
+    return check_num_timesteps(call, num_timesteps)
 
 
 def _from_rates(call: str, beta: np.ndarray, dtype) -> NoiseSchedule:
@@ -103,7 +100,8 @@ def constant_schedule(
         >>> dj.constant_schedule(1000, 0.02).beta[:3]
         Array([0.02, 0.02, 0.02], dtype=float32)
     """
-    T = _check_range("constant_schedule", num_timesteps, beta, beta)
+    T = check_num_timesteps("constant_schedule", num_timesteps)
+    check_number("constant_schedule", "beta", beta, _REMEDY, within="(0, 1)")
     return _from_rates("constant_schedule", np.full(T, beta), dtype)
 
 
@@ -126,11 +124,7 @@ def warmup_schedule(
     """
     T = _check_range("warmup_schedule", num_timesteps, beta_start, beta_end)
     remedy = "It is a share of the steps: 0.1 for warmup10, 0.5 for warmup50."
-    check_number("warmup_schedule", "warmup_fraction", warmup_fraction, remedy)
-    if not 0 <= warmup_fraction <= 1:
-        raise ValueError(
-            f"warmup_schedule needs 0 <= warmup_fraction <= 1, got {warmup_fraction}. {remedy}"
-        )
+    check_number("warmup_schedule", "warmup_fraction", warmup_fraction, remedy, within="[0, 1]")
     beta = np.full(T, float(beta_end))
     rise = int(T * warmup_fraction)
     beta[:rise] = np.linspace(beta_start, beta_end, rise)
@@ -168,13 +162,8 @@ def cosine_schedule(
     T = check_num_timesteps("cosine_schedule", num_timesteps)
     check_floating_dtype("cosine_schedule", dtype)
     remedy = "Nichol and Dhariwal (2021) use 0.008 and 0.999."
-    check_number("cosine_schedule", "offset", offset, remedy)
-    check_number("cosine_schedule", "max_beta", max_beta, remedy)
-    if not (0 <= offset < math.inf and 0 < max_beta < 1):
-        raise ValueError(
-            f"cosine_schedule needs offset >= 0 and 0 < max_beta < 1, got {offset=}, {max_beta=}. "
-            f"{remedy}"
-        )
+    check_number("cosine_schedule", "offset", offset, remedy, within="[0, inf)")
+    check_number("cosine_schedule", "max_beta", max_beta, remedy, within="(0, 1)")
     u = np.arange(T + 1) / T
     f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return schedule_from_beta(np.minimum(1 - f[1:] / f[:-1], max_beta), dtype=dtype)

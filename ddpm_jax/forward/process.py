@@ -32,6 +32,11 @@ def at_step(table: ArrayLike, t: ArrayLike, ndim: int) -> Array:
     return bcast_right(lookup(table, t), ndim)
 
 
+def scales_at(schedule: NoiseSchedule, t: ArrayLike, ndim: int) -> tuple[Array, Array]:
+    """(√ᾱ_t, √(1-ᾱ_t)), shaped to multiply events with `ndim` axes."""
+    return at_step(schedule.signal_scale, t, ndim), at_step(schedule.noise_scale, t, ndim)
+
+
 def q_sample(schedule: NoiseSchedule, x_0: Array, t: ArrayLike, noise: Array) -> Array:
     """Diffuses x_0 [B, ...] to steps t [B]: √ᾱ_t x_0 + √(1-ᾱ_t) ε  (Ho et al. 2020, Eq. 4).
 
@@ -44,10 +49,8 @@ def q_sample(schedule: NoiseSchedule, x_0: Array, t: ArrayLike, noise: Array) ->
         Array([0.99995, 0.99995, 0.99995], dtype=float32)
     """
     ndim = len(check_arguments("q_sample", schedule=schedule, x_0=x_0, t=t, noise=noise))
-    return (
-        at_step(schedule.signal_scale, t, ndim) * x_0
-        + at_step(schedule.noise_scale, t, ndim) * noise
-    )
+    signal, sigma = scales_at(schedule, t, ndim)
+    return signal * x_0 + sigma * noise
 
 
 def q_mean_variance(schedule: NoiseSchedule, x_0: Array, t: ArrayLike) -> Gaussian:
@@ -61,11 +64,10 @@ def q_mean_variance(schedule: NoiseSchedule, x_0: Array, t: ArrayLike) -> Gaussi
         Array([0.0001, 0.0001, 0.0001], dtype=float32)
     """
     shape = check_arguments("q_mean_variance", schedule=schedule, x_0=x_0, t=t)
-    noise_scale = at_step(schedule.noise_scale, t, len(shape))
-    mean = at_step(schedule.signal_scale, t, len(shape)) * x_0
+    signal, noise_scale = scales_at(schedule, t, len(shape))
     # log(1-ᾱ) from √(1-ᾱ), the table that keeps its digits where ᾱ is close to 1.
     return Gaussian(
-        mean,
+        signal * x_0,
         jnp.broadcast_to(noise_scale**2, shape),
         jnp.broadcast_to(2.0 * jnp.log(noise_scale), shape),
     )

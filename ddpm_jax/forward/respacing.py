@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from ddpm_jax.forward.checks import check_choice, check_number, check_whole, host_table
+from ddpm_jax.forward.checks import check_choice, check_kind, check_number, check_whole, host_table
 from ddpm_jax.forward.schedule import NoiseSchedule, check_num_timesteps, from_log_alpha_bar
-from ddpm_jax.types import ArrayLike, describe, host_array
+from ddpm_jax.types import ArrayLike, host_array
 
 Spacing = Literal["fractional", "uniform", "quadratic", "leading", "trailing"]
 SPACINGS: tuple[Spacing, ...] = ("fractional", "uniform", "quadratic", "leading", "trailing")
@@ -22,8 +22,7 @@ SPACINGS: tuple[Spacing, ...] = ("fractional", "uniform", "quadratic", "leading"
 
 def _check_host_schedule(call: str, schedule: NoiseSchedule) -> None:
     """Raises TypeError, in the name of the call, for a schedule that is traced or none at all."""
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"{call} needs a NoiseSchedule first, got {describe(schedule)}.")
+    check_kind(call, "schedule", schedule, NoiseSchedule, "such as linear_schedule()")
     host_array(call, "the schedule", schedule.beta)
 
 
@@ -89,12 +88,8 @@ def spaced_timesteps(
         array([199, 399, 599, 799, 999], dtype=int32)
     """
     T = check_num_timesteps("spaced_timesteps", num_timesteps)
-    S = check_whole("spaced_timesteps", "num_steps", num_steps)
-    if S > T:
-        raise ValueError(
-            f"spaced_timesteps needs 1 <= num_steps <= num_timesteps, got {num_steps=}, "
-            f"{num_timesteps=}. A sampler cannot take more steps than the process has."
-        )
+    remedy = "A sampler cannot take more steps than the process has."
+    S = check_whole("spaced_timesteps", "num_steps", num_steps, most=T, remedy=remedy)
     check_choice("spaced_timesteps", "spacing", spacing, SPACINGS)
     if S == 1:
         steps = np.array([T - 1])
@@ -139,15 +134,13 @@ def karras_timesteps(
     """
     call = "karras_timesteps"
     _check_host_schedule(call, schedule)
-    check_number(call, "sigma_max", sigma_max, "EDM uses 80.")
+    sigma_max = check_number(call, "sigma_max", sigma_max, "EDM uses 80.", within="(0, inf]")
+    check_number(call, "rho", rho, "EDM uses 7.", within="(0, inf]")
     sigma = np.exp(-0.5 * host_array(call, "the schedule", schedule.log_snr, np.float64))
     sigma = sigma[np.isfinite(sigma) & (sigma <= sigma_max)]
-    T, S = sigma.size, check_whole(call, "num_steps", num_steps)
-    if not 1 <= S <= T or not check_number(call, "rho", rho) > 0:
-        raise ValueError(
-            f"karras_timesteps needs 1 <= num_steps <= {T}, the number of steps with a finite "
-            f"σ <= {sigma_max}, and rho > 0, got {num_steps=}, {rho=}. EDM uses rho=7."
-        )
+    T = sigma.size
+    remedy = f"{T} steps have a finite σ <= {sigma_max}."
+    S = check_whole(call, "num_steps", num_steps, most=T, remedy=remedy)
     if rho == math.inf:
         scale, wanted = np.log(sigma), np.linspace(np.log(sigma[0]), np.log(sigma[-1]), S)
     else:

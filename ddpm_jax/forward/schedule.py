@@ -76,16 +76,11 @@ def check_arguments(call: str, **arguments: Any) -> tuple[int, ...]:
     Raises TypeError or ValueError that names the call, the value and the right order.
     """
     schedule = arguments["schedule"]
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(
-            f"{call} takes ({', '.join(arguments)}), with a NoiseSchedule such as "
-            f"linear_schedule(1000) as its schedule; got {describe(schedule)}."
-        )
     for name, value in arguments.items():
-        if name != "schedule" and isinstance(value, NoiseSchedule):
+        if isinstance(value, NoiseSchedule) != (name == "schedule"):
             raise TypeError(
-                f"{call} takes ({', '.join(arguments)}) in this order, got a NoiseSchedule as "
-                f"{name}."
+                f"{call} takes ({', '.join(arguments)}) in this order, a NoiseSchedule such as "
+                f"linear_schedule(1000) as schedule; got {describe(value)} as {name}."
             )
     if "apply_fn" in arguments:
         check_function(call, "apply_fn", arguments["apply_fn"], "(x_t, timesteps) -> output")

@@ -62,7 +62,8 @@ def bits_per_dim(
         Array([1.], dtype=float32)
     """
     check_real("bits_per_dim", log_likelihood=log_likelihood)
-    check_number("bits_per_dim", "bin_width", bin_width)
+    remedy = "Pixels mapped to [-1, 1] lie 2/255 apart."
+    check_number("bits_per_dim", "bin_width", bin_width, remedy, within="(0, inf)")
     if not isinstance(event_shape, (tuple, list)) or not all(
         is_number(size) and float(size).is_integer() for size in event_shape
     ):
@@ -71,9 +72,6 @@ def bits_per_dim(
             f"{describe(event_shape)}."
         )
     d = math.prod(event_shape)
-    if d < 1 or not 0 < bin_width < math.inf:
-        raise ValueError(
-            f"bits_per_dim needs events of at least one value and bin_width > 0, got "
-            f"{event_shape=}, {bin_width=}. Pixels mapped to [-1, 1] lie 2/255 apart."
-        )
+    if d < 1:
+        raise ValueError(f"bits_per_dim needs events of at least one value, got {event_shape=}.")
     return -jnp.asarray(log_likelihood) / (d * math.log(2.0)) - math.log2(bin_width)

@@ -112,7 +112,10 @@ def discretized_log_likelihood(
     levels = check_whole(call, "levels", levels, least=2)
     check_broadcastable(call, x_0=x_0, mean=mean, log_variance=log_variance)
     x_0, mean = jnp.asarray(x_0), jnp.asarray(mean)
-    precision = jnp.exp(-0.5 * jnp.asarray(log_variance))
+    log_precision = -0.5 * jnp.asarray(log_variance)
+    # Kept finite: an infinite precision would turn gradients of 0 into NaN.
+    largest = math.log(jnp.finfo(log_precision.dtype).max) - 0.02
+    precision = jnp.exp(jnp.clip(log_precision, max=largest))
     half = 1.0 / (levels - 1)
     upper = (x_0 - mean + half) * precision
     lower = (x_0 - mean - half) * precision
@@ -138,5 +141,6 @@ def discretized_log_likelihood(
         float(w) * jnp.exp(-d * float(u) * (c + 0.5 * d * float(u)))
         for u, w in zip(nodes, weights, strict=True)
     )
-    density = jnp.log(d) - 0.5 * (jnp.square(c) + LOG_2_PI) + jnp.log(ratio)
+    # Not log d: where the deviation is huge, d underflows.
+    density = math.log(half) + log_precision - 0.5 * (jnp.square(c) + LOG_2_PI) + jnp.log(ratio)
     return jnp.where(low | high, log_near, jnp.where(narrow, density, wide))

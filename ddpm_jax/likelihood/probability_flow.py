@@ -208,15 +208,14 @@ def probability_flow_log_likelihood(
     options = (rtol, atol, max_steps, solver)
     y_0 = _check_call(call, denoise, y_0, (sigma_min, sigma_max), options, conditions)
     probes = _check_probes(call, trace, probes, y_0)
-    prior_std = sigma_max if prior_std is None else check_number(call, "prior_std", prior_std)
+    prior_std = sigma_max if prior_std is None else prior_std
+    check_number(call, "prior_std", prior_std, "σ_max is the usual one.", within="(0, inf)")
     check_real(call, prior_mean=prior_mean)
     if jnp.shape(prior_mean) not in ((), y_0.shape[1:]):
         raise ValueError(
             f"{call} needs prior_mean [], or of one event's shape {y_0.shape[1:]}, got shape "
             f"{jnp.shape(prior_mean)}."
         )
-    if not 0 < prior_std < math.inf:
-        raise ValueError(f"{call} needs prior_std > 0, got {prior_std}. σ_max is the usual one.")
     event_shape = y_0.shape[1:]
     d = math.prod(event_shape)
     basis = jnp.eye(d, dtype=y_0.dtype).reshape(d, *event_shape) if trace == "exact" else None
@@ -288,14 +287,12 @@ def _check_call(
     """y in float32 or wider; TypeError or ValueError for bad arguments."""
     check_function(call, "denoise", denoise, "(y, sigma) -> x_0_hat")
     check_real(call, y=y)
-    for name, sigma in zip(("sigma_min", "sigma_max"), sigmas, strict=True):
-        check_number(call, name, sigma, "sigma_range(schedule) gives both as host floats.")
     check_sigmas(call, *sigmas)
     for name, tolerance in zip(("rtol", "atol"), options[:2], strict=True):
         if isinstance(tolerance, jax.Array):  # may be traced: one program for all tolerances
             check_same_shape(call, **{name: tolerance, "a number": 1.0})
-        elif not 0 < check_number(call, name, tolerance) < math.inf:
-            raise ValueError(f"{call} needs {name} > 0, got {tolerance}. 1e-5 suits float32.")
+        else:
+            check_number(call, name, tolerance, "1e-5 suits float32.", within="(0, inf)")
     check_whole(call, "max_steps", options[2])
     y = jnp.asarray(y)
     if y.ndim == 0:

@@ -9,7 +9,6 @@ likelihood weighting, into the weight of that target's own error; `times` draws 
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import jax.numpy as jnp
@@ -114,7 +113,6 @@ def continuous_weight(
     else:
         check_function(call, "weighting", weighting, "log_snr -> w")
         weight = weighting(process.log_snr(t))
-        check_real(f"{call} (weighting)", result=weight)
         check_same_shape(f"{call} (weighting)", result=weight, t=t)
     return weight / factor
 
@@ -128,9 +126,6 @@ def edm_weighting(sigma_data: float = 0.5) -> Weighting:
         >>> dj.losses.edm_weighting(0.5)(jnp.array([0.0]))
         Array([5.], dtype=float32)
     """
-    sigma_data = check_number("edm_weighting", "sigma_data", sigma_data)
-    if not 0 < sigma_data < math.inf:
-        raise ValueError(
-            f"edm_weighting needs sigma_data > 0 and finite, got {sigma_data}. EDM uses 0.5."
-        )
+    call = "edm_weighting"
+    sigma_data = check_number(call, "sigma_data", sigma_data, "EDM uses 0.5.", within="(0, inf)")
     return lambda log_snr: jnp.exp(log_snr) + 1.0 / sigma_data**2

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.forward.checks import check_function, check_real, check_same_shape
+from ddpm_jax.forward.checks import check_function, check_same_shape
 from ddpm_jax.forward.continuous import check_times
 from ddpm_jax.likelihood import discretized_log_likelihood, normal_kl
 from ddpm_jax.likelihood.bound import NATS_PER_BIT
@@ -112,7 +112,6 @@ def continuous_bound(
     level, rate = Gamma(start, end, shape[0]).value, (end - start) * shape[1]
     signal, sigma = (bcast_right(scale, x_0.ndim) for scale in _scales(level))
     epsilon_hat = apply_fn(signal * x_0 + sigma * noise, level)
-    check_real(f"{call} (apply_fn)", output=epsilon_hat)
     check_same_shape(f"{call} (apply_fn)", noise=noise, output=epsilon_hat)
     error = mean_per_example(jnp.square(noise - epsilon_hat.astype(noise.dtype)))
     diffusion = _emit(0.5 * rate * error / NATS_PER_BIT, carrier)
@@ -145,7 +144,6 @@ def _parts(call: str, gamma: Any, t: Array) -> tuple[Array, Array, tuple[Array, 
                 f"returns {describe(parts)}. Of a GammaNetwork it is "
                 "lambda t: network.apply(params, t, method='parts')."
             )
-        check_real(f"{call} (gamma)", share=parts.share)
         check_same_shape(f"{call} (gamma)", share=parts.share, t=t)
         return parts.share, (jnp.asarray(parts.start), jnp.asarray(parts.end))
 

@@ -13,8 +13,6 @@ estimates the whole bound without its constant prior term. Data are floats, imag
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -135,9 +133,7 @@ def hybrid_loss(
     check_target("hybrid_loss", target)
     check_variance("hybrid_loss", variance)
     remedy = "iDDPM's λ is 1e-3."
-    bound_scale = check_number("hybrid_loss", "bound_scale", bound_scale, remedy)
-    if not math.isfinite(bound_scale):
-        raise ValueError(f"hybrid_loss needs a finite bound_scale, got {bound_scale}. {remedy}")
+    check_number("hybrid_loss", "bound_scale", bound_scale, remedy, within="(-inf, inf)")
     if not is_learned(variance):
         raise ValueError(
             "hybrid_loss trains a learned variance, got another one. Use 'learned' or "

@@ -10,8 +10,6 @@ The last two are distributions of their papers' losses, which are not reweighted
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,18 +119,14 @@ def shift_times(t: ArrayLike, shift: float) -> Array:
         Array([0.  , 0.75, 1.  ], dtype=float32)
     """
     check_real("shift_times", t=t)
-    shift = check_number("shift_times", "shift", shift)
-    if not 0 < shift < math.inf:
-        raise ValueError(
-            f"shift_times needs shift > 0 and finite, got {shift}. 1 leaves the times as they are."
-        )
+    remedy = "1 leaves the times as they are."
+    shift = check_number("shift_times", "shift", shift, remedy, within="(0, inf)")
     t = jnp.asarray(t)
     return shift * t / (1.0 + (shift - 1.0) * t)
 
 
 def _normal(call: str, keys: Key, mean: float, std: float) -> Array:
     check_keys(call, keys)
-    mean, std = check_number(call, "mean", mean), check_number(call, "std", std)
-    if not (0 < std < math.inf and math.isfinite(mean)):
-        raise ValueError(f"{call} needs std > 0 and mean, both finite, got {mean=}, {std=}.")
+    mean = check_number(call, "mean", mean, within="(-inf, inf)")
+    std = check_number(call, "std", std, within="(0, inf)")
     return mean + std * normal_per_example(keys, ())

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.forward.checks import (
-    check_index,
     check_kind,
     check_number,
     check_real,
@@ -24,7 +24,7 @@ from ddpm_jax.forward.checks import (
     check_whole,
 )
 from ddpm_jax.keys import check_keys
-from ddpm_jax.types import Array, ArrayLike, Key
+from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 
 
 def uniform_timesteps(keys: Key, num_timesteps: int) -> Array:
@@ -60,7 +60,15 @@ def stratified_timesteps(keys: Key, index: ArrayLike, batch_size: int, num_times
     batch_size = check_whole(call, "batch_size", batch_size)
     num_timesteps = check_whole(call, "num_timesteps", num_timesteps)
     check_keys(call, keys)
-    check_index(call, index, batch_size, keys.shape[:1])
+    given, index = index, as_array(call, "index", index)
+    host = None if isinstance(given, jax.Array) else np.asarray(given)
+    outside = host is not None and host.size and not 0 <= host.min() <= host.max() < batch_size
+    if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape != keys.shape or outside:
+        raise ValueError(
+            f"{call} needs index {keys.shape}, one integer in 0..{batch_size - 1} per key, got "
+            f"{given if outside else describe(given)}. It is an example's place in the global "
+            "batch: jnp.arange(batch_size) on one device."
+        )
     u = jax.vmap(jax.random.uniform)(keys)
     # i + u may round up to i + 1, at the last place out of the process: hence the clip.
     t = jnp.floor((jnp.asarray(index, jnp.float32) + u) * (num_timesteps / batch_size))
@@ -112,9 +120,8 @@ def importance_probabilities(history: LossHistory, *, uniform_mix: float = 1e-3)
 
 def _probabilities(call: str, history: LossHistory, uniform_mix: float) -> Array:
     check_kind(call, "history", history, LossHistory, "init_loss_history makes one")
-    uniform_mix = check_number(call, "uniform_mix", uniform_mix)
-    if not 0.0 <= uniform_mix <= 1.0:
-        raise ValueError(f"{call} needs 0 <= uniform_mix <= 1, got {uniform_mix}. iDDPM uses 1e-3.")
+    remedy = "iDDPM uses 1e-3."
+    uniform_mix = check_number(call, "uniform_mix", uniform_mix, remedy, within="[0, 1]")
     T, length = history.losses.shape
     # Only ratios count. Relative to the largest loss no square overflows, which would turn every
     # later p_t into NaN.

@@ -14,7 +14,6 @@ Any function of λ [B] that returns [B] is a weighting.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -85,9 +84,7 @@ def min_snr_weighting(gamma: float = 5.0) -> Weighting:
         Array([1., 5.], dtype=float32)
     """
     remedy = "The paper's weighting is min_snr_weighting(5.0), called."
-    gamma = check_number("min_snr_weighting", "gamma", gamma, remedy)
-    if not gamma > 0:
-        raise ValueError(f"min_snr_weighting needs gamma > 0, got {gamma}. {remedy}")
+    gamma = check_number("min_snr_weighting", "gamma", gamma, remedy, within="(0, inf]")
     return lambda log_snr: jnp.minimum(jnp.exp(log_snr), gamma)
 
 
@@ -103,12 +100,8 @@ def p2_weighting(k: float = 1.0, gamma: float = 1.0) -> Weighting:
         Array([0.5], dtype=float32)
     """
     remedy = "The paper uses p2_weighting(1.0, gamma), called, with γ of 0.5 or 1."
-    k = check_number("p2_weighting", "k", k, remedy)
-    gamma = check_number("p2_weighting", "gamma", gamma, remedy)
-    if not (0 < k < math.inf and 0 <= gamma < math.inf):
-        raise ValueError(
-            f"p2_weighting needs k > 0 and gamma >= 0, both finite, got {k=}, {gamma=}. {remedy}"
-        )
+    k = check_number("p2_weighting", "k", k, remedy, within="(0, inf)")
+    gamma = check_number("p2_weighting", "gamma", gamma, remedy, within="[0, inf)")
     return lambda log_snr: jnp.exp(log_snr - gamma * jnp.logaddexp(jnp.log(k), log_snr))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.types import Array, ArrayLike, per_example
 
 
 def check_dropout(call: str, rate: float) -> None:
@@ -29,20 +29,15 @@ def check_float(call: str, x: Any) -> None:
         raise TypeError(f"{call} needs floating-point inputs, got {x.dtype}. {remedy}.")
 
 
-def broadcast_steps(call: str, t: ArrayLike, batch: int) -> Array:
-    """Returns t as [batch], from [batch] or a scalar.
+def broadcast_steps(call: str, t: ArrayLike, x: Array) -> Array:
+    """Returns t as [B], from [B] or a scalar, for x [B, ...].
 
     Raises ValueError for any other shape and TypeError for what is no number.
     """
-    t = jnp.asarray(t)
-    if t.shape not in ((), (batch,)):
-        raise ValueError(
-            f"{call} needs one step t per example, shape ({batch},), or a scalar for all, "
-            f"got shape {t.shape}."
-        )
+    t = per_example(call, "step t", t, x)
     if not (jnp.issubdtype(t.dtype, jnp.integer) or jnp.issubdtype(t.dtype, jnp.floating)):
         raise TypeError(f"{call} needs steps t that are integers or floats, got {t.dtype}.")
-    return jnp.broadcast_to(t, (batch,))
+    return t
 
 
 def check_conditions(

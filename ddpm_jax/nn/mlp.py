@@ -109,7 +109,7 @@ class MLP(nn.Module):
         dropout_keys = resolve_dropout_keys(self, self.dropout, dropout_keys, batch)
         dtype = jnp.float32 if self.dtype is None else self.dtype
         embedding = sinusoidal_embedding(
-            broadcast_steps("MLP", t, batch), self.embedding_features, self.max_period
+            broadcast_steps("MLP", t, x), self.embedding_features, self.max_period
         )
         embedding = dense(self.features, jnp.float32, name="time_dense")(embedding)
         embedding = add_conditions(self, embedding, label, cond)

@@ -173,7 +173,7 @@ class UNet(nn.Module):
         dtype = jnp.float32 if self.dtype is None else self.dtype
         height //= self.patch_size
         heights = [height >> level for level in range(len(self.channel_multipliers))]
-        embedding = self._embed(broadcast_steps("UNet", t, batch), label, cond)
+        embedding = self._embed(broadcast_steps("UNet", t, x), label, cond)
 
         residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         attention_block = nn.remat(AttentionBlock) if self.remat else AttentionBlock

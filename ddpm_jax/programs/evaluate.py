@@ -96,17 +96,7 @@ def evaluate(config: EvaluateConfig) -> None:
         raise ValueError("--bits-count must be 0 or at least 2, got 1.")
     processes.connect(**dataclasses.asdict(config.distributed))
     run = processes.everywhere(lambda: TrainedRun(config))
-    features = processes.everywhere(
-        lambda: metrics.features_for(
-            run,
-            config.features,
-            classifier=config.classifier,
-            inception=config.inception,
-            download=config.download,
-            preprocess=config.preprocess,
-            cache_dir=config.cache_dir,
-        )
-    )
+    features = processes.everywhere(lambda: metrics.features_for(run, config))
     count = _count(run, config)
     heldout = run.heldout_data.images[:count]
     conditions, data = {}, run.heldout_data if len(heldout) else run.train_data

@@ -22,6 +22,7 @@ from ddpm_jax.programs.intervals import frechet_interval
 from ddpm_jax.programs.pictures import are_pictures
 
 if TYPE_CHECKING:
+    from ddpm_jax.programs.evaluate import EvaluateConfig
     from ddpm_jax.programs.trained_run import TrainedRun
 
 PAIRED = 10_000
@@ -89,15 +90,13 @@ def classifier_features(
     return Features("classifier", extractor.fingerprint, ("features",), "logits", extractor, size)
 
 
-def inception_features(
-    path: Path | None, *, cache_dir: Path | None, preprocess: str, devices: Any
-) -> Features:
+def inception_features(config: EvaluateConfig, devices: Any) -> Features:
     """Inception-v3 with the published weights; raises as `load_inception_weights`."""
-    variables = evaluation.load_inception_weights(path, cache_dir=cache_dir)
+    variables = evaluation.load_inception_weights(config.inception, cache_dir=config.cache_dir)
     extractor: FeatureExtractor = evaluation.inception_extractor(
         variables,
         outputs=("pool", "spatial", "logits_unbiased"),
-        preprocess=evaluation.PREPROCESSINGS[preprocess],
+        preprocess=evaluation.PREPROCESSINGS[config.preprocess],
         devices=devices,
     )
     outputs, logits = ("pool", "spatial"), "logits_unbiased"
@@ -105,21 +104,9 @@ def inception_features(
     return Features("inception", extractor.fingerprint, outputs, logits, extractor, size)
 
 
-def features_for(
-    run: TrainedRun,
-    wanted: str,
-    *,
-    classifier: Path | None,
-    inception: Path | None,
-    download: bool,
-    preprocess: str,
-    cache_dir: Path | None,
-) -> Features:
-    """The features that the options of an evaluation name; ValueError if the run has none such.
-
-    wanted  "auto", "inception", "classifier" or "pixels"
-    """
-    name = wanted
+def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
+    """The features that an evaluation's options name; ValueError if the run has none such."""
+    name, classifier = config.features, config.classifier
     shape = run.model.image_shape
     pictures = are_pictures(shape)
     if name == "auto" and classifier is not None:
@@ -129,7 +116,7 @@ def features_for(
     if (name == "classifier") != (classifier is not None):
         raise ValueError(
             "--features classifier and --classifier FOLDER belong together, got "
-            f"{wanted} and {classifier}. ddpm-jax train classifier makes a folder."
+            f"{config.features} and {classifier}. ddpm-jax train classifier makes a folder."
         )
     if classifier is not None:
         return classifier_features(classifier, shape, run.model.num_classes, run.devices)
@@ -146,15 +133,13 @@ def features_for(
             f"--features inception needs images with 1 or 3 channels, and {run.name} makes arrays "
             f"of shape {list(shape)}. Compare their values: --features pixels."
         )
-    cached = cache_root(cache_dir) / "inception"
-    if inception is None and not download and not any(cached.glob("*.pth")):
+    cached = cache_root(config.cache_dir) / "inception"
+    if config.inception is None and not config.download and not any(cached.glob("*.pth")):
         raise ValueError(
             f"the weights of Inception-v3 are not in {cached}. Fetch them with --download (96 MB), "
             "name a copy with --inception FILE, or compare pixels: --features pixels."
         )
-    return inception_features(
-        inception, cache_dir=cache_dir, preprocess=preprocess, devices=run.devices
-    )
+    return inception_features(config, run.devices)
 
 
 def summarize(

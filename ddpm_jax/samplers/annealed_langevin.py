@@ -49,8 +49,7 @@ def annealed_langevin(
     check_schedule("annealed_langevin", schedule)
     steps_per_level = check_whole("annealed_langevin", "steps_per_level", steps_per_level)
     check_flag("annealed_langevin", "final_denoise", final_denoise)
-    if not 0.0 < check_number("annealed_langevin", "rate", rate) < 4.0:
-        raise ValueError(f"annealed_langevin needs 0 < rate < 4, got {rate}. NCSN uses 0.2.")
+    check_number("annealed_langevin", "rate", rate, "NCSN uses 0.2.", within="(0, 4)")
 
     def step(denoise, x_t, t, noise, state):
         here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)

@@ -22,7 +22,7 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_denoiser
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_batch, check_draws, check_flag, check_function
+from ddpm_jax.forward.checks import check_batch, check_draws, check_flag, check_function, check_kind
 from ddpm_jax.keys import check_draw, check_keys, fold_in_each, normal_per_example
 from ddpm_jax.types import Array, ArrayLike, Denoiser, Key, PyTree, as_array, bcast_right, describe
 
@@ -279,21 +279,13 @@ def _scan(sampler, denoise, x, state, steps, keys, noise, keep=False) -> tuple[A
 
 def check_sampler(call: str, sampler: Sampler) -> None:
     """Raises TypeError, in the name of the call, unless its first argument is a Sampler."""
-    if not isinstance(sampler, Sampler):
-        raise TypeError(
-            f"{call} needs a Sampler as its first argument, such as ddim(schedule), got "
-            f"{describe(sampler)}. A function that makes samplers is called with its schedule "
-            "first; a denoiser comes second."
-        )
+    check_kind(call, "sampler", sampler, Sampler, "such as ddim(schedule), already called")
 
 
-def check_schedule(call: str, schedule: NoiseSchedule) -> None:
+def check_schedule(call: str, schedule: NoiseSchedule, name: str = "schedule") -> None:
     """Raises TypeError, in the name of the call, unless `schedule` is a NoiseSchedule."""
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(
-            f"{call} needs a NoiseSchedule, such as linear_schedule() or respace(schedule, steps), "
-            f"got {describe(schedule)}."
-        )
+    source = "such as linear_schedule() or respace(schedule, steps)"
+    check_kind(call, name, schedule, NoiseSchedule, source)
 
 
 def check_steps(call: str, sampler: Sampler, steps: ArrayLike) -> Array:

@@ -15,12 +15,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.forward.continuous import (
-    ContinuousProcess,
-    check_grid,
-    check_process,
-    schedule_from_process,
-)
+from ddpm_jax.forward.continuous import ContinuousProcess, grid_tables
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, no_state, skip_at_last_step
 from ddpm_jax.types import Array, ArrayLike, bcast_right, x_0_of
@@ -70,8 +65,7 @@ def euler_maruyama(process: ContinuousProcess, times: ArrayLike) -> Sampler:
         (4, 1)
     """
     call = "euler_maruyama"
-    schedule, grid = _tables(call, process, times)
-    table = np.asarray(times, np.float64)
+    table, schedule, grid = grid_tables(call, process, times)
     with np.errstate(divide="ignore"):
         g = process.diffusion(table)
     if not np.isfinite(g).all():
@@ -97,7 +91,7 @@ def euler_maruyama(process: ContinuousProcess, times: ArrayLike) -> Sampler:
 
 
 def _flow(call: str, process: ContinuousProcess, times: ArrayLike, second_order: bool) -> Sampler:
-    schedule, grid = _tables(call, process, times)
+    _, schedule, grid = grid_tables(call, process, times)
 
     def step(denoise, x_t, t, noise, state):
         x, x_0_hat, _, slope = _evaluate(process, grid, denoise, schedule, x_t, t)
@@ -113,15 +107,6 @@ def _flow(call: str, process: ContinuousProcess, times: ArrayLike, second_order:
         return StepResult(x_s, x_0_hat, state)
 
     return Sampler(schedule, no_state, step, num_draws=0)
-
-
-def _tables(call: str, process: ContinuousProcess, times: ArrayLike):
-    """(schedule, [times, √(s²+n²)] as an array [2, S])."""
-    check_process(call, process)
-    table = check_grid(call, process, times)
-    schedule = schedule_from_process(process, table)
-    scale = np.hypot(process.signal_scale(table), process.noise_scale(table))
-    return schedule, jnp.asarray(np.stack([table, scale]), schedule.beta.dtype)
 
 
 def _evaluate(process, grid, denoise, schedule, x_t, t):

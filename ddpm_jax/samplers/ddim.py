@@ -42,11 +42,8 @@ def ddim(schedule: NoiseSchedule, *, eta: float = 0.0) -> Sampler:
     (4, 3)
     """
     check_schedule("ddim", schedule)
-    if not 0.0 <= check_number("ddim", "eta", eta) <= 1.0:
-        raise ValueError(
-            f"ddim needs 0 <= eta <= 1, got {eta}. 0 is deterministic; 1 has DDPM's posterior "
-            "variance."
-        )
+    remedy = "0 is deterministic; 1 has DDPM's posterior variance."
+    check_number("ddim", "eta", eta, remedy, within="[0, 1]")
 
     def step(denoise, x_t, t, noise, state):
         here, there = level_at(schedule, t, x_t.ndim), level_at(schedule, t - 1, x_t.ndim)
@@ -160,13 +157,9 @@ def _encode(
     check_denoiser(call, schedule, denoise)
     size = schedule.num_timesteps
     last_step = size - 1 if last_step is None else last_step
-    last_step = check_whole(call, "last_step", last_step, least=0)
+    remedy = "Steps count on the grid, not on the full process."
+    last_step = check_whole(call, "last_step", last_step, least=0, most=size - 1, remedy=remedy)
     corrections = check_whole(call, "corrections", corrections, least=0)
-    if not last_step < size:
-        raise ValueError(
-            f"{call} needs last_step in 0..{size - 1}, got {last_step}. Steps count on the grid, "
-            "not on the full process."
-        )
     check_choice(call, "convention", convention, get_args(Convention))
 
     def epsilon_hat(x, t):

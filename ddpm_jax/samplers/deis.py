@@ -21,7 +21,7 @@ import numpy as np
 
 from ddpm_jax.denoisers.scheduled import check_process, rows_on_host
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_choice, check_whole
+from ddpm_jax.forward.checks import check_whole
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, level_at
 from ddpm_jax.types import Array, bcast_right, host_array, x_0_of
@@ -60,8 +60,7 @@ def deis(
     """
     check_schedule("deis", schedule)
     remedy = "Order 1 is ddim; the paper's best, tAB-3, is order 4."
-    order = check_whole("deis", "order", order, remedy=remedy)
-    check_choice("deis", "order", order, (1, 2, 3, 4), remedy)
+    order = check_whole("deis", "order", order, most=4, remedy=remedy)
     table = jnp.asarray(_coefficients(schedule, process, order), schedule.beta.dtype)
 
     def init(x_T):
@@ -85,7 +84,7 @@ def deis(
 def _coefficients(schedule: NoiseSchedule, process: NoiseSchedule | None, order: int) -> np.ndarray:
     """C_{j+1} [known, S, j] with `known` past values in use; 0 for the step to the data."""
     process = schedule if process is None else process
-    check_schedule("deis (process)", process)
+    check_schedule("deis", process, "process")
     check_process("deis", schedule, process, "its process")
     tau, levels, log_snr = (
         host_array("deis", name, table, np.float64)

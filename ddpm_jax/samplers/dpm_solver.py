@@ -23,7 +23,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_choice, check_flag, check_whole
+from ddpm_jax.forward.checks import check_flag, check_whole
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule, no_state
 from ddpm_jax.samplers.exponential import (
@@ -59,8 +59,7 @@ def dpm_solver_pp(
     """
     check_schedule("dpm_solver_pp", schedule)
     call, remedy = "dpm_solver_pp", "Order 2 is the authors' choice; order 1 is ddim."
-    order = check_whole(call, "order", order, remedy=remedy)
-    check_choice(call, "order", order, (1, 2, 3), remedy)
+    order = check_whole(call, "order", order, most=3, remedy=remedy)
     check_flag(call, "sde", sde)
     check_flag(call, "singlestep", singlestep)
     if (sde and order == 3) or (singlestep and (sde or order != 2)):

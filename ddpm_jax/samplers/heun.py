@@ -78,20 +78,14 @@ def heun(
     (4, 3)
     """
     check_schedule("heun", schedule)
-    for name, value in {"churn": churn, "churn_noise": churn_noise}.items():
-        check_number("heun", name, value)
+    check_number("heun", "churn", churn, "0 is deterministic; EDM uses 0…80.", within="[0, inf]")
+    check_number("heun", "churn_noise", churn_noise, "EDM uses 1.003.", within="[0, inf)")
     if not isinstance(churn_range, (tuple, list)) or len(churn_range) != 2:
         raise TypeError(f"heun needs churn_range, two numbers, got {describe(churn_range)}.")
-    low, high = (check_number("heun", "churn_range", value) for value in churn_range)
-    if not (0 <= low <= high and 0 <= churn_noise < math.inf):
-        raise ValueError(
-            f"heun needs 0 <= S_tmin <= S_tmax and churn_noise >= 0, got {churn_range=}, "
-            f"{churn_noise=}."
-        )
+    low = check_number("heun", "churn_range[0]", churn_range[0], within="[0, inf]")
+    check_number("heun", "churn_range[1]", churn_range[1], within=f"[{low}, inf]")
     if process is not None:
-        check_schedule("heun (process)", process)
-    if not churn >= 0:
-        raise ValueError(f"heun needs churn >= 0, got {churn}. 0 is deterministic; EDM uses 0…80.")
+        check_schedule("heun", process, "process")
     raised = None
     if churn > 0:
         if process is None:

@@ -59,10 +59,8 @@ def predictor_corrector(
     """
     check_sampler("predictor_corrector", predictor)
     num_corrections = check_whole("predictor_corrector", "num_corrections", num_corrections)
-    if not 0 <= check_number("predictor_corrector", "snr", snr) < math.inf:
-        raise ValueError(
-            f"predictor_corrector needs snr >= 0, got {snr}. Song et al. (2020) use 0.16."
-        )
+    remedy = "Song et al. (2020) use 0.16."
+    check_number("predictor_corrector", "snr", snr, remedy, within="[0, inf)")
     schedule = predictor.schedule
     num_draws = predictor.num_draws + num_corrections
 

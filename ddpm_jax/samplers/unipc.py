@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from ddpm_jax.forward import NoiseSchedule
-from ddpm_jax.forward.checks import check_choice, check_whole
+from ddpm_jax.forward.checks import check_whole
 from ddpm_jax.forward.schedule import timesteps_at
 from ddpm_jax.samplers.base import Sampler, StepResult, check_schedule
 from ddpm_jax.samplers.exponential import (
@@ -57,8 +57,7 @@ def unipc(schedule: NoiseSchedule, *, order: int = 3) -> Sampler:
     """
     check_schedule("unipc", schedule)
     remedy = "The paper uses 3 without guidance and 2 with it."
-    order = check_whole("unipc", "order", order, remedy=remedy)
-    check_choice("unipc", "order", order, (1, 2, 3), remedy)
+    order = check_whole("unipc", "order", order, most=3, remedy=remedy)
 
     def init(x_T):
         return Memory(no_history(x_T, order), jnp.zeros_like(x_T))

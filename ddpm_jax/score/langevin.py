@@ -105,7 +105,8 @@ def langevin(
     def body(x, inputs):
         step, z = inputs
         if z is None:
-            z = _draw(keys, step, x)
+            step_keys = fold_in_each(keys, step)  # type: ignore[arg-type]
+            z = normal_per_example(step_keys, x.shape[1:], x.dtype)
         s = score_fn(x)
         check_batch("langevin", score=s, x=x)
         x = langevin_step(s, x, step_size, z)
@@ -198,11 +199,6 @@ def annealed_langevin_chains(
     if final_denoise:
         x = (x + jnp.square(sigmas[-1]) * at_level(levels[-1])(x)).astype(x.dtype)
     return Chains(x, trajectory)
-
-
-def _draw(keys: Any, step: Array, x: Array) -> Array:
-    """The noise of step `step` [], row i from keys[i]."""
-    return normal_per_example(fold_in_each(keys, step), x.shape[1:], x.dtype)
 
 
 def check_chains(

@@ -18,7 +18,6 @@ are means over them); the caller averages. Noise and projections are arguments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -33,6 +32,7 @@ from ddpm_jax.forward.checks import (
     check_number,
     check_per_example,
     check_real,
+    check_same_shape,
     check_whole,
     real_table,
 )
@@ -44,7 +44,6 @@ from ddpm_jax.types import (
     LevelScore,
     as_array,
     bcast_right,
-    describe,
     per_example,
     sum_per_example,
 )
@@ -228,9 +227,7 @@ def ncsn_loss(
     (x,) = check_batch("ncsn_loss", x=x)
     level = as_array("ncsn_loss", "level", level)
     check_function("ncsn_loss", "score_fn", score_fn, "(x, level) -> s")
-    power = check_number("ncsn_loss", "power", power)
-    if not math.isfinite(power):
-        raise ValueError(f"ncsn_loss needs a finite power, got {power}. NCSN uses 2.")
+    power = check_number("ncsn_loss", "power", power, "NCSN uses 2.", within="(-inf, inf)")
     if not jnp.issubdtype(level.dtype, jnp.integer):
         raise TypeError(
             f"ncsn_loss needs integer levels that index sigmas, got dtype {level.dtype}. Draw them "
@@ -253,7 +250,7 @@ def _scaled_residual(call: str, score_fn: ScoreFn, x: Array, noise: Array, sigma
     """σ s(x + σz) + z, which is σ times the residual of denoising score matching."""
     check_function(call, "score_fn", score_fn, "(x) -> s")
     check_batch(call, x=x, noise=noise)
-    return sigma * _check_score(call, score_fn(x + sigma * noise), x) + noise
+    return sigma * _checked(call, score_fn(x + sigma * noise), x) + noise
 
 
 def _score_and_forms(
@@ -262,7 +259,7 @@ def _score_and_forms(
     """s(x) [B, ...] and vᵢᵀ ∇s(x) vᵢ [num, B] for the directions vᵢ = direction(i) [B, ...]."""
     check_function(call, "score_fn", score_fn, "(x) -> s")
     # The score is evaluated once, and only its linear part per direction.
-    score, push = jax.linearize(lambda x: _check_score(call, score_fn(x), x), x)
+    score, push = jax.linearize(lambda x: _checked(call, score_fn(x), x), x)
 
     def form(i: Array) -> Array:
         v = direction(i)
@@ -275,12 +272,6 @@ def _score_and_forms(
     return score, jax.lax.map(jax.checkpoint(form), jnp.arange(num))
 
 
-def _check_score(call: str, score: Array, x: Array) -> Array:
-    if not hasattr(score, "dtype") or not jnp.issubdtype(score.dtype, jnp.floating):
-        raise TypeError(f"{call} needs a score of real numbers, got {describe(score)}.")
-    if jnp.shape(score) != x.shape:
-        raise ValueError(
-            f"{call} needs a score of x's shape {x.shape}, got {jnp.shape(score)}: one component "
-            "per dimension of the event."
-        )
+def _checked(call: str, score: Array, x: Array) -> Array:
+    check_same_shape(call, score=score, x=x)
     return score

@@ -118,14 +118,12 @@ def geometric_ratio(dim: int, *, overlap: float = 0.5) -> float:
 
 
 def _ratio(call: str, dim: int, overlap: float) -> float:
-    dim = check_whole(call, "dim", dim)
-    check_number(call, "overlap", overlap)
-    if not (dim >= 5 and 0 < overlap <= 0.99):
-        raise ValueError(
-            f"{call} needs dim >= 5 and 0 < overlap <= 0.99, got {dim=}, {overlap=}. In "
-            "fewer dimensions noise of any two levels overlaps: use geometric_noise_levels with a "
-            "ratio of about 2."
-        )
+    remedy = (
+        "In fewer dimensions noise of any two levels overlaps: use geometric_noise_levels with a "
+        "ratio of about 2."
+    )
+    dim = check_whole(call, "dim", dim, least=5, remedy=remedy)
+    check_number(call, "overlap", overlap, "The paper asks for 0.5.", within="(0, 0.99]")
     root = math.sqrt(2.0 * dim)
 
     def covered(ratio: float) -> float:
@@ -217,13 +215,9 @@ def langevin_step_size(sigmas: ArrayLike, num_steps_per_level: int) -> float:
 
 
 def _check_range(call: str, sigma_max: float, sigma_min: float) -> None:
-    check_number(call, "sigma_max", sigma_max)
-    check_number(call, "sigma_min", sigma_min)
-    if not (math.inf > sigma_max > sigma_min > 0):
-        raise ValueError(
-            f"{call} needs finite sigma_max > sigma_min > 0, got {sigma_max=}, {sigma_min=}. "
-            "NCSNv2 uses 50 and 0.01 for CIFAR-10 in [0, 1]."
-        )
+    remedy = "NCSNv2 uses 50 and 0.01 for CIFAR-10 in [0, 1]."
+    low = check_number(call, "sigma_min", sigma_min, remedy, within="(0, inf)")
+    check_number(call, "sigma_max", sigma_max, remedy, within=f"({low}, inf)")
 
 
 def _normal_cdf(x: float) -> float:

@@ -26,8 +26,6 @@ from ddpm_jax.visualize.plots import label_logarithms
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FAINT = "#9aa0a8"
-
 
 class Heatmap(NamedTuple):
     """Values [H, W] as colours over extent (left, right, bottom, top), row 0 at the bottom.
@@ -176,11 +174,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_yticks([])
         axes.spines[:].set_color("#d5d8dc")
     else:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_FAINT)
-        axes.tick_params(which="both", color=_FAINT, labelcolor=INK, labelsize=8)
-        axes.grid(color="#e6e8eb", linewidth=0.8)
-        axes.set_axisbelow(True)
+        files.style_axes(axes, labelsize=8)
     if panel.logx:
         axes.set_xscale("log")
     if panel.logy:
@@ -196,9 +190,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axis = getattr(axes, f"{name}axis")
             limits = getattr(panel, f"{name}lim") or getattr(axes.dataLim, f"interval{name}")
             label_logarithms(axis, *limits)
-    if panel.xticks is not None:
-        axes.set_xticks(panel.xticks, [f"{place:g}" for place in panel.xticks])
-        axes.set_xticks([], minor=True)
+    files.set_xticks(axes, panel.xticks)
     axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
     axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)
     if any(getattr(layer, "label", None) for layer in panel.layers):
@@ -234,7 +226,7 @@ def _heatmap(axes: Axes, panel: Panel, layer: Heatmap) -> None:
     if layer.bar is not None:
         bar = axes.get_figure().colorbar(image, ax=axes, shrink=0.8, pad=0.02)  # type: ignore
         bar.set_label(layer.bar, color=INK, fontsize=8)
-        bar.ax.tick_params(labelsize=7, labelcolor=INK, color=_FAINT)
+        bar.ax.tick_params(labelsize=7, labelcolor=INK, color=files.FAINT)
         bar.outline.set_visible(False)  # type: ignore[operator]
 
 
@@ -262,7 +254,7 @@ def _arrows(axes: Axes, panel: Panel, layer: Arrows) -> None:
 def _points(axes: Axes, panel: Panel, layer: Points) -> None:
     points = _pairs(panel, layer.points)
     _check_size(panel, "size", layer.size)
-    _check_size(panel, "alpha", layer.alpha, 1.0)
+    _check_size(panel, "alpha", layer.alpha, "[0, 1]")
     _check_logarithms(panel, *points.T)
     axes.scatter(
         *points.T,
@@ -309,12 +301,8 @@ def _values(panel: Panel, name: str, values: npt.ArrayLike) -> npt.NDArray[np.fl
     return host_numbers("save_panels", f"{name} in {panel.title!r}", values).astype(np.float64)
 
 
-def _check_size(panel: Panel, name: str, value: float, most: float = math.inf) -> None:
-    if not 0 <= check_number("save_panels", name, value) <= most or value == math.inf:
-        limit = "finite" if most == math.inf else f"≤ {most}"
-        raise ValueError(
-            f"save_panels needs {name} ≥ 0 and {limit} in {panel.title!r}, got {value}."
-        )
+def _check_size(panel: Panel, name: str, value: float, within: str = "[0, inf)") -> None:
+    check_number("save_panels", name, value, f"It is in {panel.title!r}.", within=within)
 
 
 def _pairs(panel: Panel, values: npt.ArrayLike) -> npt.NDArray[np.float64]:

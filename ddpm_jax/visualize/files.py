@@ -14,12 +14,14 @@ from ddpm_jax.forward.checks import check_text, host_numbers, is_finite_number
 from ddpm_jax.types import describe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PathLike = str | os.PathLike[str]
 
 DPI = 150
 INK = "#30343b"
+FAINT = "#9aa0a8"
 # Okabe and Ito's colours, which colour-blind readers can distinguish, without their pale yellow.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
@@ -60,6 +62,22 @@ def check_ticks(caller: str, xticks: Sequence[float] | None) -> None:
     ticks = host_numbers(caller, "xticks", xticks)
     if ticks.ndim != 1 or not np.isfinite(ticks).all():
         raise ValueError(f"{caller} needs xticks, a list of finite numbers, got {xticks!r}.")
+
+
+def style_axes(axes: Axes, labelsize: int) -> None:
+    """Two faint spines and a grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=labelsize)
+    axes.grid(color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def set_xticks(axes: Axes, xticks: Sequence[float] | None) -> None:
+    """Makes these, if any, the labelled ticks on x."""
+    if xticks is not None:
+        axes.set_xticks(xticks, [f"{place:g}" for place in xticks])
+        axes.set_xticks([], minor=True)
 
 
 def write_figure(target: Path, figure: Figure) -> None:

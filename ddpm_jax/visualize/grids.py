@@ -89,14 +89,10 @@ def save_gif(
     target = checked_path("save_gif", path, ".gif")
     film = checked_images("save_gif", frames, "FNHWC")
     columns, padding, scale = checked_sheet("save_gif", columns, padding, scale)
-    check_number("save_gif", "seconds", seconds)
-    check_number("save_gif", "hold_last", hold_last)
-    check_number("save_gif", "max_rate", max_rate)
-    if not (0.1 <= seconds < math.inf and 0 <= hold_last < math.inf and 0 < max_rate <= 50):
-        raise ValueError(
-            "save_gif needs seconds ≥ 0.1, hold_last ≥ 0 and 0 < max_rate ≤ 50 (browsers slow down "
-            f"what is faster), got {seconds=}, {hold_last=}, {max_rate=}."
-        )
+    check_number("save_gif", "seconds", seconds, within="[0.1, inf)")
+    check_number("save_gif", "hold_last", hold_last, within="[0, inf)")
+    remedy = "Browsers slow down what is faster."
+    check_number("save_gif", "max_rate", max_rate, remedy, within="(0, 50]")
     count = min(len(film), max(2, int(seconds * max_rate)))
     film = film[np.rint(np.linspace(0, len(film) - 1, count)).astype(int)]
     columns = fitting_columns(film[0]) if columns is None else columns

@@ -17,6 +17,8 @@ from ddpm_jax.visualize.files import (
     PathLike,
     check_ticks,
     checked_path,
+    set_xticks,
+    style_axes,
     write_figure,
 )
 
@@ -175,16 +177,10 @@ def _save_plot(
         values = np.concatenate([getattr(line, name) for line in lines])
         _scale_axis(caller, axes, name, values[np.isfinite(values)], log)
         getattr(axes, f"set_{name}label")(label, color=INK)
-    if xticks is not None:
-        axes.set_xticks(xticks, [f"{place:g}" for place in xticks])
-        axes.set_xticks([], minor=True)
+    set_xticks(axes, xticks)
+    style_axes(axes, labelsize=9)
     if title:
         axes.set_title(title, color=INK, fontsize=11, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9aa0a8")
-    axes.tick_params(which="both", color="#9aa0a8", labelcolor=INK, labelsize=9)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
     if len(lines) > 1:
         # Matplotlib searches all points for the best place, which takes seconds if there are many.
         place = "best" if sum(line.x.size for line in lines) < 100_000 else "upper right"
