@@ -68,7 +68,11 @@ def decode_dataset(
         return cached._replace(name=name, class_names=source.class_names)
     contents = (content for _, block in source.blocks() for content, _ in block)
     grey = channels == 1 or (channels == "auto" and all(map(is_grey, contents)))
-    size = _first_size(source, name) if resolution is None else size_of(resolution)
+    if resolution is None:
+        with open_image(source.fetch([0])[0][0], f"image 0 of {name}") as image:
+            size = image.height, image.width
+    else:
+        size = size_of(resolution)
     shape = (source.count, *size, 1 if grey else 3)
     names = source.class_names
     labels = None if names is None else np.zeros(source.count, np.int32)
@@ -176,11 +180,6 @@ def choose_column(found: Sequence[str], usual: str, what: str, remedy: str) -> s
     if usual in found or len(found) < 2:
         return usual if usual in found else next(iter(found), None)
     raise ValueError(f"{what}, {list(found)}, and none is called {usual}. {remedy}")
-
-
-def _first_size(source: Encoded, name: str) -> tuple[int, int]:
-    with open_image(source.fetch([0])[0][0], f"image 0 of {name}") as image:
-        return image.height, image.width
 
 
 def _check_size(content: bytes, size: tuple[int, int], where: str) -> None:

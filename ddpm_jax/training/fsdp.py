@@ -138,11 +138,9 @@ class FullySharded:
 
         def mean(leaf: Array, axis: int | None) -> Array:
             # Differentiating the gather has summed these gradients over fsdp.
-            return (
-                jax.lax.pmean(leaf, AXES)
-                if axis is None
-                else jax.lax.pmean(leaf, DATA) / self.shards
-            )
+            if axis is None:
+                return jax.lax.pmean(leaf, AXES)
+            return jax.lax.pmean(leaf, DATA) / self.shards
 
         return Collectives(
             axes=AXES, vary=leafwise(vary), gather=leafwise(gather), mean=leafwise(mean)

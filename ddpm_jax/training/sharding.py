@@ -167,9 +167,8 @@ class DataParallel:
         """
 
         def put(leaf, sharding):
-            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return _put(leaf, sharding)
-            if sharding.is_fully_addressable:
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            if not is_key or sharding.is_fully_addressable:
                 return _put(leaf, sharding)
             data = meshes.put(np.asarray(jax.random.key_data(leaf)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
