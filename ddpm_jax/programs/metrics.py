@@ -15,7 +15,7 @@ from ddpm_jax import evaluation
 from ddpm_jax.data import ImageDataset
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.devices import processes
-from ddpm_jax.evaluation import FeatureExtractor, Moments, StatisticsKey
+from ddpm_jax.evaluation import Moments, StatisticsKey
 from ddpm_jax.programs.classifier import accuracy, load_classifier
 from ddpm_jax.programs.console import bar
 from ddpm_jax.programs.intervals import frechet_interval
@@ -89,22 +89,6 @@ def classifier_features(
     return Features("classifier", extractor.fingerprint, ("features",), "logits", extractor, size)
 
 
-def inception_features(
-    path: Path | None, *, cache_dir: Path | None, preprocess: str, devices: Any
-) -> Features:
-    """Inception-v3 with the published weights; raises as `load_inception_weights`."""
-    variables = evaluation.load_inception_weights(path, cache_dir=cache_dir)
-    extractor: FeatureExtractor = evaluation.inception_extractor(
-        variables,
-        outputs=("pool", "spatial", "logits_unbiased"),
-        preprocess=evaluation.PREPROCESSINGS[preprocess],
-        devices=devices,
-    )
-    outputs, logits = ("pool", "spatial"), "logits_unbiased"
-    size = extractor.batch_size
-    return Features("inception", extractor.fingerprint, outputs, logits, extractor, size)
-
-
 def features_for(
     run: TrainedRun,
     wanted: str,
@@ -118,6 +102,8 @@ def features_for(
     """The features that the options of an evaluation name; ValueError if the run has none such.
 
     wanted  "auto", "inception", "classifier" or "pixels"
+
+    Raises what `load_inception_weights` and `load_classifier` raise.
     """
     name = wanted
     shape = run.model.image_shape
@@ -152,9 +138,15 @@ def features_for(
             f"the weights of Inception-v3 are not in {cached}. Fetch them with --download (96 MB), "
             "name a copy with --inception FILE, or compare pixels: --features pixels."
         )
-    return inception_features(
-        inception, cache_dir=cache_dir, preprocess=preprocess, devices=run.devices
+    outputs, logits = ("pool", "spatial"), "logits_unbiased"
+    extractor = evaluation.inception_extractor(
+        evaluation.load_inception_weights(inception, cache_dir=cache_dir),
+        outputs=(*outputs, logits),
+        preprocess=evaluation.PREPROCESSINGS[preprocess],
+        devices=run.devices,
     )
+    size = extractor.batch_size
+    return Features("inception", extractor.fingerprint, outputs, logits, extractor, size)
 
 
 def summarize(
