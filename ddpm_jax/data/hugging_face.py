@@ -90,7 +90,8 @@ def _open(datasets: Any, name: str, download: bool) -> Any:
     """The splits by name."""
     folder = user_path(name)
     try:
-        if folder.is_dir() and any((folder / f).is_file() for f in _SAVED):
+        saved = ("dataset_dict.json", "state.json")  # marks of what `save_to_disk` wrote
+        if folder.is_dir() and any((folder / f).is_file() for f in saved):
             found = datasets.load_from_disk(str(folder))
             return found if isinstance(found, datasets.DatasetDict) else {"train": found}
         config = datasets.DownloadConfig(local_files_only=not (download or folder.is_dir()))
@@ -102,10 +103,6 @@ def _open(datasets: Any, name: str, download: bool) -> Any:
             "images, parquet or arrow files, or a data set of the hub, which --data.download "
             "allows to fetch."
         ) from error
-
-
-_SAVED = ("dataset_dict.json", "state.json")
-"""Marks of what `save_to_disk` wrote."""
 
 
 def _fetch(

@@ -184,7 +184,11 @@ class Mirror:
         files = self._bucket.files()
         committed = buckets.committed_steps(files)
         self._up = set(committed)
-        self._bucket.remove(_uncommitted(files, self._up))
+        # The remains of uploads and removals that a kill cut short.
+        parts = {name: re.match(r"checkpoints/(\d+)(/|$)", name) for name in files}
+        self._bucket.remove(
+            [n for n, part in parts.items() if part and int(part[1]) not in self._up]
+        )
         mine = max(_local_steps(self.root), default=-1)
         newer = [step for step in committed if step > mine]
         needed = [name for name in files if NEEDED.fullmatch(name)]
@@ -308,16 +312,6 @@ def _local_steps(root: Path) -> set[int]:
     folder = root / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return {int(name) for name in names if name.isdecimal()}
-
-
-def _uncommitted(files: Files, committed: set[int]) -> list[str]:
-    """The remains of uploads and removals that a kill cut short."""
-    parts = {name: name.split("/") for name in files}
-    return [
-        name
-        for name, part in parts.items()
-        if part[0] == "checkpoints" and part[1].isdecimal() and int(part[1]) not in committed
-    ]
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -215,7 +215,16 @@ class Checkpoints:
         """
         self.wait()
         chosen = processes.on_leader(lambda: self._choose(like, step))
-        return None if chosen is None else self._read(chosen, like)
+        if chosen is None:
+            return None
+        try:
+            tree = self._orbax.restore(
+                self._place / str(chosen), args=ocp.args.StandardRestore(stored_shapes(like))
+            )
+        except Exception as error:
+            folder = self.folder / str(chosen)
+            raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
+        return from_stored(tree, like)
 
     def _choose(self, like: PyTree, step: int | None) -> int | None:
         """The step to restore, verified and of the right structure.
@@ -267,16 +276,6 @@ class Checkpoints:
                 f"{folder} has no index of its arrays, and none could be added "
                 f"({_first_line(error)})."
             ) from error
-
-    def _read(self, step: int, like: T) -> T:
-        folder = self.folder / str(step)
-        try:
-            tree = self._orbax.restore(
-                self._place / str(step), args=ocp.args.StandardRestore(stored_shapes(like))
-            )
-        except Exception as error:
-            raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
-        return from_stored(tree, like)
 
     def _set_aside(self, damaged: list[str], available: list[int], used: int) -> None:
         kept = []
