@@ -107,6 +107,14 @@ def test_the_manifest_comes_last_and_the_log_before_it(store):
     assert puts.index("bucket/run/config.json") < manifest
 
 
+@pytest.mark.parametrize("name", ["0009", "9"])
+def test_a_folder_without_a_manifest_keeps_no_checkpoint_from_the_bucket(store, name):
+    with Training() as run:
+        (run.root / "checkpoints" / name).mkdir(parents=True)
+        save(run.root, 4)
+        wait_for(lambda: stored(store) == [4])
+
+
 def test_superseded_checkpoints_go_manifest_first(store):
     with Training(keep=2, keep_every=8) as run:
         for step in (4, 8, 12, 16, 20):

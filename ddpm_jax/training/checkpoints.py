@@ -89,10 +89,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in ascending order."""
-        if not self.folder.is_dir():
-            return []
-        names = (path.name for path in self.folder.iterdir())
-        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+        return steps_in(self.folder)
 
     def try_folder(self) -> None:
         """Saves, reads back and removes a tiny checkpoint; every process of a run must call this.
@@ -292,6 +289,12 @@ class Checkpoints:
             f"continuing from step {used}.",
             stacklevel=5,
         )
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in a folder, ascending; none if there is no folder."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def superseded(steps: list[int], keep: int, keep_every: int) -> list[int]:
