@@ -256,6 +256,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(store, monkeypatch, tm
     )
 
 
+def test_a_damaged_checkpoint_supersedes_no_other(store, monkeypatch, tmp_path):
+    with Training() as run:
+        save(run.root, 4, 8)
+        wait_for(lambda: stored(store) == [4, 8])
+    for path in (store / "bucket/run/checkpoints/8").rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            path.write_bytes(b"")
+    fresh_machine(monkeypatch, tmp_path)
+    with pytest.warns(UserWarning, match="damaged checkpoint"), Training(keep=1) as run:
+        save(run.root)
+        time.sleep(0.2)
+    assert 4 in stored(store)
+
+
 def test_a_run_removed_from_the_bucket_does_not_come_back(store):
     with Training() as run:
         save(run.root, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,21 +191,15 @@ def summarize_reference(data: ImageDataset, features: Features, cache_dir: Path 
     chosen = np.unique(np.linspace(0, total - 1, min(PAIRED, total)).astype(int))
     folder = cache_root(cache_dir) / "statistics"
 
+    @functools.cache
     def whole() -> dict[str, Moments]:
         pieces = lambda: (data.images[i : i + 1000] for i in range(0, total, 1000))  # noqa: E731
         return summarize(features, pieces, total, "features of the training set").moments
 
-    computed: dict[str, Moments] = {}
     moments = {}
     for name in features.compared:
         key = StatisticsKey(data.fingerprint, "train", total, features.fingerprint, name)
-
-        def compute(name=name) -> Moments:
-            if not computed:
-                computed.update(whole())
-            return computed[name]
-
-        moments[name] = _agreed_statistics(folder, key, compute)
+        moments[name] = _agreed_statistics(folder, key, lambda name=name: whole()[name])
     pieces = lambda: (data.images[chosen[i : i + 1000]] for i in range(0, len(chosen), 1000))  # noqa: E731
     paired = summarize(features, pieces, len(chosen), "features of training images").paired
     return Summary(moments, paired, None)

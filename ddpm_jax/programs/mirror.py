@@ -260,8 +260,8 @@ class Mirror:
 
     def _push(self) -> None:
         """Uploads what the bucket lacks, newest checkpoint first, and removes old checkpoints."""
-        local = steps_in(self.root / "checkpoints")
-        new = [step for step in local if step not in self._up - self._damaged]
+        intact = self._up - self._damaged  # a damaged one supersedes no other
+        new = [step for step in steps_in(self.root / "checkpoints") if step not in intact]
         if self._lost is not None:
             return
         if new or time.monotonic() >= self._logs_due:
@@ -269,12 +269,12 @@ class Mirror:
             self._push_small()
             self._logs_due = time.monotonic() + LOG_SECONDS
         # Newest first. Checkpoints that would be removed at once are not uploaded.
-        gone = superseded(sorted({*new, *self._up}), *self._keep)
+        gone = superseded(sorted({*new, *intact}), *self._keep)
         for step in reversed([step for step in new if step not in gone]):
             # One that training removes meanwhile, or that lacks its manifest, stops no other.
             with contextlib.suppress(FileNotFoundError):
                 self._push_step(step)
-        for step in superseded(sorted(self._up), *self._keep):
+        for step in superseded(sorted(self._up - self._damaged), *self._keep):
             prefix = f"checkpoints/{step}/"
             names = self._bucket.files(prefix.rstrip("/"))
             self._bucket.remove([f"{prefix}{NAME}"])
