@@ -107,6 +107,14 @@ def test_the_manifest_comes_last_and_the_log_before_it(store):
     assert puts.index("bucket/run/config.json") < manifest
 
 
+@pytest.mark.parametrize("name", ["0009", "9"])
+def test_a_folder_without_a_manifest_keeps_no_checkpoint_from_the_bucket(store, name):
+    with Training() as run:
+        (run.root / "checkpoints" / name).mkdir(parents=True)
+        save(run.root, 4)
+        wait_for(lambda: stored(store) == [4])
+
+
 def test_superseded_checkpoints_go_manifest_first(store):
     with Training(keep=2, keep_every=8) as run:
         for step in (4, 8, 12, 16, 20):
@@ -246,6 +254,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(store, monkeypatch, tm
     assert keys.index(("delete", "manifest.json")) < len(keys) - keys[::-1].index(
         ("put", "d/array-8")
     )
+
+
+def test_a_damaged_checkpoint_supersedes_no_other(store, monkeypatch, tmp_path):
+    with Training() as run:
+        save(run.root, 4, 8)
+        wait_for(lambda: stored(store) == [4, 8])
+    for path in (store / "bucket/run/checkpoints/8").rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            path.write_bytes(b"")
+    fresh_machine(monkeypatch, tmp_path)
+    with pytest.warns(UserWarning, match="damaged checkpoint"), Training(keep=1) as run:
+        save(run.root)
+        time.sleep(0.2)
+    assert 4 in stored(store)
 
 
 def test_a_run_removed_from_the_bucket_does_not_come_back(store):

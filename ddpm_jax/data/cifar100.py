@@ -54,7 +54,13 @@ def read_records(place: Path, split: str, count: int) -> tuple[np.ndarray, np.nd
         if place.is_dir():
             data = read_regular(place / name, needed)
         else:
-            data = _from_archive(place, f"{FOLDER}/{name}")
+            # The archive holds the training split, whichever is wanted.
+            largest = sum(CLASS_COUNTS["train"]) * RECORD_BYTES
+            with open_plain_or_gzip(place) as stream:
+                found = dict(read_members(stream, [f"{FOLDER}/{name}"], max_bytes=largest))
+            if not found:
+                raise ValueError(f"it has no {FOLDER}/{name}")
+            [data] = found.values()
         if len(data) != needed:
             raise ValueError(f"{name} has {len(data):,} bytes and needs {needed:,}")
         records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
@@ -69,13 +75,3 @@ def read_records(place: Path, split: str, count: int) -> tuple[np.ndarray, np.nd
             f"again from {URL}."
         ) from error
     return records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
-
-
-def _from_archive(archive: Path, member: str) -> bytes:
-    # The archive holds the training split, whichever is wanted.
-    largest = sum(CLASS_COUNTS["train"]) * RECORD_BYTES
-    with open_plain_or_gzip(archive) as stream:
-        found = dict(read_members(stream, [member], max_bytes=largest))
-    if member not in found:
-        raise ValueError(f"it has no {member}")
-    return found[member]

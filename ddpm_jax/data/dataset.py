@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from ddpm_jax.forward.checks import (
 )
 from ddpm_jax.types import describe
 
+BLOCK_BYTES = 1 << 24
 MAX_CLASSES = 1_000_000
 """Each class has a row in the network's embedding table; more are identifiers by mistake."""
 
@@ -116,16 +117,6 @@ def make_dataset(
     )
 
 
-def _check_layout(call: str, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for images [N, C, H, W] or volumes [N, C, D, H, W]: channels are last."""
-    _, first, *rest = shape
-    if len(rest) > 1 and first in (1, 3, 4) and rest[-1] == rest[-2] > 4:
-        raise ValueError(
-            f"{call} needs images with the channels last, got shape {shape}, with {first} channels "
-            f"before {rest[-2]}×{rest[-1]} pixels. np.moveaxis(images, 1, -1) moves them."
-        )
-
-
 def build_dataset(
     call: str,
     images: np.ndarray | StreamedImages,
@@ -140,7 +131,13 @@ def build_dataset(
     """`make_dataset`, with errors that name the call."""
     if not isinstance(images, StreamedImages):
         pixels = host_pixels(call, images, f"N{spatial_axes(call, spatial_rank)}C")
-        _check_layout(call, pixels.shape)
+        _, first, *rest = pixels.shape
+        if len(rest) > 1 and first in (1, 3, 4) and rest[-1] == rest[-2] > 4:
+            raise ValueError(
+                f"{call} needs images with the channels last, got shape {pixels.shape}, with "
+                f"{first} channels before {rest[-2]}×{rest[-1]} pixels. "
+                "np.moveaxis(images, 1, -1) moves them."
+            )
         images = images if isinstance(images, np.ndarray) else pixels  # a memory map stays one
     for what, value in (("num_classes", num_classes), ("fingerprint", fingerprint)):
         kind = int if what == "num_classes" else str
@@ -263,15 +260,10 @@ def fingerprint_of(images: np.ndarray, labels: np.ndarray, **conditions: np.ndar
 
 def _fingerprint(images: Any, labels: np.ndarray, conditions: dict[str, np.ndarray]) -> str:
     fingerprint = Fingerprint(images.shape)
-    for block in _blocks(images):
-        fingerprint.update(block)
+    size = max(1, BLOCK_BYTES // max(1, math.prod(images.shape[1:])))
+    for start in range(0, len(images), size):
+        fingerprint.update(images[start : start + size])
     return fingerprint.hexdigest(labels, **conditions)
-
-
-def _blocks(images: Any, num_bytes: int = 1 << 24) -> Iterable[np.ndarray]:
-    """Slices images [N, ...] into blocks of about `num_bytes`."""
-    size = max(1, num_bytes // max(1, math.prod(images.shape[1:])))
-    return (images[start : start + size] for start in range(0, len(images), size))
 
 
 def _read_only(dataset: ImageDataset) -> ImageDataset:

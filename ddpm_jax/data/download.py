@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import queue
@@ -96,23 +97,16 @@ def progress_bar(
 
 def _open(urls: Sequence[str]):
     """Opens the first of `urls` that answers; each gets an equal part of the time."""
-    failures = []
+    failures, seconds = [], ANSWER_SECONDS / len(urls)
     for url in urls:
-        response = _try_open(url, ANSWER_SECONDS / len(urls))
-        if not isinstance(response, str):
-            return response
-        failures.append(response)
+        try:
+            opened = functools.partial(urllib.request.urlopen, url, timeout=STALL_SECONDS)
+            return within(seconds, opened)
+        except TimeoutError:
+            failures.append(f"{url} did not answer within {seconds:g} s")
+        except Exception as error:
+            failures.append(f"{url} could not be opened: {error}")
     raise ConnectionError("; ".join(failures))
-
-
-def _try_open(url: str, seconds: float):
-    """Opens `url`, or returns the reason why it could not be opened."""
-    try:
-        return within(seconds, lambda: urllib.request.urlopen(url, timeout=STALL_SECONDS))
-    except TimeoutError:
-        return f"{url} did not answer within {seconds:g} s"
-    except Exception as error:
-        return f"{url} could not be opened: {error}"
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

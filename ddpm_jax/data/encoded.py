@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -68,7 +68,12 @@ def decode_dataset(
         return cached._replace(name=name, class_names=source.class_names)
     contents = (content for _, block in source.blocks() for content, _ in block)
     grey = channels == 1 or (channels == "auto" and all(map(is_grey, contents)))
-    size = _first_size(source, name) if resolution is None else size_of(resolution)
+    size: tuple[int, int]
+    if resolution is None:
+        with open_image(source.fetch([0])[0][0], f"image 0 of {name}") as image:
+            size = image.height, image.width
+    else:
+        size = size_of(resolution)
     shape = (source.count, *size, 1 if grey else 3)
     names = source.class_names
     labels = None if names is None else np.zeros(source.count, np.int32)
@@ -168,19 +173,20 @@ def hold_out(
     return part._replace(fingerprint=fingerprint)
 
 
-def choose_column(found: Sequence[str], usual: str, what: str, remedy: str) -> str | None:
-    """The only one of the columns found, or the usual one of several; None for none.
+def choose_column(
+    columns: Mapping[str, Any], kind: type, usual: str, name: str, remedy: str
+) -> str | None:
+    """The only one of a data set's columns of this kind, or the usual one of several; or None.
 
-    Raises ValueError, which begins with `what`, for several of which none is the usual one.
+    Raises ValueError, with the remedy, for several of which none is the usual one.
     """
+    found = [key for key, column in columns.items() if type(column) is kind]
     if usual in found or len(found) < 2:
         return usual if usual in found else next(iter(found), None)
-    raise ValueError(f"{what}, {list(found)}, and none is called {usual}. {remedy}")
-
-
-def _first_size(source: Encoded, name: str) -> tuple[int, int]:
-    with open_image(source.fetch([0])[0][0], f"image 0 of {name}") as image:
-        return image.height, image.width
+    raise ValueError(
+        f"{name} has several columns of the kind {kind.__name__}, {found}, and none is called "
+        f"{usual}. {remedy}"
+    )
 
 
 def _check_size(content: bytes, size: tuple[int, int], where: str) -> None:

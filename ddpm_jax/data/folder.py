@@ -244,7 +244,7 @@ class _Decoder(NamedTuple):
             try:
                 for i in range(0, len(files), BLOCK):
                     block = slice(i, i + BLOCK)
-                    waiting.append(pool.submit(self._decode, files[block], sources[block]))
+                    waiting.append(pool.submit(self._decode_block, files[block], sources[block]))
                     if len(waiting) > 2 * num_workers:
                         yield waiting.popleft().result()
                 while waiting:
@@ -257,27 +257,19 @@ class _Decoder(NamedTuple):
     ) -> Callable[[np.ndarray], np.ndarray]:
         """A function of indices [n] that decodes these files: uint8 [n, R, R, C]."""
         pool = ThreadPoolExecutor(num_workers or os.cpu_count() or 1, "decode-images")
-
-        def decode(i: int) -> np.ndarray:
-            file, size = self.folder / files[i].name, self.shape[1:3]
-            return decode_image(file, size, grey=self.grey, max_pixels=self.max_pixels)[0]
-
+        decode = lambda i: self._decode(files[i])[0]  # noqa: E731
         return lambda indices: np.stack(list(pool.map(decode, indices.tolist())))
 
-    def _decode(self, files: Sequence[ImageFile], sources: Sequence[bytes]) -> _Block:
+    def _decode(self, file: ImageFile) -> tuple[np.ndarray, int]:
+        place, size = self.folder / file.name, self.shape[1:3]
+        return decode_image(place, size, grey=self.grey, max_pixels=self.max_pixels)
+
+    def _decode_block(self, files: Sequence[ImageFile], sources: Sequence[bytes]) -> _Block:
         block = _Block(np.zeros((len(files), *self.shape[1:]), np.uint8), [], [])
         for i, (file, source) in enumerate(zip(files, sources, strict=True)):
             notes = 0
             try:
-                if source in self.rows:
-                    block.pixels[i], notes = self.rows[source]
-                else:
-                    block.pixels[i], notes = decode_image(
-                        self.folder / file.name,
-                        self.shape[1:3],
-                        grey=self.grey,
-                        max_pixels=self.max_pixels,
-                    )
+                block.pixels[i], notes = self.rows.get(source) or self._decode(file)
             except ValueError as error:
                 block.errors.append(str(error))
                 source = bytes(16)

@@ -42,17 +42,26 @@ def load_hugging_face(
     Raises ImportError where `datasets` is not installed; FileNotFoundError for a data set that is
     not there; ValueError for one without images, or with damaged ones.
     """
-    datasets = _import_datasets()
+    try:
+        import datasets  # type: ignore
+    except ImportError as error:
+        raise ImportError(
+            f"Data sets named hf:... need a package that is not installed ({error}). Run: {INSTALL}"
+        ) from error
     title = f"hf:{name}"
     parts = _open(datasets, name, download)
     stored, share = choose_split(list(parts), split, title)
     data = parts[stored]
-    image = _column(data, datasets.Image, "image", title)
+    remedy = (
+        "Name the labels with --data.labels COLUMN, or write a function of the split that "
+        "chooses: --data.name package.module:function."
+    )
+    image = choose_column(data.features, datasets.Image, "image", title, remedy)
     if image is None:
         raise ValueError(f"{title} has no images among its columns {data.column_names}.")
     label = None
     if labels == "auto":
-        label = _column(data, datasets.ClassLabel, "label", title)
+        label = choose_column(data.features, datasets.ClassLabel, "label", title, remedy)
     elif labels != "none":
         label = labels
         if not isinstance(data.features.get(label), datasets.ClassLabel):
@@ -77,21 +86,12 @@ def load_hugging_face(
     return hold_out(dataset, split, holdout, f"{title}/{split}", root) if share else dataset
 
 
-def _import_datasets() -> Any:
-    try:
-        import datasets  # type: ignore
-    except ImportError as error:
-        raise ImportError(
-            f"Data sets named hf:... need a package that is not installed ({error}). Run: {INSTALL}"
-        ) from error
-    return datasets
-
-
 def _open(datasets: Any, name: str, download: bool) -> Any:
     """The splits by name."""
     folder = user_path(name)
     try:
-        if folder.is_dir() and any((folder / f).is_file() for f in _SAVED):
+        saved = ("dataset_dict.json", "state.json")  # marks of what `save_to_disk` wrote
+        if folder.is_dir() and any((folder / f).is_file() for f in saved):
             found = datasets.load_from_disk(str(folder))
             return found if isinstance(found, datasets.DatasetDict) else {"train": found}
         config = datasets.DownloadConfig(local_files_only=not (download or folder.is_dir()))
@@ -103,10 +103,6 @@ def _open(datasets: Any, name: str, download: bool) -> Any:
             "images, parquet or arrow files, or a data set of the hub, which --data.download "
             "allows to fetch."
         ) from error
-
-
-_SAVED = ("dataset_dict.json", "state.json")
-"""Marks of what `save_to_disk` wrote."""
 
 
 def _fetch(
@@ -125,14 +121,3 @@ def _fetch(
             raise ValueError(f"row {i} of the data set has no image.")
         found.append((content, its))
     return found
-
-
-def _column(data: Any, kind: type, usual: str, name: str) -> str | None:
-    """The only column of this kind, or the usual one of several."""
-    found = [key for key, feature in data.features.items() if isinstance(feature, kind)]
-    what = f"{name} has several columns of the kind {kind.__name__}"
-    remedy = (
-        "Name the labels with --data.labels COLUMN, or write a function of the split that "
-        "chooses: --data.name package.module:function."
-    )
-    return choose_column(found, usual, what, remedy)

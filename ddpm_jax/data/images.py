@@ -150,7 +150,10 @@ def decode_image(
         opened.load()
         check_png_rows(opened, file)
         image = ImageOps.exif_transpose(opened)
-        image = _without_transparency(image).convert("L" if grey else "RGB")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if grey else "RGB")
         width, height = image.size
         if width * to_height > height * to_width:
             width = max(1, round(height * to_width / to_height))
@@ -192,15 +195,6 @@ def is_deep(opened: Any) -> bool:
     if opened.format == "PPM" and any(d[1] > 255 for d in details if isinstance(d, tuple)):
         return True
     return opened.mode[0] in "IF"
-
-
-def _without_transparency(image: Any) -> Any:
-    from PIL import Image
-
-    if not image.has_transparency_data:
-        return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def check_png_rows(opened: Any, source: Path | bytes) -> None:

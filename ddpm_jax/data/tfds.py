@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Literal
 
 from ddpm_jax.data import tfds_reader
 from ddpm_jax.data.cache import cache_root, signature
@@ -53,22 +53,21 @@ def load_tfds(
     tfds = tfds_reader.import_tfds()
     builder = tfds.builder_from_directory(folder)
     stored, share = choose_split(list(builder.info.splits), split, f"tfds:{name}")
-    image = _feature(builder, tfds.features.Image, "image", f"tfds:{name}")
+    columns = builder.info.features
+    remedy = "Choose in a function of your own: --data.name package.module:function."
+    image = choose_column(columns, tfds.features.Image, "image", f"tfds:{name}", remedy)
     if image is None:
-        raise ValueError(
-            f"tfds:{name} has no images among its features {sorted(builder.info.features)}."
-        )
+        raise ValueError(f"tfds:{name} has no images among its features {sorted(columns)}.")
     label = None
     if labels != "none":
-        label = _feature(builder, tfds.features.ClassLabel, "label", f"tfds:{name}")
-    names = None if label is None else tuple(builder.info.features[label].names)
+        label = choose_column(columns, tfds.features.ClassLabel, "label", f"tfds:{name}", remedy)
     files = tfds_reader.record_files(folder, stored)
     root = cache_root(cache_dir)
     source = Encoded(
         content=f"{signature('tfds', folder, files)} {image} {label}",
         count=builder.info.splits[stored].num_examples,
         fetch=tfds_reader.fetcher(folder, stored, image, label),
-        class_names=names,
+        class_names=None if label is None else tuple(columns[label].names),
     )
     dataset = decode_dataset(
         source,
@@ -79,11 +78,3 @@ def load_tfds(
         stream=stream,
     )
     return hold_out(dataset, split, holdout, f"tfds:{name}/{split}", root) if share else dataset
-
-
-def _feature(builder: Any, kind: type, usual: str, name: str) -> str | None:
-    """The name of the only feature of this kind, or of the usual one if there are several."""
-    found = [key for key, feature in builder.info.features.items() if type(feature) is kind]
-    what = f"{name} has several features of the kind {kind.__name__}"
-    remedy = "Choose in a function of your own: --data.name package.module:function."
-    return choose_column(found, usual, what, remedy)

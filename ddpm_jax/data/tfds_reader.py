@@ -12,7 +12,7 @@ import io
 import operator
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,9 +96,11 @@ def read_prepared(
         source = _open(folder, split, "image")
         images = np.empty((len(source), *shape), np.uint8)
         labels = np.empty(len(source), np.int64)
-        for i, example in enumerate(_in_blocks(source)):
-            images[i] = _decode_png(example["image"], shape)
-            labels[i] = operator.index(example["label"])
+        for start in range(0, len(source), 1000):  # three times faster than one by one
+            block = source.__getitems__(list(range(start, min(start + 1000, len(source)))))
+            for i, example in enumerate(block, start):
+                images[i] = _decode_png(example["image"], shape)
+                labels[i] = operator.index(example["label"])
     except Exception as error:  # TFDS, array_record, protobuf and Pillow each raise their own
         raise _unreadable(folder, split, error) from error
     return images, labels
@@ -145,12 +147,6 @@ def _open(folder: Path, split: str, image: str) -> Any:
     if not 0 < len(source) <= held:
         raise ValueError(f"{len(source):,} records in {held:,} bytes of files")
     return source
-
-
-def _in_blocks(source: Any) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(source), 1000):
-        # In blocks: three times faster than one by one.
-        yield from source.__getitems__(list(range(start, min(start + 1000, len(source)))))
 
 
 def _decode_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:

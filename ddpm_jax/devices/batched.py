@@ -30,12 +30,7 @@ def batches(count: int, size: int) -> Iterator[slice]:
     """The rows of each batch: slices of `size`, and a last one with what is left."""
     count = check_whole("batches", "count", count, least=0)
     size = check_whole("batches", "size", size)
-    return _slices(count, size)
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    for first in range(0, count, size):
-        yield slice(first, min(first + size, count))
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
 class RowSplit:

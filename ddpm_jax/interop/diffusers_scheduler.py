@@ -7,7 +7,7 @@ the first two belong to the model; the sampler is chosen when sampling.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,10 +121,11 @@ def process_from_diffusers_config(config: Mapping[str, Any]) -> Process:
         problems.append(f"rescale_betas_zero_snr={rescaled!r} (true or false)")
     betas = given.get("trained_betas")
     if betas is not None:
+        betas = betas if isinstance(betas, (list, tuple)) else ()
         schedule, start, end = _recognised(betas, problems)
-        if {"num_train_timesteps", "timesteps"} & set(given) and T != len(_list(betas)):
-            problems.append(f"num_train_timesteps={T!r} with {len(_list(betas)):,} trained_betas")
-        T = len(_list(betas))
+        if {"num_train_timesteps", "timesteps"} & set(given) and T != len(betas):
+            problems.append(f"num_train_timesteps={T!r} with {len(betas):,} trained_betas")
+        T = len(betas)
     else:
         schedule = _ours(SCHEDULES, "beta_schedule", given.get("beta_schedule", "linear"), problems)
         numbers = all(type(b) in (int, float) for b in (start, end))
@@ -213,9 +214,9 @@ def _clip(given: Mapping[str, Any], problems: list[str]) -> bool:
     return bool(clip)
 
 
-def _recognised(betas: Any, problems: list[str]) -> tuple[str, float, float]:
+def _recognised(betas: Sequence[Any], problems: list[str]) -> tuple[str, float, float]:
     """Finds the schedule with this table, and its first and last β."""
-    if 1 < len(_list(betas)) <= MAX_TIMESTEPS and all(type(b) in (int, float) for b in betas):
+    if 1 < len(betas) <= MAX_TIMESTEPS and all(type(b) in (int, float) for b in betas):
         table = np.asarray(betas, np.float64)
         start, end = float(table[0]), float(table[-1])
         makers: dict[str, Callable[..., NoiseSchedule]] = {
@@ -236,7 +237,3 @@ def _recognised(betas: Any, problems: list[str]) -> tuple[str, float, float]:
                 return name, start if 0 < start <= end < 1 else 1e-4, end if end < 1 else 0.02
     problems.append("trained_betas of no schedule that has a name here")
     return "linear", 1e-4, 0.02
-
-
-def _list(betas: Any) -> list[Any] | tuple[Any, ...]:
-    return betas if isinstance(betas, (list, tuple)) else ()

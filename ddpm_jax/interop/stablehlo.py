@@ -107,50 +107,45 @@ def export_sampler(
 
     shapes = dict(conditions or {})
 
-    def draw(params: PyTree, x_T: Array, keys: Any, noise: Any, given: Sequence[Array]) -> Array:
+    def program(params: PyTree, *given: Array) -> Array:
+        own = dict(zip(arguments, given, strict=False))
+        x_T, seed, first, noise = (own.get(name) for name in ("x_T", "seed", "first", "noise"))
+        named = dict(zip(shapes, given[len(own) :], strict=True))
+        keys: Any = None
+        if seed is not None:
+            images = jnp.arange(B if x_T is None else x_T.shape[0], dtype=jnp.uint32)
+            keys = example_keys(make_key(seed), (0 if first is None else first) + images)
+        if x_T is None:
+            x_T = initial_noise(keys, shape)
+            keys = keys if sampler.stochastic else None
         labels = None if label is None else jnp.full(x_T.shape[:1], label, jnp.int32)
-        denoise = denoiser_of(params, labels, **dict(zip(shapes, given, strict=True)))
-        return to_pixels(sample(sampler, denoise, x_T, keys=keys, noise=noise))
-
-    def keys_of(seed: Array, first: Array | int, count: Any) -> Array:
-        return example_keys(make_key(seed), first + jnp.arange(count, dtype=jnp.uint32))
-
-    def from_start(params, x_T, *given):
-        return draw(params, x_T, None, None, given)
-
-    def from_start_and_seed(params, x_T, seed, *given):
-        return draw(params, x_T, keys_of(seed, 0, x_T.shape[0]), None, given)
-
-    def from_noise(params, x_T, noise, *given):
-        return draw(params, x_T, None, noise, given)
-
-    def from_seed(params, seed, first, *given):
-        keys = keys_of(seed, first, batch_size)
-        x_T = initial_noise(keys, shape)
-        return draw(params, x_T, keys if sampler.stochastic else None, None, given)
+        return to_pixels(
+            sample(sampler, denoiser_of(params, labels, **named), x_T, keys=keys, noise=noise)
+        )
 
     B, sizes = _sizes(batch_size, shapes)
     x_T = jax.ShapeDtypeStruct((B, *shape), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.uint32)
     draws = (sampler.num_draws,) if sampler.num_draws > 1 else ()
     noise = jax.ShapeDtypeStruct((sampler.num_steps, *draws, B, *shape), jnp.float32)
-    start = (from_start_and_seed, (x_T, number)) if sampler.stochastic else (from_start, (x_T,))
-    program, arguments = {
-        "x_T": start,
-        "x_T_noise": (from_noise, (x_T, noise)),
-        "seed": (from_seed, (number, number)),
+    arguments = {
+        "x_T": {"x_T": x_T, **({"seed": number} if sampler.stochastic else {})},
+        "x_T_noise": {"x_T": x_T, "noise": noise},
+        "seed": {"seed": number, "first": number},
     }[inputs]
-    arguments += tuple(
+    given = [
         jax.ShapeDtypeStruct(
             (B, *(sizes.get(size, size) for size in sizes_of)),
             jnp.bool_ if name.endswith("_mask") else jnp.float32,
         )
         for name, sizes_of in shapes.items()
-    )
+    ]
     if bake:
-        return _export(lambda *given: program(params, *given), platforms)(*arguments)
+        whole = jax.jit(lambda *given: program(params, *given))
+        return jax.export.export(whole, platforms=platforms)(*arguments.values(), *given)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    return _export(program, platforms)(params, *arguments)
+    whole = jax.jit(program)
+    return jax.export.export(whole, platforms=platforms)(params, *arguments.values(), *given)
 
 
 def _sizes(batch_size: int | None, shapes: Mapping[str, Sequence[int | str]]) -> tuple[Any, Any]:
@@ -220,7 +215,3 @@ def load_program(path: str | Path) -> jax.export.Exported:
             f"{path} is no exported program, or was cut short ({error}); it has {len(data):,} "
             "bytes. Or a newer version of JAX wrote it."
         ) from error
-
-
-def _export(program: Callable[..., Array], platforms: Sequence[str] | None) -> Any:
-    return jax.export.export(jax.jit(program), platforms=platforms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from ddpm_jax import evaluation
 from ddpm_jax.data import ImageDataset
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.devices import processes
-from ddpm_jax.evaluation import FeatureExtractor, Moments, StatisticsKey
+from ddpm_jax.evaluation import Moments, StatisticsKey
 from ddpm_jax.programs.classifier import accuracy, load_classifier
 from ddpm_jax.programs.console import bar
 from ddpm_jax.programs.intervals import frechet_interval
@@ -90,22 +91,11 @@ def classifier_features(
     return Features("classifier", extractor.fingerprint, ("features",), "logits", extractor, size)
 
 
-def inception_features(config: EvaluateConfig, devices: Any) -> Features:
-    """Inception-v3 with the published weights; raises as `load_inception_weights`."""
-    variables = evaluation.load_inception_weights(config.inception, cache_dir=config.cache_dir)
-    extractor: FeatureExtractor = evaluation.inception_extractor(
-        variables,
-        outputs=("pool", "spatial", "logits_unbiased"),
-        preprocess=evaluation.PREPROCESSINGS[config.preprocess],
-        devices=devices,
-    )
-    outputs, logits = ("pool", "spatial"), "logits_unbiased"
-    size = extractor.batch_size
-    return Features("inception", extractor.fingerprint, outputs, logits, extractor, size)
-
-
 def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
-    """The features that an evaluation's options name; ValueError if the run has none such."""
+    """The features that an evaluation's options name; ValueError if the run has none such.
+
+    Raises what `load_inception_weights` and `load_classifier` raise.
+    """
     name, classifier = config.features, config.classifier
     shape = run.model.image_shape
     pictures = are_pictures(shape)
@@ -139,7 +129,15 @@ def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
             f"the weights of Inception-v3 are not in {cached}. Fetch them with --download (96 MB), "
             "name a copy with --inception FILE, or compare pixels: --features pixels."
         )
-    return inception_features(config, run.devices)
+    outputs, logits = ("pool", "spatial"), "logits_unbiased"
+    extractor = evaluation.inception_extractor(
+        evaluation.load_inception_weights(config.inception, cache_dir=config.cache_dir),
+        outputs=(*outputs, logits),
+        preprocess=evaluation.PREPROCESSINGS[config.preprocess],
+        devices=run.devices,
+    )
+    size = extractor.batch_size
+    return Features("inception", extractor.fingerprint, outputs, logits, extractor, size)
 
 
 def summarize(
@@ -183,21 +181,15 @@ def summarize_reference(data: ImageDataset, features: Features, cache_dir: Path 
     chosen = np.unique(np.linspace(0, total - 1, min(PAIRED, total)).astype(int))
     folder = cache_root(cache_dir) / "statistics"
 
+    @functools.cache
     def whole() -> dict[str, Moments]:
         pieces = lambda: (data.images[i : i + 1000] for i in range(0, total, 1000))  # noqa: E731
         return summarize(features, pieces, total, "features of the training set").moments
 
-    computed: dict[str, Moments] = {}
     moments = {}
     for name in features.compared:
         key = StatisticsKey(data.fingerprint, "train", total, features.fingerprint, name)
-
-        def compute(name=name) -> Moments:
-            if not computed:
-                computed.update(whole())
-            return computed[name]
-
-        moments[name] = _agreed_statistics(folder, key, compute)
+        moments[name] = _agreed_statistics(folder, key, lambda name=name: whole()[name])
     pieces = lambda: (data.images[chosen[i : i + 1000]] for i in range(0, len(chosen), 1000))  # noqa: E731
     paired = summarize(features, pieces, len(chosen), "features of training images").paired
     return Summary(moments, paired, None)

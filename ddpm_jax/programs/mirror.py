@@ -29,7 +29,7 @@ from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.training import DamagedCheckpointError, StopRequest
-from ddpm_jax.training.checkpoints import INCOMING, superseded
+from ddpm_jax.training.checkpoints import INCOMING, steps_in, superseded
 from ddpm_jax.training.manifest import NAME, verify_manifest
 
 POLL_SECONDS = 1.0
@@ -184,8 +184,12 @@ class Mirror:
         files = self._bucket.files()
         committed = buckets.committed_steps(files)
         self._up = set(committed)
-        self._bucket.remove(_uncommitted(files, self._up))
-        mine = max(_local_steps(self.root), default=-1)
+        # The remains of uploads and removals that a kill cut short.
+        parts = {name: re.match(r"checkpoints/(\d+)(/|$)", name) for name in files}
+        self._bucket.remove(
+            [n for n, part in parts.items() if part and int(part[1]) not in self._up]
+        )
+        mine = max(steps_in(self.root / "checkpoints"), default=-1)
         newer = [step for step in committed if step > mine]
         needed = [name for name in files if NEEDED.fullmatch(name)]
         if needed and (newer or not (self.root / "config.json").exists()):
@@ -256,7 +260,8 @@ class Mirror:
 
     def _push(self) -> None:
         """Uploads what the bucket lacks, newest checkpoint first, and removes old checkpoints."""
-        new = sorted(_local_steps(self.root) - (self._up - self._damaged))
+        intact = self._up - self._damaged  # a damaged one supersedes no other
+        new = [step for step in steps_in(self.root / "checkpoints") if step not in intact]
         if self._lost is not None:
             return
         if new or time.monotonic() >= self._logs_due:
@@ -264,10 +269,12 @@ class Mirror:
             self._push_small()
             self._logs_due = time.monotonic() + LOG_SECONDS
         # Newest first. Checkpoints that would be removed at once are not uploaded.
-        gone = superseded(sorted({*new, *self._up}), *self._keep)
+        gone = superseded(sorted({*new, *intact}), *self._keep)
         for step in reversed([step for step in new if step not in gone]):
-            self._push_step(step)
-        for step in superseded(sorted(self._up), *self._keep):
+            # One that training removes meanwhile, or that lacks its manifest, stops no other.
+            with contextlib.suppress(FileNotFoundError):
+                self._push_step(step)
+        for step in superseded(sorted(self._up - self._damaged), *self._keep):
             prefix = f"checkpoints/{step}/"
             names = self._bucket.files(prefix.rstrip("/"))
             self._bucket.remove([f"{prefix}{NAME}"])
@@ -302,22 +309,6 @@ class Mirror:
             raise
         self._up.add(step)
         self._damaged.discard(step)
-
-
-def _local_steps(root: Path) -> set[int]:
-    folder = root / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return {int(name) for name in names if name.isdecimal()}
-
-
-def _uncommitted(files: Files, committed: set[int]) -> list[str]:
-    """The remains of uploads and removals that a kill cut short."""
-    parts = {name: name.split("/") for name in files}
-    return [
-        name
-        for name, part in parts.items()
-        if part[0] == "checkpoints" and part[1].isdecimal() and int(part[1]) not in committed
-    ]
 
 
 def _state(path: Path) -> tuple[int, int]:

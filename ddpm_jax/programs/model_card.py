@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ddpm_jax.data.conditions import written
@@ -86,17 +85,13 @@ def _about(run: TrainedRun, weights: Mapping[str, Any]) -> Iterator[tuple[str, A
 
 def _evaluations(run: TrainedRun) -> Iterator[str]:
     """The tables of `ddpm-jax evaluate` for these parameters, each with its fingerprints."""
+    wanted = run.provenance()
     for path in sorted((run.root / "evaluation").glob("*/*.json")):
         table = path.with_suffix(".md")
-        if table.is_file() and _matches(path, run):
-            yield table.read_text(encoding="utf-8")
-
-
-def _matches(path: Path, run: TrainedRun) -> bool:
-    """Whether these results belong to the run's parameters."""
-    found, wanted = read_json_object(path), run.provenance()
-    names = ("checkpoint_sha256", "ema", "average")
-    return all(found.get(name) == wanted.get(name) for name in names)
+        if table.is_file():
+            found = read_json_object(path)
+            if all(found.get(n) == wanted.get(n) for n in ("checkpoint_sha256", "ema", "average")):
+                yield table.read_text(encoding="utf-8")
 
 
 def _report(run: TrainedRun) -> Iterator[tuple[str, Any]]:

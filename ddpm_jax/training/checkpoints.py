@@ -89,10 +89,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in ascending order."""
-        if not self.folder.is_dir():
-            return []
-        names = (path.name for path in self.folder.iterdir())
-        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+        return steps_in(self.folder)
 
     def try_folder(self) -> None:
         """Saves, reads back and removes a tiny checkpoint; every process of a run must call this.
@@ -215,7 +212,16 @@ class Checkpoints:
         """
         self.wait()
         chosen = processes.on_leader(lambda: self._choose(like, step))
-        return None if chosen is None else self._read(chosen, like)
+        if chosen is None:
+            return None
+        try:
+            tree = self._orbax.restore(
+                self._place / str(chosen), args=ocp.args.StandardRestore(stored_shapes(like))
+            )
+        except Exception as error:
+            folder = self.folder / str(chosen)
+            raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
+        return from_stored(tree, like)
 
     def _choose(self, like: PyTree, step: int | None) -> int | None:
         """The step to restore, verified and of the right structure.
@@ -268,16 +274,6 @@ class Checkpoints:
                 f"({_first_line(error)})."
             ) from error
 
-    def _read(self, step: int, like: T) -> T:
-        folder = self.folder / str(step)
-        try:
-            tree = self._orbax.restore(
-                self._place / str(step), args=ocp.args.StandardRestore(stored_shapes(like))
-            )
-        except Exception as error:
-            raise DamagedCheckpointError(f"{folder} could not be read by Orbax: {error}") from error
-        return from_stored(tree, like)
-
     def _set_aside(self, damaged: list[str], available: list[int], used: int) -> None:
         kept = []
         for bad in (s for s in available if s > used):
@@ -293,6 +289,12 @@ class Checkpoints:
             f"continuing from step {used}.",
             stacklevel=5,
         )
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in a folder, ascending; none if there is no folder."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def superseded(steps: list[int], keep: int, keep_every: int) -> list[int]:

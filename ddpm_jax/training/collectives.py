@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 
-from ddpm_jax.types import Array, Key, PyTree
+from ddpm_jax.types import Array, PyTree
 
 AxisNames = str | tuple[str, ...]
 
@@ -30,19 +30,9 @@ class Collectives(NamedTuple):
     mean: Callable[[PyTree], PyTree]
 
 
-class Gradients(Protocol):
-    """`(params, loss_state, key, batch, collectives=None) -> (loss, seen, grads)`."""
-
-    def __call__(
-        self,
-        params: PyTree,
-        loss_state: PyTree,
-        key: Key,
-        batch: Any,
-        collectives: Collectives | None = None,
-    ) -> tuple[Array, PyTree, PyTree]:
-        """The mean loss, the loss's auxiliary output, and the mean gradient, over all devices."""
-        ...
+Gradients = Callable[..., tuple[Array, PyTree, PyTree]]
+"""`(params, loss_state, key, batch, collectives=None) -> (loss, seen, grads)`: the mean loss, the
+loss's auxiliary output, and the mean gradient, over all devices."""
 
 
 def replicated(axes: AxisNames) -> Collectives:

@@ -35,12 +35,6 @@ SMALLEST = 2**14
 """Smaller arrays stay whole: gathering them costs more latency than 64 KiB is worth."""
 
 
-def is_size(value: Any) -> bool:
-    """Whether this is the size of an axis."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and bool(value >= 0)
-
-
 def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     """How an array is split over `shards` devices.
 
@@ -49,7 +43,9 @@ def parameter_spec(shape: tuple[int, ...], shards: int) -> PartitionSpec:
     """
     call = "parameter_spec"
     shards = check_whole(call, "shards", shards)
-    if not isinstance(shape, Sequence) or not all(is_size(size) for size in shape):
+    if not isinstance(shape, Sequence) or not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in shape
+    ):
         raise TypeError(f"{call} needs the shape of an array, got {describe(shape)}.")
     divisible = [(size, axis) for axis, size in enumerate(shape) if size % shards == 0]
     if shards == 1 or not divisible or np.prod(shape) < SMALLEST:
@@ -138,11 +134,9 @@ class FullySharded:
 
         def mean(leaf: Array, axis: int | None) -> Array:
             # Differentiating the gather has summed these gradients over fsdp.
-            return (
-                jax.lax.pmean(leaf, AXES)
-                if axis is None
-                else jax.lax.pmean(leaf, DATA) / self.shards
-            )
+            if axis is None:
+                return jax.lax.pmean(leaf, AXES)
+            return jax.lax.pmean(leaf, DATA) / self.shards
 
         return Collectives(
             axes=AXES, vary=leafwise(vary), gather=leafwise(gather), mean=leafwise(mean)

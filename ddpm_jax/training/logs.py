@@ -176,12 +176,6 @@ class RunLog:
 class NoLog:
     """The log of a process that writes none: all but the first of several."""
 
-    def __enter__(self) -> NoLog:
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        pass
-
     def write(self, kind: str, step: int, **values: float) -> None:
         """Writes nothing."""
 

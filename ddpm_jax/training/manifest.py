@@ -42,10 +42,6 @@ def describe_tree(tree: PyTree) -> dict[str, list[Any]]:
     }
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
 def _digest_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
@@ -53,7 +49,10 @@ def _digest_of(body: dict[str, Any]) -> str:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Maps the name of every file in the folder, except the manifest, to its size and sha256."""
     return {
-        path.relative_to(folder).as_posix(): _digest(path)
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / NAME
     }

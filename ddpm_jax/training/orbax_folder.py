@@ -18,7 +18,6 @@ from ddpm_jax.training.manifest import list_files_again
 PARTS = "ocdbt.process_"
 MERGED = "manifest.ocdbt"
 _DESCRIPTORS = Path("/proc/self/fd")
-_MISREAD = re.compile(r"[*?\[\]:\\]")
 
 
 class UnusableFolderError(OSError):
@@ -27,14 +26,9 @@ class UnusableFolderError(OSError):
 
 def is_misread(folder: Path) -> bool:
     """Whether Orbax or TensorStore would take the folder's name for something else."""
-    name = str(folder)
     if os.name == "nt":
-        return re.search(r"[*?\[\]]", name) is not None
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return _MISREAD.search(name) is not None
+        return re.search(r"[*?\[\]]", str(folder)) is not None
+    return re.search(r"[*?\[\]:\\\ud800-\udfff]", str(folder)) is not None  # surrogates: no UTF-8
 
 
 class OrbaxFolder:

@@ -167,9 +167,8 @@ class DataParallel:
         """
 
         def put(leaf, sharding):
-            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return _put(leaf, sharding)
-            if sharding.is_fully_addressable:
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            if not is_key or sharding.is_fully_addressable:
                 return _put(leaf, sharding)
             data = meshes.put(np.asarray(jax.random.key_data(leaf)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
@@ -206,15 +205,13 @@ class DataParallel:
             for name, value in batches.items()
         }
 
-    def wrap(self, chunk: RunChunk, *, donate: bool | None = None) -> Any:
+    def wrap(self, chunk: RunChunk) -> Any:
         """Compiles `chunk` for the devices; the result takes the same arguments and has `.lower`.
 
-        The new state reuses the memory of the old one (`donate`), except on CPUs, where a save in
-        the background may still be reading it.
+        The new state reuses the memory of the old one (it is donated), except on CPUs, where a save
+        in the background may still be reading it.
         """
-        if donate is None:
-            donate = self.devices[0].platform != "cpu"
-        donated = (0,) if donate else ()
+        donated = () if self.devices[0].platform == "cpu" else (0,)
         if self.backend == "jit":
             return jax.jit(chunk, donate_argnums=donated)
         if self._layout is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +31,8 @@ LossFn = Callable[..., Any]
 UpdateLossState = Callable[[PyTree, PyTree], PyTree]
 
 
-class TrainStep(Protocol):
-    """`train_step(state, batch, axis_name=None, layout=None) -> (state, metrics)`."""
-
-    def __call__(
-        self,
-        state: TrainState,
-        batch: Batch,
-        axis_name: AxisNames | None = None,
-        layout: FullySharded | None = None,
-    ) -> tuple[TrainState, dict[str, Array]]:
-        """Takes one step."""
-        ...
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+"""`train_step(state, batch, axis_name=None, layout=None) -> (state, metrics)`."""
 
 
 def make_train_step(

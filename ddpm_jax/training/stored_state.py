@@ -22,7 +22,17 @@ def stored_tree(state: PyTree) -> dict[str, Any]:
 
 def stored_shapes(like: PyTree) -> dict[str, Any]:
     """The ShapeDtypeStructs of `stored_tree`, placed where `like` is placed."""
-    return _fields(_raw_like(like))
+
+    def describe(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if _is_key(leaf):
+            data = jax.eval_shape(jax.random.key_data, leaf)
+            if isinstance(leaf, jax.Array):
+                sharding = jax.random.key_data(leaf).sharding
+            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+    return _fields(jax.tree.map(describe, like))
 
 
 def from_stored(tree: dict[str, Any], like: T) -> T:
@@ -52,21 +62,6 @@ def _fields(tree: PyTree) -> PyTree:
         for field in dataclasses.fields(tree)
         if field.default is dataclasses.MISSING or jax.tree.leaves(getattr(tree, field.name))
     }
-
-
-def _raw_like(like: PyTree) -> PyTree:
-    """ShapeDtypeStructs of `like` with keys as integers, placed where `like` is placed."""
-
-    def describe(leaf):
-        sharding = getattr(leaf, "sharding", None)
-        if _is_key(leaf):
-            data = jax.eval_shape(jax.random.key_data, leaf)
-            if isinstance(leaf, jax.Array):
-                sharding = jax.random.key_data(leaf).sharding
-            return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, like)
 
 
 def _key_impl(key):
