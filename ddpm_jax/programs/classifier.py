@@ -202,7 +202,8 @@ def _fit(config: ClassifierConfig, network: ImageClassifier, data: ImageDataset)
             params, state, loss = step(params, state, index, images, labels)
             loss = float(loss)
             if not math.isfinite(loss):
-                raise NonFiniteError(i + 1, "loss", 1, [{"loss": loss}])
+                remedy = "Nothing was written. Lower --learning-rate, or look at the data."
+                raise NonFiniteError(i + 1, "loss", 1, [{"loss": loss}], remedy)
             progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             progress.update(1)
     return params
