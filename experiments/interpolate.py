@@ -21,6 +21,8 @@ import numpy as np
 
 from ddpm_jax import evaluation, visualize
 from ddpm_jax.data import ImageDataset
+from ddpm_jax.devices.batched import RowSplit, batches
+from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
 from ddpm_jax.files import write_json
 from ddpm_jax.forward import NoiseSchedule, Spacing
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
@@ -201,12 +203,6 @@ def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.
         run.params, lambda _: ddim(grid), unclipped, chunk=common_chunk([last + 1]), **options
     )
 
-    @jax.jit
-    def encode(params, x_0, conditions):
-        labels = None if label is None else np.resize(label, len(x_0)).astype(np.int32)
-        denoise = unclipped(params, labels, **conditions)
-        return ddim_encode(grid, denoise, x_0, last_step=last, corrections=config.corrections)
-
     # The same noise for both ends, so that mixing does not weaken it.
     noise = normal_per_example(example_keys(key_encode, np.arange(count)), shape)
     rows = {"cross-fade": along(lerp, a, b)}
@@ -225,11 +221,7 @@ def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.
                 on_progress=progress.update,
             )
             rows[f"DDPM, t = {int(grid.timesteps[depth - 1])}"] = trajectory.x
-        latents = []
-        for end in (a, b):
-            latents.append(encode(run.params, end, conditions))
-            jax.block_until_ready(latents[-1])
-            progress.update(count * per_image)
+        latents = _latents(config, run, grid, (a, b), label, conditions, progress.update)
         trajectory = reverse_ddim(
             key,
             along(slerp, *latents),
@@ -243,6 +235,28 @@ def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.
         name: np.asarray(to_pixels(x)).reshape(count, config.points, *shape)
         for name, x in rows.items()
     }
+
+
+def _latents(config, run, grid, ends, label, conditions, on_progress) -> np.ndarray:
+    """Encodes both ends by DDIM, batch by batch: [2, pairs, H, W, C]."""
+    x_0 = np.concatenate(ends)
+    last, split = _latent_step(grid), RowSplit(run.devices)
+
+    def encode(params, x_0, labels, conditions):
+        denoise = run.model.guided(1.0, clip=False)(params, labels, **conditions)
+        return ddim_encode(grid, denoise, x_0, last_step=last, corrections=config.corrections)
+
+    encode_rows = split.map(encode, (WHOLE, ROWS, ROWS, ROWS))
+    params, size = split.replicate(run.params), split.round_up(min(config.batch_size, len(x_0)))
+    latents = np.empty_like(x_0)
+    for rows in batches(len(x_0), size):
+        numbers = np.arange(rows.start, rows.stop)
+        labels = None if label is None else np.full(len(numbers), label[0], np.int32)
+        given = (x_0[rows], labels, in_turn(conditions, numbers % len(ends[0])))
+        found = fetch(encode_rows(params, *split.put(given, size)))
+        latents[rows] = found[: len(numbers)]
+        on_progress(len(numbers) * (1 + config.corrections) * (last + 1))
+    return latents.reshape(2, *np.shape(ends[0]))
 
 
 def _latent_step(grid: NoiseSchedule) -> int:

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import interpolate
 from ddpm_jax.data import load_digits
 from ddpm_jax.evaluation import rms_difference, rms_pairwise
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
+from ddpm_jax.programs.trained_run import TrainedRun
+from ddpm_jax.samplers import ddim_encode
 from inpaint import MASKS, measure, read_mask
 from neighbours import NeighboursConfig, study_neighbours, summary
 from tests.small_run import make_run, program
@@ -62,6 +65,33 @@ def test_interpolation_after_one_step_is_the_cross_fade_and_after_all_forgets(st
     ]
     got = methods["cross-fade"]["distance_to_nearest_training_image"]
     np.testing.assert_allclose([got[0], got[-1]], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "batch_size,devices,rows",
+    [(4, 1, 4), (3, 2, 2), (64, 4, 2)],
+)
+def test_interpolation_encodes_a_batch_at_a_time(trained, monkeypatch, batch_size, devices, rows):
+    """Of 3 pairs, each device encodes so many images per call, and no latent changes by that."""
+    seen = []
+
+    def recorded(grid, denoise, x_0, **options):
+        seen.append(len(x_0))
+        return ddim_encode(grid, denoise, x_0, **options)
+
+    monkeypatch.setattr(interpolate, "ddim_encode", recorded)
+    ends = np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8, 1)).astype(np.float32)
+
+    def latents(batch_size, devices):
+        config = interpolate.InterpolateConfig(trained, batch_size=batch_size, num_devices=devices)
+        run, done = TrainedRun(config), []
+        found = interpolate._latents(config, run, run.schedule, ends, None, {}, done.append)
+        assert sum(done) == 6 * 2 * 20
+        return found
+
+    found = latents(batch_size, devices)
+    assert seen == [rows]
+    np.testing.assert_allclose(found, latents(64, 1), atol=1e-4)
 
 
 def test_progressive_generation_settles_with_t(study):
