@@ -25,7 +25,7 @@ from ddpm_jax.files import read_json_object, user_path
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.buckets import about_in, shown
-from ddpm_jax.programs.build import load_data
+from ddpm_jax.programs.build import check_splits, load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.config import DataConfig, check_seed
 from ddpm_jax.programs.config_values import check_least, from_json, to_json, with_types
@@ -250,3 +250,4 @@ def _check_data(config: ClassifierConfig, train: ImageDataset, heldout: ImageDat
             f"{train.name} holds no images out, on which the accuracy would be measured. Choose "
             "--data.holdout 0.1."
         )
+    check_splits(train, heldout, labelled=True)
