@@ -35,12 +35,19 @@ from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, ddim, ddim_encode, lerp, slerp
 
 # A classifier is fitted where that takes seconds.
 _MAX_CLASSIFIED_IMAGES, _MAX_CLASSIFIED_VALUES = 5000, 1024
+CURVES = {
+    "confidence": "Halfway, DDIM has a class probability of {:.2f}, the cross-fade {:.2f}",
+    "distance_to_nearest_training_image": "Halfway, DDIM is {:,.0f} from the training "
+    "set, the cross-fade {:,.0f}",
+}
+"""The numbers that are drawn along the path, and the titles of their pictures."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,12 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
         run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
     )
     classify = _classifier(run.train_data, config.seed)
-    out = run.folder("interpolate")
+    out = study_folder(
+        "interpolate",
+        ["pair-0.png", *(f"{name}.png" for name in CURVES)],
+        run.options.out,
+        run.root,
+    )
     ends = np.stack([data.images[first], data.images[second]])
     say(f"{run.title}: {len(first)} pairs, {config.points} points each, {grid.num_timesteps} steps")
     rows = _interpolations(config, run, grid, ends, label, conditions)
@@ -139,8 +151,9 @@ def _save_pictures(out: Path, rows, ends, numbers: dict[str, dict[str, Any]]) ->
     fade, *_, ddpm_row, ddim_row = numbers
     shares = np.linspace(0.0, 1.0, rows[fade].shape[1])
     errors = [_end_error(numbers[name]) for name in (ddim_row, ddpm_row)]
-    for old in out.glob("pair-*.png"):  # from an earlier call with more pairs
-        old.unlink()
+    if (out / "interpolate.json").exists():
+        for old in out.glob("pair-*.png"):  # from an earlier call with more pairs
+            old.unlink()
     files = [out / f"pair-{i}.png" for i in range(ends.shape[1])]
     for i, file in enumerate(files):
         start, goal = (np.broadcast_to(end[i], (len(rows), 1, *end[i].shape)) for end in ends)
@@ -153,12 +166,7 @@ def _save_pictures(out: Path, rows, ends, numbers: dict[str, dict[str, Any]]) ->
             title="DDIM misses the two images by {:.1f} grey levels, {} by {:.0f} (RMS over all "
             "pairs)".format(errors[0], ddpm_row.replace(", ", " from "), errors[1]),
         )
-    plots = {
-        "confidence": "Halfway, DDIM has a class probability of {:.2f}, the cross-fade {:.2f}",
-        "distance_to_nearest_training_image": "Halfway, DDIM is {:,.0f} from the training "
-        "set, the cross-fade {:,.0f}",
-    }
-    for field, title in plots.items():
+    for field, title in CURVES.items():
         curves = {name: (shares, row[field]) for name, row in numbers.items() if field in row}
         if curves:
             values = [_halfway(curves[name][1]) for name in (ddim_row, fade)]

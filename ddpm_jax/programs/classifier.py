@@ -221,10 +221,10 @@ def _check(config: ClassifierConfig) -> None:
 
 
 def _check_out(out: Path) -> None:
-    check_weights_folder(out)
     about = about_in(out)
-    if about and "classifier" not in about:
+    if "weights" in about and "classifier" not in about:
         raise RunDirectoryError(f"{shown(out)} holds another model. Choose another --out.")
+    check_weights_folder(out)
 
 
 def _check_data(config: ClassifierConfig, train: ImageDataset, heldout: ImageDataset) -> None:
