@@ -34,7 +34,7 @@ def download_file(
 ) -> Path:
     """Downloads one file to `destination` and returns it; a failed download leaves nothing.
 
-    What a killed download left is removed by the first one into its folder after a day.
+    The next download into the folder removes what a killed one left, once that is a day old.
 
     urls      addresses of the file; the first that answers is used
     size      of the file in bytes
