@@ -190,7 +190,7 @@ def to_diffusers(config: ToDiffusers) -> None:
     process = Process(*(getattr(diffusion, name) for name in Process._fields))
     out = config.out or run.root / "diffusers"
     ours = config.out is None or bool(taken_in(out, [ORIGIN]))
-    claim(out, ("model_index.json", "unet", "scheduler", ORIGIN), ours=ours)
+    claim(out, taken_in(out, ("model_index.json", "unet", "scheduler", ORIGIN)), ours=ours)
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
     written = interop.save_diffusers(
         out, run.model.network, run.params, shape, process, run.model.schedule

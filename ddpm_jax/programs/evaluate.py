@@ -122,8 +122,7 @@ def evaluate(config: EvaluateConfig) -> None:
     # The folder belongs to the samples; the names of the files contain the features.
     variant = {"inception": config.preprocess, "classifier": features.fingerprint[:8]}
     kind = "-".join(filter(None, [features.name, variant.get(features.name)]))
-    names = (f"{kind}.json", f"{kind}.md")
-    processes.on_leader(lambda: claim(out, names, ours=bool(taken_in(out, ["plan.json"]))))
+    processes.on_leader(lambda: _refuse_foreign(out, kind))
     processes.on_leader(lambda: remember_plan(out, plan))
     generator = run.generator(run.sampler(config), guidance=config.guidance)
     size = config.batch_size
@@ -170,6 +169,12 @@ def evaluate(config: EvaluateConfig) -> None:
     _print_table(results)
     say(f"  {out / kind}.json")
     say(f"  {out / kind}.md")
+
+
+def _refuse_foreign(out: Path, kind: str) -> None:
+    """Raises RunDirectoryError for files of the results' names that no evaluation wrote."""
+    taken = taken_in(out, (f"{kind}.json", f"{kind}.md"))
+    claim(out, taken, ours=bool(taken_in(out, ("plan.json",))))
 
 
 def _count(run: TrainedRun, config: EvaluateConfig) -> int:

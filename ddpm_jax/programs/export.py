@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
-from ddpm_jax.programs.buckets import about_in
+from ddpm_jax.programs.buckets import about_in, files_behind
 from ddpm_jax.programs.config import SamplerOptions, sampler_options
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
@@ -59,9 +59,7 @@ def export(config: ExportConfig) -> None:
         out = run.root / "exported" / f"{config.sampler}-{steps}-steps.stablehlo"
     if out.is_dir():
         raise RunDirectoryError(f"--out {out} is a folder. Name a file for the program.")
-    names = (out.name, f"{out.name}.json")
-    ours = config.out is None or "calling_convention" in about_in(out.parent, names[1])
-    claim(out.parent, names, ours=ours)
+    _refuse_foreign(out, default=config.out is None)
     make_writable(out.parent)
     say(f"{run.title}: {config.sampler}, {steps} steps")
     shapes = dict(run.model.condition_shapes) if config.conditions else {}
@@ -84,3 +82,12 @@ def export(config: ExportConfig) -> None:
     load_program(out)
     arguments = ", ".join(str(aval) for aval in exported.in_avals)
     say(f"  {out} ({quantity(out.stat().st_size, 'B')}): ({arguments}) -> uint8 images")
+
+
+def _refuse_foreign(out: Path, default: bool = False) -> None:
+    """Raises RunDirectoryError for files of these names that are no exported program."""
+    facts = out.with_name(f"{out.name}.json")
+    # File by file: at a bucket's top, listing the folder would list the whole bucket.
+    taken = [path.name for path in (out, facts) if path.exists() or files_behind(path)]
+    ours = default or "calling_convention" in about_in(out.parent, facts.name)
+    claim(out.parent, taken, ours=ours)

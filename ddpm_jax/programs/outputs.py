@@ -10,12 +10,14 @@ from ddpm_jax.programs.console import say
 from ddpm_jax.programs.run_directory import RunDirectoryError, make_writable
 
 
-def claim(folder: Path, names: Sequence[str], *, ours: bool) -> None:
-    """Says which of these files are replaced; RunDirectoryError if they are not `ours`.
+def claim(folder: Path, taken: Sequence[str], *, ours: bool) -> None:
+    """Says that these files of the folder are replaced; RunDirectoryError if they are not `ours`.
 
-    The folder may be local, or stand for one in a bucket.
+    Args:
+        folder: a local folder, or one that stands for a bucket's.
+        taken: which of the files to be written are already there; see `taken_in`.
+        ours: whether an earlier call of the same program wrote them.
     """
-    taken = taken_in(folder, names)
     if taken and not ours:
         raise RunDirectoryError(
             f"{shown(folder)} has {', '.join(taken)} of something else. Choose another place with "
@@ -37,6 +39,6 @@ def study_folder(
     """
     folder, mark = out or root / name, f"{name}.json"
     ours = folder == root / name or bool(taken_in(folder, [mark]))
-    claim(folder, [*files, mark], ours=ours)
+    claim(folder, taken_in(folder, [*files, mark]), ours=ours)
     make_writable(folder)
     return folder

@@ -135,7 +135,7 @@ def sample(config: SampleConfig) -> None:
 def _refuse_foreign(out: Path) -> None:
     """Raises RunDirectoryError for a folder with files of these names that no sampling wrote."""
     if not taken_in(out, ("plan.json",)):  # else an interrupted call goes on
-        claim(out, WRITTEN, ours=bool(taken_in(out, ("sampling.json",))))
+        claim(out, taken_in(out, WRITTEN), ours=bool(taken_in(out, ("sampling.json",))))
 
 
 def _write(

@@ -103,7 +103,7 @@ def check_weights_folder(folder: Path, names: Sequence[str] = ("config.json", WE
     taken = taken_in(folder, ("checkpoints", *names))
     if "checkpoints" in taken:
         raise RunDirectoryError(f"{shown(folder)} is a run directory. Choose another with --out.")
-    claim(folder, names, ours=isinstance(about_in(folder).get("weights"), dict))
+    claim(folder, taken, ours=isinstance(about_in(folder).get("weights"), dict))
 
 
 def save_weights(
