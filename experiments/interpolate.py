@@ -21,6 +21,8 @@ import numpy as np
 
 from ddpm_jax import evaluation, visualize
 from ddpm_jax.data import ImageDataset
+from ddpm_jax.devices.batched import RowSplit, batches
+from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
 from ddpm_jax.files import write_json
 from ddpm_jax.forward import NoiseSchedule, Spacing
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
@@ -33,12 +35,19 @@ from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, ddim, ddim_encode, lerp, slerp
 
 # A classifier is fitted where that takes seconds.
 _MAX_CLASSIFIED_IMAGES, _MAX_CLASSIFIED_VALUES = 5000, 1024
+CURVES = {
+    "confidence": "Halfway, DDIM has a class probability of {:.2f}, the cross-fade {:.2f}",
+    "distance_to_nearest_training_image": "Halfway, DDIM is {:,.0f} from the training "
+    "set, the cross-fade {:,.0f}",
+}
+"""The numbers that are drawn along the path, and the titles of their pictures."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,12 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
         run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
     )
     classify = _classifier(run.train_data, config.seed)
-    out = run.folder("interpolate")
+    out = study_folder(
+        "interpolate",
+        ["pair-0.png", *(f"{name}.png" for name in CURVES)],
+        run.options.out,
+        run.root,
+    )
     ends = np.stack([data.images[first], data.images[second]])
     say(f"{run.title}: {len(first)} pairs, {config.points} points each, {grid.num_timesteps} steps")
     rows = _interpolations(config, run, grid, ends, label, conditions)
@@ -137,8 +151,9 @@ def _save_pictures(out: Path, rows, ends, numbers: dict[str, dict[str, Any]]) ->
     fade, *_, ddpm_row, ddim_row = numbers
     shares = np.linspace(0.0, 1.0, rows[fade].shape[1])
     errors = [_end_error(numbers[name]) for name in (ddim_row, ddpm_row)]
-    for old in out.glob("pair-*.png"):  # from an earlier call with more pairs
-        old.unlink()
+    if (out / "interpolate.json").exists():
+        for old in out.glob("pair-*.png"):  # from an earlier call with more pairs
+            old.unlink()
     files = [out / f"pair-{i}.png" for i in range(ends.shape[1])]
     for i, file in enumerate(files):
         start, goal = (np.broadcast_to(end[i], (len(rows), 1, *end[i].shape)) for end in ends)
@@ -151,12 +166,7 @@ def _save_pictures(out: Path, rows, ends, numbers: dict[str, dict[str, Any]]) ->
             title="DDIM misses the two images by {:.1f} grey levels, {} by {:.0f} (RMS over all "
             "pairs)".format(errors[0], ddpm_row.replace(", ", " from "), errors[1]),
         )
-    plots = {
-        "confidence": "Halfway, DDIM has a class probability of {:.2f}, the cross-fade {:.2f}",
-        "distance_to_nearest_training_image": "Halfway, DDIM is {:,.0f} from the training "
-        "set, the cross-fade {:,.0f}",
-    }
-    for field, title in plots.items():
+    for field, title in CURVES.items():
         curves = {name: (shares, row[field]) for name, row in numbers.items() if field in row}
         if curves:
             values = [_halfway(curves[name][1]) for name in (ddim_row, fade)]
@@ -201,12 +211,6 @@ def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.
         run.params, lambda _: ddim(grid), unclipped, chunk=common_chunk([last + 1]), **options
     )
 
-    @jax.jit
-    def encode(params, x_0, conditions):
-        labels = None if label is None else np.resize(label, len(x_0)).astype(np.int32)
-        denoise = unclipped(params, labels, **conditions)
-        return ddim_encode(grid, denoise, x_0, last_step=last, corrections=config.corrections)
-
     # The same noise for both ends, so that mixing does not weaken it.
     noise = normal_per_example(example_keys(key_encode, np.arange(count)), shape)
     rows = {"cross-fade": along(lerp, a, b)}
@@ -225,11 +229,7 @@ def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.
                 on_progress=progress.update,
             )
             rows[f"DDPM, t = {int(grid.timesteps[depth - 1])}"] = trajectory.x
-        latents = []
-        for end in (a, b):
-            latents.append(encode(run.params, end, conditions))
-            jax.block_until_ready(latents[-1])
-            progress.update(count * per_image)
+        latents = _latents(config, run, grid, (a, b), label, conditions, progress.update)
         trajectory = reverse_ddim(
             key,
             along(slerp, *latents),
@@ -243,6 +243,28 @@ def _interpolations(config, run, grid, ends, label, conditions) -> dict[str, np.
         name: np.asarray(to_pixels(x)).reshape(count, config.points, *shape)
         for name, x in rows.items()
     }
+
+
+def _latents(config, run, grid, ends, label, conditions, on_progress) -> np.ndarray:
+    """Encodes both ends by DDIM, batch by batch: [2, pairs, H, W, C]."""
+    x_0 = np.concatenate(ends)
+    last, split = _latent_step(grid), RowSplit(run.devices)
+
+    def encode(params, x_0, labels, conditions):
+        denoise = run.model.guided(1.0, clip=False)(params, labels, **conditions)
+        return ddim_encode(grid, denoise, x_0, last_step=last, corrections=config.corrections)
+
+    encode_rows = split.map(encode, (WHOLE, ROWS, ROWS, ROWS))
+    params, size = split.replicate(run.params), split.round_up(min(config.batch_size, len(x_0)))
+    latents = np.empty_like(x_0)
+    for rows in batches(len(x_0), size):
+        numbers = np.arange(rows.start, rows.stop)
+        labels = None if label is None else np.full(len(numbers), label[0], np.int32)
+        given = (x_0[rows], labels, in_turn(conditions, numbers % len(ends[0])))
+        found = fetch(encode_rows(params, *split.put(given, size)))
+        latents[rows] = found[: len(numbers)]
+        on_progress(len(numbers) * (1 + config.corrections) * (last + 1))
+    return latents.reshape(2, *np.shape(ends[0]))
 
 
 def _latent_step(grid: NoiseSchedule) -> int:

@@ -28,6 +28,7 @@ from ddpm_jax.files import write_json
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, duration, run_program, say
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import save_panels
 from rivals.data import Data, board, eight_gaussians
@@ -91,14 +92,14 @@ def makers(config: RivalsConfig) -> list[Callable[[int, int], Rival]]:
 def rivals_2d(config: RivalsConfig) -> dict[str, Any]:
     """Trains and measures all models, writes the files, and returns the numbers.
 
-    Raises OSError for a folder that cannot be written, before anything is computed, and ValueError
-    for invalid sizes.
+    Raises RunDirectoryError for a folder that cannot be used, before anything is computed, and
+    ValueError for invalid sizes.
     """
     begun = time.perf_counter()
     _check(config)
     sets = [eight_gaussians(), board()]
     models = equal_models(makers(config), sets[0].dim, config.parameters)
-    config.out.mkdir(parents=True, exist_ok=True)
+    study_folder("rivals_2d", ["rivals.png", "rivals.md"], config.out)
     key_data, key_runs = jax.random.split(make_key(config.seed))
     studies = [make_study(model, config) for model in models]
     numbers: dict[str, Any] = {}

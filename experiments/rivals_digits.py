@@ -31,6 +31,7 @@ from ddpm_jax.files import write_json
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, duration, run_program, say
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.types import Array, Key
 from ddpm_jax.visualize import save_rows
 from rivals import digits
@@ -116,13 +117,13 @@ def makers(config: RivalsDigitsConfig) -> list[Callable[[int, int], Rival]]:
 def rivals_digits(config: RivalsDigitsConfig) -> dict[str, Any]:
     """Trains and measures all models, writes the files, and returns the numbers.
 
-    Raises OSError for a folder that cannot be written, before anything is computed, and ValueError
-    for invalid sizes.
+    Raises RunDirectoryError for a folder that cannot be used, before anything is computed, and
+    ValueError for invalid sizes.
     """
     begun = time.perf_counter(), time.process_time()
     _check(config)
     models = equal_models(makers(config), DIM, config.parameters)
-    config.out.mkdir(parents=True, exist_ok=True)
+    study_folder("rivals_digits", ["samples.png", "rivals.md"], config.out)
     data = digits.load(config.count)
     key_data, key_runs = jax.random.split(make_key(config.seed))
     copies = to_vectors(np.tile(data.train, (config.dequantisations, 1, 1, 1)), key_data)

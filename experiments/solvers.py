@@ -31,6 +31,7 @@ from ddpm_jax.files import write_atomically, write_json
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.keys import make_key
 from ddpm_jax.programs.console import bar, run_program, say
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.samplers import Sampler, grid_steps
 from ddpm_jax.samplers.base import step_noise
 from ddpm_jax.visualize import Panel, Points, save_panels
@@ -136,8 +137,8 @@ def draw(sampler: Sampler, denoise: Callable[..., Any], x_T: Any, keys: Any) -> 
 def solvers(config: SolversConfig) -> dict[str, Any]:
     """Fills every cell, writes the tables and the picture, and returns what solvers.json holds.
 
-    Raises ValueError for fewer than two samples, no evaluations and an unknown grid; OSError for a
-    folder that cannot be written.
+    Raises ValueError for fewer than two samples, no evaluations and an unknown grid;
+    RunDirectoryError for a folder that cannot be used.
     """
     if config.count < 2 or not config.evaluations or min(config.evaluations) < 1:
         raise ValueError(
@@ -146,7 +147,7 @@ def solvers(config: SolversConfig) -> dict[str, Any]:
         )
     if config.shown_grid not in GRIDS:
         raise ValueError(f"--shown-grid knows {list(GRIDS)}, got {config.shown_grid!r}.")
-    config.out.mkdir(parents=True, exist_ok=True)
+    study_folder("solvers", ["solvers.md", "samples.png"], config.out)
     begun = time.perf_counter()
     process = dj.linear_schedule()
     sigma_of = jnp.exp(-0.5 * process.log_snr)

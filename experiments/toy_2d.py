@@ -34,6 +34,7 @@ import optax
 from ddpm_jax.files import write_json
 from ddpm_jax.keys import make_key
 from ddpm_jax.programs.console import bar, duration, run_program, say
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.visualize import save_panels
 from toys import field, manifold, mixing, models, objectives
 from toys.field import FieldConfig
@@ -69,10 +70,10 @@ class ToyConfig:
 def toy_2d(config: ToyConfig) -> dict[str, Any]:
     """Makes all figures, writes field.png, …, models.png and toy_2d.json, and returns the numbers.
 
-    Raises OSError for a folder that cannot be written, before anything is computed, and ValueError
-    for invalid sizes.
+    Raises RunDirectoryError for a folder that cannot be used, before anything is computed, and
+    ValueError for invalid sizes.
     """
-    config.out.mkdir(parents=True, exist_ok=True)
+    study_folder("toy_2d", [f"{name}.png" for name in FIGURES], config.out)
     parts = {name: getattr(config, name) for name in FIGURES}
     numbers: dict[str, Any] = {}
     seconds: dict[str, float] = {}

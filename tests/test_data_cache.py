@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm_jax.data import cache, cache_root, fingerprint_of
-from ddpm_jax.data.unfinished import STALE_SECONDS, unfinished_rows
+from ddpm_jax.data import cache, cache_root, download, fingerprint_of
+from ddpm_jax.data.download import download_file
+from ddpm_jax.data.unfinished import STALE_SECONDS, remove_stale, unfinished_rows
 from tests.disk import no_file_beyond
 
 SOURCE = {"kind": "toy", "path": "/data", "files": [["a", 1, 2]]}
@@ -217,6 +218,50 @@ def test_what_a_killed_run_left_is_removed_in_time(tmp_path):
             os.utime(path, (then, then))
     store(tmp_path, *images_and_labels())
     assert {path.name for path in tmp_path.iterdir()} == {*running, *theirs, "toy"}
+
+
+@pytest.mark.parametrize(
+    "name,age,stays",
+    [
+        (f".data.bin.{'0a' * 16}.partial", 2 * STALE_SECONDS, False),
+        (f".other.bin.{'0a' * 16}.partial", 2 * STALE_SECONDS, False),
+        (f".data.bin.{'0b' * 16}.partial", STALE_SECONDS / 2, True),
+        (".data.bin.partial", 1000 * STALE_SECONDS, True),
+        (".data.bin.0a0a0a0a.partial", 1000 * STALE_SECONDS, True),
+        (f"data.bin.{'0a' * 16}.partial", 1000 * STALE_SECONDS, True),
+        (f".data.bin.{'0a' * 16}.txt", 1000 * STALE_SECONDS, True),
+    ],
+)
+@pytest.mark.parametrize("next_start", ["download", "entry"])
+def test_what_a_killed_download_left_is_removed_in_time(tmp_path, next_start, name, age, stays):
+    """Not that of a running one, and nothing of the user's."""
+    left = tmp_path / name
+    left.write_text("half")
+    os.utime(left, (left.stat().st_mtime - age,) * 2)
+    if next_start == "entry":
+        store(tmp_path, *images_and_labels())
+    else:
+        with pytest.raises(ConnectionError):
+            download_file(["file:///missing"], tmp_path / "data.bin", size=1, sha256="")
+    assert left.exists() == stays
+
+
+def test_a_killed_download_leaves_a_name_by_which_it_is_found(tmp_path, monkeypatch):
+    """A file that the next download, a day later, takes for a dead one's."""
+    begun = []
+
+    def killed(urls):
+        begun.extend(tmp_path.iterdir())
+        raise ConnectionError
+
+    monkeypatch.setattr(download, "_open", killed)
+    with pytest.raises(ConnectionError):
+        download_file(["http://localhost/"], tmp_path / "data.bin", size=1, sha256="")
+    ((left,), then) = begun, os.path.getmtime(tmp_path) - 2 * STALE_SECONDS
+    left.write_text("half")
+    os.utime(left, (then, then))
+    remove_stale(tmp_path)
+    assert not left.exists()
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch):

@@ -214,3 +214,30 @@ def test_inputs_that_do_not_go_together():
         export("ddim", inputs="seed")
     with pytest.raises(ValueError, match="batch_size, a whole number"):
         export("ddim", batch_size=0)
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("names", [("B", "b"), ("L", "l"), ("max", "mod"), ("L", "L")])
+def test_open_sizes_may_have_any_names(names, batch_size):
+    """Also those of the batch, of each other but for the case, and of JAX's operators."""
+
+    def conditioned(params, labels, *, first, second):
+        shift = first.sum(1) - second.sum(1)
+        return dj.make_denoiser(SCHEDULE, lambda x, t: jnp.sin(x) + shift[:, None, None, None])
+
+    shapes = {"first": names[:1], "second": names[1:]}
+    options = {"conditions": shapes, "batch_size": batch_size}
+    program = export_sampler(SAMPLERS["ddim"], conditioned, PARAMS, SHAPE, **options)
+    sizes = (2, 2) if len(set(names)) == 1 else (2, 5)
+    given = {k: jnp.ones((3, n)) / n for k, n in zip(shapes, sizes, strict=True)}
+    denoise = conditioned(PARAMS, None, **given)
+    close(
+        program.call(start(3), *given.values()),
+        dj.to_pixels(dj.sample(SAMPLERS["ddim"], denoise, start(3))),
+    )
+
+
+@pytest.mark.parametrize("size", ["", "L+1", "L, M", "...", "2", 0, -1, 1.5, None])
+def test_sizes_of_conditions_that_are_none_are_refused(size):
+    with pytest.raises(ValueError, match="export_sampler .*conditions\\['cond'\\]"):
+        export_sampler(SAMPLERS["ddim"], denoiser_of, PARAMS, SHAPE, conditions={"cond": (2, size)})

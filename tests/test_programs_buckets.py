@@ -12,7 +12,7 @@ import pytest
 from fsspec.registry import _registry as registered
 
 from ddpm_jax.files import write_json
-from ddpm_jax.programs import buckets
+from ddpm_jax.programs import buckets, evaluate, export, sample
 from ddpm_jax.programs.bucket_files import Bucket, BucketError
 from ddpm_jax.programs.buckets import (
     UnsentError,
@@ -27,10 +27,10 @@ from ddpm_jax.programs.classifier import _check_out
 from ddpm_jax.programs.config import DataConfig, TrainConfig
 from ddpm_jax.programs.config_values import from_json, to_json
 from ddpm_jax.programs.console import run_program
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.paths import local_path, with_local_paths
 from ddpm_jax.programs.publish import PullConfig, pull
 from ddpm_jax.programs.run_directory import RunDirectoryError
-from ddpm_jax.programs.sample import _refuse_foreign
 from ddpm_jax.programs.weights import check_weights_folder
 from ddpm_jax.training.manifest import write_manifest
 from tests.fake_bucket import FakeBucket, control
@@ -317,8 +317,23 @@ def test_results_that_cannot_be_pushed_are_kept_and_the_error_says_where(
         (check_weights_folder, {"config_json": '{"weights": {}}'}, False),
         (_check_out, {"config_json": '{"weights": {}}'}, True),
         (_check_out, {"config_json": '{"weights": {}, "classifier": {}}'}, False),
-        (_refuse_foreign, {"images__000000.png": ""}, True),
-        (_refuse_foreign, {"samples.npz": "", "sampling_json": "{}"}, False),
+        (sample._refuse_foreign, {"images__000000.png": ""}, True),
+        (sample._refuse_foreign, {"samples.npz": "", "sampling_json": "{}"}, False),
+        (lambda out: evaluate._refuse_foreign(out, "pixels"), {"pixels.md": ""}, True),
+        (lambda out: evaluate._refuse_foreign(out, "pixels"), {"samples.npz": ""}, False),
+        (lambda out: export._refuse_foreign(out / "program"), {"program": ""}, True),
+        (lambda out: export._refuse_foreign(out / "program"), {"program_json": "{}"}, True),
+        (
+            lambda out: export._refuse_foreign(out / "program"),
+            {"program": "", "program_json": '{"calling_convention": 9}'},
+            False,
+        ),
+        (lambda out: study_folder("inpaint", ["a.npz"], out), {"a.npz": ""}, True),
+        (
+            lambda out: study_folder("inpaint", ["a.npz"], out),
+            {"a.npz": "", "inpaint_json": ""},
+            False,
+        ),
         (lambda out: pull(PullConfig("ada/tiny", out=out)), {"config_json": "{}"}, True),
     ],
 )

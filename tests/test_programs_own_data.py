@@ -25,6 +25,7 @@ from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
 from ddpm_jax.programs.train import train
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun, load_run
+from ddpm_jax.programs.training_run import TrainingRun
 
 pytestmark = pytest.mark.slow
 SILENT = ReportConfig(
@@ -192,6 +193,59 @@ def test_held_out_data_need_the_conditions_of_the_training_data(tmp_path):
             dataclasses.replace(CONFIG, run_dir=tmp_path / "run"),
             data=lambda split: (whole if split == "train" else plain)(split),
         )
+
+
+def random_images(*shape, labels=None):
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    return from_arrays(
+        images, None if labels is None else np.arange(len(images)) * labels // len(images)
+    )
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(
+    "train_data,heldout,words",
+    [
+        (
+            random_images(64, 4, 4, 1, labels=3),
+            random_images(64, 4, 4, 3, labels=3),
+            r"of 4×4×1, and .* of 4×4×3\. .*--data\.resolution and --data\.channels",
+        ),
+        (
+            random_images(64, 4, 4, 1, labels=3),
+            random_images(64, 4, 8, 1, labels=3),
+            "of 4×4×1, and .* of 4×8×1",
+        ),
+        (
+            random_images(64, 4, 4, 1, labels=3),
+            random_images(64, 4, 4, 1, labels=4),
+            "has 3 classes, and .* has the label 3.*from 0 to 2",
+        ),
+        (
+            random_images(64, 4, 4, 1, labels=3),
+            random_images(64, 4, 4, 1),
+            "has 3 classes, and .* has no labels",
+        ),
+        (
+            random_images(64, 4, 4, 1, labels=3),
+            random_images(64, 4, 4, 1, labels=2),
+            None,
+        ),
+    ],
+)
+def test_held_out_images_are_of_the_kind_of_the_training_images(
+    tmp_path, train_data, heldout, words, conditional
+):
+    """Refused at the start and not at the first measurement; without labels, classes are free."""
+    network = dataclasses.replace(CONFIG.network, class_conditional=conditional)
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path / "run", network=network)
+    data = lambda split: (train_data if split == "train" else heldout)(split)  # noqa: E731
+    if words is None or ("classes" in words and not conditional):
+        assert len(TrainingRun(config, data).heldout_data.images)
+        return
+    with pytest.raises(ValueError, match=words):
+        train(config, data=data)
+    assert not (tmp_path / "run").exists()
 
 
 def test_dropped_examples_have_no_token(tmp_path):

@@ -1,14 +1,19 @@
 """The studies on a tiny run: their numbers against what must hold for any network."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import interpolate
 from ddpm_jax.data import load_digits
 from ddpm_jax.evaluation import rms_difference, rms_pairwise
+from ddpm_jax.programs import outputs
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
+from ddpm_jax.programs.trained_run import TrainedRun
+from ddpm_jax.samplers import ddim_encode
 from inpaint import MASKS, measure, read_mask
 from neighbours import NeighboursConfig, study_neighbours, summary
 from tests.small_run import make_run, program
@@ -22,16 +27,90 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def study(trained, tmp_path):
+def study(trained, tmp_path, monkeypatch):
     """Runs a study on that run and returns its JSON and its folder."""
+
+    claimed = []
+    monkeypatch.setattr(outputs, "claim", lambda folder, names, ours: claimed.extend(names))
 
     def run(name, *arguments, out="out", devices=1):
         folder = tmp_path / out
         where = (f"--run-dir={trained}", f"--out={folder}", f"--num-devices={devices}")
         program(f"{name}.py", *where, *arguments)
+        others = {path.name for path in folder.iterdir()} - {*claimed}
+        # The first of a row of numbered pictures stands for the others.
+        assert all(re.fullmatch(r"(pair|shared)-[1-9]\d*\.png", other) for other in others)
         return json.loads((folder / f"{name}.json").read_text()), folder
 
     return run
+
+
+THEIRS = {
+    "inpaint.py": "completions.npz",
+    "interpolate.py": "pair-0.png",
+    "likelihood.py": "terms.png",
+    "neighbours.py": "neighbours.png",
+    "progressive.py": "shared-0.png",
+    "steps_vs_quality.py": "samples.png",
+    "guidance.py --num-steps=2": "guidance.png",
+    "sample.py --count=2": "grid.png",
+    "evaluate.py --count=10 --features=pixels": "pixels.json",
+    "export.py": "program",
+    "export.py ": "program.json",
+    "convert.py to-weights": "config.json",
+    "convert.py to-weights ": "weights.safetensors",
+    "convert.py to-diffusers": "model_index.json",
+    "convert.py to-diffusers ": "unet/config.json",
+    "convert.py to-diffusers  ": "scheduler/scheduler_config.json",
+    "train_classifier.py": "weights.safetensors",
+    "solvers.py": "solvers.md",
+    "rivals_2d.py": "rivals.png",
+    "rivals_digits.py": "samples.png",
+    "toy_2d.py": "field.png",
+}
+QUICK = "--sampler=ddim --num-steps=2"
+WITHOUT_RUN = ("train_classifier.py", "solvers.py", "rivals_2d.py", "rivals_digits.py", "toy_2d.py")
+
+
+@pytest.mark.parametrize("call,theirs", THEIRS.items())
+def test_what_is_no_earlier_result_is_not_replaced(trained, tmp_path, capsys, call, theirs):
+    script, *arguments = call.split()
+    file = tmp_path / "out" / theirs
+    file.parent.mkdir(parents=True)
+    file.write_text("theirs")
+    out = tmp_path / "out" / "program" if script == "export.py" else tmp_path / "out"
+    runs = script not in WITHOUT_RUN
+    where = [f"--run-dir={trained}"] * runs + [f"--out={out}"]
+    with pytest.raises(SystemExit) as stopped:
+        program(script, *arguments, *where)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in error
+    assert f"has {theirs.partition('/')[0]} of something else" in error and "--out" in error
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    "call,replaced",
+    [
+        ("convert.py to-weights", "config.json, weights.safetensors"),
+        ("convert.py to-diffusers", "unet, scheduler, ddpm_jax.json"),
+        (f"export.py {QUICK}", "program, program.json"),
+        (f"sample.py --count=2 {QUICK} --no-gif", "grid.png, samples.npz"),
+        (
+            f"neighbours.py --count=4 {QUICK}",
+            "neighbours.png, distances.png, neighbours.json",
+        ),
+    ],
+)
+def test_an_earlier_result_is_replaced_and_that_is_said(trained, tmp_path, capsys, call, replaced):
+    script, *arguments = call.split()
+    out = tmp_path / "out" / "program"
+    where = out.parent if script == "export.py" else out
+    line = f"replacing {replaced} of an earlier call in {where}\n"
+    for earlier in (False, True):
+        program(script, *arguments, f"--run-dir={trained}", f"--out={out}")
+        assert (line in capsys.readouterr().out) == earlier
 
 
 def picture(path):
@@ -62,6 +141,33 @@ def test_interpolation_after_one_step_is_the_cross_fade_and_after_all_forgets(st
     ]
     got = methods["cross-fade"]["distance_to_nearest_training_image"]
     np.testing.assert_allclose([got[0], got[-1]], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "batch_size,devices,rows",
+    [(4, 1, 4), (3, 2, 2), (64, 4, 2)],
+)
+def test_interpolation_encodes_a_batch_at_a_time(trained, monkeypatch, batch_size, devices, rows):
+    """Of 3 pairs, each device encodes so many images per call, and no latent changes by that."""
+    seen = []
+
+    def recorded(grid, denoise, x_0, **options):
+        seen.append(len(x_0))
+        return ddim_encode(grid, denoise, x_0, **options)
+
+    monkeypatch.setattr(interpolate, "ddim_encode", recorded)
+    ends = np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8, 1)).astype(np.float32)
+
+    def latents(batch_size, devices):
+        config = interpolate.InterpolateConfig(trained, batch_size=batch_size, num_devices=devices)
+        run, done = TrainedRun(config), []
+        found = interpolate._latents(config, run, run.schedule, ends, None, {}, done.append)
+        assert sum(done) == 6 * 2 * 20
+        return found
+
+    found = latents(batch_size, devices)
+    assert seen == [rows]
+    np.testing.assert_allclose(found, latents(64, 1), atol=1e-4)
 
 
 def test_progressive_generation_settles_with_t(study):

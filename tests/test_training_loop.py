@@ -82,17 +82,21 @@ def test_a_stop_is_honoured_after_the_chunk():
     assert int(state.step) == 30
 
 
-def test_k_bad_steps_in_a_row_end_the_run():
-    with pytest.raises(NonFiniteError, match="loss was not finite at step 8, the 3th") as caught:
+@pytest.mark.parametrize(
+    "limit,bad,last", [(1, {4}, 5), (2, {0, 4, 5}, 6), (3, {1, 2, 5, 6, 7}, 8)]
+)
+def test_k_bad_steps_in_a_row_end_the_run(limit, bad, last):
+    message = rf"loss was not finite at step {last} \(bad steps in a row: {limit}\)\. None of them"
+    with pytest.raises(NonFiniteError, match=message) as caught:
         train_loop(
             start(),
-            counting_chunk([], bad={1, 2, 5, 6, 7}),
+            counting_chunk([], bad=bad),
             num_steps=20,
             max_chunk=4,
-            max_bad_steps=3,
+            max_bad_steps=limit,
         )
-    assert caught.value.step == 8 and caught.value.metric == "loss"
-    assert caught.value.recent[-1]["step"] == 8
+    assert caught.value.step == last and caught.value.metric == "loss"
+    assert caught.value.recent[-1]["step"] == last
 
 
 def test_single_bad_steps_do_not():

@@ -6,14 +6,15 @@ import functools
 import hashlib
 import os
 import queue
-import tempfile
 import threading
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from ddpm_jax.data.unfinished import remove_stale
 from ddpm_jax.files import sync
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ def download_file(
 ) -> Path:
     """Downloads one file to `destination` and returns it; a failed download leaves nothing.
 
+    The next download into the folder removes what a killed one left, once that is a day old.
+
     urls      addresses of the file; the first that answers is used
     size      of the file in bytes
     sha256    of the file, 64 hex digits
@@ -43,17 +46,18 @@ def download_file(
     off; ValueError if the content has another size or sha256; OSError if `destination` cannot be
     written.
     """
+    partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.partial")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
+        remove_stale(destination.parent)
+        opened = partial.open("xb")
     except OSError as error:
         raise OSError(
             f"download_file cannot write to {destination.parent} ({error}). "
             "Pass a writable cache_dir."
         ) from error
-    partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file, _open(urls) as response:
+        with opened as file, _open(urls) as response:
             url, digest, done = response.url, hashlib.sha256(), 0
             with progress_bar(progress, destination.name, size, unit="B") as report:
                 for piece in _pieces(response, url):
@@ -70,7 +74,6 @@ def download_file(
                 f"sha256 {digest.hexdigest()}, not the {size:,} bytes with sha256 {sha256} that "
                 "were published. Nothing was kept. A proxy or captive portal may have answered."
             )
-        partial.chmod(0o644)
         os.replace(partial, destination)
     finally:
         partial.unlink(missing_ok=True)

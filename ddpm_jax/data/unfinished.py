@@ -19,7 +19,7 @@ import numpy as np
 
 from ddpm_jax.files import MAX_HEADER_BYTES, read_header
 
-STALE_SECONDS = 86400.0  # partial entries untouched for this long belong to a run that died
+STALE_SECONDS = 86400.0  # partial entries and files untouched for this long are of a dead run
 KEPT_SECONDS = 7 * STALE_SECONDS  # those of a run that failed are kept this long for the next one
 _RECORD = struct.Struct("<16sBI")
 
@@ -79,16 +79,25 @@ def num_rows(folder: Path) -> int:
 
 
 def remove_stale(root: Path) -> None:
-    """Removes the remains of writers that died or failed long ago."""
+    """Removes the remains of entries and downloads whose process died or failed long ago.
+
+    A live process writes to its own every few seconds: a download that stalls for half a minute
+    has failed.
+    """
     for ending, limit in ("partial", STALE_SECONDS), ("old", STALE_SECONDS), ("kept", KEPT_SECONDS):
         # Names with a writer's 32 digits alone: a .venv.old of the user's may lie there, too.
         for left in root.glob(f".*.{'[0-9a-f]' * 32}.{ending}"):
             try:
-                ages = [time.time() - file.stat().st_mtime for file in (left, *left.iterdir())]
+                inside = left.iterdir() if left.is_dir() else ()
+                ages = [time.time() - file.stat().st_mtime for file in (left, *inside)]
+                if min(ages) <= limit:
+                    continue
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
             except OSError:
                 continue
-            if min(ages) > limit:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _records(folder: Path) -> bytes:

@@ -135,7 +135,7 @@ def export_sampler(
     }[inputs]
     given = [
         jax.ShapeDtypeStruct(
-            (B, *(sizes.get(size, size) for size in sizes_of)),
+            (B, *(sizes[n] if isinstance(n, str) else int(n) for n in sizes_of)),
             jnp.bool_ if name.endswith("_mask") else jnp.float32,
         )
         for name, sizes_of in shapes.items()
@@ -150,8 +150,18 @@ def export_sampler(
 
 def _sizes(batch_size: int | None, shapes: Mapping[str, Sequence[int | str]]) -> tuple[Any, Any]:
     """The batch size, and the open sizes of the shapes by name, as symbols of one scope."""
+    for condition, shape in shapes.items():
+        for size in shape:
+            if not isinstance(size, str):
+                check_whole("export_sampler", f"conditions[{condition!r}]", size)
+            elif not size.isidentifier():
+                raise ValueError(
+                    "export_sampler names open sizes by identifiers, such as 'L', got "
+                    f"{size!r} in conditions[{condition!r}]."
+                )
     names = sorted({size for shape in shapes.values() for size in shape if isinstance(size, str)})
-    open_sizes = [*(["b"] if batch_size is None else []), *(name.lower() for name in names)]
+    # Prefixed, since a name may be that of the batch, or one of JAX's operators, such as `max`.
+    open_sizes = [*(["b"] if batch_size is None else []), *(f"size_{name}" for name in names)]
     symbols: Any = jax.export.symbolic_shape(", ".join(open_sizes)) if open_sizes else ()
     B = symbols[0] if batch_size is None else batch_size
     return B, dict(zip(names, symbols[len(symbols) - len(names) :], strict=True))

@@ -267,9 +267,9 @@ def taken_in(folder: Path, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in tops or (folder / name).exists()]
 
 
-def about_in(folder: Path) -> dict[str, Any]:
-    """The config.json of an output folder, or of the bucket behind it; {} if neither has one."""
-    path, address = folder / "config.json", address_of(folder)
+def about_in(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The JSON object of this name in an output folder, or in the bucket behind it; else {}."""
+    path, address = folder / name, address_of(folder)
     with contextlib.suppress(OSError, ValueError):
         if address is None or path.exists():
             return read_json_object(path)

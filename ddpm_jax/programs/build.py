@@ -117,6 +117,29 @@ def load_data(
     return load_named(config.name, split, options._replace(labels=labels))
 
 
+def check_splits(train: ImageDataset, heldout: ImageDataset, *, labelled: bool) -> None:
+    """Raises ValueError if held-out images are not of the training images' shape and classes.
+
+    Each split is read by itself: in one of them, all images may be grey, or of another size.
+    """
+    if not len(heldout.images):
+        return
+    shapes = ["×".join(map(str, data.images.shape[1:])) for data in (train, heldout)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{train.name} has images of {shapes[0]}, and {heldout.name}, on which the model is "
+            f"measured, of {shapes[1]}. Give them one shape with --data.resolution and "
+            "--data.channels, or hold out a share of the training images."
+        )
+    known, found = train.num_classes, heldout.num_classes
+    if labelled and known is not None and (found is None or heldout.labels.max() >= known):
+        have = "no labels" if found is None else f"the label {heldout.labels.max()}"
+        raise ValueError(
+            f"{train.name} has {known} classes, and {heldout.name} has {have}. Number the classes "
+            f"of both from 0 to {known - 1}, or hold out a share of the training images."
+        )
+
+
 def build_network(config: NetworkConfig, **others: Any) -> UNet:
     """The U-Net of a configuration, and of its `others` fields.
 

@@ -25,7 +25,7 @@ from ddpm_jax.files import read_json_object, user_path
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs.buckets import about_in, shown
-from ddpm_jax.programs.build import load_data
+from ddpm_jax.programs.build import check_splits, load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.config import DataConfig, check_seed
 from ddpm_jax.programs.config_values import check_least, from_json, to_json, with_types
@@ -202,7 +202,8 @@ def _fit(config: ClassifierConfig, network: ImageClassifier, data: ImageDataset)
             params, state, loss = step(params, state, index, images, labels)
             loss = float(loss)
             if not math.isfinite(loss):
-                raise NonFiniteError(i + 1, "loss", 1, [{"loss": loss}])
+                remedy = "Nothing was written. Lower --learning-rate, or look at the data."
+                raise NonFiniteError(i + 1, "loss", 1, [{"loss": loss}], remedy)
             progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             progress.update(1)
     return params
@@ -220,10 +221,10 @@ def _check(config: ClassifierConfig) -> None:
 
 
 def _check_out(out: Path) -> None:
-    check_weights_folder(out)
     about = about_in(out)
-    if about and "classifier" not in about:
+    if "weights" in about and "classifier" not in about:
         raise RunDirectoryError(f"{shown(out)} holds another model. Choose another --out.")
+    check_weights_folder(out)
 
 
 def _check_data(config: ClassifierConfig, train: ImageDataset, heldout: ImageDataset) -> None:
@@ -249,3 +250,4 @@ def _check_data(config: ClassifierConfig, train: ImageDataset, heldout: ImageDat
             f"{train.name} holds no images out, on which the accuracy would be measured. Choose "
             "--data.holdout 0.1."
         )
+    check_splits(train, heldout, labelled=True)

@@ -12,18 +12,19 @@ from typing import Any, Literal
 import jax
 
 from ddpm_jax import interop
-from ddpm_jax.files import sha256_of
+from ddpm_jax.files import sha256_of, write_json
 from ddpm_jax.interop import ImportedModel, Process
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.keys import make_key
 from ddpm_jax.nn import UNet, count_parameters
 from ddpm_jax.programs.averages import average_name
-from ddpm_jax.programs.buckets import files_behind, shown
+from ddpm_jax.programs.buckets import files_behind, shown, taken_in
 from ddpm_jax.programs.build import build_model
 from ddpm_jax.programs.config import DataConfig, DiffusionConfig, NetworkConfig, TrainConfig
 from ddpm_jax.programs.config_values import to_json, with_types
 from ddpm_jax.programs.console import quantity, say
 from ddpm_jax.programs.diffusers_code import sampling_code
+from ddpm_jax.programs.outputs import claim
 from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
@@ -31,6 +32,8 @@ from ddpm_jax.programs.weights import WeightsDtype, check_weights_folder, save_w
 from ddpm_jax.training import Checkpoints, init_state
 from ddpm_jax.types import describe
 
+ORIGIN = "ddpm_jax.json"
+"""What tells an exported folder of diffusers from others: the run and step that it was made of."""
 DataName = Literal["digits", "cifar10", "mnist", "folder"]
 
 
@@ -186,10 +189,14 @@ def to_diffusers(config: ToDiffusers) -> None:
         )
     process = Process(*(getattr(diffusion, name) for name in Process._fields))
     out = config.out or run.root / "diffusers"
+    ours = config.out is None or bool(taken_in(out, [ORIGIN]))
+    claim(out, taken_in(out, ("model_index.json", "unet", "scheduler", ORIGIN)), ours=ours)
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
     written = interop.save_diffusers(
         out, run.model.network, run.params, shape, process, run.model.schedule
     )
+    write_json(out / ORIGIN, _without_folders(run.provenance()))
+    written.append(out / ORIGIN)
     which = _parameters(config)
     classes = run.model.num_classes
     kind = "DDPMPipeline" if classes is None else f"UNet2DModel with {classes} classes"

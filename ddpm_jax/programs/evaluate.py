@@ -27,9 +27,11 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs import metrics
 from ddpm_jax.programs.bound import bound_row, measure_bound
+from ddpm_jax.programs.buckets import taken_in
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions, sampler_options
 from ddpm_jax.programs.config_values import check_least, with_types
 from ddpm_jax.programs.console import say
+from ddpm_jax.programs.outputs import claim
 from ddpm_jax.programs.shards import content_of, read_shards, remember_plan, sample_shards
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -107,6 +109,10 @@ def evaluate(config: EvaluateConfig) -> None:
     if conditions:
         plan["conditions"] = {"name": data.name, "fingerprint": data.fingerprint}
     out = run.folder(f"evaluation/{_name(config, plan)}")
+    # The folder belongs to the samples; the names of the files contain the features.
+    variant = {"inception": config.preprocess, "classifier": features.fingerprint[:8]}
+    kind = "-".join(filter(None, [features.name, variant.get(features.name)]))
+    processes.on_leader(lambda: _refuse_foreign(out, kind))
     processes.on_leader(lambda: remember_plan(out, plan))
     generator = run.generator(run.sampler(config), guidance=config.guidance)
     size = config.batch_size
@@ -147,15 +153,18 @@ def evaluate(config: EvaluateConfig) -> None:
         "bits_per_dim": bits,
         "fewer_than_published": count < PUBLISHED_COUNT,
     }
-    # The folder belongs to the samples; the names of the files contain the features.
-    variant = {"inception": config.preprocess, "classifier": features.fingerprint[:8]}
-    kind = "-".join(filter(None, [features.name, variant.get(features.name)]))
     write_json(out / f"{kind}.json", results)
     row = markdown_row(results, run.model.schedule.num_timesteps)
     (out / f"{kind}.md").write_text(row, encoding="utf-8")
     _print_table(results)
     say(f"  {out / kind}.json")
     say(f"  {out / kind}.md")
+
+
+def _refuse_foreign(out: Path, kind: str) -> None:
+    """Raises RunDirectoryError for files of the results' names that no evaluation wrote."""
+    taken = taken_in(out, (f"{kind}.json", f"{kind}.md"))
+    claim(out, taken, ours=bool(taken_in(out, ("plan.json",))))
 
 
 def _count(run: TrainedRun, config: EvaluateConfig) -> int:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
+from ddpm_jax.programs.buckets import about_in, files_behind
 from ddpm_jax.programs.config import SamplerOptions, sampler_options
 from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.console import quantity, say
+from ddpm_jax.programs.outputs import claim
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun, make_writable
 
@@ -21,7 +23,8 @@ class ExportConfig(SamplerOptions, RunOptions):
     """A run and a sampler as a serialised StableHLO program."""
 
     out: Path | None = None
-    """The file to write; None for RUN_DIR/exported/SAMPLER-STEPS-steps.stablehlo."""
+    """The file to write; None for RUN_DIR/exported/SAMPLER-STEPS-steps.stablehlo. Replaces an
+    earlier program, and no other file."""
     inputs: Inputs = "x_T"
     """Inputs of the program: x_T, and a seed if the sampler draws noise; x_T and all noise; or a
     seed and the first image's number, which gives the same images as sample.py."""
@@ -44,7 +47,7 @@ def export(config: ExportConfig) -> None:
     """Writes the program and, beside it, OUT.json with its sha256 and inputs.
 
     Raises RunDirectoryError, ValueError or DamagedCheckpointError if the options do not fit the
-    run.
+    run, or for files of these names that are no exported program.
     """
     config = with_types("export", config, ExportConfig)
     run = TrainedRun(config)
@@ -56,6 +59,7 @@ def export(config: ExportConfig) -> None:
         out = run.root / "exported" / f"{config.sampler}-{steps}-steps.stablehlo"
     if out.is_dir():
         raise RunDirectoryError(f"--out {out} is a folder. Name a file for the program.")
+    _refuse_foreign(out, default=config.out is None)
     make_writable(out.parent)
     say(f"{run.title}: {config.sampler}, {steps} steps")
     shapes = dict(run.model.condition_shapes) if config.conditions else {}
@@ -78,3 +82,12 @@ def export(config: ExportConfig) -> None:
     load_program(out)
     arguments = ", ".join(str(aval) for aval in exported.in_avals)
     say(f"  {out} ({quantity(out.stat().st_size, 'B')}): ({arguments}) -> uint8 images")
+
+
+def _refuse_foreign(out: Path, default: bool = False) -> None:
+    """Raises RunDirectoryError for files of these names that are no exported program."""
+    facts = out.with_name(f"{out.name}.json")
+    # File by file: at a bucket's top, listing the folder would list the whole bucket.
+    taken = [path.name for path in (out, facts) if path.exists() or files_behind(path)]
+    ours = default or "calling_convention" in about_in(out.parent, facts.name)
+    claim(out.parent, taken, ours=ours)

@@ -16,7 +16,8 @@ class RunOptions:
     """Instead of --run-dir: a trained model of the package, such as digits or cifar10-small
     (`ddpm-jax list` names all), or a model on the hub, hub:OWNER/NAME@REVISION."""
     out: Path | None = None
-    """Where to write; None for a folder in RUN_DIR named after the options."""
+    """Where to write; None for a folder in RUN_DIR named after the options. Replaces earlier
+    results of the same program, and no other files."""
     seed: int = 0
     """Seed of all noise; image i depends on the seed and i alone."""
     checkpoint: int | None = None

@@ -20,13 +20,13 @@ from ddpm_jax.devices import processes
 from ddpm_jax.files import write_json
 from ddpm_jax.programs import shards
 from ddpm_jax.programs.averages import average_name
-from ddpm_jax.programs.buckets import shown, taken_in
+from ddpm_jax.programs.buckets import taken_in
 from ddpm_jax.programs.conditions import read_conditions
 from ddpm_jax.programs.config import DistributedConfig, SamplerOptions, sampler_options
 from ddpm_jax.programs.config_values import check_least, with_types
 from ddpm_jax.programs.console import say
+from ddpm_jax.programs.outputs import claim
 from ddpm_jax.programs.pictures import need_pictures, save_film, save_sheet
-from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
 GRID = 400
@@ -134,12 +134,8 @@ def sample(config: SampleConfig) -> None:
 
 def _refuse_foreign(out: Path) -> None:
     """Raises RunDirectoryError for a folder with files of these names that no sampling wrote."""
-    taken = taken_in(out, WRITTEN)
-    if taken and not taken_in(out, ("sampling.json", "plan.json")):
-        raise RunDirectoryError(
-            f"{shown(out)} has {', '.join(taken)}, and no sampling.json says that they are "
-            "samples. Choose another folder with --out. Nothing was changed."
-        )
+    if not taken_in(out, ("plan.json",)):  # else an interrupted call goes on
+        claim(out, taken_in(out, WRITTEN), ours=bool(taken_in(out, ("sampling.json",))))
 
 
 def _write(

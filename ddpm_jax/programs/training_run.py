@@ -21,7 +21,13 @@ from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs import pictures
 from ddpm_jax.programs.averages import extra_emas
-from ddpm_jax.programs.build import build_model_of, build_sampler, heldout_plan, load_data
+from ddpm_jax.programs.build import (
+    build_model_of,
+    build_sampler,
+    check_splits,
+    heldout_plan,
+    load_data,
+)
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_config
@@ -94,6 +100,7 @@ class TrainingRun:
         data, devices = self.train_data, config.devices
         image_shape = data.images.shape[1:]
         check_facts(data_facts(data))
+        check_splits(data, self.heldout_data, labelled=labelled)
         _warn_of_missing_classes(data, labelled)
         processes.pin_random_numbers()
         # Before JAX starts its threads, which choosing the devices does.

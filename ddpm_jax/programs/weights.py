@@ -23,6 +23,7 @@ from ddpm_jax.files import sha256_of, write_json
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.interop.tensors import read_safetensors, write_safetensors
 from ddpm_jax.programs.buckets import about_in, shown, taken_in
+from ddpm_jax.programs.outputs import claim
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.types import PyTree
 
@@ -95,15 +96,14 @@ def has_weights(folder: Path) -> bool:
 
 
 def check_weights_folder(folder: Path, names: Sequence[str] = ("config.json", WEIGHTS)) -> None:
-    """Raises RunDirectoryError for a folder in which files of these names are not such weights'."""
+    """Raises RunDirectoryError for a folder in which files of these names are not such weights'.
+
+    Says so if they are, since they will be replaced.
+    """
     taken = taken_in(folder, ("checkpoints", *names))
     if "checkpoints" in taken:
         raise RunDirectoryError(f"{shown(folder)} is a run directory. Choose another with --out.")
-    if taken and not isinstance(about_in(folder).get("weights"), dict):
-        raise RunDirectoryError(
-            f"{shown(folder)} has {', '.join(taken)} of something else. Choose another folder with "
-            "--out. Nothing was changed."
-        )
+    claim(folder, taken, ours=isinstance(about_in(folder).get("weights"), dict))
 
 
 def save_weights(

@@ -32,13 +32,21 @@ class NonFiniteError(RuntimeError):
         recent: the metrics of the last steps, at most 100.
     """
 
-    def __init__(self, step: int, metric: str, count: int, recent: list[dict[str, float]]):
+    REMEDY = (
+        "None of them changed the parameters; the last checkpoint is good. Lower the learning "
+        "rate, look at the data, or compute in float32 (--network.dtype float32)."
+    )
+
+    def __init__(
+        self,
+        step: int,
+        metric: str,
+        count: int,
+        recent: list[dict[str, float]],
+        remedy: str = REMEDY,
+    ):
         what = "the loss was a spike" if metric == "spike" else f"{metric} was not finite"
-        super().__init__(
-            f"{what} at step {step}, the {count}th bad step in a row. None of these "
-            "steps changed the parameters; the last checkpoint is good. Lower the learning rate, "
-            "look at the data, or compute in float32 (--network.dtype float32)."
-        )
+        super().__init__(f"{what} at step {step} (bad steps in a row: {count}). {remedy}")
         self.step, self.metric, self.recent = step, metric, recent
 
 
