@@ -254,12 +254,17 @@ class UNet(nn.Module):
         return add_conditions(self, h, label, cond)
 
 
-@functools.lru_cache(maxsize=64)
 def parameter_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> PyTree:
     """The parameters of a network for images of this shape, as `jax.ShapeDtypeStruct`.
 
-    A network is traced once, and all callers get the same tree: copy it before you change it.
+    Every network is traced once per shape.
     """
+    shapes = _trace(network, image_shape)  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(lambda leaf: leaf, shapes)
+
+
+@functools.lru_cache(maxsize=64)
+def _trace(network: nn.Module, image_shape: tuple[int, ...]) -> PyTree:
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), x, 0)["params"]
 
