@@ -283,7 +283,7 @@ REFUSED = {
     ),
     "edm, σ_data": (
         {**CASES["edm"][0], "sigma_data": 0.0},
-        ["sigma_data > 0 and finite, got 0"],
+        ["sigma_data in (0, inf), got 0"],
     ),
     "flow, ε": ({"process": "flow"}, ["epsilon (use velocity or v or x_0)"]),
     "flow, likelihood": (

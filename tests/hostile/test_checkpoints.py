@@ -152,8 +152,8 @@ def test_no_file_outside_of_a_checkpoint_is_opened(saved, reader, monkeypatch, n
     # As deep as the root, whatever the folder, so that the file is there to be opened.
     name = name.replace("ROOT", "/".join([".."] * len(folder.resolve().parts)))
     good["files"][name] = {"bytes": os.path.getsize("/etc/passwd"), "sha256": "0" * 64}
-    opened, digest = [], manifests._digest
-    monkeypatch.setattr(manifests, "_digest", lambda path: opened.append(path) or digest(path))
+    opened, digest = [], manifests.sha256_of
+    monkeypatch.setattr(manifests, "sha256_of", lambda path: opened.append(path) or digest(path))
     rewritten(folder, json.dumps(good).encode())
     result = attempt(
         lambda: manifests.verify_manifest(folder),
