@@ -208,7 +208,7 @@ def test_every_spacing_gives_rising_steps_inside(spacing, T, S):
     [
         (lambda: dj.linear_schedule(0), "num_timesteps"),
         (lambda: dj.linear_schedule(2.5), "num_timesteps"),
-        (lambda: dj.linear_schedule(10, 0.5, 0.1), r"beta_end in \[0.5, 1\)"),
+        (lambda: dj.linear_schedule(10, 0.5, 0.1), r"beta_end in \[beta_start=0.5, 1\)"),
         (lambda: dj.linear_schedule(10, 0.1, 1.0), "beta_end"),
         (lambda: dj.warmup_schedule(warmup_fraction=1.5), "warmup_fraction"),
         (lambda: dj.cosine_schedule(10, max_beta=1.0), "max_beta"),

@@ -98,7 +98,7 @@ def test_no_other_step_size_keeps_the_variance_better(ratio, steps):
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: geometric_noise_levels(0.01, 1.0, 10), r"sigma_max in \(1.0, inf\)"),
+        (lambda: geometric_noise_levels(0.01, 1.0, 10), r"sigma_max in \(sigma_min=1.0, inf\)"),
         (lambda: geometric_noise_levels(1.0, 0.0, 10), r"sigma_min in \(0, inf\)"),
         (lambda: geometric_noise_levels(1.0, 0.01, 1), "at least 2, got 1"),
         (lambda: geometric_noise_levels(1.0001, 1.0, 10_000), "float32"),

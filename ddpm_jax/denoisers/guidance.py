@@ -67,7 +67,7 @@ def guidance_interval(
     check_scale("guidance_interval", scale)
     call, remedy = "guidance_interval", "noise_levels(schedule) lists a schedule's σ."
     low = check_number(call, "sigma_low", sigma_low, remedy, within="[0, inf)")
-    high = check_number(call, "sigma_high", sigma_high, remedy, within=f"({low}, inf]")
+    high = check_number(call, "sigma_high", sigma_high, remedy, within=f"(sigma_low={low}, inf]")
 
     def scale_at(timesteps: Array) -> Array:
         log_snr = lookup(schedule.log_snr, rows_of_timesteps(schedule, timesteps))

@@ -74,7 +74,7 @@ def check_sigmas(call: str, sigma_min: float, sigma_max: float) -> None:
     """
     remedy = "sigma_range(schedule) gives both ends of a discrete process."
     low = check_number(call, "sigma_min", sigma_min, remedy, within="(0, inf)")
-    check_number(call, "sigma_max", sigma_max, remedy, within=f"({low}, inf)")
+    check_number(call, "sigma_max", sigma_max, remedy, within=f"(sigma_min={low}, inf)")
 
 
 def checked_levels(call: str, y: Array, sigma: ArrayLike) -> tuple[Array, Array]:

@@ -53,6 +53,8 @@ def is_number(value: Any) -> bool:
 def check_number(call: str, name: str, value: Any, remedy: str = "", *, within: str = "") -> float:
     """The number as a float, of the interval `within`: "(0, inf)" is finite and above 0.
 
+    An end may have the name of another argument: "(sigma_min=0.1, inf)".
+
     Raises TypeError unless it is a real number of the host, ValueError outside of the interval.
     """
     if not is_number(value):
@@ -60,7 +62,7 @@ def check_number(call: str, name: str, value: Any, remedy: str = "", *, within: 
         raise TypeError(f"{call} needs {what}. {remedy}".rstrip())
     number = float(value)
     if within:
-        low, high = map(float, within[1:-1].split(","))
+        low, high = (float(end.rpartition("=")[2]) for end in within[1:-1].split(","))
         left_out = (within[0] == "(" and number == low) or (within[-1] == ")" and number == high)
         if left_out or not low <= number <= high:
             raise ValueError(f"{call} needs {name} in {within}, got {value}. {remedy}".rstrip())

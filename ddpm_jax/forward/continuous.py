@@ -120,7 +120,7 @@ def _np(t: Any) -> Any:
 def _rates_of(call: str, beta_min: float, beta_max: float, t_min: float):
     """(β, B, inverse of B), with the arguments checked."""
     low = check_number(call, "beta_min", beta_min, within="(0, inf)")
-    rise = check_number(call, "beta_max", beta_max, within=f"({low}, inf)") - low
+    rise = check_number(call, "beta_max", beta_max, within=f"(beta_min={low}, inf)") - low
     check_number(call, "t_min", t_min, within="(0, 1)")
 
     def time(B: Any) -> Any:
@@ -199,7 +199,7 @@ def ve_process(sigma_min: float = 0.01, sigma_max: float = 50.0) -> ContinuousPr
         Array([1.], dtype=float32)
     """
     low = check_number("ve_process", "sigma_min", sigma_min, within="(0, inf)")
-    high = check_number("ve_process", "sigma_max", sigma_max, within=f"({low}, inf)")
+    high = check_number("ve_process", "sigma_max", sigma_max, within=f"(sigma_min={low}, inf)")
     rate = math.log(high / low)
 
     def noise(t: Any) -> Any:
@@ -236,7 +236,7 @@ def edm_process(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Continuous
         drift=lambda t: _np(t).zeros_like(t),
         diffusion=lambda t: _np(t).sqrt(2.0 * t),
         t_min=low,
-        t_max=check_number("edm_process", "sigma_max", sigma_max, within=f"({low}, inf)"),
+        t_max=check_number("edm_process", "sigma_max", sigma_max, within=f"(sigma_min={low}, inf)"),
     )
 
 

@@ -26,7 +26,7 @@ _REMEDY = "Ho et al. (2020) use 1e-4 and 0.02 with 1000 steps; for T steps scale
 
 def _check_range(call: str, num_timesteps: int, beta_start: float, beta_end: float) -> int:
     low = check_number(call, "beta_start", beta_start, _REMEDY, within="(0, 1)")
-    check_number(call, "beta_end", beta_end, _REMEDY, within=f"[{low}, 1)")
+    check_number(call, "beta_end", beta_end, _REMEDY, within=f"[beta_start={low}, 1)")
     return check_num_timesteps(call, num_timesteps)
 
 

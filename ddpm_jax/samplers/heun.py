@@ -83,7 +83,7 @@ def heun(
     if not isinstance(churn_range, (tuple, list)) or len(churn_range) != 2:
         raise TypeError(f"heun needs churn_range, two numbers, got {describe(churn_range)}.")
     low = check_number("heun", "churn_range[0]", churn_range[0], within="[0, inf]")
-    check_number("heun", "churn_range[1]", churn_range[1], within=f"[{low}, inf]")
+    check_number("heun", "churn_range[1]", churn_range[1], within=f"[churn_range[0]={low}, inf]")
     if process is not None:
         check_schedule("heun", process, "process")
     raised = None

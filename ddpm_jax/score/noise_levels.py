@@ -217,7 +217,7 @@ def langevin_step_size(sigmas: ArrayLike, num_steps_per_level: int) -> float:
 def _check_range(call: str, sigma_max: float, sigma_min: float) -> None:
     remedy = "NCSNv2 uses 50 and 0.01 for CIFAR-10 in [0, 1]."
     low = check_number(call, "sigma_min", sigma_min, remedy, within="(0, inf)")
-    check_number(call, "sigma_max", sigma_max, remedy, within=f"({low}, inf)")
+    check_number(call, "sigma_max", sigma_max, remedy, within=f"(sigma_min={low}, inf)")
 
 
 def _normal_cdf(x: float) -> float:
