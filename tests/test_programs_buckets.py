@@ -321,10 +321,14 @@ def test_results_that_cannot_be_pushed_are_kept_and_the_error_says_where(
         (sample._refuse_foreign, {"samples.npz": "", "sampling_json": "{}"}, False),
         (lambda out: evaluate._refuse_foreign(out, "pixels"), {"pixels.md": ""}, True),
         (lambda out: evaluate._refuse_foreign(out, "pixels"), {"samples.npz": ""}, False),
-        (lambda out: export._refuse_foreign(out / "program"), {"program": ""}, True),
-        (lambda out: export._refuse_foreign(out / "program"), {"program_json": "{}"}, True),
+        (lambda out: export._refuse_foreign(out / "program", default=False), {"program": ""}, True),
         (
-            lambda out: export._refuse_foreign(out / "program"),
+            lambda out: export._refuse_foreign(out / "program", default=False),
+            {"program_json": "{}"},
+            True,
+        ),
+        (
+            lambda out: export._refuse_foreign(out / "program", default=False),
             {"program": "", "program_json": '{"calling_convention": 9}'},
             False,
         ),

@@ -107,22 +107,6 @@ def export_sampler(
 
     shapes = dict(conditions or {})
 
-    def program(params: PyTree, *given: Array) -> Array:
-        own = dict(zip(arguments, given, strict=False))
-        x_T, seed, first, noise = (own.get(name) for name in ("x_T", "seed", "first", "noise"))
-        named = dict(zip(shapes, given[len(own) :], strict=True))
-        keys: Any = None
-        if seed is not None:
-            images = jnp.arange(B if x_T is None else x_T.shape[0], dtype=jnp.uint32)
-            keys = example_keys(make_key(seed), (0 if first is None else first) + images)
-        if x_T is None:
-            x_T = initial_noise(keys, shape)
-            keys = keys if sampler.stochastic else None
-        labels = None if label is None else jnp.full(x_T.shape[:1], label, jnp.int32)
-        return to_pixels(
-            sample(sampler, denoiser_of(params, labels, **named), x_T, keys=keys, noise=noise)
-        )
-
     B, sizes = _sizes(batch_size, shapes)
     x_T = jax.ShapeDtypeStruct((B, *shape), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.uint32)
@@ -140,6 +124,23 @@ def export_sampler(
         )
         for name, sizes_of in shapes.items()
     ]
+
+    def program(params: PyTree, *given: Array) -> Array:
+        own = dict(zip(arguments, given, strict=False))
+        x_T, seed, first, noise = (own.get(name) for name in ("x_T", "seed", "first", "noise"))
+        named = dict(zip(shapes, given[len(own) :], strict=True))
+        keys: Any = None
+        if seed is not None:
+            images = jnp.arange(B if x_T is None else x_T.shape[0], dtype=jnp.uint32)
+            keys = example_keys(make_key(seed), (0 if first is None else first) + images)
+        if x_T is None:
+            x_T = initial_noise(keys, shape)
+            keys = keys if sampler.stochastic else None
+        labels = None if label is None else jnp.full(x_T.shape[:1], label, jnp.int32)
+        return to_pixels(
+            sample(sampler, denoiser_of(params, labels, **named), x_T, keys=keys, noise=noise)
+        )
+
     if bake:
         whole = jax.jit(lambda *given: program(params, *given))
         return jax.export.export(whole, platforms=platforms)(*arguments.values(), *given)

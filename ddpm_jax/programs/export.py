@@ -84,7 +84,7 @@ def export(config: ExportConfig) -> None:
     say(f"  {out} ({quantity(out.stat().st_size, 'B')}): ({arguments}) -> uint8 images")
 
 
-def _refuse_foreign(out: Path, default: bool = False) -> None:
+def _refuse_foreign(out: Path, *, default: bool) -> None:
     """Raises RunDirectoryError for files of these names that are no exported program."""
     facts = out.with_name(f"{out.name}.json")
     # File by file: at a bucket's top, listing the folder would list the whole bucket.
