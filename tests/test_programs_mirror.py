@@ -267,7 +267,9 @@ def test_a_damaged_checkpoint_supersedes_no_other(store, monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="damaged checkpoint"), Training(keep=1) as run:
         save(run.root)
         time.sleep(0.2)
-    assert 4 in stored(store)
+        assert 4 in stored(store)
+        save(run.root, 6)
+        wait_for(lambda: 6 in stored(store))
 
 
 def test_a_run_removed_from_the_bucket_does_not_come_back(store):
