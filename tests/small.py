@@ -17,6 +17,7 @@ NETWORK = dj.UNet(
     channel_multipliers=(1,),
     num_res_blocks=1,
     attention_resolutions=(),
+    middle_attention="none",
     num_groups=4,
     dropout=0.2,
 )

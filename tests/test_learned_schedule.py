@@ -115,7 +115,7 @@ def exact(z, gamma):
 
 START, END = -9.0, 4.0
 NETWORK = dj.nn.GammaNetwork(features=32, gamma_start=START, gamma_end=END)
-PARAMS = NETWORK.init(jax.random.key(3), jnp.zeros(1))
+PARAMS = jax.jit(NETWORK.init)(jax.random.key(3), jnp.zeros(1))
 # A shape far from a straight line: a sigmoid around the middle.
 SHIFTS = {"slope": 12.0, "bias": -6.0, "linear": -4.0, "weight": 0.0, "ends": 0.0}
 BENT = {"params": {name: value + SHIFTS[name] for name, value in PARAMS["params"].items()}}

@@ -252,7 +252,7 @@ def test_the_hybrid_of_a_network_that_is_far_off(variance, size, steps):
             losses = hybrid_loss(schedule, network, x_0, steps, noise, variance=variance)
             return losses.sum(), losses
 
-        gradient, losses = jax.grad(loss, has_aux=True)(output)
+        gradient, losses = jax.jit(jax.grad(loss, has_aux=True))(output)
         return np.asarray(losses), np.asarray(gradient)
 
     with jax.enable_x64(True):

@@ -41,9 +41,9 @@ def run(parallel, num_steps, chunk, optimizer=SGD):
 @pytest.fixture(scope="module")
 def runs():
     return {
-        "one": run(DataParallel("jit", DEVICES[:1]), 20, 1),
-        "pmap": run(DataParallel("pmap", DEVICES), 20, 1),
-        "shard_map": run(DataParallel("shard_map", DEVICES), 20, 1),
+        "one": run(DataParallel("jit", DEVICES[:1]), 10, 1),
+        "pmap": run(DataParallel("pmap", DEVICES), 10, 1),
+        "shard_map": run(DataParallel("shard_map", DEVICES), 10, 1),
     }
 
 
@@ -72,7 +72,7 @@ def test_eight_devices_equal_one(runs, many):
 
 
 def test_chunks_of_steps_equal_single_steps(runs):
-    _, metrics = run(DataParallel("shard_map", DEVICES[:2]), 20, 5)
+    _, metrics = run(DataParallel("shard_map", DEVICES[:2]), 10, 5)
     np.testing.assert_allclose(metrics["loss"], runs["one"][1]["loss"], rtol=1e-5)
 
 

@@ -867,8 +867,9 @@ def test_every_public_function_has_a_row():
     assert not NET.missing()
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not computed(row)])
 def test_the_right_call_is_right(name):
+    """Calls with arrays are made in `test_variants`."""
     call(ROWS[name], {})
 
 

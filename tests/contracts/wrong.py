@@ -7,6 +7,7 @@ raised in a frame of the package, and its message must name the call. Where anot
 right, the net's `documented` says what the call means and checks it.
 """
 
+import functools
 import inspect
 import pathlib
 import traceback
@@ -590,11 +591,11 @@ class Net(NamedTuple):
 
     def faults(self, name: str) -> list[str]:
         """Wrong calls of a row that neither raise an error of ours nor mean what they should."""
-        bad, right = [], call(self.rows[name], {})
+        bad, right = [], functools.cache(lambda: call(self.rows[name], {}))
         for argument, wrong, make in self.wrong_calls(name):
             if (name, argument, wrong) in self.documented:
                 meaning, check = self.documented[name, argument, wrong]
-                if not check(make(), right):
+                if not check(make(), right()):
                     bad.append(f"{argument}: {wrong}: should mean {meaning}")
             elif said := outcome(name, make, *self.passed_on.get(name, "").split()):
                 bad.append(f"{argument}: {wrong}: {said}")
