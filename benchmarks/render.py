@@ -26,7 +26,7 @@ class Benchmark(NamedTuple):
     draw: Callable[[dict[str, Any], Path], list[str]]
 
 
-OURS = ("ddpm_jax", "resident", "streamed", "training step")
+OURS = ("ddpm_jax", "ddpm_jax, one device", "resident", "streamed", "training step")
 
 
 def contestant_name(name: str) -> str:

@@ -1,7 +1,8 @@
 """The complete training step and the forward pass against diffusers' UNet2DModel in PyTorch.
 
 Same architecture, parameters, batch and precision; the outputs are compared before anything is
-timed. A process for JAX and one for PyTorch take turns (`interleave.py`).
+timed. A process for JAX and one for PyTorch take turns (`interleave.py`). The forward pass is split
+over the devices as the programs do it: on a CPU each core is one. It is also timed on one device.
 """
 
 from __future__ import annotations
@@ -22,20 +23,26 @@ from benchmarks.render import Benchmark, contest, contestant_name, left_out, ver
 from benchmarks.sizes import Plan, from_json, to_json
 
 OURS = "ddpm_jax"
+ALONE = f"{OURS}, one device"
+"""The same forward pass without splitting the batch."""
 
 
 def jax_corner(
     *, plan: dict[str, Any], folder: str
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Any]]:
-    """ "train" and "forward", and files of the parameters and of an output for the rivals."""
+    """Our contestants, and files of the parameters and of an output for the rivals."""
     import jax
     import jax.numpy as jnp
 
     from benchmarks.workload import Stepper, moved_params, train_config
+    from ddpm_jax.devices.batched import RowSplit
+    from ddpm_jax.devices.cpu import one_device_per_core
+    from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
     from ddpm_jax.interop import unet_params_to_diffusers, unet_to_diffusers_config
 
     sizes = from_json(plan)
     shape = (sizes.image_size, sizes.image_size, 3)
+    devices = jax.local_devices() if one_device_per_core() else jax.local_devices()[:1]
     stepper = Stepper(train_config(sizes), sizes.image_size, steps=sizes.steps)
     unet = stepper.model.network
     params = moved_params(unet, shape)
@@ -51,14 +58,27 @@ def jax_corner(
         t=np.asarray(t),
         output=np.asarray(exact),
     )
-    own = np.abs(np.asarray(apply({"params": params}, x, t)) - np.asarray(exact)).max()
+    split = RowSplit(devices)
+    compute = split.map(unet.apply, (WHOLE, ROWS, ROWS))
+    whole = split.replicate({"params": params})
+    rows = split.put((np.asarray(x), np.asarray(t)), split.round_up(sizes.batch_size))
+    output = fetch(compute(whole, *rows))[: sizes.batch_size]
+    own = np.abs(output - np.asarray(exact)).max()
 
     def forward() -> None:
+        for _ in range(sizes.steps):
+            output = compute(whole, *rows)
+        jax.block_until_ready(output)
+
+    def alone() -> None:
         for _ in range(sizes.steps):
             output = apply({"params": params}, x, t)
         jax.block_until_ready(output)
 
-    return {"train": stopwatch(stepper), "forward": stopwatch(forward)}, {
+    contestants = {f"train {OURS}": stopwatch(stepper), f"forward {OURS}": stopwatch(forward)}
+    if len(devices) > 1:
+        contestants[f"forward {ALONE}"] = stopwatch(alone)
+    return contestants, {
         "config": unet_to_diffusers_config(unet, shape),
         "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(params))),
         "own_error": float(own / np.std(exact)),
@@ -74,7 +94,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         ours = stack.enter_context(
             corner("benchmarks.training:jax_corner", plan=to_json(plan), folder=folder)
         )
-        contestants = {f"{name} {OURS}": run for name, run in ours.contestants.items()}
+        contestants = dict(ours.contestants)
         result |= {key: ours.facts[key] for key in ("parameters", "own_error")}
         reason = missing_torch()
         if reason is None:
@@ -108,7 +128,7 @@ def measure(plan: Plan) -> dict[str, Any]:
             # Steps follow on steps: without a lead, each would pay for a long wait.
             lead = 1 if plan.steps == 1 else 0
             rounds = alternate(chosen, plan.rounds, warmup=4, lead=lead, what=what)
-            result[what] = compare(rounds, OURS, [n for n in chosen if n != OURS], work)
+            result[what] = compare(rounds, OURS, [n for n in chosen if n not in (OURS, ALONE)], work)
     return result
 
 
