@@ -70,7 +70,7 @@ class InterpolateConfig(RunOptions):
     """How fewer steps than T are spread over them."""
     corrections: int = 1
     """Fixed-point corrections per step of DDIM's encoding; more reconstruct better."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class for all decoding, for a class-conditional run; None for no
     class."""
     cond: Path | None = None

@@ -60,7 +60,7 @@ class ProgressiveConfig(RunOptions):
     """Ancestral steps; None for all T."""
     spacing: Spacing = "fractional"
     """How fewer steps than T are spread over them."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class of all samples, for a class-conditional run; None for all classes
     in turn."""
     batch_size: int = 64
