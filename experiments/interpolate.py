@@ -28,7 +28,7 @@ from ddpm_jax.forward import NoiseSchedule, Spacing
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, make_key, normal_per_example
-from ddpm_jax.programs.build import build_grid
+from ddpm_jax.programs.build import build_grid, check_unused
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
 from ddpm_jax.programs.conditions import in_turn, read_conditions
 from ddpm_jax.programs.config import SamplerOptions
@@ -110,9 +110,9 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     label = None if config.label is None else run.labels(1, config.label)
     files = {name: getattr(config, name) for name in ("cond", "context", "concat")}
     conditions = in_turn(read_conditions(files, run.model.condition_shapes), np.arange(len(first)))
-    grid = build_grid(
-        run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
-    )
+    steps = SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
+    check_unused(steps)
+    grid = build_grid(run.model.schedule, steps)
     classify = _classifier(run.train_data, config.seed)
     out = study_folder(
         "interpolate",
