@@ -301,12 +301,19 @@ def _measure(images, cross_fade, ends, train: ImageDataset, classify) -> dict[st
 
 
 def _classifier(train: ImageDataset, seed: int) -> evaluation.Classify | None:
-    """A classifier fitted to the training data; None if they have no labels or are large."""
+    """A classifier fitted to the training data; None if they have no labels or are large.
+
+    Also None, with a message, if they are too few.
+    """
     values = int(np.prod(train.images.shape[1:]))
     small = len(train.images) <= _MAX_CLASSIFIED_IMAGES and values <= _MAX_CLASSIFIED_VALUES
     if train.num_classes is None or not small:
         return None
-    return evaluation.fit_classifier(train.images, train.labels, seed)
+    try:
+        return evaluation.fit_classifier(train.images, train.labels, seed)
+    except ValueError as error:
+        say(f"the confidence of a classifier is left out: {error}")
+        return None
 
 
 def _chosen_pairs(config: InterpolateConfig, data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:

@@ -252,7 +252,10 @@ def test_a_damaged_config_is_refused(tmp_path, content):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    for folder, lacks in ((tmp_path, "has no config.json"), (tmp_path / "no", "does not exist")):
+    (tmp_path / "file").write_text("{}")
+    cases = {"": "has no config.json", "no": "does not exist", "file": "is a file"}
+    for name, lacks in cases.items():
+        folder = tmp_path / name
         with pytest.raises(RunDirectoryError, match=f"{folder} is not a run directory: it {lacks}"):
             RunDirectory(folder).read()
 

@@ -145,8 +145,9 @@ class RunDirectory:
             config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
             check_sizes(config)
             check_facts(values["data"])
-        except FileNotFoundError as error:
-            lacks = "has no config.json" if self.root.exists() else "does not exist"
+        except (FileNotFoundError, NotADirectoryError) as error:
+            lacks = "is a file" if self.root.exists() else "does not exist"
+            lacks = "has no config.json" if self.root.is_dir() else lacks
             raise RunDirectoryError(
                 f"{self.root} is not a run directory: it {lacks}. Name the folder that a training "
                 "script was given as --run-dir, or a trained model, such as digits."
