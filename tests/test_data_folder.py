@@ -615,6 +615,16 @@ def test_a_run_is_resumed_with_the_same_images_in_another_folder_only(tmp_path):
         other.directory.check(other.config, other.facts)
 
 
+@pytest.mark.parametrize(
+    "run_dir, apart",
+    [("a", False), ("a/runs/folder", False), ("a/../a", False), ("a/.run", True), ("ab", True)],
+)
+def test_a_run_does_not_lie_among_its_images(tmp_path, run_dir, apart):
+    (tmp_path / "a").mkdir()  # without images, whose absence is the next error
+    with pytest.raises(ValueError, match="no image" if apart else "--run-dir .* lies in --data"):
+        run_of(tmp_path / "a", tmp_path / run_dir)
+
+
 def test_a_configuration_without_holdout_still_reads_as_every_tenth():
     values = to_json(DataConfig("folder"))
     del values["holdout"]

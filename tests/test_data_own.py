@@ -142,6 +142,11 @@ def test_a_class_is_found_by_its_name_or_its_number(label, names, number):
     assert class_number(label, len(names) or 4, names) == number
 
 
+def test_the_digits_are_no_images_of_ones_own(tmp_path):
+    with pytest.raises(ValueError, match="takes no --data.path.* ddpm-jax train folder"):
+        load_named("digits", "train", DataOptions(path=tmp_path))
+
+
 def test_a_missing_file_of_labels_is_looked_for_in_the_folder(photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     (photos / "mine.csv").write_text("file,label")
