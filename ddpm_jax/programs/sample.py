@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +139,7 @@ def _written(config: SampleConfig) -> list[str]:
     return [name for name, its in zip(WRITTEN, asked, strict=True) if its]
 
 
-def _refuse_foreign(out: Path, written: list[str]) -> None:
+def _refuse_foreign(out: Path, written: Sequence[str] = WRITTEN) -> None:
     """Raises RunDirectoryError for a folder with files of these names that no sampling wrote.
 
     Says which of its own earlier results are replaced; others stay.
