@@ -91,7 +91,9 @@ def check_regular(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "device or socket")
-        raise OSError(f"{path} is not a regular file but a {kind}; remove it.")
+        raise OSError(
+            f"{path} is not a regular file but a {kind}. Name a file, or move the {kind} elsewhere."
+        )
     return status
 
 
@@ -154,6 +156,16 @@ class Header(NamedTuple):
     size: int
 
 
+def _load(path: Path) -> Any:
+    """What NumPy loads from a file, without its advice to allow pickles in the error."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise ValueError("neither .npy nor .npz, or a pickle, which is not read") from error
+
+
 def map_npy(path: Path) -> np.ndarray:
     """Maps the array of an .npy file into memory, read-only.
 
@@ -162,7 +174,7 @@ def map_npy(path: Path) -> np.ndarray:
     """
     size = check_regular(path).st_size
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = _load(path)
     except Exception as error:  # a header is a Python literal, whose parser fails in many ways
         raise ValueError(f"not an .npy file: {error}") from error
     if not isinstance(array, np.memmap) or array.dtype.kind not in "biuf":
@@ -177,7 +189,7 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     """Opens an .npz; whatever is wrong with it, now or while it is read, becomes a ValueError."""
     check_regular(path)
     try:
-        with np.load(path, mmap_mode="r", allow_pickle=False) as loaded:
+        with _load(path) as loaded:
             if not isinstance(loaded, np.lib.npyio.NpzFile) or loaded.zip is None:
                 raise ValueError("not an .npz archive")
             # NumPy takes `a` and `a.npy` for one name, and reads either.

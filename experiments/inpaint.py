@@ -55,7 +55,7 @@ class InpaintConfig(SamplerOptions, RunOptions):
     """Completions per image."""
     num_resamples: int = 5
     """RePaint's U: how often each step is taken; more make the new part fit the known one."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class of all completions, for a class-conditional run; None for each
     image's own."""
     batch_size: int = 64

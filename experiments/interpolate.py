@@ -28,7 +28,7 @@ from ddpm_jax.forward import NoiseSchedule, Spacing
 from ddpm_jax.forward.pixels import from_pixels, to_pixels
 from ddpm_jax.forward.process import q_sample
 from ddpm_jax.keys import example_keys, make_key, normal_per_example
-from ddpm_jax.programs.build import build_grid
+from ddpm_jax.programs.build import build_grid, check_unused
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
 from ddpm_jax.programs.conditions import in_turn, read_conditions
 from ddpm_jax.programs.config import SamplerOptions
@@ -70,7 +70,7 @@ class InterpolateConfig(RunOptions):
     """How fewer steps than T are spread over them."""
     corrections: int = 1
     """Fixed-point corrections per step of DDIM's encoding; more reconstruct better."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class for all decoding, for a class-conditional run; None for no
     class."""
     cond: Path | None = None
@@ -110,9 +110,9 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     label = None if config.label is None else run.labels(1, config.label)
     files = {name: getattr(config, name) for name in ("cond", "context", "concat")}
     conditions = in_turn(read_conditions(files, run.model.condition_shapes), np.arange(len(first)))
-    grid = build_grid(
-        run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
-    )
+    steps = SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
+    check_unused(steps)
+    grid = build_grid(run.model.schedule, steps)
     classify = _classifier(run.train_data, config.seed)
     out = study_folder(
         "interpolate",
@@ -301,12 +301,19 @@ def _measure(images, cross_fade, ends, train: ImageDataset, classify) -> dict[st
 
 
 def _classifier(train: ImageDataset, seed: int) -> evaluation.Classify | None:
-    """A classifier fitted to the training data; None if they have no labels or are large."""
+    """A classifier fitted to the training data; None if they have no labels or are large.
+
+    Also None, with a message, if they are too few.
+    """
     values = int(np.prod(train.images.shape[1:]))
     small = len(train.images) <= _MAX_CLASSIFIED_IMAGES and values <= _MAX_CLASSIFIED_VALUES
     if train.num_classes is None or not small:
         return None
-    return evaluation.fit_classifier(train.images, train.labels, seed)
+    try:
+        return evaluation.fit_classifier(train.images, train.labels, seed)
+    except ValueError as error:
+        say(f"the confidence of a classifier is left out: {error}")
+        return None
 
 
 def _chosen_pairs(config: InterpolateConfig, data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:

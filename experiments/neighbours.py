@@ -46,7 +46,7 @@ class NeighboursConfig(SamplerOptions, RunOptions):
     """Training images shown beside each sample."""
     rows: int = 10
     """Samples shown, those nearest to the training set first."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class of all samples, for a class-conditional run; None for all classes
     in turn."""
     guidance: float = 1.0

@@ -25,7 +25,7 @@ from ddpm_jax.files import write_json
 from ddpm_jax.forward import Spacing
 from ddpm_jax.forward.pixels import to_pixels
 from ddpm_jax.keys import example_keys, make_key
-from ddpm_jax.programs.build import build_grid
+from ddpm_jax.programs.build import build_grid, check_unused
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
@@ -60,7 +60,7 @@ class ProgressiveConfig(RunOptions):
     """Ancestral steps; None for all T."""
     spacing: Spacing = "fractional"
     """How fewer steps than T are spread over them."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class of all samples, for a class-conditional run; None for all classes
     in turn."""
     batch_size: int = 64
@@ -94,9 +94,9 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
     run = TrainedRun(config)
     need_pictures(run, "progressive")
     labels = run.labels(config.count, config.label)
-    grid = build_grid(
-        run.model.schedule, SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
-    )
+    steps = SamplerOptions(num_steps=config.num_steps, spacing=config.spacing)
+    check_unused(steps)
+    grid = build_grid(run.model.schedule, steps)
     total = grid.num_timesteps
     depths = sorted({*depth_counts(total, config.depths, "--depths")}, reverse=True)
     chunk = common_chunk([total, *depths])

@@ -263,7 +263,7 @@ def test_a_dangling_or_circular_link_is_named(photos):
     root, _, _ = photos
     for target in ("nowhere.png", "link.png"):
         (root / "link.png").symlink_to(root / target)
-        with pytest.raises(OSError, match=r"link\.png"):
+        with pytest.raises(OSError, match=r"link\.png is a link to nowhere. Remove it"):
             load_folder(root, 6)
         (root / "link.png").unlink()
 
@@ -308,6 +308,9 @@ def test_a_bad_file_is_named_and_leaves_no_entry(photos, tmp_path, bad):
         load_folder(root, 6)
     assert ("decompression bomb" in str(caught.value)) == (bad == "bomb")
     assert ("10000×9000 pixels are over" in str(caught.value)) == (bad == "half a bomb")
+    remedies = {"empty": ": it is empty. Remove it.", "truncated": ". Remove it, or convert"}
+    remedies |= dict.fromkeys(("bomb", "half a bomb"), ". Make it smaller, or remove it.")
+    assert remedies.get(bad, "it is none of ") in str(caught.value)
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".kept"]
     assert warnings.filters == before
     assert not [t for t in threading.enumerate() if t.name.startswith("decode-images")]
@@ -315,7 +318,7 @@ def test_a_bad_file_is_named_and_leaves_no_entry(photos, tmp_path, bad):
 
 def test_deep_grey_is_refused_rather_than_clipped(tmp_path):
     file = save(tmp_path / "deep.png", np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
-    with pytest.raises(ValueError, match=r"deep\.png.*8 bits per channel"):
+    with pytest.raises(ValueError, match=r"deep\.png.*8 bits per channel. Convert it to 8"):
         decode_image(file, 8)
 
 
@@ -363,6 +366,9 @@ def test_an_unwritable_cache_warns_and_works(photos, tmp_path):
 def test_what_is_no_folder_of_images_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent, which does not exist"):
         load_folder(tmp_path / "absent", 8)
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"a\.zip, which is not a folder.* Unpack an arch"):
+        load_folder(tmp_path / "a.zip", 8)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("")
     with pytest.raises(ValueError, match="no image in "):
@@ -607,6 +613,16 @@ def test_a_run_is_resumed_with_the_same_images_in_another_folder_only(tmp_path):
     other = run_of(tmp_path / "b", tmp_path)
     with pytest.raises(RunDirectoryError, match="fingerprint"):
         other.directory.check(other.config, other.facts)
+
+
+@pytest.mark.parametrize(
+    "run_dir, apart",
+    [("a", False), ("a/runs/folder", False), ("a/../a", False), ("a/.run", True), ("ab", True)],
+)
+def test_a_run_does_not_lie_among_its_images(tmp_path, run_dir, apart):
+    (tmp_path / "a").mkdir()  # without images, whose absence is the next error
+    with pytest.raises(ValueError, match="no image" if apart else "--run-dir .* lies in --data"):
+        run_of(tmp_path / "a", tmp_path / run_dir)
 
 
 def test_a_configuration_without_holdout_still_reads_as_every_tenth():

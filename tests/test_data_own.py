@@ -3,6 +3,7 @@
 import hashlib
 import json
 import unicodedata
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from ddpm_jax.data import from_arrays, load_arrays, load_folder, load_named, make_dataset
 from ddpm_jax.data.images import decode_image, size_of
-from ddpm_jax.data.labels import read_labels
+from ddpm_jax.data.labels import class_number, read_labels
 from ddpm_jax.data.registry import DataOptions, check_name, load_from
 
 
@@ -79,7 +80,79 @@ def test_a_file_of_labels_gives_them_by_name(photos, kind):
         source = source if kind == "given json" else "auto"
     data = load_folder(photos, 6, labels=source)
     np.testing.assert_array_equal(data.labels, [1, 0, 0, 1, 0])
-    assert data.class_names == ("9" + end, "10" + end)
+    assert data.class_names == ("9", "10")
+
+
+@pytest.mark.parametrize(
+    "header, separator", [("file;label", ";"), ("file\tlabel", "\t"), ("File, Label ", ",")]
+)
+def test_a_csv_may_be_a_spreadsheets(photos, header, separator):
+    rows = [(separator.join(row),) for row in BY_NAME.items()]
+    labels = read_labels(photos, NAMES, write_csv(photos, rows, header))
+    np.testing.assert_array_equal(labels.numbers, [1, 0, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "folders, names",
+    [(("train", "test"), "test, train"), (("Train", "VAL", "test"), "Train, VAL, test")],
+)
+def test_folders_of_splits_are_no_classes(tmp_path, folders, names):
+    images = sorted(f"{folder}/cat/{i}.png" for folder in folders for i in range(2))
+    with pytest.raises(ValueError, match=f"the folders {names} in .*/{folders[0]} ") as caught:
+        read_labels(tmp_path, images)
+    assert "--data.labels none" in str(caught.value)
+    assert read_labels(tmp_path, images, "none") is None
+    also_a_class = read_labels(tmp_path, [*images, "ship/0.png", "ship/1.png"])
+    assert len(also_a_class.names) == len(folders) + 1
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [("Cat", "cat"), ("a  b", "a b"), ("e\u0301", "\u00e9"), ("cat", "dog"), ("1", "01")],
+)
+def test_classes_that_look_alike_are_warned_of(tmp_path, one, other):
+    images = [f"{name}/{i}.png" for name in (one, other) for i in range(2)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        labels = read_labels(tmp_path, images)
+    assert len(labels.names) == 2
+    alike = (one, other) not in {("cat", "dog"), ("1", "01")}
+    assert [f"{one!r} and {other!r}" in str(w.message) for w in caught] == [True] * alike
+
+
+@pytest.mark.parametrize(
+    "label, names, number",
+    [
+        ("03", ["01", "02", "03", "x"], 2),  # not the number 3
+        (3, ["01", "02", "03", "x"], 3),
+        ("3", ["01", "02", "03", "x"], 3),
+        ("04", ["01", "02", "03", "x"], None),
+        ("e\u0301", ["\u00e9", "e"], 0),
+        ("\u00e9", ["e\u0301", "\u00e9"], 1),  # its own spelling first
+        ("\udcc3\udca9", ["e", "\u00e9"], 1),  # as Python reads it where the locale is ASCII
+        ("2", ["1", "2", "3"], 1),
+        (0, ["1", "2", "3"], None),
+        ("2", [], 2),
+        ("4", [], None),
+        ("-1", [], None),
+        ("", ["a", "b"], None),
+    ],
+)
+def test_a_class_is_found_by_its_name_or_its_number(label, names, number):
+    assert class_number(label, len(names) or 4, names) == number
+
+
+def test_the_digits_are_no_images_of_ones_own(tmp_path):
+    with pytest.raises(ValueError, match="takes no --data.path.* ddpm-jax train folder"):
+        load_named("digits", "train", DataOptions(path=tmp_path))
+
+
+def test_a_missing_file_of_labels_is_looked_for_in_the_folder(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    (photos / "mine.csv").write_text("file,label")
+    for name, meant in (("mine.csv", r"Did you mean .*photos/mine\.csv\?"), ("no.csv", r"\.$")):
+        with pytest.raises(FileNotFoundError, match=rf"{name} does not exist .*{meant}"):
+            read_labels(photos, NAMES, name)
 
 
 @pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
@@ -312,6 +385,8 @@ def test_arrays_are_known_by_an_ending_in_any_case_and_a_missing_file_by_its_opt
     np.testing.assert_array_equal(found, images)
     with pytest.raises(FileNotFoundError, match=r"none\.npz, which does not exist.*--data\.path"):
         load_arrays("train", path=tmp_path / "none.npz")
+    with pytest.raises(ValueError, match=r"which is a folder.*--data\.name folder"):
+        load_arrays("train", path=tmp_path)
 
 
 MODULE = """

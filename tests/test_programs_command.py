@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ddpm_jax
-from ddpm_jax.programs.cli import refuse_module
+from ddpm_jax.programs.cli import main, refuse_module
 
 MODULES = [
     module.name
@@ -65,6 +65,21 @@ def test_short_options_may_be_joined(argv, orig_argv):
 @pytest.mark.parametrize("orig_argv", [[], ["host"]])
 def test_interpreters_within_other_programs_are_left_alone(argv, orig_argv):
     refuse_module(argv, orig_argv)
+
+
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        (["digits"], "Did you mean ddpm-jax train digits? Known: "),
+        (["smaple"], "Did you mean sample? Known: "),
+        (["train", "digit"], "Did you mean digits? Known: "),
+        (["xyzzy"], "'ddpm-jax xyzzy' is no command. Known: "),
+    ],
+)
+def test_the_nearest_command_is_named(words, meant, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2 and meant in capsys.readouterr().err
 
 
 def test_python_says_so():

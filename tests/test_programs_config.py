@@ -145,8 +145,10 @@ def test_another_config_or_other_data_are_refused_and_nothing_changed(tmp_path):
     before = run.config.read_bytes()
     with pytest.raises(RunDirectoryError, match="--seed: 0 → 5"):
         run.check(dataclasses.replace(config, seed=5), FACTS)
-    with pytest.raises(RunDirectoryError, match="fingerprint"):
+    with pytest.raises(RunDirectoryError) as caught:
         run.check(config, {"data": {**FACTS["data"], "fingerprint": "b"}})
+    assert "\n  data.fingerprint: a → b\n" in str(caught.value)
+    assert f"add --init-from {tmp_path}" in str(caught.value)
     assert run.config.read_bytes() == before
     run.check(config, FACTS)
     assert run.read() == (config, FACTS)
@@ -250,8 +252,12 @@ def test_a_damaged_config_is_refused(tmp_path, content):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(RunDirectoryError, match="not a run directory"):
-        RunDirectory(tmp_path / "nothing").read()
+    (tmp_path / "file").write_text("{}")
+    cases = {"": "has no config.json", "no": "does not exist", "file": "is a file"}
+    for name, lacks in cases.items():
+        folder = tmp_path / name
+        with pytest.raises(RunDirectoryError, match=f"{folder} is not a run directory: it {lacks}"):
+            RunDirectory(folder).read()
 
 
 def test_checkpoints_without_config_are_not_overwritten(tmp_path):

@@ -109,7 +109,7 @@ def test_a_class_may_be_a_number_of_numpy(label):
 
 def test_the_sampling_program_takes_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sample(SampleConfig("ddim", num_steps=2, pretrained="digits", count=2, gif=False))
+    sample(SampleConfig(sampler="ddim", num_steps=2, pretrained="digits", count=2, gif=False))
     (grid,) = tmp_path.rglob("grid.png")
     assert grid.is_relative_to(tmp_path / "runs" / "pretrained-digits")
 
@@ -152,7 +152,9 @@ FOREIGN = {
     "sample": (
         ("samples.npz", "grid.png", "denoising.gif"),
         lambda out: sample(
-            SampleConfig("ddim", num_steps=1, pretrained="digits", count=1, gif=False, out=out)
+            SampleConfig(
+                sampler="ddim", num_steps=1, pretrained="digits", count=1, gif=False, out=out
+            )
         ),
     ),
     "to-weights": (

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import interpolate
-from ddpm_jax.data import load_digits
+from ddpm_jax.data import from_arrays, load_digits
 from ddpm_jax.evaluation import rms_difference, rms_pairwise
 from ddpm_jax.programs import outputs
 from ddpm_jax.programs.chunks import common_chunk, depth_counts
@@ -111,6 +111,16 @@ def test_an_earlier_result_is_replaced_and_that_is_said(trained, tmp_path, capsy
     for earlier in (False, True):
         program(script, *arguments, f"--run-dir={trained}", f"--out={out}")
         assert (line in capsys.readouterr().out) == earlier
+
+
+@pytest.mark.parametrize("per_class, fits", [(9, False), (20, True)])
+def test_interpolation_goes_without_a_classifier_of_few_images(capsys, per_class, fits):
+    labels = np.repeat([0, 1], per_class)
+    values = np.random.default_rng(0).integers(0, 99, (2 * per_class, 2, 2, 1))
+    images = (values + 100 * labels[:, None, None, None]).astype(np.uint8)
+    train = from_arrays(images, labels, holdout=0)("train")
+    assert (interpolate._classifier(train, 0) is not None) == fits
+    assert ("each of at least 10 images" in capsys.readouterr().out) != fits
 
 
 def picture(path):

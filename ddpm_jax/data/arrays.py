@@ -76,7 +76,7 @@ def from_arrays(
     if held_out.all():
         raise ValueError(
             f"{call} got {len(images)} images, and {holdout=} leaves none of them to train on. Add "
-            "images, or hold out none with holdout=0."
+            "images, or hold out none with holdout=0 (--data.holdout 0)."
         )
 
     def load(split: Literal["train", "heldout"]) -> ImageDataset:
@@ -112,6 +112,11 @@ def load_arrays(
         raise FileNotFoundError(
             f"{call} got {shown(file)}, which does not exist. Pass an .npy or .npz file "
             "(--data.path)."
+        )
+    if file.is_dir():
+        raise ValueError(
+            f"{call} got {shown(file)}, which is a folder. Pass an .npy or .npz file "
+            "(--data.path), or read images as the data set folder (--data.name folder)."
         )
     name = shown(file.stem)
     arrays: dict[str, np.ndarray]

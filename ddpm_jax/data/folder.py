@@ -113,7 +113,10 @@ def load_folder(
 
     def is_all_grey() -> bool:
         # Ends at the first image in colour.
-        return all(is_grey(folder / file.name) for file in all_files)
+        with warnings.catch_warnings():
+            # Of too many pixels, decode_image says more.
+            warnings.filterwarnings("ignore", message=".*decompression bomb")
+            return all(is_grey(folder / file.name) for file in all_files)
 
     if not files and holdout == 0:
         grey = channels == 1 or (channels == "auto" and is_all_grey())
@@ -123,7 +126,7 @@ def load_folder(
     if not files:
         raise ValueError(
             f"load_folder: the {split} split of {shown(folder)} is empty with {holdout=}. Add "
-            "images, or hold out none with holdout=0."
+            "images, or hold out none with holdout=0 (--data.holdout 0)."
         )
     side = str(size[0]) if size[0] == size[1] else "x".join(map(str, size))
     kind = str(channels == 1)

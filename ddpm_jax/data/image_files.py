@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from pathlib import Path
@@ -34,7 +35,8 @@ def list_images(folder: Path) -> list[ImageFile]:
         there = "is not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(
             f"load_folder got {shown(folder)}, which {there}. Pass the folder of the images "
-            "(--data.path)."
+            "(--data.path). Unpack an archive first, and read an .npy or .npz file as the data set "
+            "arrays (--data.name arrays)."
         )
     found, left_out, errors = [], [], []
     pending, seen = [("", folder)], set()
@@ -66,7 +68,9 @@ def list_images(folder: Path) -> list[ImageFile]:
                 elif ending not in COMPANIONS:
                     left_out.append(prefix + entry.name)
             except OSError as error:
-                errors.append(str(error))
+                nowhere = error.errno in (errno.ENOENT, errno.ELOOP)
+                text = f"{entry.path} is a link to nowhere. Remove it, or repair it."
+                errors.append(text if nowhere else str(error))
     if errors:
         raise OSError(list_errors(sorted(errors), len(found) + len(errors), folder))
     if left_out:

@@ -29,6 +29,7 @@ SUFFIXES = COMMON_SUFFIXES.union(
 )
 FILTER = "lanczos"
 MAX_NAMED = 20
+SMALLER = "Make it smaller, or remove it."
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the header's type of colour
 # First column and row of each pass of an interlaced PNG, and the steps between them.
 _PNG_PASSES = (
@@ -42,6 +43,10 @@ class Notes(enum.IntFlag):
 
     ENLARGED = 1
     FIRST_FRAME = 2
+
+
+class _Unsuited(ValueError):
+    """An image that is sound but cannot be used, for the first argument; the second is a remedy."""
 
 
 @functools.cache
@@ -86,12 +91,17 @@ def open_image(file: Path | bytes, name: str | None = None) -> Iterator[Any]:
         with Image.open(source, formats=formats) as opened:
             yield opened
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = f"it is none of {', '.join(formats)}" if unknown else error
-        raise ValueError(
-            f"{name or file} could not be read as an image: {reason}. Remove it, or convert it to "
-            "PNG."
-        ) from error
+        reason, remedy = str(error).rstrip("."), "Remove it, or convert it to PNG."
+        if isinstance(error, _Unsuited):
+            reason, remedy = error.args
+        elif isinstance(error, Image.DecompressionBombError):
+            remedy = SMALLER
+        elif isinstance(error, UnidentifiedImageError):
+            reason = f"it is none of {', '.join(formats)}"
+            if not (len(file) if isinstance(file, bytes) else file.stat().st_size):
+                reason, remedy = "it is empty", "Remove it."
+        what = name or file
+        raise ValueError(f"{what} could not be read as an image: {reason}. {remedy}") from error
 
 
 def is_image(file: Path) -> bool:
@@ -142,9 +152,11 @@ def decode_image(
     with open_image(file, name) as opened:
         # From the header, before a pixel is decoded.
         if opened.width * opened.height > max_pixels:
-            raise ValueError(f"{opened.width}×{opened.height} pixels are over {max_pixels:,}")
+            reason = f"{opened.width}×{opened.height} pixels are over {max_pixels:,}"
+            raise _Unsuited(reason, SMALLER)
         if is_deep(opened):
-            raise ValueError(f"mode {opened.mode} has more than 8 bits per channel; convert it")
+            reason = f"mode {opened.mode} has more than 8 bits per channel"
+            raise _Unsuited(reason, "Convert it to 8 bits.")
         # The second picture of an MPO is a phone's preview.
         several = getattr(opened, "is_animated", False) and opened.format != "MPO"
         opened.load()

@@ -8,10 +8,11 @@ import io
 import os
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from ddpm_jax.files import parse_json_object, read_regular, user_path
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
 MAX_FILE_BYTES = 1 << 28
 """Of a file of labels; that of the 1.3 million images of ImageNet takes a fifth of it."""
+SPLITS = frozenset(
+    "train training test testing val valid validation dev eval holdout heldout held-out".split()
+)
+"""Names of folders that hold the splits of a data set, not its classes."""
 
 
 class Labels(NamedTuple):
@@ -41,13 +46,16 @@ def read_labels(
             "auto": `dataset.json` in the folder, or else the first-level folders, if there are at
             least two, as classes
 
-    Paths in a file are relative to `folder`. Class folders are numbered in the order of their
-    names' bytes, and so are labels in a file, unless all are integers, which keep their order
-    (written as 3, or as 3.0, as pandas does in a column with missing values).
+    Paths in a file are relative to `folder`. A .csv file may separate its columns by semicolons or
+    tabs, as spreadsheets of many countries do, and write their names with capitals. Class folders
+    are numbered in the order of their names' bytes, and so are labels in a file, unless all are
+    integers, which keep their order (written as 3, or as 3.0, as pandas does in a column with
+    missing values). Warns of classes whose names differ only in case, spaces or Unicode form.
 
     Raises ValueError, naming up to 20 each, for images without a label, labels without an image and
-    classes of a single image, which no split can both train on and hold out; and for a file that
-    cannot be understood. OSError if it cannot be opened.
+    classes of a single image, which no split can both train on and hold out; for folders named like
+    splits, such as train and test; and for a file that cannot be understood. OSError if it cannot
+    be opened.
     """
     if source == "none":
         return None
@@ -57,6 +65,7 @@ def read_labels(
             classes = {name: name.split("/", 1)[0] for name in images if "/" in name}
             if len(set(classes.values())) < 2:
                 return None
+            _check_not_splits(folder, sorted(set(classes.values())))
             return _numbered(folder, images, classes, "its class folders", numeric=False)
     else:
         file = user_path(source, "the labels of load_folder")
@@ -64,6 +73,11 @@ def read_labels(
             raise ValueError(
                 'the labels of a folder are "auto", "none", or a .csv or .json file '
                 f"(--data.labels), got {shown(file)}."
+            )
+        if not file.exists():
+            meant = f" Did you mean {shown(folder / file)}?" * (folder / file).is_file()
+            raise FileNotFoundError(
+                f"the file of labels {shown(file)} does not exist (--data.labels).{meant}"
             )
     try:
         content = read_regular(file, MAX_FILE_BYTES)
@@ -79,11 +93,42 @@ def read_labels(
     return _numbered(folder, images, labels, shown(file), numeric=True)
 
 
+def as_label(label: Any) -> Any:
+    """A class as it was typed: "3" is the number 3, "03" a name."""
+    number = isinstance(label, str) and re.fullmatch("0|[1-9][0-9]{0,8}", label)
+    return int(label) if number else label
+
+
+def class_number(label: Any, num_classes: int, names: Sequence[str] = ()) -> int | None:
+    """The number of a class that is given by its number or its name; None if there is none.
+
+    A name matches in any Unicode form, and takes precedence over a number. If all names are whole
+    numbers, numbers are names alone: of the classes 1, 2 and 3, 0 is none.
+    """
+    text = shown(str(label))  # a terminal without UTF-8 gives bytes
+    for form in (str, functools.partial(unicodedata.normalize, "NFC")):
+        known = [form(name) for name in names]
+        if form(text) in known:
+            return known.index(form(text))
+    number = as_label(label)
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or not 0 <= number < num_classes:
+        return None
+    return None if names and all(map(_INTEGER.fullmatch, names)) else int(number)
+
+
 def _csv_pairs(content: bytes) -> list[tuple[str, str]]:
-    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=""))
+    text, wanted = content.decode("utf-8-sig", "surrogateescape"), {"file", "label"}
     try:
-        columns = list(rows.fieldnames or ())
-        if not {"file", "label"} <= set(columns):
+        for delimiter in ",;\t":
+            rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+            columns = list(rows.fieldnames or ())
+            if not wanted <= set(columns):
+                columns = rows.fieldnames = [name.strip().lower() for name in columns]
+            if wanted <= set(columns):
+                break
+        else:
+            columns = list(csv.DictReader(io.StringIO(text, newline="")).fieldnames or ())
             raise ValueError(f"its columns are {columns[:MAX_NAMED]}")
         if twice := [name for name in ("file", "label") if columns.count(name) > 1]:
             raise ValueError(f"the column {twice[0]} occurs twice")
@@ -144,13 +189,43 @@ def _numbered(
         raise ValueError(
             f"the labels of {shown(folder)}, from {source}, do not fit its images:\n  "
             + "\n  ".join(found)
-            + '\nGive every image a label, or train without: labels="none" (--data.labels none).'
+            + "\nGive every image a label, by its path within the folder, and every class two "
+            'images, or train without labels: labels="none" (--data.labels none).'
         )
     names = sorted(counts, key=values.__getitem__ if values else os.fsencode)
     numbers = {name: number for number, name in enumerate(names)}
-    return Labels(
-        np.array([numbers[labels[name]] for name in images], np.int32), tuple(map(shown, names))
+    # 3, where pandas wrote 3.0: the name that a user gives.
+    known_as = tuple(str(values[name]) if values else shown(name) for name in names)
+    _warn_of_similar(known_as, source)
+    return Labels(np.array([numbers[labels[name]] for name in images], np.int32), known_as)
+
+
+def _check_not_splits(folder: Path, classes: Sequence[str]) -> None:
+    """Raises ValueError if all folders of the first level are named like splits."""
+    if not all(name.lower() in SPLITS for name in classes):
+        return
+    training = next((name for name in classes if name.lower().startswith("train")), classes[0])
+    raise ValueError(
+        f"the folders {', '.join(classes)} in {shown(folder)} are named like the splits of a data "
+        f"set, and would be taken for classes. Pass one of them, such as {shown(folder / training)}"
+        " (--data.path), of which a share is held out; or all of them without labels: "
+        'labels="none" (--data.labels none). If they are classes, rename them.'
     )
+
+
+def _warn_of_similar(names: Sequence[str], source: str) -> None:
+    """Warns of classes that a reader would take for one."""
+    similar: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        similar.setdefault(" ".join(plain.split()), []).append(name)
+    found = [" and ".join(map(repr, some)) for some in similar.values() if len(some) > 1]
+    if found:
+        warnings.warn(
+            f"some classes, from {source}, differ only in case, spaces or Unicode form: "
+            f"{_some(found)}. If they are one class, give it one name.",
+            stacklevel=4,
+        )
 
 
 def _some(names: Sequence[str]) -> str:

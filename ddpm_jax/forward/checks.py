@@ -134,10 +134,12 @@ def host_pixels(call: str, images: Any, axes: str = "NHWC") -> np.ndarray:
     """
     pixels = _array_of(call, "images", images)
     if pixels.dtype != np.uint8:
-        raise TypeError(
-            f"{call} needs uint8 images, got dtype {pixels.dtype}. "
+        remedy = (
             "Map model values in [-1, 1] to pixels first: ddpm_jax.forward.pixels.to_pixels(x)."
         )
+        if pixels.dtype.kind in "iu":
+            remedy = "If all are from 0 to 255, images.astype(np.uint8) converts them."
+        raise TypeError(f"{call} needs uint8 images, got dtype {pixels.dtype}. {remedy}")
     if pixels.ndim != len(axes) or pixels.size == 0:
         raise ValueError(
             f"{call} needs images [{', '.join(axes)}] with no axis empty, got shape "

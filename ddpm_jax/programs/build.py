@@ -90,6 +90,22 @@ def build_sampler(
     return named("--sampler", SAMPLERS, name)(inputs)
 
 
+def check_unused(options: SamplerOptions) -> None:
+    """Raises ValueError for options that change nothing beside the others."""
+    if options.num_steps is None and options.spacing != SamplerOptions.spacing:
+        raise ValueError(
+            f"--spacing {options.spacing} chooses some of the steps, and without --num-steps all "
+            "are taken. Give --num-steps 50, say, or leave --spacing out."
+        )
+    for name in ("langevin_steps", "langevin_rate"):
+        value = getattr(options, name)
+        if options.sampler != "annealed_langevin" and value != getattr(SamplerOptions, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value:g} belongs to --sampler annealed_langevin, got "
+                f"{options.sampler}."
+            )
+
+
 def build_grid(schedule: NoiseSchedule, options: SamplerOptions) -> NoiseSchedule:
     """The steps of the schedule that a sampler with these options uses."""
     if options.num_steps is None:

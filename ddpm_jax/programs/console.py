@@ -19,6 +19,7 @@ from ddpm_jax.programs.paths import with_local_paths
 
 C = TypeVar("C")
 _program = False
+_warned: set[str] = set()
 
 
 def is_program() -> bool:
@@ -136,6 +137,7 @@ def run_program(
     with forgiving_output():
         config = _read_command_line(default, description, first)
         warnings.showwarning, _program = _show_warning, True
+        _warned.clear()
         try:
             _run(program, config)
         finally:
@@ -274,5 +276,7 @@ def _raised_by_us(error: BaseException, program: Callable) -> bool:
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     from ddpm_jax.programs.compilation import forget_damaged_program
 
-    if not forget_damaged_program(str(message)):
+    # Python's own filter forgets what it has shown whenever a library changes the filters.
+    if not forget_damaged_program(str(message)) and str(message) not in _warned:
+        _warned.add(str(message))
         tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ddpm_jax.data.labels import as_label
 from ddpm_jax.interop.stablehlo import Inputs, export_sampler, load_program, save_program
 from ddpm_jax.programs.buckets import about_in, files_behind
 from ddpm_jax.programs.config import SamplerOptions, sampler_options
@@ -32,7 +33,7 @@ class ExportConfig(SamplerOptions, RunOptions):
     """Images per call; None leaves it open. The inputs "seed" need a number."""
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
     """Platforms on which the program can run."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class of all images, for a class-conditional run; None for no
     class."""
     conditions: bool = True
@@ -76,7 +77,8 @@ def export(config: ExportConfig) -> None:
         conditions=shapes,
         platforms=config.platforms,
     )
-    about = {name: getattr(config, name) for name in ("label", "guidance", "inputs")}
+    about = {name: getattr(config, name) for name in ("guidance", "inputs")}
+    about["label"] = as_label(config.label)
     options = {**sampler_options(config), **about, "num_steps": steps, "conditions": list(shapes)}
     save_program(out, exported, {**run.provenance(), **options})
     load_program(out)

@@ -101,17 +101,25 @@ class RunDirectory:
         if config.resume_with_changes:
             changed = [change for change in changed if change not in permitted]
         hint = ", add --resume-with-changes" if permitted == changed and changed else ""
+        before, after = (
+            flatten({name: without_names(given.get(name)) for name in facts})
+            for given in (old_facts, facts)
+        )
         changed += [
-            f"{name}: {old_facts.get(name)} → {facts[name]}"
-            for name in facts
-            if without_names(old_facts.get(name)) != without_names(facts[name])
+            f"{name}: {before.get(name)} → {after.get(name)}"
+            for name in sorted({*before, *after})
+            if before.get(name) != after.get(name)
         ]
+        other_data = (
+            "The images or labels are others than those it was trained on: to train its weights on "
+            f"these, choose another folder and add --init-from {self.root}. "
+        ) * (before.get("data.fingerprint") != after.get("data.fingerprint"))
         if changed:
             raise RunDirectoryError(
                 f"{self.root} holds a run of another configuration:\n  "
                 + "\n  ".join(changed)
                 + f"\nUse the old values to resume it{hint}, or choose another folder with "
-                "--run-dir. Nothing was changed."
+                f"--run-dir. {other_data}Nothing was changed."
             )
         return permitted
 
@@ -137,10 +145,12 @@ class RunDirectory:
             config = from_json(TrainConfig, with_new_names(values.pop("config")), str(self.config))
             check_sizes(config)
             check_facts(values["data"])
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
+            lacks = "is a file" if self.root.exists() else "does not exist"
+            lacks = "has no config.json" if self.root.is_dir() else lacks
             raise RunDirectoryError(
-                f"{self.root} is not a run directory: it has no config.json. Name the folder that "
-                "a training script was given as --run-dir."
+                f"{self.root} is not a run directory: it {lacks}. Name the folder that a training "
+                "script was given as --run-dir, or a trained model, such as digits."
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunDirectoryError(

@@ -37,3 +37,12 @@ class RunOptions:
     num_devices: int | None = None
     """Devices to split each batch over; None for all. On a CPU each core is a device, up to eight.
     Changes the speed, not the results."""
+
+
+def check_source(options: RunOptions) -> None:
+    """Raises ValueError for options that name two models."""
+    if options.pretrained is not None and options.run_dir != RunOptions.run_dir:
+        raise ValueError(
+            f"--run-dir {options.run_dir} and --pretrained {options.pretrained} name two models. "
+            "Give one of them. --out chooses the folder of the results."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.data.conditions import written
+from ddpm_jax.data.labels import as_label
 from ddpm_jax.denoisers.guidance import guidance_interval
 from ddpm_jax.denoisers.thresholds import Clip, dynamic_threshold
 from ddpm_jax.devices import processes
@@ -48,7 +49,7 @@ class SampleConfig(SamplerOptions, RunOptions):
     threshold: Literal["clip", "dynamic", "none"] | None = None
     """Treatment of x̂_0 outside [-1, 1]; None for the run's own setting. dynamic: clip to
     the 99.5th percentile of |x̂_0| and divide by it, for strong guidance."""
-    label: int | str | None = None
+    label: str | int | None = None
     """Number or name of the class to sample, for a class-conditional run; None for all classes in
     turn."""
     cond: Path | None = None
@@ -116,7 +117,7 @@ def sample(config: SampleConfig) -> None:
     plan = _plan(config, run, steps)
     for name, given in conditions.items():
         plan[f"{name}_sha256"] = hashlib.sha256(given.tobytes()).hexdigest()
-    processes.on_leader(lambda: _refuse_foreign(out))
+    processes.on_leader(lambda: _refuse_foreign(out, _written(config)))
     processes.on_leader(lambda: shards.remember_plan(out, plan))
     shards.sample_shards(
         run,
@@ -132,10 +133,20 @@ def sample(config: SampleConfig) -> None:
     processes.on_leader(lambda: _write(config, out, plan, run.model.image_shape))
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Raises RunDirectoryError for a folder with files of these names that no sampling wrote."""
+def _written(config: SampleConfig) -> list[str]:
+    """Those of WRITTEN that these options ask for."""
+    asked = (True, config.gif, config.format in ("npz", "both"), config.format in ("png", "both"))
+    return [name for name, its in zip(WRITTEN, asked, strict=True) if its]
+
+
+def _refuse_foreign(out: Path, written: Sequence[str] = WRITTEN) -> None:
+    """Raises RunDirectoryError for a folder with files of these names that no sampling wrote.
+
+    Says which of its own earlier results are replaced; others stay.
+    """
     if not taken_in(out, ("plan.json",)):  # else an interrupted call goes on
-        claim(out, taken_in(out, WRITTEN), ours=bool(taken_in(out, ("sampling.json",))))
+        ours = bool(taken_in(out, ("sampling.json",)))
+        claim(out, taken_in(out, written if ours else WRITTEN), ours=ours)
 
 
 def _write(
@@ -185,7 +196,8 @@ def _plan(config: SampleConfig, run: TrainedRun, steps: int) -> dict[str, Any]:
     return {
         **run.provenance(),
         **sampler_options(config),
-        **{name: getattr(config, name) for name in ("threshold", "label", "guidance")},
+        **{name: getattr(config, name) for name in ("threshold", "guidance")},
+        "label": as_label(config.label),
         **{name: value for name, value in guided.items() if value},
         "num_steps": steps,
     }

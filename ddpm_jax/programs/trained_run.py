@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.data import ImageDataset
+from ddpm_jax.data.labels import class_number
 from ddpm_jax.data.registry import is_function
 from ddpm_jax.denoisers.guidance import Scale
 from ddpm_jax.denoisers.prediction import Target
@@ -23,7 +24,7 @@ from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_real, check_steps, check_text, check_whole
 from ddpm_jax.programs.averages import average_name, restore_params
 from ddpm_jax.programs.buckets import readable_run, shown
-from ddpm_jax.programs.build import build_model_of, build_sampler, load_data
+from ddpm_jax.programs.build import build_model_of, build_sampler, check_unused, load_data
 from ddpm_jax.programs.compilation import keep_compiled_programs
 from ddpm_jax.programs.conditions import check_data, conditions_for, in_turn
 from ddpm_jax.programs.config import SamplerOptions, TrainConfig, check_seed
@@ -34,6 +35,7 @@ from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, make_writable
 from ddpm_jax.programs.run_options import RunOptions as RunOptions
+from ddpm_jax.programs.run_options import check_source
 from ddpm_jax.programs.weights import find_model, has_weights, is_model_name, read_weights
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.training import DataParallel, choose_devices
@@ -56,6 +58,7 @@ class TrainedRun:
 
     def __init__(self, options: RunOptions):
         options = with_types("TrainedRun", options, RunOptions)
+        check_source(options)
         check_seed(options.seed)
         self.options = options = with_local_paths(options)
         source = readable_run(options.run_dir, options.checkpoint, options.ema_sigma_rel)
@@ -271,7 +274,7 @@ class TrainedRun:
     def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
         """The labels [count]: one class, or all in turn; None if the network takes no labels.
 
-        A class is given by number or by name; a name takes precedence over a number.
+        A class is given by number or by name, as `class_number` reads it.
 
         Raises ValueError for a class that the run does not have.
         """
@@ -279,22 +282,23 @@ class TrainedRun:
         classes, names = self.model.num_classes, self.facts["data"].get("class_names") or []
         if label is None:
             return self.model.cycled_labels(count)
-        number = names.index(str(label)) if str(label) in names else label
-        whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-        if classes is None or not whole or not 0 <= int(number) < classes:
-            if classes is None:
-                raise ValueError(
-                    f"--label {label}: {self.name} was trained without labels. Leave --label out, "
-                    "or use a run with --network.class-conditional, such as that of "
-                    "ddpm-jax train digits_conditional."
-                )
-            known = f"0..{classes - 1}" + (f", or {', '.join(names[:20])}" if names else "")
-            raise ValueError(f"--label {label} is not a class of this run: {known}.")
-        return np.full(count, int(number))
+        if classes is None:
+            raise ValueError(
+                f"--label {label}: {self.name} was trained without labels. Leave --label out, or "
+                "use a run with --network.class-conditional, such as that of ddpm-jax train "
+                "digits_conditional."
+            )
+        number = class_number(label, classes, names)
+        if number is None:
+            few = ", ".join(names[:20]) + ", …" * (len(names) > 20)
+            known = f"0..{classes - 1}" + (f", or {few}" if names else "")
+            raise ValueError(f"--label {label!r} is not a class of this run: {known}.")
+        return np.full(count, number)
 
     def sampler(self, options: SamplerOptions) -> Sampler:
         """The sampler that the options name, with this run's variance unless they name another."""
         options = with_types("sampler", options, SamplerOptions)
+        check_unused(options)
         mse = self.x_0_mse if options.variance == "analytic" else None
         return build_sampler(
             self.model.schedule,

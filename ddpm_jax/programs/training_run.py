@@ -17,6 +17,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.devices.batched import RowSplit, batches
 from ddpm_jax.devices.cpu import keep_freed_memory, one_device_per_core
 from ddpm_jax.devices.mesh import ROWS, WHOLE, fetch
+from ddpm_jax.files import user_path
 from ddpm_jax.keys import example_keys, make_key
 from ddpm_jax.nn import count_parameters
 from ddpm_jax.programs import pictures
@@ -79,6 +80,22 @@ def _warn_of_missing_classes(data: ImageDataset, labelled: bool) -> None:
         )
 
 
+def _check_apart(config: TrainConfig) -> None:
+    """Raises ValueError for a run directory in the folder of images, whose pictures it would join.
+
+    The changed folder would be other data, with which no run resumes.
+    """
+    if config.data.name != "folder" or config.data.path is None:
+        return
+    run, images = config.run_dir.resolve(), user_path(config.data.path).resolve()
+    inside = run.parts[len(images.parts) :] if run.is_relative_to(images) else (".",)
+    if not any(part.startswith(".") for part in inside):  # as `list_images` leaves out
+        raise ValueError(
+            f"--run-dir {config.run_dir} lies in --data.path {config.data.path}, so that the "
+            "pictures of the run would become data. Choose a --run-dir outside."
+        )
+
+
 class TrainingRun:
     """A training run in progress: its model, data, devices and folder.
 
@@ -88,6 +105,8 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, data_set: DataSet | None = None):
         check_config(config)
         check_sizes(config)
+        if data_set is None:
+            _check_apart(config)
         self.config = config
         labelled = config.network.class_conditional
 

@@ -611,7 +611,9 @@ ELSEWHERE = {
     **dict.fromkeys(("train_config", "write_run", "markdown_row"), PART),
     **dict.fromkeys(("check_config", "check_seed", "sampler_options"), PART),
     **dict.fromkeys(("weighting_of", "loss_name", "check_process_fields", "check_diffusion"), PART),
-    **dict.fromkeys(("check_devices", "check_references"), "a check, which names its caller"),
+    **dict.fromkeys(
+        ("check_devices", "check_references", "check_source"), "a check, which names its caller"
+    ),
     "ReverseProcess": "a part of the studies: test_studies",
 }
 DOCUMENTED = {

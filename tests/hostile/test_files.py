@@ -76,7 +76,8 @@ def test_files_are_read_up_to_a_size(tmp_path):
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in ((tmp_path / "pipe", "pipe"), (tmp_path, "folder")):
-        with pytest.raises(OSError, match=f"{path} is not a regular file but a {kind}"):
+        match = f"{path} is not a regular file but a {kind}. Name a file, or move the {kind} else"
+        with pytest.raises(OSError, match=match):
             check_regular(path)
     with pytest.raises(OSError, match="/dev/zero is not a regular file but a device"):
         read_regular(type(tmp_path)("/dev/zero"), 10)
