@@ -270,10 +270,7 @@ def read_exactly(stream: IO[bytes], num_bytes: int) -> bytes:
 def read_header(content: bytes) -> Header:
     """Parses the header at the beginning of an .npy."""
     stream, versions = io.BytesIO(content), np.lib.format
-    readers = {
-        (1, 0): versions.read_array_header_1_0,
-        (2, 0): versions.read_array_header_2_0,
-    }
+    readers = {(1, 0): versions.read_array_header_1_0, (2, 0): versions.read_array_header_2_0}
     try:
         shape, fortran, dtype = readers[versions.read_magic(stream)](stream)
     except Exception as error:  # a Python literal is parsed, which fails in many ways

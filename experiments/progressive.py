@@ -198,8 +198,7 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
         "independent_samples": {"rms_between_samples": apart},
     }
     write_json(
-        files[-1],
-        {**run.provenance(), "options": to_json(config), "num_steps": total, **numbers},
+        files[-1], {**run.provenance(), "options": to_json(config), "num_steps": total, **numbers}
     )
     _print_table(frame_steps, errors, depth_steps, spread, apart)
     for path in files:

@@ -149,10 +149,7 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     heldout = {"images": len(real), **measure(real, own_labels)}
     drawn = evaluation.fitted_gaussian_images(run.train_data.images, config.count, config.seed)
     gaussian = {"images": config.count, **measure(drawn, None)}
-    references = {
-        f"{len(real):,} held-out images": heldout,
-        "Gaussian of the data": gaussian,
-    }
+    references = {f"{len(real):,} held-out images": heldout, "Gaussian of the data": gaussian}
     files = [out / "steps_vs_quality.json", out / "quality.png"]
     write_json(
         files[0],

@@ -23,14 +23,7 @@ import numpy as np
 from ddpm_jax.data.dataset import Fingerprint, ImageDataset, fingerprint_of, make_dataset
 from ddpm_jax.data.images import shown
 from ddpm_jax.data.unfinished import num_rows, record_of, remove_stale
-from ddpm_jax.files import (
-    map_npy,
-    read_json_object,
-    sync,
-    user_path,
-    write_atomically,
-    write_json,
-)
+from ddpm_jax.files import map_npy, read_json_object, sync, user_path, write_atomically, write_json
 
 VERIFY_BYTES = 2**30  # entries up to this size are hashed at each load (CIFAR-10: 0.1 to 0.5 s)
 MEMORY_BYTES = 2**32  # and up to this size are kept in memory if the cache cannot be written
@@ -107,11 +100,7 @@ class EntryWriter:
     """
 
     def __init__(
-        self,
-        root: Path,
-        key: str,
-        shape: tuple[int, int, int, int],
-        replaces: Sequence[Path] = (),
+        self, root: Path, key: str, shape: tuple[int, int, int, int], replaces: Sequence[Path] = ()
     ) -> None:
         self._replaces, self._rows = replaces, None
         self._root, self._key, self._shape = root, key, shape

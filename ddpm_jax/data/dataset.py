@@ -13,12 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.conditions import (
-    CONDITIONS,
-    checked_conditions,
-    condition_dtype,
-    shapes_beside,
-)
+from ddpm_jax.data.conditions import CONDITIONS, checked_conditions, condition_dtype, shapes_beside
 from ddpm_jax.data.streamed import StreamedImages
 from ddpm_jax.forward.checks import (
     check_number,

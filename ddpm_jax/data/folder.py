@@ -26,15 +26,7 @@ from ddpm_jax.data.dataset import (
 )
 from ddpm_jax.data.download import Progress, progress_bar
 from ddpm_jax.data.image_files import ImageFile, list_images
-from ddpm_jax.data.images import (
-    FILTER,
-    Notes,
-    decode_image,
-    is_grey,
-    list_errors,
-    shown,
-    size_of,
-)
+from ddpm_jax.data.images import FILTER, Notes, decode_image, is_grey, list_errors, shown, size_of
 from ddpm_jax.data.labels import read_labels
 from ddpm_jax.data.streamed import Stream, StreamedImages, check_stream, is_streamed
 from ddpm_jax.data.unfinished import Row, unfinished_rows

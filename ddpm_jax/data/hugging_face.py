@@ -76,12 +76,7 @@ def load_hugging_face(
         class_names=None if label is None else tuple(data.features[label].names),
     )
     dataset = decode_dataset(
-        source,
-        f"{title}/{stored}",
-        root,
-        resolution=resolution,
-        channels=channels,
-        stream=stream,
+        source, f"{title}/{stored}", root, resolution=resolution, channels=channels, stream=stream
     )
     return hold_out(dataset, split, holdout, f"{title}/{split}", root) if share else dataset
 

@@ -33,12 +33,7 @@ from ddpm_jax.forward.checks import (
     check_same_shape,
     host_values,
 )
-from ddpm_jax.forward.continuous import (
-    ContinuousProcess,
-    check_process,
-    check_times,
-    grid_tables,
-)
+from ddpm_jax.forward.continuous import ContinuousProcess, check_process, check_times, grid_tables
 from ddpm_jax.forward.schedule import rows_of_timesteps
 from ddpm_jax.types import ApplyFn, Array, ArrayLike, bcast_right
 
@@ -77,12 +72,7 @@ def _events(process: ContinuousProcess, t: Array, target: ContinuousTarget, ndim
 
 
 def continuous_target(
-    process: ContinuousProcess,
-    x_0: Array,
-    t: ArrayLike,
-    noise: Array,
-    *,
-    target: ContinuousTarget,
+    process: ContinuousProcess, x_0: Array, t: ArrayLike, noise: Array, *, target: ContinuousTarget
 ) -> Array:
     """What a perfect network predicts at times t: a x_0 + b ε, [B, ...].
 
@@ -105,12 +95,7 @@ def continuous_target(
 
 
 def continuous_x_0(
-    process: ContinuousProcess,
-    output: Array,
-    x_t: Array,
-    t: ArrayLike,
-    *,
-    target: ContinuousTarget,
+    process: ContinuousProcess, output: Array, x_t: Array, t: ArrayLike, *, target: ContinuousTarget
 ) -> Array:
     """x̂_0 = (n out - b x_t)/(n a - s b) from a network's output at x_t [B, ...], times t.
 
@@ -210,11 +195,7 @@ def sigma_denoiser_from_process(
 
 
 def denoiser_from_process(
-    process: ContinuousProcess,
-    times: ArrayLike,
-    apply_fn: ApplyFn,
-    *,
-    target: ContinuousTarget,
+    process: ContinuousProcess, times: ArrayLike, apply_fn: ApplyFn, *, target: ContinuousTarget
 ) -> ScheduledDenoiser:
     """Turns a network `(x_t, t) -> output` of a process into a denoiser for every sampler.
 

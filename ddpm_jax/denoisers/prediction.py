@@ -21,12 +21,7 @@ import jax.numpy as jnp
 from ddpm_jax.denoisers.thresholds import Clip, check_clip, threshold_x_0
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_choice, check_real, host_values
-from ddpm_jax.forward.process import (
-    at_step,
-    posterior_coefficients,
-    posterior_mean,
-    scales_at,
-)
+from ddpm_jax.forward.process import at_step, posterior_coefficients, posterior_mean, scales_at
 from ddpm_jax.forward.schedule import check_arguments
 from ddpm_jax.types import Array, ArrayLike, bcast_right, describe
 

@@ -12,15 +12,11 @@ from ddpm_jax.likelihood.normal import normal_kl as normal_kl
 from ddpm_jax.likelihood.normal import normal_log_density as normal_log_density
 from ddpm_jax.likelihood.probability_flow import FlowLikelihood as FlowLikelihood
 from ddpm_jax.likelihood.probability_flow import FlowSolution as FlowSolution
-from ddpm_jax.likelihood.probability_flow import (
-    probability_flow_encode as probability_flow_encode,
-)
+from ddpm_jax.likelihood.probability_flow import probability_flow_encode as probability_flow_encode
 from ddpm_jax.likelihood.probability_flow import (
     probability_flow_log_likelihood as probability_flow_log_likelihood,
 )
-from ddpm_jax.likelihood.probability_flow import (
-    probability_flow_sample as probability_flow_sample,
-)
+from ddpm_jax.likelihood.probability_flow import probability_flow_sample as probability_flow_sample
 from ddpm_jax.likelihood.variational import VariationalBound as VariationalBound
 from ddpm_jax.likelihood.variational import estimate_bound as estimate_bound
 from ddpm_jax.likelihood.variational import variational_bound as variational_bound

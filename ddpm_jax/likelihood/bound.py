@@ -62,9 +62,7 @@ def bound_term(
         jnp.where(first, posterior.log_variance, reverse.log_variance),
     )
     decoder = discretized_log_likelihood(
-        x_0,
-        jnp.where(first, reverse.mean, 0.0),
-        jnp.where(first, reverse.log_variance, 0.0),
+        x_0, jnp.where(first, reverse.mean, 0.0), jnp.where(first, reverse.log_variance, 0.0)
     )
     return mean_per_example(jnp.where(first, -decoder, kl)) / NATS_PER_BIT
 

@@ -19,12 +19,7 @@ from ddpm_jax.denoisers.continuous import (
     continuous_target,
     target_weights,
 )
-from ddpm_jax.forward.checks import (
-    check_function,
-    check_number,
-    check_real,
-    check_same_shape,
-)
+from ddpm_jax.forward.checks import check_function, check_number, check_real, check_same_shape
 from ddpm_jax.forward.continuous import (
     ContinuousProcess,
     check_process,

@@ -69,17 +69,12 @@ def _emit(losses: Array, carrier: Array) -> Array:
 
 
 _emit.defvjp(
-    lambda losses, carrier: (losses, losses),
-    lambda losses, cotangent: (cotangent, 2.0 * losses),
+    lambda losses, carrier: (losses, losses), lambda losses, cotangent: (cotangent, 2.0 * losses)
 )
 
 
 def continuous_bound(
-    gamma: Callable[[Array], Any],
-    apply_fn: ApplyFn,
-    x_0: Array,
-    t: Array,
-    noise: Array,
+    gamma: Callable[[Array], Any], apply_fn: ApplyFn, x_0: Array, t: Array, noise: Array
 ) -> ContinuousBound:
     """The bound with a continuous, learnable schedule, in bits/dim: three terms, each [B].
 
@@ -122,9 +117,7 @@ def continuous_bound(
     width = jnp.full_like(x_0, 0.5) * start
     decoder = discretized_log_likelihood(x_0, x_0 + jnp.exp(width) * noise, 2.0 * width)
     return ContinuousBound(
-        mean_per_example(prior) / NATS_PER_BIT,
-        diffusion,
-        -mean_per_example(decoder) / NATS_PER_BIT,
+        mean_per_example(prior) / NATS_PER_BIT, diffusion, -mean_per_example(decoder) / NATS_PER_BIT
     )
 
 

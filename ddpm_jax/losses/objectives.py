@@ -168,12 +168,6 @@ def _squared_error(schedule, prediction, x_0, x_t, t, noise, target) -> Array:
 def _bound(schedule, output, x_0, x_t, t, target, variance) -> Array:
     split_output(output, x_t, variance)  # names apply_fn where the shape is wrong
     reverse = p_mean_variance(
-        schedule,
-        output.astype(x_t.dtype),
-        x_t,
-        t,
-        target=target,
-        variance=variance,
-        clip=False,
+        schedule, output.astype(x_t.dtype), x_t, t, target=target, variance=variance, clip=False
     )
     return bound_term(schedule, reverse, x_0, x_t, t)

@@ -16,13 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.forward.checks import (
-    check_kind,
-    check_number,
-    check_real,
-    check_steps,
-    check_whole,
-)
+from ddpm_jax.forward.checks import check_kind, check_number, check_real, check_steps, check_whole
 from ddpm_jax.keys import check_keys
 from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 

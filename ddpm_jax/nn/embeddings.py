@@ -23,12 +23,7 @@ from ddpm_jax.types import Array, ArrayLike, as_array, describe
 
 
 def sinusoidal_embedding(
-    t: ArrayLike,
-    dim: int,
-    max_period: float = 10_000.0,
-    *,
-    order: str = "sin_cos",
-    shift: int = 1,
+    t: ArrayLike, dim: int, max_period: float = 10_000.0, *, order: str = "sin_cos", shift: int = 1
 ) -> Array:
     """Embeds t [...], integers or floats, as float32 [..., dim]: sines and cosines of ω_i t.
 

@@ -10,19 +10,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ddpm_jax.nn.blocks import (
-    NEAR_ZERO,
-    Dtype,
-    dense,
-    dropout,
-    resolve_dropout_keys,
-)
-from ddpm_jax.nn.checks import (
-    broadcast_steps,
-    check_dropout,
-    check_float,
-    check_num_conditions,
-)
+from ddpm_jax.nn.blocks import NEAR_ZERO, Dtype, dense, dropout, resolve_dropout_keys
+from ddpm_jax.nn.checks import broadcast_steps, check_dropout, check_float, check_num_conditions
 from ddpm_jax.nn.embeddings import add_conditions, sinusoidal_embedding
 from ddpm_jax.types import Array, ArrayLike, Key
 

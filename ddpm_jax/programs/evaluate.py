@@ -218,12 +218,7 @@ def _bits(run: TrainedRun, config: EvaluateConfig) -> dict[str, Any] | None:
         return None
     own = run.config.diffusion.variance
     measured = measure_bound(
-        run,
-        {own: own},
-        run.heldout_data,
-        count=count,
-        batch_size=min(count, 100),
-        name="bits/dim",
+        run, {own: own}, run.heldout_data, count=count, batch_size=min(count, 100), name="bits/dim"
     )
     return {"images": measured.num_images, "variance": own, **bound_row(measured, own)}
 

@@ -141,10 +141,7 @@ def features_for(run: TrainedRun, config: EvaluateConfig) -> Features:
 
 
 def summarize(
-    features: Features,
-    source: Callable[[], Iterator[npt.NDArray[np.uint8]]],
-    count: int,
-    name: str,
+    features: Features, source: Callable[[], Iterator[npt.NDArray[np.uint8]]], count: int, name: str
 ) -> Summary:
     """Moments of all features, and the first PAIRED of the main ones, in one pass."""
     kept: list[npt.NDArray] = []

@@ -34,12 +34,7 @@ from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectoryError, without_names
 from ddpm_jax.programs.trackers import OnRecord, recording
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
-from ddpm_jax.programs.training_session import (
-    Hooks,
-    interrupted_hooks,
-    prepare_steps,
-    train_steps,
-)
+from ddpm_jax.programs.training_session import Hooks, interrupted_hooks, prepare_steps, train_steps
 from ddpm_jax.training import Checkpoints, StopRequest, TrainState
 from ddpm_jax.training.logs import read_jsonl
 from ddpm_jax.training.loop import StopAtOnce

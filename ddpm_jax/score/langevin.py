@@ -34,14 +34,7 @@ from ddpm_jax.forward.checks import (
     real_table,
 )
 from ddpm_jax.keys import fold_in_each, normal_per_example
-from ddpm_jax.types import (
-    Array,
-    ArrayLike,
-    Key,
-    LevelScore,
-    bcast_right,
-    per_example,
-)
+from ddpm_jax.types import Array, ArrayLike, Key, LevelScore, bcast_right, per_example
 
 
 class Chains(NamedTuple):

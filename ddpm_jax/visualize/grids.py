@@ -174,12 +174,7 @@ def padding_for(scale: int) -> int:
 
 
 def sheet_of(
-    caller: str,
-    images: Pixels,
-    columns: int,
-    padding: int | None,
-    scale: int,
-    gap: int = GAP,
+    caller: str, images: Pixels, columns: int, padding: int | None, scale: int, gap: int = GAP
 ) -> Pixels:
     """Magnifies images [N, H, W, C] and lays them on grey `gap`, separated by `padding`."""
     padding = padding_for(scale) if padding is None else padding

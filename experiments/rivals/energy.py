@@ -16,11 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.keys import fold_in_each, normal_per_example
-from ddpm_jax.score import (
-    denoising_score_matching,
-    metropolis_adjusted_langevin,
-    score_of_energy,
-)
+from ddpm_jax.score import denoising_score_matching, metropolis_adjusted_langevin, score_of_energy
 from ddpm_jax.types import Array, Key
 from rivals.rival import Perceptron, Rival, descend
 
@@ -67,11 +63,7 @@ def energy(
         start = spread * normal_per_example(fold_in_each(keys, 0), (dim,))
         f = energy_fn(params)
         x = metropolis_adjusted_langevin(
-            lambda x: -f(x),
-            start,
-            step_size,
-            num_steps=num_steps,
-            keys=keys,
+            lambda x: -f(x), start, step_size, num_steps=num_steps, keys=keys
         ).x
         return x + sigma**2 * score_of_energy(f)(x) if denoise else x
 

@@ -112,10 +112,7 @@ def make_trainer(
     twentieth and then falls to 0 along a cosine.
     """
     rate = learning_rate_schedule(
-        learning_rate,
-        warmup_steps=num_steps // 20,
-        num_steps=num_steps,
-        decay="cosine",
+        learning_rate, warmup_steps=num_steps // 20, num_steps=num_steps, decay="cosine"
     )
     optimizer = make_optimizer(rate, b1=rival.b1)
 

@@ -118,10 +118,7 @@ def posterior() -> Figure:
             ),
             Panel(
                 "The mean μ̃_t leans on x_t after few steps",
-                [
-                    Line(steps, of_x_0, "weight of x_0", 0),
-                    Line(steps, of_x_t, "weight of x_t", 1),
-                ],
+                [Line(steps, of_x_0, "weight of x_0", 0), Line(steps, of_x_t, "weight of x_t", 1)],
                 xlabel="step t",
                 ylabel="coefficient in μ̃_t",
                 logx=True,

@@ -124,10 +124,7 @@ def _data_panel(clean: np.ndarray) -> Panel:
     square = 2.3 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) @ BASIS.T @ eye.T
     return Panel(
         "Data: a Swiss roll on a plane in 3-D",
-        [
-            Line(*square.T, colour="#9aa0a8", width=1.0),
-            Points(clean[:2000] @ eye.T, 0, 3.0),
-        ],
+        [Line(*square.T, colour="#9aa0a8", width=1.0), Points(clean[:2000] @ eye.T, 0, 3.0)],
         equal=True,
     )
 
