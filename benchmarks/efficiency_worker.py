@@ -38,7 +38,7 @@ def main(port: int, count: int, process: int, rounds: int, answer: str) -> None:
     chunk = parallel.wrap(make_chunk(step, fetch, packed=parallel.packed))
     state = parallel.place(model.init())
     dataset = parallel.replicate({"image": random_images(64, SIZE)})
-    own = parallel.own_rows(config.batch_size)
+    own = mesh.own_rows(config.batch_size)
     index = np.arange(config.batch_size, dtype=np.int32)[None, own]
     batches = parallel.place_batches({"example": index, "index": index})
     seconds = []

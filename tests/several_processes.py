@@ -16,7 +16,7 @@ import optax
 import ddpm_jax as dj
 from ddpm_jax.data import ShuffledIndices
 from ddpm_jax.devices import processes
-from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch
+from ddpm_jax.devices.mesh import AXES, ROWS, WHOLE, fetch, own_rows
 from ddpm_jax.programs.generator import Generator
 from ddpm_jax.training import (
     Checkpoints,
@@ -50,7 +50,7 @@ def fresh_state():
 
 def feed(parallel, step):
     """This process's rows of the batch of a step, [1, b]."""
-    own = parallel.own_rows(16)
+    own = own_rows(16)
     index = np.arange(16, dtype=np.int32)[None, own]
     return parallel.place_batches({"example": INDICES.chunk(step, 1)[:, own], "index": index})
 

@@ -147,7 +147,7 @@ def test_the_shares_of_two_processes_make_the_global_batch():
 
 
 def test_no_more_than_the_depth_is_read_ahead():
-    """Reading is driven by the consumer: with depth 2 at most the queue and one chunk more."""
+    """Reading is driven by the consumer: at most the queue of two and one chunk more."""
     asked = []
 
     def chunk_length(step):
@@ -155,7 +155,7 @@ def test_no_more_than_the_depth_is_read_ahead():
         return 1
 
     with PrefetchedBatches(
-        toy_dataset(), ShuffledIndices(20, 4, 0), start_step=0, chunk_length=chunk_length, depth=2
+        toy_dataset(), ShuffledIndices(20, 4, 0), start_step=0, chunk_length=chunk_length
     ) as chunks:
         for _ in range(5):
             next(chunks)
@@ -215,10 +215,6 @@ def test_a_mismatch_is_refused_at_once():
     with pytest.raises(ValueError, match="indices over 21 examples for toy/train of 20"):
         PrefetchedBatches(
             toy_dataset(), ShuffledIndices(21, 4, 0), start_step=0, chunk_length=lambda step: 1
-        )
-    with pytest.raises(ValueError, match="depth"):
-        PrefetchedBatches(
-            toy_dataset(), ShuffledIndices(20, 4, 0), start_step=0, chunk_length=int, depth=0
         )
     batches = PrefetchedBatches(
         toy_dataset(), ShuffledIndices(20, 4, 0), start_step=0, chunk_length=lambda step: 1

@@ -198,8 +198,7 @@ def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) 
 
 def check_holdout(call: str, holdout: float) -> None:
     """Raises ValueError unless 0 <= holdout < 1, TypeError for what is not a number."""
-    if not 0 <= check_number(call, "holdout", holdout) < 1:
-        raise ValueError(f"{call} needs 0 ≤ holdout < 1, got {holdout=}.")
+    check_number(call, "holdout", holdout, within="[0, 1)")
 
 
 def held_out_of(count: int, share: float) -> np.ndarray:

@@ -27,6 +27,8 @@ from ddpm_jax.types import Array, Key, bcast_right, describe
 
 PADDING = 4
 """Pixels of padding on each side before `prepare_images` crops; He et al. 2016, §4.2."""
+DEPTH = 2
+"""Finished chunks of `PrefetchedBatches` that may wait, besides those being read and in use."""
 
 
 def prepare_images(images: Array, keys: Key | None, *, flip: bool, pad_crop: bool = False) -> Array:
@@ -125,12 +127,11 @@ class PrefetchedBatches:
     start_step    the first step to read; resuming needs nothing else
     chunk_length  maps a chunk's first step to its number of steps; 0 ends the sequence
     share         the part of the global batch that this process reads; by default all
-    depth         how many finished chunks may wait, besides the ones being read and in use
 
     A read error is raised in the consumer as a RuntimeError naming steps and data, with the cause
     attached. Leaving the `with` block in any way ends the thread.
 
-    Raises ValueError if `indices` is for another number of examples, or depth < 1.
+    Raises ValueError if `indices` is for another number of examples.
     """
 
     def __init__(
@@ -141,22 +142,20 @@ class PrefetchedBatches:
         start_step: int,
         chunk_length: Callable[[int], int],
         share: slice = slice(None),
-        depth: int = 2,
     ) -> None:
         call = "PrefetchedBatches"
         check_kind(call, "dataset", dataset, ImageDataset, "data.make_dataset")
         check_kind(call, "indices", indices, ShuffledIndices, "data.ShuffledIndices")
-        check_kind(call, "share", share, slice, "as DataParallel.own_rows")
+        check_kind(call, "share", share, slice, "as devices.mesh.own_rows")
         start_step = check_whole(call, "start_step", start_step, least=0)
         check_function(call, "chunk_length", chunk_length, "(first step) -> number of steps")
-        depth = check_whole(call, "depth", depth)
         if indices.num_examples != len(dataset.images):
             raise ValueError(
                 f"PrefetchedBatches got indices over {indices.num_examples} examples for "
                 f"{dataset.name} of {len(dataset.images)}. Build the indices for that data set."
             )
         self._dataset, self._indices, self._share = dataset, indices, share
-        self._step, self._chunk_length, self._depth = start_step, chunk_length, depth
+        self._step, self._chunk_length = start_step, chunk_length
         self._coming: deque[Future[BatchChunk | None]] = deque()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -164,7 +163,7 @@ class PrefetchedBatches:
         if self._pool is not None:
             raise RuntimeError("PrefetchedBatches can be entered once. Make another for each pass.")
         self._pool = ThreadPoolExecutor(1, "prefetched-batches")
-        for _ in range(self._depth + 1):
+        for _ in range(DEPTH + 1):
             self._coming.append(self._pool.submit(self._read_next))
         return self
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data import PrefetchedBatches
+from ddpm_jax.devices.mesh import own_rows
 from ddpm_jax.programs.build import as_rows
 from ddpm_jax.programs.training_run import TrainingRun
 from ddpm_jax.training.loop import next_boundary
@@ -28,7 +29,7 @@ class TrainingBatches:
         config = run.config
         self._run, self._indices = run, run.indices()
         self._length = run.max_chunk
-        self._own_rows = run.parallel.own_rows(config.batch_size)
+        self._own_rows = own_rows(config.batch_size)
         positions = np.arange(config.batch_size, dtype=np.int32)[self._own_rows]
         self._positions = np.tile(positions, (self._length, 1))
         self.dataset: Any = {}

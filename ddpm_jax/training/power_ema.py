@@ -29,12 +29,9 @@ def power_gamma(sigma_rel: float, call: str = "power_gamma") -> float:
     Raises TypeError, in the name of the call, for what is not a number, and ValueError unless
     0 < sigma_rel <= 12^-½, the width of the uniform profile, γ = 0.
     """
-    if not 0 < check_number(call, "sigma_rel", sigma_rel) <= LARGEST_SIGMA_REL * (1 + 1e-9):
-        raise ValueError(
-            f"{call}: a power-function average needs a relative width in "
-            f"(0, {LARGEST_SIGMA_REL:.4f}] (ema_sigma_rel), got {sigma_rel}. "
-            "Karras et al. (2024) train with 0.05 and 0.1."
-        )
+    remedy = "Karras et al. (2024) train with 0.05 and 0.1 (ema_sigma_rel)."
+    within = f"(0, 12^-½={LARGEST_SIGMA_REL:.10f}]"  # rounded up
+    check_number(call, "the relative width sigma_rel", sigma_rel, remedy, within=within)
     # (γ+2)² (γ+3) = (γ+1) / σ_rel².
     square = sigma_rel**-2.0
     return max(0.0, float(np.roots([1.0, 7.0, 16.0 - square, 12.0 - square]).real.max()))

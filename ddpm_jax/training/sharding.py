@@ -13,7 +13,7 @@ where it is cut into chunks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -187,10 +187,6 @@ class DataParallel:
             state_shardings(state, self.mesh),
         )
 
-    def own_rows(self, batch_size: int) -> slice:
-        """The rows of a global batch that this process provides."""
-        return meshes.own_rows(batch_size)
-
     def place_batches(self, batches: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Splits this process's rows of host batches [K, b, ...] over its devices."""
         if self.backend == "pmap":
@@ -247,7 +243,6 @@ def _put(leaf: Any, sharding: NamedSharding) -> Array:
 def choose_devices(
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto",
     count: int | None = None,
-    available: Sequence[Device] | None = None,
     parameter_shards: int = 1,
 ) -> DataParallel:
     """Picks devices and backend: by default all devices, with jit for one and shard_map for more.
@@ -260,16 +255,13 @@ def choose_devices(
         remedy = "--devices.count (--num-devices) sets it."
         count = check_whole(call, "count", count, remedy=remedy)
     parameter_shards = check_whole(call, "parameter_shards", parameter_shards)
-    if available is not None:
-        available = check_devices(call, available)
-    if available is None:
-        try:
-            available = jax.local_devices()
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"JAX found no device to run on ({error}). Install the extra for your device "
-                "([cuda13], [cuda12], [tpu]), or unset JAX_PLATFORMS to use the CPU."
-            ) from error
+    try:
+        available = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"JAX found no device to run on ({error}). Install the extra for your device "
+            "([cuda13], [cuda12], [tpu]), or unset JAX_PLATFORMS to use the CPU."
+        ) from error
     if count is not None and count > len(available):
         raise ValueError(
             f"the number of devices must be in 1..{len(available)}, the number of "

@@ -88,11 +88,8 @@ def init_state(
 
 def check_decay(call: str, decay: float) -> None:
     """Raises ValueError unless 0 <= decay < 1."""
-    if not 0.0 <= check_number(call, "the decay of the average", decay) < 1.0:
-        raise ValueError(
-            f"{call} needs 0 <= ema_decay < 1 (--optimizer.ema-decay), got {decay}. At 1 the "
-            "average would never move."
-        )
+    remedy = "At 1 the average would never move (--optimizer.ema-decay)."
+    check_number(call, "the decay of the average", decay, remedy, within="[0, 1)")
 
 
 def ema_decay_at(step: ArrayLike, decay: float, *, warmup: bool = False) -> Array:

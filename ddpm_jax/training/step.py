@@ -88,11 +88,9 @@ def make_train_step(
     num_microbatches = check_whole(
         call, "num_microbatches", num_microbatches, remedy="--devices.microbatches sets it."
     )
-    if spike_factor is not None and not check_number(call, "spike_factor", spike_factor) > 1.0:
-        raise ValueError(
-            "make_train_step needs spike_factor > 1 or None (--optimizer.spike-factor), got "
-            f"{spike_factor}: at 1 every other step would be a spike."
-        )
+    if spike_factor is not None:
+        remedy = "At 1 every other step would be a spike (--optimizer.spike-factor)."
+        check_number(call, "spike_factor", spike_factor, remedy, within="(1, inf]")
 
     def gradients(params, loss_state, key, batch, collectives: Collectives | None = None):
         if collectives is not None:

@@ -89,10 +89,10 @@ def open_checkpoints(folder, *, keep, keep_every, writable):
         return found.steps()
 
 
-def prefetch(dataset, indices, *, start_step, chunk_length, share, depth):
+def prefetch(dataset, indices, *, start_step, chunk_length, share):
     """`PrefetchedBatches`, read to its end; what the reading thread raised is the cause."""
     options = {"start_step": start_step, "chunk_length": chunk_length}
-    made = data.PrefetchedBatches(dataset, indices, share=share, depth=depth, **options)
+    made = data.PrefetchedBatches(dataset, indices, share=share, **options)
     try:
         with made as chunks:
             return [chunk.images for chunk in chunks]
@@ -762,7 +762,6 @@ ROWS = {
         training.choose_devices,
         backend=("split", "auto"),
         count=("whole or None", 4),
-        available=devices,
         parameter_shards=("whole", 2),
     ),
     "make_chunk": row(
@@ -868,7 +867,6 @@ ROWS = {
         start_step=("from 0", 3),
         chunk_length=("chunk length", lambda step: 1 if step < 5 else 0),
         share=("slice", slice(0, 2)),
-        depth=whole,
     ),
     "as_images": row(visualize.as_images, events=("images", PIXELS), spatial_rank=rank),
     "image_grid": row(visualize.image_grid, images=("colour or grey", PIXELS), **sheet),
