@@ -32,7 +32,6 @@ from ddpm_jax.programs.console import run_program, say
 from ddpm_jax.programs.intervals import frechet_interval, interval_band
 from ddpm_jax.programs.metrics import classifier_features, summarize_reference
 from ddpm_jax.programs.named import SamplerName
-from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.visualize.files import DPI, INK, write_figure
 
@@ -114,7 +113,7 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
         held_out, _ = measure(real.images[:count], real.labels[:count])
         held_out["images"] = len(real.images[:count])
     labels, sampler = run.labels(count), run.sampler(config)
-    out = study_folder("guidance", ["guidance.png", "curves.png"], run.options.out, run.root)
+    out = run.study_folder("guidance", ["guidance.png", "curves.png"])
     say(f"{run.title}: {count} images per scale, {config.sampler}, {sampler.num_steps} steps")
     images, numbers, features = {}, {}, {}
     for scale in config.guidance:

@@ -30,7 +30,6 @@ from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
-from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
@@ -95,7 +94,7 @@ def study_inpainting(config: InpaintConfig) -> InpaintResult:
         labels = data.labels[chosen]
     sampler = run.sampler(config)
     baseline = np.mean(run.train_data.images, axis=0, dtype=np.float64)
-    out = study_folder("inpaint", ["completions.png", "completions.npz"], run.options.out, run.root)
+    out = run.study_folder("inpaint", ["completions.png", "completions.npz"])
     say(
         f"{run.title}: {len(chosen)} images, {config.completions} "
         f"completions each, {config.sampler}, {sampler.num_steps} steps × {config.num_resamples}"

@@ -35,7 +35,6 @@ from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
-from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, ddim, ddim_encode, lerp, slerp
@@ -114,12 +113,7 @@ def interpolate(config: InterpolateConfig) -> InterpolateResult:
     check_unused(steps)
     grid = build_grid(run.model.schedule, steps)
     classify = _classifier(run.train_data, config.seed)
-    out = study_folder(
-        "interpolate",
-        ["pair-0.png", *(f"{name}.png" for name in CURVES)],
-        run.options.out,
-        run.root,
-    )
+    out = run.study_folder("interpolate", ["pair-0.png", *(f"{name}.png" for name in CURVES)])
     ends = np.stack([data.images[first], data.images[second]])
     say(f"{run.title}: {len(first)} pairs, {config.points} points each, {grid.num_timesteps} steps")
     rows = _interpolations(config, run, grid, ends, label, conditions)

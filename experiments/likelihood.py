@@ -35,7 +35,6 @@ from ddpm_jax.likelihood.probability_flow import probability_flow_log_likelihood
 from ddpm_jax.programs.bound import MeasuredBound, bound_row, measure_bound
 from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, run_program, say
-from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
 
@@ -86,9 +85,7 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
         raise ValueError(f"--tolerance must be positive, got {config.tolerance}.")
     run = TrainedRun(config)
     splits = {"held out": run.need_heldout(2)}
-    out = study_folder(
-        "likelihood", ["terms.png", "rate_distortion.png"], run.options.out, run.root
-    )
+    out = run.study_folder("likelihood", ["terms.png", "rate_distortion.png"])
     if config.train_split:
         splits["training"] = run.train_data
     variances = _variances(run, config.analytic)

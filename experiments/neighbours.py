@@ -24,7 +24,6 @@ from ddpm_jax.programs import pictures
 from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
-from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 
@@ -87,7 +86,7 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
             f"--neighbours {config.neighbours} needs at least as many training images, and at "
             f"least two; there are {len(train)}."
         )
-    out = study_folder("neighbours", ["neighbours.png", "distances.png"], run.options.out, run.root)
+    out = run.study_folder("neighbours", ["neighbours.png", "distances.png"])
     samples = _samples(config, run, labels)
     chosen = np.linspace(0, len(heldout) - 1, min(len(samples), len(heldout))).astype(int)
     say(

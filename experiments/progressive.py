@@ -31,7 +31,6 @@ from ddpm_jax.programs.config import SamplerOptions
 from ddpm_jax.programs.config_values import check_least, to_json
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.generator import ReverseProcess
-from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import ancestral, initial_noise
@@ -109,11 +108,8 @@ def progressive(config: ProgressiveConfig) -> ProgressiveResult:
         chunk=chunk,
         batch_size=config.batch_size,
     )
-    out = study_folder(
-        "progressive",
-        ["x_0_hat.png", "shared-0.png", "x_0_hat_error.png", "shared_distance.png"],
-        run.options.out,
-        run.root,
+    out = run.study_folder(
+        "progressive", ["x_0_hat.png", "shared-0.png", "x_0_hat_error.png", "shared_distance.png"]
     )
     say(
         f"{run.title}: {config.count} samples in {total} steps; "

@@ -36,7 +36,6 @@ from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.console import bar, run_program, say
 from ddpm_jax.programs.intervals import frechet_interval, interval_band
 from ddpm_jax.programs.metrics import classifier_features, pixel_features, summarize_reference
-from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.pictures import need_pictures
 from ddpm_jax.programs.trained_run import RunOptions, TrainedRun
 from ddpm_jax.samplers import Sampler, grid_steps, initial_noise
@@ -117,9 +116,7 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     need_pictures(run, "steps_vs_quality")
     real = run.need_heldout(2).images[: config.count]
     field, fingerprint, measure = _measure_of(run, config)
-    out = study_folder(
-        "steps_vs_quality", ["quality.png", "samples.png"], run.options.out, run.root
-    )
+    out = run.study_folder("steps_vs_quality", ["quality.png", "samples.png"])
     T = run.model.schedule.num_timesteps
     columns = sorted({s for s in config.steps if s < T})
     names = [n for n, o in SAMPLERS.items() if config.analytic or o.variance != "analytic"]

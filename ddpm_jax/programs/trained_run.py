@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from ddpm_jax.programs.config_values import with_types
 from ddpm_jax.programs.denoiser_errors import measured_x_0_mse
 from ddpm_jax.programs.generator import Conditions, Generator
 from ddpm_jax.programs.model import Model
+from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.paths import with_local_paths
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, make_writable
 from ddpm_jax.programs.run_options import RunOptions as RunOptions
@@ -193,6 +195,10 @@ class TrainedRun:
         out = self.options.out or self.root / name
         processes.on_leader(lambda: make_writable(out))
         return out
+
+    def study_folder(self, name: str, files: Sequence[str]) -> Path:
+        """The folder of a study of this run, for these files; see `outputs.study_folder`."""
+        return study_folder(name, files, self.options.out, self.root)
 
     def provenance(self) -> dict[str, Any]:
         """The origin of a result, stored with every result of this run."""

@@ -243,6 +243,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Array:
 def choose_devices(
     backend: Literal["auto", "jit", "pmap", "shard_map"] = "auto",
     count: int | None = None,
+    *,
     parameter_shards: int = 1,
 ) -> DataParallel:
     """Picks devices and backend: by default all devices, with jit for one and shard_map for more.

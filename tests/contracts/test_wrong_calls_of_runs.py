@@ -614,7 +614,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("check_devices", "check_references", "check_source"), "a check, which names its caller"
     ),
-    "ReverseProcess": "a part of the studies: test_studies",
+    **dict.fromkeys(("ReverseProcess", "TrainedRun.study_folder"), "of the studies: test_studies"),
 }
 DOCUMENTED = {
     ("batches", "count, size", "exchanged"): (
