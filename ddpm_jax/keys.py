@@ -9,12 +9,22 @@ default. "rbg" and "unsafe_rbg" draw a whole batch from its first key, and are r
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
+
+
+def is_key(x: Any) -> bool:
+    """Whether x is a typed key, or an array, shape or tracer of them.
+
+    >>> dj.keys.is_key(jax.random.key(0))
+    True
+    """
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def make_key(seed: ArrayLike) -> Key:
@@ -136,7 +146,7 @@ def _check_32_bits(call: str, name: str, value: ArrayLike) -> None:
 
 
 def _check_key(call: str, key: Key, wanted: str, shape: tuple[int, ...] | None) -> None:
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not is_key(key):
         raise TypeError(
             f"{call} needs {wanted}; got {describe(key)}. Typed keys come from jax.random.key, not "
             "from PRNGKey."

@@ -151,7 +151,7 @@ def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
     done = run_script(
         tmp_path,
         "import atexit, os, signal, sys, time\n"
-        "from ddpm_jax.programs.compilation import unless_stopped\n"
+        "from ddpm_jax.programs.compilation import in_background\n"
         "from ddpm_jax.programs.config import SamplerOptions\n"
         "from ddpm_jax.programs.console import run_program\n"
         "from ddpm_jax.training import StopRequest\n"
@@ -162,7 +162,7 @@ def test_a_second_signal_while_compiling_ends_the_program_at_once(tmp_path):
         "def program(config):\n"
         "    atexit.register(print, 'ended by the interpreter')\n"
         "    with StopRequest() as stop:\n"
-        "        unless_stopped(compile_, stop)\n"
+        "        in_background(compile_)(stop)\n"
         "run_program(program, SamplerOptions(), None)\n",
     )
     assert done.returncode == 130 and b"interrupted" in done.stderr, done.stderr

@@ -13,7 +13,7 @@ import pytest
 
 from ddpm_jax.programs import console, pictures, training_session
 from ddpm_jax.programs import train as train_module
-from ddpm_jax.programs.compilation import CompilationStopped, in_background, unless_stopped
+from ddpm_jax.programs.compilation import CompilationStopped, in_background
 from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.generator import Generated, Stopped
 from ddpm_jax.programs.train import _last_heldout, train
@@ -24,9 +24,9 @@ from tests.small_run import CONFIG
 
 def test_compiling_returns_its_result_or_raises_its_error():
     with StopRequest() as stop:
-        assert unless_stopped(lambda: 3, stop) == 3
+        assert in_background(lambda: 3)(stop) == 3
         with pytest.raises(OSError, match="no compiler"):
-            unless_stopped(lambda: (_ for _ in ()).throw(OSError("no compiler")), stop)
+            in_background(lambda: (_ for _ in ()).throw(OSError("no compiler")))(stop)
 
 
 def test_compiling_in_the_background_starts_before_it_is_waited_for():
@@ -53,7 +53,7 @@ def test_a_stop_while_compiling_raises_at_once_and_leaves_the_compiler_running(n
         finished.set()
 
     with StopRequest() as stop, pytest.raises(CompilationStopped, match="the same command"):
-        unless_stopped(compile_, stop)
+        in_background(compile_)(stop)
     assert issubclass(CompilationStopped, KeyboardInterrupt)
     assert not finished.is_set()
     finish.set()

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.keys import is_key
 from ddpm_jax.nn import kernels
 from ddpm_jax.nn.attention import attend
 from ddpm_jax.nn.convolution import convolution, matmul_last_axis, upsampled_convolution
@@ -75,7 +76,7 @@ def resolve_dropout_keys(module: nn.Module, rate: float, keys: Key | None, batch
         if rate == 0.0 or not module.has_rng("dropout"):
             return None
         key = module.make_rng("dropout")
-        if not _is_typed(key):
+        if not is_key(key):
             key = jax.random.wrap_key_data(key)
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     if module.has_rng("dropout"):
@@ -83,7 +84,7 @@ def resolve_dropout_keys(module: nn.Module, rate: float, keys: Key | None, batch
             f"{call} got dropout_keys and rngs={{'dropout': ...}}. Give one of them: dropout_keys "
             "for masks that belong to each example, rngs for masks that belong to each row."
         )
-    if not _is_typed(keys):
+    if not is_key(keys):
         raise ValueError(
             f"{call} needs typed dropout_keys, got {getattr(keys, 'dtype', type(keys))}. Make them "
             "with jax.random.key and jax.random.split, not jax.random.PRNGKey."
@@ -94,10 +95,6 @@ def resolve_dropout_keys(module: nn.Module, rate: float, keys: Key | None, batch
             "Make them with jax.random.split(key, batch), or fold each example's index into a key."
         )
     return keys
-
-
-def _is_typed(keys: Any) -> bool:
-    return hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
 
 
 class GroupNorm(nn.Module):

@@ -22,13 +22,11 @@ from ddpm_jax.programs.console import is_program
 from ddpm_jax.training import StopRequest
 
 T = TypeVar("T")
-
-
 THREAD = "compile"
 
 
 def is_compiling() -> bool:
-    """Whether a thread of `unless_stopped` is still inside the compiler."""
+    """Whether a thread of `in_background` is still inside the compiler."""
     return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
 
 
@@ -62,11 +60,6 @@ def in_background(compile_: Callable[[], T]) -> Callable[[StopRequest], T]:
         return future.result()
 
     return result
-
-
-def unless_stopped(compile_: Callable[[], T], stop: StopRequest) -> T:
-    """Returns `compile_()`, called in another thread; raises what `in_background` does."""
-    return in_background(compile_)(stop)
 
 
 MAX_KEPT_BYTES = 2**30

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ddpm_jax.data.registry import check_name
 from ddpm_jax.data.streamed import Stream
 from ddpm_jax.forward import Spacing
+from ddpm_jax.programs.config_values import check_least
 from ddpm_jax.programs.diffusion import DiffusionConfig as DiffusionConfig
 from ddpm_jax.programs.named import SamplerName
 from ddpm_jax.programs.step_profiler import parse_profile_steps
@@ -305,16 +306,12 @@ def check_config(config: TrainConfig) -> None:
     check_name(config.data.name)
     check_tracker(config.report.tracker)
     report, devices = config.report, config.devices
-    least_one = ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep")
-    numbers = {
-        "num-steps": (config.num_steps, 1),
-        "max-bad-steps": (config.max_bad_steps, 1),
-        "devices.steps-per-dispatch": (devices.steps_per_dispatch, 1),
-        **{f"report.{n.replace('_', '-')}": (x, n in least_one) for n, x in vars(report).items()},
-    }
-    for name, (value, least) in numbers.items():
-        if isinstance(value, int) and value < least:
-            raise ValueError(f"--{name} must be at least {int(least)}, got {value}.")
+    check_least(config, 1, "num_steps", "max_bad_steps")
+    check_least(devices, 1, "steps_per_dispatch", group="devices")
+    counts = ("sample_count", "sample_steps", "final_count", "heldout_draws", "checkpoint_keep")
+    check_least(report, 1, *counts, group="report")
+    whole = (name for name, value in vars(report).items() if isinstance(value, int))
+    check_least(report, 0, *whole, group="report")
     check_seed(config.seed)
     kept, saved = report.keep_every, report.checkpoint_every
     if kept and (not saved or kept % saved):

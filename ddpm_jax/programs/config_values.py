@@ -122,12 +122,12 @@ def _is_a(hint: type, value: Any) -> bool:
     return isinstance(value, hint)
 
 
-def check_least(config: Any, least: int, *names: str) -> None:
+def check_least(config: Any, least: int, *names: str, group: str = "") -> None:
     """Raises ValueError, which names the option, for fields below `least`; None is no number."""
     for name in names:
-        value = getattr(config, name)
+        value, option = getattr(config, name), _option(f"--{group}", name)
         if value is not None and value < least:
-            raise ValueError(f"{_option('--', name)} must be at least {least}, got {value}.")
+            raise ValueError(f"{option} must be at least {least}, got {value}.")
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ddpm_jax.data import DataSet
 from ddpm_jax.data.registry import PASSED
 from ddpm_jax.devices import processes
 from ddpm_jax.forward.checks import check_function
-from ddpm_jax.programs.compilation import unless_stopped
+from ddpm_jax.programs.compilation import in_background
 from ddpm_jax.programs.config import TrainConfig
 from ddpm_jax.programs.config_values import flatten, to_json, with_types
 from ddpm_jax.programs.console import is_program, say
@@ -172,7 +172,7 @@ def _train_to_the_end(
         steps = prepare_steps(run, shapes, start) if start < config.num_steps else None
         if state is None:
             with watchdog.paused():
-                state, records = unless_stopped(lambda: _initial_state(run, weights), stop)
+                state, records = in_background(lambda: _initial_state(run, weights))(stop)
         else:
             # Process 0 alone writes it.
             records = directory.records() if processes.is_leader() else {}

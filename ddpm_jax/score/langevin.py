@@ -54,7 +54,7 @@ def langevin_step(score: Array, x: Array, step_size: ArrayLike, noise: Array) ->
     0.95
     """
     score, x, noise = check_batch("langevin_step", score=score, x=x, noise=noise)
-    size = step_size_of("langevin_step", step_size, x)
+    size = positive_of("langevin_step", "step_size", step_size, x)
     return (x + 0.5 * size * score + jnp.sqrt(size) * noise).astype(x.dtype)
 
 
@@ -205,15 +205,14 @@ def check_chains(
 ) -> Array:
     """x as an array. Raises, in the name of the call, for what none of the samplers can run on."""
     (x,) = check_batch(call, x=x)
-    step_size_of(call, step_size, x)
+    positive_of(call, "step_size", step_size, x)
     check_draws(call, keys, noise, x.shape[0], (*steps, *x.shape), layout)
     return x
 
 
-def step_size_of(call: str, step_size: ArrayLike, x: Array) -> Array:
-    """ε [] or [B] in x's dtype, shaped to multiply x."""
-    check_real(call, step_size=step_size)
-    if isinstance(step_size, int | float) and not step_size > 0:
-        raise ValueError(f"{call} needs step_size > 0, got {step_size}.")
-    size = per_example(call, "step_size", jnp.asarray(step_size, x.dtype), x)
-    return bcast_right(size, x.ndim)
+def positive_of(call: str, name: str, value: ArrayLike, x: Array) -> Array:
+    """A number above 0, [] or [B], in x's dtype and shaped to multiply x."""
+    check_real(call, **{name: value})
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"{call} needs {name} > 0, got {value}.")
+    return bcast_right(per_example(call, name, jnp.asarray(value, x.dtype), x), x.ndim)

@@ -37,6 +37,7 @@ from ddpm_jax.forward.checks import (
     real_table,
 )
 from ddpm_jax.keys import check_draw, fold_in_each, normal_per_example
+from ddpm_jax.score.langevin import positive_of
 from ddpm_jax.types import (
     Array,
     ArrayLike,
@@ -186,13 +187,9 @@ def denoising_score_matching(score_fn: ScoreFn, x: Array, noise: Array, sigma: A
     Array([0., 0.], dtype=float32)
     """
     (x,) = check_batch("denoising_score_matching", x=x)
-    check_real("denoising_score_matching", sigma=sigma)
-    if isinstance(sigma, int | float) and not sigma > 0:
-        raise ValueError(f"denoising_score_matching needs sigma > 0, got {sigma}.")
-    sigma = per_example("denoising_score_matching", "sigma", jnp.asarray(sigma, x.dtype), x)
-    sigma = bcast_right(sigma, x.ndim)
-    residual = _scaled_residual("denoising_score_matching", score_fn, x, noise, sigma)
-    return 0.5 * sum_per_example(jnp.square(residual / sigma))
+    level = positive_of("denoising_score_matching", "sigma", sigma, x)
+    residual = _scaled_residual("denoising_score_matching", score_fn, x, noise, level)
+    return 0.5 * sum_per_example(jnp.square(residual / level))
 
 
 def ncsn_loss(

@@ -20,7 +20,7 @@ from ddpm_jax.forward.checks import (
     check_whole,
 )
 from ddpm_jax.keys import fold_in_each, normal_per_example, split_each
-from ddpm_jax.score.langevin import check_chains, langevin_step, step_size_of
+from ddpm_jax.score.langevin import check_chains, langevin_step, positive_of
 from ddpm_jax.types import Array, ArrayLike, Key, bcast_right, sum_per_example
 
 
@@ -89,7 +89,7 @@ def metropolis_adjusted_langevin(
             f"{call} needs uniform [num_steps, B] with noise, and none with keys: expected "
             f"{expected}, got {None if uniform is None else jnp.shape(uniform)}."
         )
-    size = step_size_of(call, step_size, x)
+    size = positive_of(call, "step_size", step_size, x)
 
     def evaluate(x):
         if score_fn is not None:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.devices import mesh as meshes
 from ddpm_jax.devices.mesh import AXES, WHOLE, check_devices
 from ddpm_jax.forward.checks import check_choice, check_function, check_whole
+from ddpm_jax.keys import is_key
 from ddpm_jax.training.fsdp import FullySharded, state_shardings
 from ddpm_jax.training.packed import pack_state, unpack_state
 from ddpm_jax.training.state import TrainState
@@ -167,8 +168,7 @@ class DataParallel:
         """
 
         def put(leaf, sharding):
-            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            if not is_key or sharding.is_fully_addressable:
+            if not is_key(leaf) or sharding.is_fully_addressable:
                 return _put(leaf, sharding)
             data = meshes.put(np.asarray(jax.random.key_data(leaf)), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from ddpm_jax.forward.checks import check_flag, check_number, check_real, check_steps, is_number
+from ddpm_jax.keys import is_key
 from ddpm_jax.types import Array, ArrayLike, Key, PyTree, describe
 
 
@@ -68,7 +69,7 @@ def init_state(
     """
     check_tree("init_state", "params", params)
     check_optimizer("init_state", optimizer)
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)) or key.shape:
+    if not is_key(key) or key.shape:
         raise TypeError(
             "init_state needs one typed key, as jax.random.key(seed) makes it, got "
             f"{describe(key)}."

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.keys import is_key
 from ddpm_jax.types import PyTree
 
 T = TypeVar("T")
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def stored_tree(state: PyTree) -> dict[str, Any]:
     """The arrays of a state as they are stored."""
-    raw = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf  # noqa: E731
+    raw = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf  # noqa: E731
     return _fields(jax.tree.map(raw, state))
 
 
@@ -25,7 +25,7 @@ def stored_shapes(like: PyTree) -> dict[str, Any]:
 
     def describe(leaf):
         sharding = getattr(leaf, "sharding", None)
-        if _is_key(leaf):
+        if is_key(leaf):
             data = jax.eval_shape(jax.random.key_data, leaf)
             if isinstance(leaf, jax.Array):
                 sharding = jax.random.key_data(leaf).sharding
@@ -40,15 +40,11 @@ def from_stored(tree: dict[str, Any], like: T) -> T:
     empty = {n: getattr(like, n) for n in like.__dataclass_fields__ if n not in tree}  # type: ignore[attr-defined]
     return jax.tree.map(
         lambda leaf, wanted: (
-            jax.random.wrap_key_data(leaf, impl=_key_impl(wanted)) if _is_key(wanted) else leaf
+            jax.random.wrap_key_data(leaf, impl=_key_impl(wanted)) if is_key(wanted) else leaf
         ),
         type(like)(**tree, **empty),
         like,
     )
-
-
-def _is_key(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _fields(tree: PyTree) -> PyTree:

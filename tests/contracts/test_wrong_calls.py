@@ -546,6 +546,7 @@ ROWS = {
     ),
     "mean_per_example": row(dj.types.mean_per_example, x=("batch", X)),
     "sum_per_example": row(dj.types.sum_per_example, x=("batch", X)),
+    "is_key": row(dj.keys.is_key, x=("unchecked", KEYS)),
     "make_key": row(dj.keys.make_key, seed=("seed", 0)),
     "example_keys": row(
         dj.example_keys, key=("key", jax.random.key(0)), index=("indices", np.arange(3))
