@@ -89,7 +89,7 @@ def test_the_order_is_that_of_the_stock_builder(tmp_path, monkeypatch):
     """
     blank = np.zeros((50_000, 32, 32, 3), np.uint8), np.zeros(50_000, np.uint8)
     monkeypatch.setattr(cifar10, "read_batches", lambda place, split: blank)
-    monkeypatch.setattr(cifar10, "find_archive", lambda *a, **k: tmp_path)
+    monkeypatch.setattr(tfds_builder, "locate", lambda *a: ("archive", tmp_path))
     monkeypatch.setattr(cifar10, "FILES", {"train": ()})
     png = tfds_builder.encode_png(blank[0][0])
     monkeypatch.setattr(tfds_builder, "encode_png", lambda image: png)

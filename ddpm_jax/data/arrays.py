@@ -10,16 +10,16 @@ import numpy as np
 
 from ddpm_jax.data.cache import MEMORY_BYTES
 from ddpm_jax.data.conditions import CONDITIONS
-from ddpm_jax.data.dataset import (
-    ImageDataset,
-    build_dataset,
-    check_holdout,
-    held_out_of,
-    split_dataset,
-)
+from ddpm_jax.data.dataset import ImageDataset, build_dataset, held_out_of, split_dataset
 from ddpm_jax.data.images import shown
 from ddpm_jax.files import map_npy, read_arrays, user_path
-from ddpm_jax.forward.checks import check_choice, check_text, host_numbers, spatial_axes
+from ddpm_jax.forward.checks import (
+    check_choice,
+    check_number,
+    check_text,
+    host_numbers,
+    spatial_axes,
+)
 
 NAMES = ("images", "labels", *CONDITIONS)
 
@@ -71,7 +71,7 @@ def from_arrays(
     given: dict[str, Any] = {"cond": cond, "context": context, "context_mask": context_mask}
     given |= {"concat": concat, "spatial_rank": spatial_rank}
     whole = build_dataset(call, images, labels, classes, f"{name}/all", "", **given)
-    check_holdout(call, holdout)
+    check_number(call, "holdout", holdout, within="[0, 1)")
     held_out = held_out_of(len(images), holdout)
     if held_out.all():
         raise ValueError(
@@ -106,7 +106,7 @@ def load_arrays(
     """
     call = "load_arrays"
     file = user_path(path, call)
-    check_holdout(call, holdout)
+    check_number(call, "holdout", holdout, within="[0, 1)")
     check_choice(call, "split", split, ("train", "heldout"))
     if not file.exists():
         raise FileNotFoundError(

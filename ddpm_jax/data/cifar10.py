@@ -15,10 +15,9 @@ from typing import Literal
 import numpy as np
 
 from ddpm_jax.data.archives import DAMAGE, open_plain_or_gzip, read_members
-from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.dataset import ImageDataset
 from ddpm_jax.data.download import Progress, download_file
-from ddpm_jax.data.official import OfficialData, load_official, locate
+from ddpm_jax.data.official import OfficialData, load_official
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
@@ -58,10 +57,11 @@ def load_cifar10(
     fingerprint differs between sources.
     """
     options = {"source": source, "path": path, "cache_dir": cache_dir}
-    return load_official(_data(), split, **options, download=download, progress=progress)
+    return load_official(official_data(), split, **options, download=download, progress=progress)
 
 
-def _data() -> OfficialData:
+def official_data() -> OfficialData:
+    """How the files are found and decoded."""
     each = RECORDS_PER_FILE // 10
     return OfficialData(
         "cifar10",
@@ -79,18 +79,6 @@ def _data() -> OfficialData:
         class_names=CLASSES,
         refuse=_refuse_pickles,
     )
-
-
-def find_archive(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    progress: Progress | None = None,
-) -> Path:
-    """Returns the archive or folder that `load_cifar10(source="archive", ...)` would decode."""
-    root = cache_root(cache_dir)
-    return locate(_data(), "train", "archive", path, root, download, progress)[1]
 
 
 def read_batches(place: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:

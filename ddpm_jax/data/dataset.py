@@ -15,13 +15,7 @@ import numpy as np
 
 from ddpm_jax.data.conditions import CONDITIONS, checked_conditions, condition_dtype, shapes_beside
 from ddpm_jax.data.streamed import StreamedImages
-from ddpm_jax.forward.checks import (
-    check_number,
-    check_text,
-    host_numbers,
-    host_pixels,
-    spatial_axes,
-)
+from ddpm_jax.forward.checks import check_text, host_numbers, host_pixels, spatial_axes
 from ddpm_jax.types import describe
 
 BLOCK_BYTES = 1 << 24
@@ -194,11 +188,6 @@ def split_dataset(dataset: ImageDataset, chosen: np.ndarray | slice, name: str) 
         fingerprint = _fingerprint(images, labels, conditions)
     part = {"images": images, "labels": labels, "name": name, "fingerprint": fingerprint}
     return _read_only(dataset._replace(**part, **conditions))
-
-
-def check_holdout(call: str, holdout: float) -> None:
-    """Raises ValueError unless 0 <= holdout < 1, TypeError for what is not a number."""
-    check_number(call, "holdout", holdout, within="[0, 1)")
 
 
 def held_out_of(count: int, share: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from ddpm_jax.data.cache import EntryWriter, read_entry, streamed_fingerprint
 from ddpm_jax.data.dataset import ImageDataset, held_out_of, make_dataset, split_dataset
 from ddpm_jax.data.download import progress_bar
 from ddpm_jax.data.images import MAX_NAMED, decode_image, is_grey, list_errors, open_image, size_of
-from ddpm_jax.data.streamed import Stream, StreamedImages, check_stream, is_streamed
+from ddpm_jax.data.streamed import Stream, StreamedImages, is_streamed
+from ddpm_jax.forward.checks import check_choice
 
 BLOCK = 256
 
@@ -58,7 +59,7 @@ def decode_dataset(
     Raises ValueError, naming up to 20, for images that cannot be read, have another size, or have
     an invalid label; and OSError if the disk of the cache has no room, before any is decoded.
     """
-    check_stream(name, stream)
+    check_choice(name, "stream", stream, get_args(Stream), "--data.stream sets it.")
     if not source.count:
         raise ValueError(f"{name} has no images.")
     options = f"{source.content} {resolution} {channels}"

@@ -12,26 +12,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ddpm_jax.data.cache import EntryWriter, cache_root, read_entry, streamed_fingerprint
-from ddpm_jax.data.dataset import (
-    ImageDataset,
-    check_holdout,
-    fingerprint_of,
-    held_out_of,
-    make_dataset,
-)
+from ddpm_jax.data.dataset import ImageDataset, fingerprint_of, held_out_of, make_dataset
 from ddpm_jax.data.download import Progress, progress_bar
 from ddpm_jax.data.image_files import ImageFile, list_images
 from ddpm_jax.data.images import FILTER, Notes, decode_image, is_grey, list_errors, shown, size_of
 from ddpm_jax.data.labels import read_labels
-from ddpm_jax.data.streamed import Stream, StreamedImages, check_stream, is_streamed
+from ddpm_jax.data.streamed import Stream, StreamedImages, is_streamed
 from ddpm_jax.data.unfinished import Row, unfinished_rows
 from ddpm_jax.files import user_path
-from ddpm_jax.forward.checks import check_choice, check_function, check_whole
+from ddpm_jax.forward.checks import check_choice, check_function, check_number, check_whole
 
 BLOCK = 64  # images that a thread decodes at a time
 
@@ -81,7 +75,7 @@ def load_folder(
     """
     call = "load_folder"
     folder, size = user_path(path, call), size_of(resolution)
-    check_holdout(call, holdout)
+    check_number(call, "holdout", holdout, within="[0, 1)")
     check_choice(call, "channels", channels, ("auto", 1, 3))
     check_choice(call, "split", split, ("all", "train", "heldout"))
     check_whole(call, "max_pixels", max_pixels)
@@ -89,7 +83,7 @@ def load_folder(
         check_whole(call, "num_workers", num_workers)
     if progress is not None:
         check_function(call, "progress", progress, "(images decoded, N)")
-    check_stream(call, stream)
+    check_choice(call, "stream", stream, get_args(Stream), "--data.stream sets it.")
     root = cache_root(cache_dir)
     all_files = list_images(folder)
     classes = read_labels(folder, [file.name for file in all_files], labels)

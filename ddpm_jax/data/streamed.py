@@ -7,11 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
-from ddpm_jax.forward.checks import check_choice, check_function
+from ddpm_jax.forward.checks import check_function
 from ddpm_jax.types import describe
 
 Stream = Literal["auto", "always", "never"]
@@ -106,11 +106,6 @@ class StreamedImages:
         """The images at these indices, or where this mask is true; decodes nothing."""
         rows = self._rows[chosen]
         return StreamedImages(self._read, (len(rows), *self.shape[1:]), rows)
-
-
-def check_stream(call: str, stream: Any) -> None:
-    """Raises ValueError unless stream is one of `Stream`."""
-    check_choice(call, "stream", stream, get_args(Stream), "--data.stream sets it.")
 
 
 def is_streamed(stream: Stream, name: str, count: int, num_bytes: int, root: Path) -> bool:

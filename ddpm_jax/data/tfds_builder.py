@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.data import cifar10
+from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.download import Progress
+from ddpm_jax.data.official import locate
 from ddpm_jax.data.tfds_reader import default_data_dir, find_prepared, import_tfds
 from ddpm_jax.files import user_path
 
@@ -51,7 +53,8 @@ def prepare_cifar10_tfds(
             f"prepare_cifar10_tfds found {folder} in another format than array_record, which TFDS "
             "does not replace. Pass another data_dir."
         )
-    place = cifar10.find_archive(path, cache_dir=cache_dir, download=download, progress=progress)
+    data, cache = cifar10.official_data(), cache_root(cache_dir)
+    _, place = locate(data, "train", "archive", path, cache, download, progress)
     builder = _builder_class(tfds)(data_dir=root)
     builder.archive = place
     builder.download_and_prepare(
