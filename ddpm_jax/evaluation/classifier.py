@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import entr
 
 from ddpm_jax.evaluation.checks import checked_probabilities
 from ddpm_jax.evaluation.metrics import Float64, pixel_features
@@ -149,6 +150,4 @@ def label_entropy(probabilities: npt.ArrayLike) -> float:
     occurs. Raises ValueError for another shape or rows that are not probabilities.
     """
     p = checked_probabilities("label_entropy", probabilities)
-    shares = _histogram(p) / len(p)
-    seen = shares[shares > 0]
-    return float(max(-(seen * np.log(seen)).sum(), 0.0))
+    return float(entr(_histogram(p) / len(p)).sum())

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from ddpm_jax.files import MAX_JSON_BYTES, parse_json_object, read_regular, user_path
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.config_values import flatten, from_json, to_json
+from ddpm_jax.programs.config_values import from_json, to_json
 from ddpm_jax.programs.run_directory import with_new_names
 
 HELP = "--config FILE.json|.yaml reads any of these fields from a file; flags override it."
@@ -127,7 +129,7 @@ def _update(fields: dict[str, Any], values: dict[Any, Any], prefix: str = "") ->
 
 def _nearest(unknown: list[str], fields: dict[str, Any]) -> str:
     """Each unknown name, with the right one that is most like it."""
-    known = [*fields, *flatten(fields)]
+    known = [*fields, *flatten_dict(fields, sep=".")]
     described = []
     for name in unknown:
         last = name.rpartition(".")[2]

@@ -128,14 +128,3 @@ def check_least(config: Any, least: int, *names: str, group: str = "") -> None:
         value, option = getattr(config, name), _option(f"--{group}", name)
         if value is not None and value < least:
             raise ValueError(f"{option} must be at least {least}, got {value}.")
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat

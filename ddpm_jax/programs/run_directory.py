@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from ddpm_jax.data.dataset import MAX_CLASSES
 from ddpm_jax.files import read_json_object, write_json
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.config_values import flatten, from_json, to_json
+from ddpm_jax.programs.config_values import from_json, to_json
 from ddpm_jax.programs.paths import local_path
 from ddpm_jax.programs.run_lock import InUseError, RunLock
 
@@ -225,7 +227,7 @@ def check_facts(data: Any) -> None:
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """What differs between two configurations and would change the numbers of a resumed run."""
-    before, after = flatten(to_json(old)), flatten(to_json(new))
+    before, after = (flatten_dict(to_json(config), sep=".") for config in (old, new))
     changed = []
     for name in sorted({*before, *after}):
         free = _is_one_of(name, FREE_FIELDS)

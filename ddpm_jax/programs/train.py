@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from ddpm_jax.data import DataSet
 from ddpm_jax.data.registry import PASSED
@@ -21,7 +22,7 @@ from ddpm_jax.devices import processes
 from ddpm_jax.forward.checks import check_function
 from ddpm_jax.programs.compilation import in_background
 from ddpm_jax.programs.config import TrainConfig
-from ddpm_jax.programs.config_values import flatten, to_json, with_types
+from ddpm_jax.programs.config_values import to_json, with_types
 from ddpm_jax.programs.console import is_program, say
 from ddpm_jax.programs.generator import Stopped
 from ddpm_jax.programs.initial_weights import (
@@ -186,7 +187,7 @@ def _train_to_the_end(
             say(f"{directory.root}: all {start:,} steps are done; drawing the pictures again")
             if not interrupted_hooks(run, start):
                 return state
-        tracker, fields = config.report.tracker, flatten(to_json(config))
+        tracker, fields = config.report.tracker, flatten_dict(to_json(config), sep=".")
         with recording(
             directory.root, start, config=fields, tracker=tracker, on_record=on_record
         ) as log:
