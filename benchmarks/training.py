@@ -128,7 +128,8 @@ def measure(plan: Plan) -> dict[str, Any]:
             # Steps follow on steps: without a lead, each would pay for a long wait.
             lead = 1 if plan.steps == 1 else 0
             rounds = alternate(chosen, plan.rounds, warmup=4, lead=lead, what=what)
-            result[what] = compare(rounds, OURS, [n for n in chosen if n not in (OURS, ALONE)], work)
+            rivals = [name for name in chosen if name not in (OURS, ALONE)]
+            result[what] = compare(rounds, OURS, rivals, work)
     return result
 
 

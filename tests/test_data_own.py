@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm_jax.data import from_arrays, load_arrays, load_folder, load_named, make_dataset
 from ddpm_jax.data.images import decode_image, size_of
-from ddpm_jax.data.labels import class_number, read_labels
+from ddpm_jax.data.labels import class_number, known_classes, read_labels
 from ddpm_jax.data.registry import DataOptions, check_name, load_from
 
 
@@ -140,6 +140,19 @@ def test_classes_that_look_alike_are_warned_of(tmp_path, one, other):
 )
 def test_a_class_is_found_by_its_name_or_its_number(label, names, number):
     assert class_number(label, len(names) or 4, names) == number
+
+
+@pytest.mark.parametrize(
+    "names, known",
+    [
+        ([], "0..3"),
+        (["cat", "dog"], "0..3, cat, dog"),
+        (["1", "2"], "1, 2"),
+        (["n"] * 21, "0..3" + ", n" * 20 + ", …"),
+    ],
+)
+def test_the_classes_that_may_be_named_are_listed(names, known):
+    assert known_classes(4, names) == known
 
 
 def test_the_digits_are_no_images_of_ones_own(tmp_path):

@@ -114,7 +114,17 @@ def class_number(label: Any, num_classes: int, names: Sequence[str] = ()) -> int
     whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not whole or not 0 <= number < num_classes:
         return None
-    return None if names and all(map(_INTEGER.fullmatch, names)) else int(number)
+    return None if _all_numbers(names) else int(number)
+
+
+def known_classes(num_classes: int, names: Sequence[str] = ()) -> str:
+    """What `class_number` takes, for a message: numbers, and up to 20 names."""
+    numbers = [] if _all_numbers(names) else [f"0..{num_classes - 1}"]
+    return ", ".join([*numbers, *names[:MAX_NAMED]]) + ", …" * (len(names) > MAX_NAMED)
+
+
+def _all_numbers(names: Sequence[str]) -> bool:
+    return bool(names) and all(map(_INTEGER.fullmatch, names))
 
 
 def _csv_pairs(content: bytes) -> list[tuple[str, str]]:

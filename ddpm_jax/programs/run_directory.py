@@ -104,7 +104,7 @@ class RunDirectory:
             changed = [change for change in changed if change not in permitted]
         hint = ", add --resume-with-changes" if permitted == changed and changed else ""
         before, after = (
-            flatten({name: without_names(given.get(name)) for name in facts})
+            flatten_dict({name: without_names(given.get(name)) for name in facts}, sep=".")
             for given in (old_facts, facts)
         )
         changed += [

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.data import ImageDataset
-from ddpm_jax.data.labels import class_number
+from ddpm_jax.data.labels import class_number, known_classes
 from ddpm_jax.data.registry import is_function
 from ddpm_jax.denoisers.guidance import Scale
 from ddpm_jax.denoisers.prediction import Target
@@ -280,9 +280,8 @@ class TrainedRun:
     def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
         """The labels [count]: one class, or all in turn; None if the network takes no labels.
 
-        A class is given by number or by name, as `class_number` reads it.
-
-        Raises ValueError for a class that the run does not have.
+        A class is given by number or by name (`class_number`). Raises ValueError for one that the
+        run does not have.
         """
         count = check_whole("labels", "count", count)
         classes, names = self.model.num_classes, self.facts["data"].get("class_names") or []
@@ -290,14 +289,12 @@ class TrainedRun:
             return self.model.cycled_labels(count)
         if classes is None:
             raise ValueError(
-                f"--label {label}: {self.name} was trained without labels. Leave --label out, or "
-                "use a run with --network.class-conditional, such as that of ddpm-jax train "
-                "digits_conditional."
+                f"--label {label}: {self.name} was trained without labels. Leave it out, or use a "
+                "run with --network.class-conditional, as of ddpm-jax train digits_conditional."
             )
         number = class_number(label, classes, names)
         if number is None:
-            few = ", ".join(names[:20]) + ", …" * (len(names) > 20)
-            known = f"0..{classes - 1}" + (f", or {few}" if names else "")
+            known = known_classes(classes, names)
             raise ValueError(f"--label {label!r} is not a class of this run: {known}.")
         return np.full(count, number)
 
