@@ -31,7 +31,7 @@ def shuffled(two):
 
 def prefetched(two):
     data = make_dataset(np.zeros((4, 2, 2, 1), np.uint8), None, None, "toy")
-    options = {"chunk_length": lambda step: two if step < 6 else 0, "depth": two}
+    options = {"chunk_length": lambda step: two if step < 6 else 0}
     with PrefetchedBatches(data, ShuffledIndices(4, 2, 0), start_step=two, **options) as chunks:
         return [(chunk.step, chunk.indices.tolist()) for chunk in chunks]
 
