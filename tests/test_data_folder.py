@@ -625,6 +625,13 @@ def test_a_run_does_not_lie_among_its_images(tmp_path, run_dir, apart):
         run_of(tmp_path / "a", tmp_path / run_dir)
 
 
+def test_the_digits_are_no_images_of_ones_own(tmp_path):
+    """Refused at the start of training: earlier runs whose configuration has a path still open."""
+    config = TrainConfig(run_dir=tmp_path / "run", num_steps=1, data=DataConfig("digits", tmp_path))
+    with pytest.raises(ValueError, match="takes no --data.path.* ddpm-jax train folder"):
+        TrainingRun(config)
+
+
 def test_a_configuration_without_holdout_still_reads_as_every_tenth():
     values = to_json(DataConfig("folder"))
     del values["holdout"]

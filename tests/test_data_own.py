@@ -155,11 +155,6 @@ def test_the_classes_that_may_be_named_are_listed(names, known):
     assert known_classes(4, names) == known
 
 
-def test_the_digits_are_no_images_of_ones_own(tmp_path):
-    with pytest.raises(ValueError, match="takes no --data.path.* ddpm-jax train folder"):
-        load_named("digits", "train", DataOptions(path=tmp_path))
-
-
 def test_a_missing_file_of_labels_is_looked_for_in_the_folder(photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     (photos / "mine.csv").write_text("file,label")

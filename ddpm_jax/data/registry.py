@@ -76,7 +76,7 @@ FILES = ("path", "cache_dir", "download")
 STORED = ("resolution", "channels", "labels", "holdout", "cache_dir", "stream")
 
 DATA_SETS: dict[str, Callable[[Split, DataOptions], ImageDataset]] = {
-    "digits": lambda split, o: _digits(split, o),
+    "digits": lambda split, o: load_digits(split),
     "cifar10": lambda split, o: load_cifar10(_official(split), **o.only(*FILES)),
     "cifar100": lambda split, o: load_cifar100(_official(split), **o.only(*FILES)),
     # Networks that halve the size need 32.
@@ -205,15 +205,6 @@ def _imported(module: str, function: str, name: str) -> DataSet:
             "the split that returns an ImageDataset."
         )
     return cast(DataSet, found)
-
-
-def _digits(split: Split, options: DataOptions) -> ImageDataset:
-    if options.path is not None:
-        raise ValueError(
-            f"--data.name digits is part of scikit-learn and takes no --data.path, got "
-            f"{options.path}. Your own images are the data set folder: ddpm-jax train folder."
-        )
-    return load_digits(split)
 
 
 def _given(value: Any, name: str, option: str) -> Any:

@@ -80,12 +80,20 @@ def _warn_of_missing_classes(data: ImageDataset, labelled: bool) -> None:
         )
 
 
-def _check_apart(config: TrainConfig) -> None:
-    """Raises ValueError for a run directory in the folder of images, whose pictures it would join.
+def _check_path(config: TrainConfig) -> None:
+    """Raises ValueError for a --data.path that could not mean what it says.
 
-    The changed folder would be other data, with which no run resumes.
+    Digits have none. A folder of images may not hold the run directory: the run's pictures would
+    join them, and no run resumes with other data.
     """
-    if config.data.name != "folder" or config.data.path is None:
+    if config.data.path is None:
+        return
+    if config.data.name == "digits":
+        raise ValueError(
+            "--data.name digits is part of scikit-learn and takes no --data.path, got "
+            f"{config.data.path}. Your own images are the data set folder: ddpm-jax train folder."
+        )
+    if config.data.name != "folder":
         return
     run, images = config.run_dir.resolve(), user_path(config.data.path).resolve()
     inside = run.parts[len(images.parts) :] if run.is_relative_to(images) else (".",)
@@ -106,7 +114,7 @@ class TrainingRun:
         check_config(config)
         check_sizes(config)
         if data_set is None:
-            _check_apart(config)
+            _check_path(config)
         self.config = config
         labelled = config.network.class_conditional
 
