@@ -28,7 +28,8 @@ network is that of DDPM for CIFAR-10 unless the name says otherwise.
 - **donated**: whether the new state reuses the memory of the old one.
 - **lower bound**: time per step according to the data sheet: the larger of arithmetic and memory
   time, and their sum; **convolutions**: their share of this sum.
-- **estimated**: the compiler's own estimate, available only for TPUs.
+- **estimated**: the compiler's own estimate, available only for TPUs; operations for which it gives
+  none are not in it.
 """
 
 
