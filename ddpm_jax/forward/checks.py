@@ -333,7 +333,7 @@ def check_shape(call: str, name: str, shape: Any, axes: str | None = None) -> tu
     ):
         got = shape if isinstance(shape, tuple | list) else describe(shape)
         names = f" [{', '.join(axes)}]" if axes else ""
-        raise TypeError(f"{call} needs {name}{names}, whole numbers, got {got}.")
+        raise TypeError(f"{call} needs {name}{names} of whole numbers above 0, got {got}.")
     return tuple(map(int, shape))
 
 

@@ -10,10 +10,10 @@ from ddpm_jax.forward.checks import (
     check_number,
     check_real,
     check_same_shape,
-    check_shape,
     host_values,
+    is_number,
 )
-from ddpm_jax.types import Array, ArrayLike
+from ddpm_jax.types import Array, ArrayLike, describe
 
 PIXEL_WIDTH = 2.0 / 255.0  # of one of the 256 levels of data in [-1, 1]
 
@@ -54,8 +54,8 @@ def bits_per_dim(
     `log_likelihood` [B] is that of dequantised data with events of `event_shape`, d values each;
     the mean over dequantisations bounds the discrete code length from above. The default bin is a
     pixel's on [-1, 1]; with 1 the result is the differential entropy. Theis et al. 2016; Song et
-    al. 2021, §4.3 and Table 2. Raises ValueError for a width that is not positive, TypeError for
-    an event_shape that is not a tuple of whole numbers above 0.
+    al. 2021, §4.3 and Table 2. Raises ValueError for an empty event and a width that is not
+    positive, TypeError for an event_shape that is not a tuple of whole numbers.
 
     Example:
         >>> dj.bits_per_dim(jnp.array([-6.0 * jnp.log(2.0)]), (2, 3), bin_width=1.0)
@@ -64,6 +64,14 @@ def bits_per_dim(
     check_real("bits_per_dim", log_likelihood=log_likelihood)
     remedy = "Pixels mapped to [-1, 1] lie 2/255 apart."
     check_number("bits_per_dim", "bin_width", bin_width, remedy, within="(0, inf)")
-    name = "event_shape, one example's, such as (32, 32, 3): at least one value"
-    d = math.prod(check_shape("bits_per_dim", name, event_shape))
+    if not isinstance(event_shape, (tuple, list)) or not all(
+        is_number(size) and float(size).is_integer() for size in event_shape
+    ):
+        raise TypeError(
+            "bits_per_dim needs event_shape, the shape of one example such as (32, 32, 3), got "
+            f"{describe(event_shape)}."
+        )
+    d = math.prod(event_shape)
+    if d < 1:
+        raise ValueError(f"bits_per_dim needs events of at least one value, got {event_shape=}.")
     return -jnp.asarray(log_likelihood) / (d * math.log(2.0)) - math.log2(bin_width)
