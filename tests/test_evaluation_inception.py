@@ -136,6 +136,11 @@ def reference(tensors, images, ops):
     return pool, spatial, unbiased, unbiased + np.asarray(tensors["fc.bias"])
 
 
+def test_the_shapes_are_the_callers_own():
+    inception_shapes().clear()
+    assert inception_shapes()
+
+
 def random_tensors(seed=0):
     """Every tensor drawn, so that none could be left out unnoticed; scaled to keep activations."""
     rng = np.random.default_rng(seed)

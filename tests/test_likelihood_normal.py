@@ -187,6 +187,18 @@ def test_a_mean_outside_is_pulled_back():
     np.testing.assert_allclose(slope, (x - mean) * np.exp(10.0), rtol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_decoder_of_half_precision_is_that_of_the_same_numbers_in_float64(dtype):
+    """Rounded once, at the end."""
+    mean, log_variance = np.float64(jnp.asarray([0.125, -0.5, 1.25], dtype)), np.float64(-4.5)
+    x = np.float64(jnp.asarray([-1.0, 0.25, 1.0], dtype))
+    got = discretized_log_likelihood(*(jnp.asarray(v, dtype) for v in (x, mean, log_variance)))
+    assert got.dtype == dtype
+    with jax.enable_x64(True):
+        wanted = discretized_log_likelihood(*map(jnp.asarray, (x, mean, log_variance)))
+    np.testing.assert_allclose(np.float64(got), wanted, rtol=float(jnp.finfo(dtype).eps))
+
+
 def test_the_decoder_is_float64_in_float64():
     """Wide and narrow bins, near the mean and 1e5 deviations away, with their slopes."""
     rng = np.random.default_rng(5)

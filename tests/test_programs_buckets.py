@@ -221,6 +221,7 @@ def test_of_a_run_one_checkpoint_is_fetched(store):
     for step in (4, 8, 12):
         make_checkpoint(run, step)
     (run / "checkpoints" / "12" / "manifest.json").unlink()  # an upload that is under way
+    make_checkpoint(run, 16).rename(run / "checkpoints" / "016")  # no name of a checkpoint
     names = lambda path: sorted(p.name for p in (path / "checkpoints").iterdir())  # noqa: E731
     path = fetch_run(RUN)
     assert names(path) == ["8"] and (path / "config.json").exists() and not (path / "log").exists()

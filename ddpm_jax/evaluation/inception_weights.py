@@ -156,9 +156,13 @@ def inception_variables_to_torch(variables: PyTree) -> dict[str, np.ndarray]:
     return tensors
 
 
-@functools.cache
 def inception_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shape of every parameter of `InceptionV3`, by path; nothing is computed."""
+    return dict(_traced_shapes())
+
+
+@functools.cache
+def _traced_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     x = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
     variables = jax.eval_shape(InceptionV3().init, jax.random.key(0), x)
     flat = traverse_util.flatten_dict(variables["params"])

@@ -93,7 +93,8 @@ def discretized_log_likelihood(
 
     the bins at -1 and 1 open towards -∞ and ∞, so that the bins of all levels sum to one.
     Elementwise, in nats, with the exact normal distribution function, as accurate as the dtype of
-    the arguments: it underflows only where that dtype cannot hold the logarithm.
+    the arguments: it underflows only where that dtype cannot hold the logarithm. Half precision is
+    computed in float32.
 
     Args:
         x_0: data [...] on the grid -1, -1 + 2/(levels-1), …, 1.
@@ -111,6 +112,12 @@ def discretized_log_likelihood(
     call = "discretized_log_likelihood"
     levels = check_whole(call, "levels", levels, least=2)
     check_broadcastable(call, x_0=x_0, mean=mean, log_variance=log_variance)
+    dtype = jnp.result_type(x_0, mean, log_variance)
+    if jnp.finfo(dtype).bits < 32:
+        # A bin is narrower than bfloat16 tells apart, and the distribution function has no such
+        # form.
+        wide = (jnp.asarray(value, jnp.float32) for value in (x_0, mean, log_variance))
+        return discretized_log_likelihood(*wide, levels=levels).astype(dtype)
     x_0, mean = jnp.asarray(x_0), jnp.asarray(mean)
     log_precision = -0.5 * jnp.asarray(log_variance)
     # Kept finite: an infinite precision would turn gradients of 0 into NaN.

@@ -195,7 +195,9 @@ def _fetch(bucket: Bucket, files: Files) -> Path:
 
 def committed_steps(files: Files) -> list[int]:
     """The steps of a run's complete checkpoints (those with a manifest), ascending."""
-    found = (re.fullmatch(r"checkpoints/(\d+)/manifest\.json", name) for name in files)
+    # Not 0009, which no program writes: it would stand for step 9.
+    form = re.compile(r"checkpoints/(0|[1-9][0-9]*)/manifest\.json")
+    found = (form.fullmatch(name) for name in files)
     return sorted(int(match[1]) for match in found if match)
 
 
