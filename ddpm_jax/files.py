@@ -107,6 +107,11 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     return content
 
 
+def number_of(name: str) -> int | None:
+    """The number whose name this is, as `str` writes it; None for 0009 and other names."""
+    return int(name) if name.isdecimal() and str(int(name)) == name else None
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, 64 hex digits."""
     with path.open("rb") as file:

@@ -272,6 +272,86 @@ def test_a_damaged_checkpoint_supersedes_no_other(store, monkeypatch, tmp_path):
         wait_for(lambda: 6 in stored(store))
 
 
+def test_a_damaged_checkpoint_here_costs_the_bucket_no_intact_one(store):
+    """Not when it is uploaded, and not when the bucket has the very step."""
+    with Training(keep=1) as run:
+        save(run.root, 4)
+    for step in (4, 8):
+        if step == 8:
+            make_in_place(run.root, step)
+        next((run.root / f"checkpoints/{step}/d").iterdir()).write_text("flipped")
+    shutil.rmtree(run.root / "checkpoints" / "4")
+    with pytest.warns(UserWarning, match="not uploaded"), Training(keep=1) as run:
+        verify_manifest(run.root / "checkpoints" / "4", 4)  # fetched, although 8 is newer
+        time.sleep(0.2)
+    assert stored(store) == [4]
+
+
+def test_a_damaged_checkpoint_here_is_fetched_again(store):
+    with Training(keep=1) as run:
+        save(run.root, 4)
+    (run.root / "checkpoints/4/d/array-4").write_text("flipped")
+    with pytest.warns(UserWarning, match="not uploaded"), Training(keep=1) as run:
+        verify_manifest(run.root / "checkpoints" / "4", 4)
+    assert (run.root / "checkpoints" / "4.damaged").is_dir()
+    verify_manifest(store / "bucket/run/checkpoints/4", 4)
+
+
+def test_a_checkpoint_under_another_name_hides_none_in_the_bucket(store, monkeypatch, tmp_path):
+    """A step of another number, a number written otherwise, and folders that are no steps."""
+    with Training() as run:
+        save(run.root, 4)
+    bucket = store / "bucket/run/checkpoints"
+    for name in ("12", "0009", "9.damaged", "notes"):
+        shutil.copytree(bucket / "4", bucket / name)
+    fresh_machine(monkeypatch, tmp_path)
+    with pytest.warns(UserWarning, match="step 4 under another name"), Training(keep=1) as run:
+        assert [p.name for p in (run.root / "checkpoints").iterdir()] == ["4"]
+        time.sleep(0.1)
+        verify_manifest(bucket / "4", 4)
+        save(run.root, 8)
+        wait_for(lambda: (bucket / "8/manifest.json").exists())
+    for name in ("0009", "9.damaged", "notes"):
+        assert (bucket / name / "manifest.json").exists()
+
+
+def test_a_file_that_goes_away_does_not_end_the_last_upload(store, monkeypatch):
+    """An editor's temporary file, say, between its listing and its upload."""
+    small, gone = mirror.Mirror._small, []
+
+    def with_one_that_goes(self):
+        found = small(self)
+        if self._ending.is_set() and not gone:
+            gone.append(self.root / "note~")
+            found["note~"] = self.root / "log.jsonl"
+            monkeypatch.setattr(mirror, "_state", once(mirror._state))
+        return found
+
+    def once(state):
+        def failing(path):
+            monkeypatch.setattr(mirror, "_state", state)
+            raise FileNotFoundError(path)
+
+        return failing
+
+    monkeypatch.setattr(mirror.Mirror, "_small", with_one_that_goes)
+    monkeypatch.setattr(mirror, "POLL_SECONDS", 60.0)
+    with Training() as run:
+        save(run.root, 4)
+    assert gone and stored(store) == [4]
+
+
+def test_a_run_that_was_taken_over_uploads_nothing_more(store, monkeypatch):
+    """A suspended process wakes up: its next renewal is due, and so is a checkpoint."""
+    monkeypatch.setattr(bucket_lock, "LEASE", 600.0)
+    with pytest.raises(RunDirectoryError, match="another process has taken it over"):
+        with Training() as run:
+            (store / "bucket/run/.lock/00000002.json").write_text("{}")
+            save(run.root, 4)
+            wait_for(lambda: run.stop.signal)
+    assert stored(store) == []
+
+
 def test_a_run_removed_from_the_bucket_does_not_come_back(store):
     with Training() as run:
         save(run.root, 4)

@@ -18,6 +18,7 @@ from ddpm_jax.training import (
     MismatchedCheckpointError,
     init_state,
 )
+from ddpm_jax.training import checkpoints as checkpoints_module
 
 DEVICES = tuple(jax.devices())
 
@@ -349,6 +350,52 @@ def test_steps_without_an_index_are_completed(tmp_path, as_before, name, writabl
         warnings.simplefilter("error")
         with Checkpoints(folder) as checkpoints:
             assert_same(checkpoints.restore(make_state()), make_state(2))
+
+
+@pytest.mark.parametrize("stray", [5, 9])
+def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path, stray):
+    """It removes no older one, and does not take the place of the step of its name."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(4, make_state(4))
+        checkpoints.wait()
+        (tmp_path / str(stray) / "mine").mkdir(parents=True)
+        checkpoints.save(5, make_state(5))
+        checkpoints.wait()
+    with Checkpoints(tmp_path, writable=False) as checkpoints:
+        assert_same(checkpoints.restore(make_state(), step=5), make_state(5))
+    assert not (tmp_path / "4").exists()
+    assert [path.name for path in tmp_path.glob("*/mine")] == ["mine"]
+
+
+def test_a_newer_checkpoint_of_someone_else_does_not_remove_the_one_just_saved(tmp_path):
+    with Checkpoints(tmp_path / "a") as others:
+        others.save(9, make_state(9))
+    with Checkpoints(tmp_path / "b", keep=1) as checkpoints:
+        checkpoints.save(4, make_state(4))
+        checkpoints.wait()
+        shutil.copytree(tmp_path / "a" / "9", tmp_path / "b" / "9")
+        checkpoints.save(5, make_state(5))
+        checkpoints.wait()
+        assert checkpoints.steps() == [5, 9]
+
+
+def test_a_reader_finds_the_newer_step_when_training_removes_the_one_it_reads(
+    tmp_path, monkeypatch
+):
+    with Checkpoints(tmp_path, keep=1) as training:
+        training.save(1, make_state(1))
+        training.wait()
+        verify = checkpoints_module.verify_manifest
+
+        def meanwhile(folder, step):
+            if step == 1:
+                training.save(2, make_state(2))
+                training.wait()
+            return verify(folder, step)
+
+        monkeypatch.setattr(checkpoints_module, "verify_manifest", meanwhile)
+        with Checkpoints(tmp_path, writable=False) as reader:
+            assert_same(reader.restore(make_state()), make_state(2))
 
 
 def test_an_unreadable_step_costs_none_of_the_older_ones(tmp_path, monkeypatch):

@@ -78,14 +78,18 @@ class Lock:
             if now != seen:
                 return
 
-    def renew(self) -> None:
-        """Renews the lock; RunDirectoryError if another process has taken it."""
+    def check(self) -> None:
+        """Raises RunDirectoryError if another process has taken the lock."""
         newest = self._numbers()[-1:]
         if newest != [self._number]:
             raise RunDirectoryError(
                 f"{self._bucket.address} was not renewed for {LEASE:g} s, and another process has "
                 "taken it over. This process has stopped."
             )
+
+    def renew(self) -> None:
+        """Renews the lock; RunDirectoryError if another process has taken it."""
+        self.check()
         self._beats += 1
         self._bucket.write(_name(self._number), self._content())
 

@@ -29,7 +29,7 @@ from typing import Any
 from ddpm_jax.data.cache import cache_root
 from ddpm_jax.data.download import progress_bar
 from ddpm_jax.devices import processes
-from ddpm_jax.files import parse_json_object, read_json_object
+from ddpm_jax.files import number_of, parse_json_object, read_json_object
 from ddpm_jax.programs.bucket_files import Bucket, BucketError, Files
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -195,10 +195,9 @@ def _fetch(bucket: Bucket, files: Files) -> Path:
 
 def committed_steps(files: Files) -> list[int]:
     """The steps of a run's complete checkpoints (those with a manifest), ascending."""
-    # Not 0009, which no program writes: it would stand for step 9.
-    form = re.compile(r"checkpoints/(0|[1-9][0-9]*)/manifest\.json")
-    found = (form.fullmatch(name) for name in files)
-    return sorted(int(match[1]) for match in found if match)
+    found = (re.fullmatch(r"checkpoints/([^/]+)/manifest\.json", name) for name in files)
+    steps = (number_of(match[1]) for match in found if match)
+    return sorted(step for step in steps if step is not None)
 
 
 def fetch_run(address: str, step: int | None = None, *, all_steps: bool = False) -> Path:
@@ -227,7 +226,7 @@ def fetch_run(address: str, step: int | None = None, *, all_steps: bool = False)
     for newest in reversed(steps):
         path = fetch(address, functools.partial(choose, wanted=[newest]))
         try:
-            verify_manifest(path / "checkpoints" / str(newest))
+            verify_manifest(path / "checkpoints" / str(newest), newest)
             return path
         except DamagedCheckpointError as error:
             warnings.warn(f"damaged checkpoint in {address}: {error}", stacklevel=2)

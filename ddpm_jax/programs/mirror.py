@@ -22,14 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddpm_jax.devices import processes
-from ddpm_jax.files import read_json_object, write_json
+from ddpm_jax.files import number_of, read_json_object, write_json
 from ddpm_jax.programs import bucket_lock, buckets
 from ddpm_jax.programs.bucket_files import Bucket, BucketError, Files
 from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError
 from ddpm_jax.training import DamagedCheckpointError, StopRequest
-from ddpm_jax.training.checkpoints import INCOMING, steps_in, superseded
+from ddpm_jax.training.checkpoints import INCOMING, complete_steps, set_aside, superseded
 from ddpm_jax.training.manifest import NAME, verify_manifest
 
 POLL_SECONDS = 1.0
@@ -92,6 +92,8 @@ class Mirror:
         self._bucket = Bucket(address)
         self._up: set[int] = set()
         self._damaged: set[int] = set()
+        # Local checkpoints by their manifests' states, and whether they are intact.
+        self._verified: dict[tuple[int, tuple[int, int]], bool] = {}
         self._sent: dict[str, tuple[int, int]] = {}
         self._logs_due = 0.0
         self._failed: BucketError | None = None
@@ -185,11 +187,11 @@ class Mirror:
         committed = buckets.committed_steps(files)
         self._up = set(committed)
         # The remains of uploads and removals that a kill cut short.
-        parts = {name: re.match(r"checkpoints/(\d+)(/|$)", name) for name in files}
-        self._bucket.remove(
-            [n for n, part in parts.items() if part and int(part[1]) not in self._up]
-        )
-        mine = max(steps_in(self.root / "checkpoints"), default=-1)
+        parts = {n: number_of(n.split("/")[1]) for n in files if n.startswith("checkpoints/")}
+        self._bucket.remove([n for n, step in parts.items() if step not in (None, *self._up)])
+        # A damaged one here is no reason to leave an intact one in the bucket.
+        local = reversed(complete_steps(self.root / "checkpoints"))
+        mine = next((step for step in local if self._is_intact(step)), -1)
         newer = [step for step in committed if step > mine]
         needed = [name for name in files if NEEDED.fullmatch(name)]
         if needed and (newer or not (self.root / "config.json").exists()):
@@ -211,14 +213,34 @@ class Mirror:
         names = [name for name in files if name.startswith(prefix)]
         self._bucket.get({name: draft / name.removeprefix(prefix) for name in names})
         try:
-            verify_manifest(draft)
+            verify_manifest(draft, step)
         except DamagedCheckpointError as error:
             shutil.rmtree(draft, ignore_errors=True)
             self._damaged.add(step)
             warnings.warn(f"damaged checkpoint in {self.address}: {error}", stacklevel=2)
             return False
-        draft.rename(draft.with_name(str(step)))
+        if (place := draft.with_name(str(step))).exists():
+            say(f"{place} is damaged, and the bucket has it; kept as {set_aside(place)}")
+        draft.rename(place)
         return True
+
+    def _is_intact(self, step: int) -> bool:
+        """Whether a local checkpoint has the content that was written; FileNotFoundError if gone.
+
+        A damaged one must not be uploaded, where it would supersede intact ones.
+        """
+        folder = self.root / "checkpoints" / str(step)
+        known = step, _state(folder / NAME)
+        if known not in self._verified:
+            try:
+                verify_manifest(folder, step)
+                self._verified[known] = True
+            except DamagedCheckpointError as error:
+                if not folder.exists():
+                    raise FileNotFoundError(f"{folder} was removed") from error
+                self._verified[known] = False
+                warnings.warn(f"damaged checkpoint, not uploaded: {error}", stacklevel=2)
+        return self._verified[known]
 
     def _renew(self) -> None:
         """Renews the lock; if it is lost, training stops."""
@@ -227,11 +249,13 @@ class Mirror:
             try:
                 self._lock.renew()
             except RunDirectoryError as error:
-                self._lost = error
-                self._stop.signal = self._stop.signal or signal.SIGTERM
-                return
+                return self._give_up(error)
             except BucketError:
                 pass  # renewed again later; the upload reports such errors
+
+    def _give_up(self, error: RunDirectoryError) -> None:
+        self._lost = error
+        self._stop.signal = self._stop.signal or signal.SIGTERM
 
     def _push_all(self) -> None:
         tries = 0
@@ -248,8 +272,10 @@ class Mirror:
             self._push()
             self._failed = None
             return True
-        except FileNotFoundError:
-            return True  # training has removed it meanwhile
+        except FileNotFoundError as error:  # training has removed it meanwhile: not all is up
+            self._failed = BucketError(f"A file went away while it was uploaded: {error}.")
+        except RunDirectoryError as error:
+            self._give_up(error)
         except BucketError as error:
             self._failed = error
             if first:
@@ -261,10 +287,17 @@ class Mirror:
     def _push(self) -> None:
         """Uploads what the bucket lacks, newest checkpoint first, and removes old checkpoints."""
         intact = self._up - self._damaged  # a damaged one supersedes no other
-        new = [step for step in steps_in(self.root / "checkpoints") if step not in intact]
+        local = [step for step in complete_steps(self.root / "checkpoints") if step not in intact]
         if self._lost is not None:
             return
+        new = []
+        for step in local:
+            with contextlib.suppress(FileNotFoundError):  # training removes it
+                new += [step] * self._is_intact(step)
         if new or time.monotonic() >= self._logs_due:
+            # It may have been suspended, or without network, for longer than the lock lasts.
+            assert self._lock is not None
+            self._lock.check()
             # Before the manifest: a run that continues from a checkpoint needs the log up to it.
             self._push_small()
             self._logs_due = time.monotonic() + LOG_SECONDS

@@ -26,9 +26,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax.devices import processes
-from ddpm_jax.files import user_path
+from ddpm_jax.files import number_of, user_path
 from ddpm_jax.forward.checks import check_flag, check_whole
 from ddpm_jax.training.manifest import (
+    NAME,
     DamagedCheckpointError,
     check_tree,
     describe_tree,
@@ -124,7 +125,7 @@ class Checkpoints:
             self.wait()
         except CheckpointWriteError as error:
             warnings.warn(f"{error} Trying again at step {step}.", stacklevel=2)
-        if processes.on_leader((self.folder / str(step)).exists):
+        if processes.on_leader((self.folder / str(step) / NAME).exists):
             return
         processes.on_leader(lambda: self._make_room(f"{INCOMING}{step}"))
         tree = stored_tree(state)
@@ -154,12 +155,16 @@ class Checkpoints:
                 return
             self._check_readable(f"{INCOMING}{step}", tree)
             write_manifest(incoming, tree, step)
-            incoming.rename(self.folder / str(step))
+            if (place := self.folder / str(step)).exists():
+                set_aside(place)  # it has no manifest: `save` saw to that
+            incoming.rename(place)
         # TensorStore reports a full disk as various exceptions, usually a ValueError.
         except Exception as error:
             self._sweep(incoming.name)
             raise CheckpointWriteError(_failure(self.folder, step, error)) from error
-        for old in superseded(self.steps(), self.keep, self.keep_every):
+        # A newer one, or one without a manifest, is not of this run and makes no room for itself.
+        ours = [saved for saved in complete_steps(self.folder) if saved <= step]
+        for old in superseded(ours, self.keep, self.keep_every):
             # Rename first: a kill during the removal must not leave half a step under a final name.
             doomed = self.folder / f"{INCOMING}{old}-old"
             try:
@@ -211,6 +216,17 @@ class Checkpoints:
         a checkpoint of another model, FileNotFoundError if `step` has none.
         """
         self.wait()
+        listed = self.steps()
+        try:
+            return self._restore(like, step)
+        except DamagedCheckpointError:
+            # Training may have removed what is read here, for newer ones that are there now.
+            changed = step is None and not self.writable and self.steps() != listed
+            if not changed or processes.num_processes() > 1:
+                raise
+        return self.restore(like)
+
+    def _restore(self, like: T, step: int | None) -> T | None:
         chosen = processes.on_leader(lambda: self._choose(like, step))
         if chosen is None:
             return None
@@ -279,10 +295,7 @@ class Checkpoints:
         for bad in (s for s in available if s > used):
             folder = self.folder / str(bad)
             if self.writable:
-                aside = self.folder / f"{bad}.damaged"
-                while aside.exists():
-                    aside = aside.with_name(aside.name + "-again")
-                folder = folder.rename(aside)
+                folder = set_aside(folder)
             kept.append(str(folder))
         warnings.warn(
             "damaged checkpoint: " + " ".join(damaged) + f" Kept as {', '.join(kept)}; "
@@ -293,8 +306,21 @@ class Checkpoints:
 
 def steps_in(folder: Path) -> list[int]:
     """The steps that have a checkpoint in a folder, ascending; none if there is no folder."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(step for path in paths if (step := number_of(path.name)) is not None)
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Those of `steps_in` that have a manifest, as every step has that was written to its end."""
+    return [step for step in steps_in(folder) if (folder / str(step) / NAME).is_file()]
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a damaged step's folder, so that its name is free; returns the new name."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    while aside.exists():
+        aside = aside.with_name(aside.name + "-again")
+    return folder.rename(aside)
 
 
 def superseded(steps: list[int], keep: int, keep_every: int) -> list[int]:
