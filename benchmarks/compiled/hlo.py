@@ -180,14 +180,15 @@ class Program:
         else:
             read, written = self._traffic(instruction)
             part = self._parts.get(instruction.name, "unnamed")
-            # TPU's compiler writes 2⁶⁴ - 1 where it knows none.
-            cycles = re.search(r'"estimated_cycles":"?(?!18446744073709551615)(\d+)', attributes)
+            found = re.search(r'"estimated_cycles":"?(\d+)', attributes)
+            cycles = int(found[1]) if found else 0
             yield Kernel(
                 instruction,
                 part,
                 read,
                 written,
-                int(cycles[1]) if cycles else 0,
+                # For v5p, libtpu writes numbers just below 2⁶⁴: no estimates.
+                cycles if cycles < 2**63 else 0,
                 times,
                 self._is_copy(instruction),
             )
