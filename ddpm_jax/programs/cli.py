@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         if known is presets:
             _refuse(f"ddpm-jax train has no preset {name!r}", name, presets)
         if name in presets:
-            _refuse(f"{title!r} is no command. Did you mean ddpm-jax train {name}?", "", studies)
+            _refuse(f"{title!r} is no command", name, studies, f"ddpm-jax train {name}")
         _refuse(f"{title!r} is no command", name, {**studies, "train": Path()})
     script = known[name]
     # What Python does for `python SCRIPT`: its folder comes first, and the options follow its name.
@@ -136,10 +136,9 @@ def _print(text: str) -> None:
         sys.stdout.write(text)
 
 
-def _refuse(what: str, name: str, known: dict[str, Path]) -> typing.NoReturn:
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean {near[0]}?" if near else ""
-    what = what if what.endswith("?") else f"{what}."
+def _refuse(what: str, name: str, known: dict[str, Path], near: str = "") -> typing.NoReturn:
+    near = near or "".join(difflib.get_close_matches(name, known, n=1))
+    meant = f" Did you mean {near}?" if near else ""
     with forgiving_output():
-        sys.stderr.write(f"error: {what}{meant} Known: {', '.join(sorted(known))}.\n")
+        sys.stderr.write(f"error: {what}.{meant} Known: {', '.join(sorted(known))}.\n")
     sys.exit(2)
