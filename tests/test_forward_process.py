@@ -144,3 +144,32 @@ def test_noise_of_another_shape_is_refused():
 def test_too_many_axes_for_t_are_refused():
     with pytest.raises(ValueError, match="q_sample needs steps t of shape"):
         dj.q_sample(SCHEDULE, np.zeros(6), STEPS[:, None], np.zeros(6))
+
+
+OF_STEPS = {
+    "simple_loss": lambda t: dj.simple_loss(THOUSAND, network, X, t, Z),
+    "bound_loss": lambda t: dj.bound_loss(THOUSAND, network, X, t, Z),
+    "estimate_bound": lambda t: dj.estimate_bound(THOUSAND, network, X, t[None], Z[None]),
+    "q_posterior": lambda t: dj.q_posterior(THOUSAND, X, Z, t),
+    "make_denoiser": lambda t: dj.make_denoiser(THOUSAND, network)(X, t),
+    "score_from_denoiser": lambda t: dj.score_from_denoiser(THOUSAND, network)(X, t),
+    "update_loss_history": lambda t: dj.losses.update_loss_history(
+        dj.losses.init_loss_history(1000, 1), t, X[:, 0]
+    ),
+}
+THOUSAND = dj.linear_schedule(1000)
+X, Z = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), jnp.linspace(1.0, -0.5, 12).reshape(4, 3)
+
+
+def network(x_t, timesteps):
+    return 0.1 * x_t + 1e-3 * timesteps.astype(jnp.float32)[:, None]
+
+
+@pytest.mark.parametrize("name", OF_STEPS)
+def test_steps_of_eight_bits_count_as_any_others(name):
+    """T = 1000 is no int8, and 999 - t of a uint8 would wrap round; 127 twice fills its queue."""
+    steps = np.array([0, 3, 127, 127])
+    wanted = OF_STEPS[name](jnp.asarray(steps, jnp.int32))
+    for dtype in (jnp.int8, jnp.uint8):
+        got = OF_STEPS[name](jnp.asarray(steps, dtype))
+        jax.tree.map(np.testing.assert_array_equal, got, wanted)

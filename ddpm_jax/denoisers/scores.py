@@ -18,7 +18,12 @@ from ddpm_jax.denoisers.scheduled import ScheduledDenoiser, check_denoiser
 from ddpm_jax.forward import NoiseSchedule
 from ddpm_jax.forward.checks import check_batch, check_function, check_steps
 from ddpm_jax.forward.process import at_step
-from ddpm_jax.forward.schedule import check_arguments, rows_of_timesteps, timesteps_at
+from ddpm_jax.forward.schedule import (
+    at_least_32_bits,
+    check_arguments,
+    rows_of_timesteps,
+    timesteps_at,
+)
 from ddpm_jax.types import Array, Denoiser, LevelScore, x_0_of
 
 
@@ -78,7 +83,7 @@ def score_from_denoiser(schedule: NoiseSchedule, denoise: Denoiser) -> LevelScor
     def score_fn(y: Array, level: Array) -> Array:
         (y,) = check_batch("score_from_denoiser", y=y)
         check_steps("score_from_denoiser", level, schedule.num_timesteps, y.shape[:1])
-        row = schedule.num_timesteps - 1 - jnp.asarray(level)
+        row = schedule.num_timesteps - 1 - at_least_32_bits(level)
         x_t = at_step(schedule.signal_scale, row, y.ndim) * y
         x_0_hat = x_0_of(denoise(x_t, timesteps_at(schedule, row)), x_t)
         return (x_0_hat - y) * at_step(jnp.exp(schedule.log_snr), row, y.ndim)

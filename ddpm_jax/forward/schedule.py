@@ -111,7 +111,13 @@ def lookup(table: ArrayLike, t: ArrayLike) -> Array:
 
 def timesteps_at(schedule: NoiseSchedule, t: ArrayLike) -> Array:
     """The network's numbers of steps t; also for NumPy tables with traced steps."""
-    return jnp.asarray(schedule.timesteps)[t]
+    return jnp.asarray(schedule.timesteps)[at_least_32_bits(t)]
+
+
+def at_least_32_bits(t: ArrayLike) -> Array:
+    """Whole numbers t as an array that can hold T: int8 cannot, and T-1-t of uint8 wraps round."""
+    t = jnp.asarray(t)
+    return t if jnp.iinfo(t.dtype).bits >= 32 else t.astype(jnp.int32)
 
 
 def rows_of_timesteps(schedule: NoiseSchedule, timesteps: ArrayLike) -> Array:

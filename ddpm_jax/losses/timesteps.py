@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.forward.checks import check_kind, check_number, check_real, check_steps, check_whole
+from ddpm_jax.forward.schedule import at_least_32_bits
 from ddpm_jax.keys import check_keys
 from ddpm_jax.types import Array, ArrayLike, Key, as_array, describe
 
@@ -172,7 +173,7 @@ def update_loss_history(history: LossHistory, t: Array, losses: Array) -> LossHi
     if jnp.ndim(t) != 1:
         raise ValueError(f"{call} needs one step t per loss, [B], got shape {jnp.shape(t)}.")
     T, length = history.losses.shape
-    history, t = jax.tree.map(jnp.asarray, (history, t))
+    history, t = jax.tree.map(jnp.asarray, history), at_least_32_bits(t)
     same = t[:, None] == t[None, :]
     earlier = jnp.tril(same, k=-1).sum(axis=1)
     later = same.sum(axis=1) - earlier - 1
