@@ -160,6 +160,36 @@ def test_a_file_in_an_output_folder_stays(tmp_path):
     assert (tmp_path / ".writable").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.json", ""),
+        ("config.json", '{"_class_name": "UNet2DModel"}'),
+        ("config.json", "weights"),
+        ("log.jsonl", '{"step": 7}'),
+        ("samples.png", "mine"),
+    ],
+)
+def test_files_of_something_else_are_refused_and_stay(tmp_path, name, content):
+    """Exported weights, a model of another library, the log of another program."""
+    run, config = RunDirectory(tmp_path), dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path)
+    if content == "weights":
+        run.write(config, {**FACTS, "weights": {"step": 3}})
+    else:
+        (tmp_path / name).write_text(content)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(RunDirectoryError, match=f"has {name} of something else.*--run-dir"):
+        run.check(config, FACTS)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_what_a_start_that_was_killed_left_is_replaced(tmp_path):
+    run, config = RunDirectory(tmp_path), dataclasses.replace(train_digits.CONFIG, run_dir=tmp_path)
+    run.write(config, FACTS)
+    (tmp_path / "log.jsonl").write_text('{"step": 7}\n')
+    assert run.check(dataclasses.replace(config, seed=5), FACTS) == []
+
+
 def test_a_config_that_trained_nothing_binds_nobody(tmp_path):
     run = RunDirectory(tmp_path)
     run.write(train_digits.CONFIG, FACTS)

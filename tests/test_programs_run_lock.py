@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -49,6 +50,57 @@ def test_without_locks_a_file_guards_the_folder_and_a_warning_says_so(tmp_path, 
         directory.acquire()
     directory.release()
     assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+def test_a_folder_that_is_moved_is_followed(tmp_path):
+    """Also when another run has its name by now: neither writes into the other's folder."""
+    first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    first.acquire()
+    assert first.follow() == tmp_path / "run"
+    (tmp_path / "run").rename(tmp_path / "old [1]")
+    second.acquire()
+    with pytest.warns(UserWarning, match=r"was moved to .*old \[1\]; the run goes on there"):
+        assert first.follow() == tmp_path / "old [1]"
+    assert first.checkpoints == tmp_path / "old [1]" / "checkpoints"
+    assert second.follow() == tmp_path / "run"
+    with pytest.raises(RunDirectoryError, match="in use by process"):
+        RunDirectory(tmp_path / "old [1]").acquire()
+    first.release()
+    second.release()
+
+
+@pytest.mark.parametrize("then", ["removed", "replaced", "lock removed and taken"])
+def test_a_folder_that_is_lost_is_not_written(tmp_path, then):
+    first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    first.acquire()
+    if then == "lock removed and taken":
+        (tmp_path / "run" / ".lock").unlink()
+    else:
+        shutil.rmtree(tmp_path / "run")
+    if then != "removed":
+        second.acquire()
+    with pytest.raises(RunDirectoryError, match="moved, removed or taken over"):
+        first.follow()
+    first.release()
+    assert second.follow() == tmp_path / "run"
+    second.release()
+
+
+@pytest.mark.parametrize("descriptors", [True, False])
+def test_where_a_moved_folder_cannot_be_found_it_is_not_written(tmp_path, monkeypatch, descriptors):
+    lock = begin(tmp_path)
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    if not descriptors:
+        monkeypatch.setattr(run_lock.os, "readlink", no_link)
+    assert lock.folder() == (moved if descriptors else None)
+    moved.rename(tmp_path)
+    assert lock.folder() == tmp_path
+    lock.release()
+
+
+def no_link(path):
+    raise FileNotFoundError(path)
 
 
 @pytest.mark.parametrize("code", run_lock.HELD)

@@ -16,9 +16,11 @@ from ddpm_jax.programs import train as train_module
 from ddpm_jax.programs.compilation import CompilationStopped, in_background
 from ddpm_jax.programs.config import ReportConfig
 from ddpm_jax.programs.generator import Generated, Stopped
+from ddpm_jax.programs.run_directory import RunDirectory
 from ddpm_jax.programs.train import _last_heldout, train
 from ddpm_jax.programs.training_run import HeldOut, TrainingRun
 from ddpm_jax.training import Checkpoints, StopRequest
+from ddpm_jax.training.logs import read_jsonl
 from tests.small_run import CONFIG
 
 
@@ -204,6 +206,36 @@ def test_what_a_stop_interrupted_at_the_last_step_is_done_by_the_next_start(
     # The log has no step of training to draw a curve of.
     assert [path.name for path in result.pictures] == ["samples.png", "denoising.gif"]
     assert "loss" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["moved", "moved and its name taken"])
+def test_a_run_whose_folder_is_moved_goes_on_there(tmp_path, then):
+    report = ReportConfig(
+        heldout_every=0, sample_every=2, sample_count=2, checkpoint_every=2, final_count=2
+    )
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path / "run", num_steps=4, report=report)
+    other = RunDirectory(tmp_path / "run")
+
+    def move(kind, step, values):
+        if step == 1:
+            (tmp_path / "run").rename(tmp_path / "moved")
+            if "taken" in then:
+                other.acquire()
+
+    report = dataclasses.replace(report, log_every=1)
+    config = dataclasses.replace(config, report=report)
+    with pytest.warns(UserWarning, match="was moved to .*; the run goes on there"):
+        result = train(config, on_record=move)
+    other.release()
+    assert result.run_dir == tmp_path / "moved"
+    assert {path.parent for path in result.pictures} == {tmp_path / "moved"}
+    names = {"checkpoints/2", "checkpoints/4", "samples/step_0000002.png", "config.json"}
+    assert all((tmp_path / "moved" / name).exists() for name in names)
+    left = [path.name for path in (tmp_path / "run").rglob("*")] if "taken" in then else []
+    assert left == ([".lock"] if "taken" in then else []) and len(os.listdir(tmp_path)) < 3
+    steps = [record["step"] for record in read_jsonl(tmp_path / "moved" / "log.jsonl")]
+    assert steps == [1, 2, 3, 4]
 
 
 def test_notes_in_a_log_are_no_records(tmp_path):

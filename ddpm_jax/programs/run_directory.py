@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ FIXED_FIELDS = ("optimizer.extra_ema_decays", "optimizer.ema_sigma_rel")
 """What may not: the state has an average for each of them."""
 RECORDS = ("initial_weights", "changes")
 """What config.json says of a run's history."""
+WRITTEN = ("config.json", "log.jsonl", "samples.png", "denoising.gif", "loss.png", "report.json")
+"""Files that a run replaces."""
 MAX_SIDE = 1 << 24
 """Of an image; a signal of six minutes at 44.1 kHz is as long."""
 
@@ -54,10 +58,22 @@ class RunDirectory:
 
     def __init__(self, root: str | Path):
         self.root = local_path(root, "run_dir")
-        self.config = self.root / "config.json"
-        self.checkpoints = self.root / "checkpoints"
-        self.sheets = self.root / "samples"
         self._lock = RunLock(self.root)
+
+    @property
+    def config(self) -> Path:
+        """The file of the configuration."""
+        return self.root / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def sheets(self) -> Path:
+        """The folder of the samples drawn during training."""
+        return self.root / "samples"
 
     def acquire(self) -> None:
         """Takes the folder for this process until it ends, however it ends.
@@ -78,6 +94,27 @@ class RunDirectory:
                 "saves on SIGTERM), or choose another with --run-dir."
             ) from error
 
+    def follow(self) -> Path:
+        """Finds the acquired folder again if it was moved meanwhile, and returns its root.
+
+        To be called before anything is written long after `acquire`: another run may have the name
+        by now. Raises RunDirectoryError for a folder that is gone or has another's lock.
+        """
+        found = self._lock.folder()
+        if found is None:
+            raise RunDirectoryError(
+                f"the run directory {self.root} was moved, removed or taken over while it was in "
+                "use, so nothing more is written there. Put it back; the same command then "
+                "continues from its newest checkpoint."
+            )
+        if found != self.root:
+            warnings.warn(
+                f"the run directory {self.root} was moved to {found}; the run goes on there.",
+                stacklevel=2,
+            )
+            self.root = found
+        return found
+
     def release(self) -> None:
         """Gives the folder up."""
         self._lock.release()
@@ -87,10 +124,12 @@ class RunDirectory:
 
         `facts` are what the configuration does not hold but the numbers depend on, such as the
         data's fingerprint. Raises RunDirectoryError for a folder of another configuration or other
-        data. A folder without any checkpoint holds nothing yet that a change could spoil.
+        data. A folder without any checkpoint holds nothing yet that a change could spoil, unless
+        its files are those of something else, such as exported weights.
         """
         trained = self.checkpoints.exists() and any(self.checkpoints.iterdir())
         if not trained:
+            self._refuse_foreign()
             return []
         if not self.config.exists():
             raise RunDirectoryError(
@@ -124,6 +163,17 @@ class RunDirectory:
                 f"--run-dir. {other_data}Nothing was changed."
             )
         return permitted
+
+    def _refuse_foreign(self) -> None:
+        """Raises RunDirectoryError for files that a run replaces and no run wrote."""
+        taken = [name for name in WRITTEN if (self.root / name).exists()]
+        with contextlib.suppress(RunDirectoryError):
+            if not taken or "weights" not in self.read()[1]:
+                return
+        raise RunDirectoryError(
+            f"{self.root} has {', '.join(taken)} of something else than a run. Choose another "
+            "folder with --run-dir. Nothing was changed."
+        )
 
     def records(self) -> dict[str, Any]:
         """What config.json says of the run's history: initial weights, changes when resumed."""

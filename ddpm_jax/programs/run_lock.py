@@ -8,6 +8,7 @@ same host, where it can be seen that the process is gone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -38,10 +39,18 @@ class RunLock:
     """The lock of a folder, held from `acquire` to `release` or the end of the process."""
 
     def __init__(self, folder: Path):
-        self._file = folder / ".lock"
-        self._guard = folder / ".lock-holder"
+        self._folder = folder
         self._open: IO[str] | None = None
+        self._content = ""
         self._guarding = False
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / ".lock"
+
+    @property
+    def _guard(self) -> Path:
+        return self._folder / ".lock-holder"
 
     def acquire(self) -> None:
         """Takes the lock; InUseError where it is held, OSError where the folder cannot be used."""
@@ -65,12 +74,33 @@ class RunLock:
             )
         lock.seek(0)
         lock.truncate()
-        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        # The second line tells this lock from one that another process makes under this name later.
+        self._content = f"{os.getpid()} on {socket.gethostname()}\n{uuid.uuid4().hex}\n"
+        lock.write(self._content)
         lock.flush()
         self._open = lock
 
+    def folder(self) -> Path | None:
+        """Where the folder is now; None if it is gone, or its lock is another's.
+
+        A folder may be moved while it is locked, and another take its name. Where a moved one is
+        can be known on Linux alone.
+        """
+        if self._open is None:
+            return self._folder
+        files = [self._file]
+        with contextlib.suppress(OSError):
+            files.append(Path(os.readlink(f"/proc/self/fd/{self._open.fileno()}")))
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):
+                if file.name == ".lock" and file.read_text(encoding="utf-8") == self._content:
+                    self._folder = file.parent
+                    return self._folder
+        return None
+
     def release(self) -> None:
         """Gives the lock up."""
+        self._guarding &= self.folder() is not None
         if self._open is not None:
             self._open.close()
             self._open = None
@@ -152,7 +182,7 @@ def _lock(file: IO[str]) -> None:
 def _holder(file: IO[str]) -> str:
     try:
         file.seek(0)
-        return file.read().strip() or "unknown"
+        return file.readline().strip() or "unknown"
     except (OSError, ValueError):
         return "unknown"
 

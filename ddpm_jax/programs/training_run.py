@@ -247,6 +247,7 @@ class TrainingRun:
         except Stopped:
             return
         if processes.is_leader():
+            self.directory.follow()
             pictures.save_sheet(self.sheet_path(step), made.images)
 
     def _draw(
@@ -319,13 +320,14 @@ class TrainingRun:
 
         Raises Stopped if should_stop().
         """
-        report, root = self.config.report, self.directory.root
-        paths = root / "samples.png", root / "denoising.gif", root / "loss.png"
+        report = self.config.report
         frames_of = min(report.final_count, 36)
         options = {"frames_of": frames_of, "should_stop": should_stop}
         made = self._draw(self.generator, state, "sampling", report.final_count, **options)
 
         def save() -> None:
+            root = self.directory.follow()
+            paths = _picture_paths(root)
             pictures.save_sheet(paths[0], made.images)
             if made.frames is not None:
                 pictures.save_film(paths[1], made.frames)
@@ -333,4 +335,10 @@ class TrainingRun:
             pictures.save_loss_curve(root / "log.jsonl", paths[2], title)
 
         processes.on_leader(save)
+        paths = _picture_paths(self.directory.root)
         return tuple(path for path in paths if path.exists())
+
+
+def _picture_paths(root: Path) -> tuple[Path, Path, Path]:
+    """Samples, denoising GIF and loss curve."""
+    return root / "samples.png", root / "denoising.gif", root / "loss.png"

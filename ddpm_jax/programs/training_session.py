@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from ddpm_jax.programs.build import fetch
 from ddpm_jax.programs.compilation import in_background
 from ddpm_jax.programs.console import bar, duration, quantity, say
 from ddpm_jax.programs.generator import Stopped
+from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.step_profiler import StepProfiler, parse_profile_steps
 from ddpm_jax.programs.throughput import Throughput
 from ddpm_jax.programs.training_run import TrainingRun
@@ -79,9 +81,24 @@ def train_steps(
         state = session.train(state)
     step = int(state.step)
     watchdog.beat(step, f"the checkpoint of step {step:,}")
-    checkpoints.save(step, state)
+    _save(run, checkpoints, step, state)
     checkpoints.wait()
     return state
+
+
+def _save(run: TrainingRun, checkpoints: Checkpoints, step: int, state: TrainState) -> None:
+    """`Checkpoints.save`, in the run's folder wherever it is now."""
+
+    def moved() -> str | None:
+        run.directory.follow()
+        folder = run.directory.checkpoints.absolute()
+        return None if folder == checkpoints.folder else str(folder)
+
+    # The processes may have the folder under different names: only a move is shared.
+    if (folder := processes.on_leader(moved)) is not None:
+        run.directory.root = Path(folder).parent
+        checkpoints.move_to(Path(folder))
+    checkpoints.save(step, state)
 
 
 def compile_steps(
@@ -176,7 +193,7 @@ class Hooks:
         try:
             with self.watchdog.paused():
                 self.run.draw_sheet(state, step, self.stop)
-        except OSError as error:
+        except (OSError, RunDirectoryError) as error:
             say(f"warning: no sheet of samples at step {step}: {error}. Training goes on.")
 
 
@@ -249,8 +266,8 @@ class _Session(Hooks):
         """Saves a checkpoint; a full disk does not end training, as later saves may succeed."""
         self.watchdog.beat(step, f"the checkpoint of step {step:,}, or the one before it")
         try:
-            self.checkpoints.save(step, state)
-        except training.CheckpointWriteError as error:
+            _save(self.run, self.checkpoints, step, state)
+        except (training.CheckpointWriteError, RunDirectoryError) as error:
             say(f"warning: {error} Training goes on.")
 
     def describe_failure(self, error: training.NonFiniteError) -> None:

@@ -92,6 +92,16 @@ class Checkpoints:
         """The steps that have a checkpoint, in ascending order."""
         return steps_in(self.folder)
 
+    def move_to(self, folder: Path) -> None:
+        """Goes on in the place to which the folder was moved; every process must call this."""
+        try:
+            self.wait()
+        except CheckpointWriteError as error:
+            warnings.warn(f"{error} The folder is now {folder}.", stacklevel=2)
+        self._place.close()
+        self.folder = folder.absolute()
+        self._place = OrbaxFolder(self.folder)
+
     def try_folder(self) -> None:
         """Saves, reads back and removes a tiny checkpoint; every process of a run must call this.
 
@@ -162,7 +172,7 @@ class Checkpoints:
         except Exception as error:
             self._sweep(incoming.name)
             raise CheckpointWriteError(_failure(self.folder, step, error)) from error
-        # A newer one, or one without a manifest, is not of this run and makes no room for itself.
+        # A newer one, or one without a manifest, is not of this run.
         ours = [saved for saved in complete_steps(self.folder) if saved <= step]
         for old in superseded(ours, self.keep, self.keep_every):
             # Rename first: a kill during the removal must not leave half a step under a final name.
