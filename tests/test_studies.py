@@ -1,7 +1,9 @@
 """The studies on a tiny run: their numbers against what must hold for any network."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +123,42 @@ def test_interpolation_goes_without_a_classifier_of_few_images(capsys, per_class
     train = from_arrays(images, labels, holdout=0)("train")
     assert (interpolate._classifier(train, 0) is not None) == fits
     assert ("each of at least 10 images" in capsys.readouterr().out) != fits
+
+
+class Killed(BaseException):
+    """A kill, after which nothing is cleaned up that matters here."""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "convert.py to-weights",
+        "convert.py to-diffusers",
+        f"export.py {QUICK}",
+        f"sample.py --count=2 {QUICK} --no-gif",
+        "evaluate.py --count=10 --features=pixels --bits-count=0 " + QUICK,
+        f"neighbours.py --count=4 {QUICK}",
+    ],
+)
+def test_what_a_killed_call_left_is_replaced_by_the_next(trained, tmp_path, monkeypatch, call):
+    """Killed after its first file, then after its second."""
+    script, *arguments = call.split()
+    out = tmp_path / "out" / "program"
+    replace, written = os.replace, []
+
+    def killed(source, target):
+        replace(source, target)
+        if out.parent in Path(target).parents:
+            written.append(target)
+            if len(written) == 1 or len(written) == 3:
+                raise Killed
+
+    monkeypatch.setattr(os, "replace", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            program(script, *arguments, f"--run-dir={trained}", f"--out={out}")
+    assert len(written) == 3
+    program(script, *arguments, f"--run-dir={trained}", f"--out={out}")
 
 
 def picture(path):

@@ -15,7 +15,7 @@ then puts the pixels in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,6 +147,7 @@ def save_diffusers(
     image_shape: tuple[int, int, int],
     process: Process,
     schedule: NoiseSchedule,
+    before_writing: Callable[[], object] = lambda: None,
 ) -> list[Path]:
     """Writes a folder that `diffusers.DDPMPipeline.from_pretrained` loads; returns its files.
 
@@ -157,8 +158,8 @@ def save_diffusers(
     With `unet.patch_size` p, what diffusers samples are images of patches, and
     `torch.nn.functional.pixel_shuffle(x, p)` puts their pixels in place.
 
-    Everything is checked before anything is written. Raises ValueError for what diffusers cannot
-    express, naming it.
+    Everything is checked before anything is written, and then `before_writing` is called. Raises
+    ValueError for what diffusers cannot express, naming it.
     """
     call = "save_diffusers"
     folder = user_path(folder, call)
@@ -172,6 +173,7 @@ def save_diffusers(
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", network["_class_name"]],
     }
+    before_writing()
     # That of an earlier model would make the new parts a pipeline.
     (folder / "model_index.json").unlink(missing_ok=True)
     for part in ("unet", "scheduler"):

@@ -188,10 +188,10 @@ def save_program(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     facts_path = path.with_name(path.name + ".json")
-    # A kill between the two writes leaves a program without facts, never with another's.
-    facts_path.unlink(missing_ok=True)
-    write_atomically(path, data)
+    # The facts first: a kill between the two leaves them without their program, which a reader
+    # refuses and the next call completes, never a program that nobody can tell from another's.
     write_json(facts_path, facts)
+    write_atomically(path, data)
 
 
 def load_program(path: str | Path) -> jax.export.Exported:

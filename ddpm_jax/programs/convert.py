@@ -192,8 +192,15 @@ def to_diffusers(config: ToDiffusers) -> None:
     ours = config.out is None or bool(taken_in(out, [ORIGIN]))
     claim(out, taken_in(out, ("model_index.json", "unet", "scheduler", ORIGIN)), ours=ours)
     # save_diffusers checks everything before it writes: a run without counterpart leaves no folder.
+    # The mark comes first, empty: after a kill the folder is known to be ours.
     written = interop.save_diffusers(
-        out, run.model.network, run.params, shape, process, run.model.schedule
+        out,
+        run.model.network,
+        run.params,
+        shape,
+        process,
+        run.model.schedule,
+        before_writing=lambda: write_json(out / ORIGIN, {}),
     )
     write_json(out / ORIGIN, _without_folders(run.provenance()))
     written.append(out / ORIGIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddpm_jax.files import write_json
 from ddpm_jax.programs.buckets import shown, taken_in
 from ddpm_jax.programs.console import say
 from ddpm_jax.programs.run_directory import RunDirectoryError, make_writable
@@ -33,6 +34,7 @@ def study_folder(
     """Makes the folder of a study, `out` or ROOT/NAME, for these files and, last of all, NAME.json.
 
     Where there is such a JSON, the other files are a study's, too; in ROOT/NAME all of them are.
+    Elsewhere an empty one comes first: what a killed study left is replaced by the next.
 
     Raises RunDirectoryError for a folder with other files of these names, or that cannot be
     written.
@@ -41,4 +43,6 @@ def study_folder(
     ours = folder == root / name or bool(taken_in(folder, [mark]))
     claim(folder, taken_in(folder, [*files, mark]), ours=ours)
     make_writable(folder)
+    if folder != root / name and not (folder / mark).exists():
+        write_json(folder / mark, {})
     return folder

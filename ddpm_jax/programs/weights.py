@@ -112,6 +112,8 @@ def save_weights(
     """Writes parameters and the contents of config.json into a folder; returns the two files."""
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(jax.device_get(params), sep="/"))
     path = folder / WEIGHTS
+    # First without the file's sha256: after a kill the folder is known to be ours, and refused.
+    write_json(folder / "config.json", config)
     write_safetensors(path, flat, dtype=np.dtype(dtype))
     about = {**config["weights"], "dtype": dtype, "sha256": sha256_of(path)}
     write_json(folder / "config.json", {**config, "weights": about})
