@@ -118,6 +118,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Raises ValueError at the end of the block if one of the files was replaced or written in it.
+
+    For what is read more than once, such as weights and their digest, which must be of one file.
+    """
+
+    def versions() -> list[tuple[int, ...]]:
+        found = map(Path.stat, paths)
+        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in found]
+
+    before = versions()
+    yield
+    for path, then, now in zip(paths, before, versions(), strict=True):
+        if then != now:
+            raise ValueError(f"{path} was replaced while it was read. Read it again.")
+
+
 def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Reads a file that holds one JSON object, by the rules of `parse_json_object`."""
     return parse_json_object(read_regular(path, max_bytes))

@@ -285,6 +285,19 @@ def test_what_an_earlier_program_left_is_not_pushed_again(store, monkeypatch):
     assert FakeBucket.operations == [("put", "bucket/out/new")]
 
 
+@pytest.mark.parametrize("seconds", [-7200, 0, 7200])
+def test_a_clock_that_is_set_back_hides_no_result(store, monkeypatch, seconds):
+    """Nor one of a file system whose clock is another than ours."""
+
+    def write(out):
+        write_out(out)
+        then = time.time() + seconds
+        os.utime(out / "images" / "0.png", times=(then, then))
+
+    assert program("fake://bucket/out", write, monkeypatch) == 0
+    assert (store / "bucket" / "out" / "images" / "0.png").exists()
+
+
 def test_a_single_file_is_pushed_under_its_name(store, monkeypatch):
     def write(out):
         out.parent.mkdir(parents=True)

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 import ddpm_jax as dj
+from ddpm_jax.programs import convert as convert_module
 from ddpm_jax.programs import trained_run
-from ddpm_jax.programs.convert import ToWeights, _without_folders, to_weights
+from ddpm_jax.programs import weights as weights_module
+from ddpm_jax.programs.convert import (
+    FromTensorFlow,
+    ToWeights,
+    _without_folders,
+    from_tensorflow,
+    to_weights,
+)
 from ddpm_jax.programs.export import ExportConfig, export
 from ddpm_jax.programs.run_directory import RunDirectoryError
 from ddpm_jax.programs.sample import SampleConfig, sample
@@ -201,6 +209,41 @@ def test_an_exported_class_is_the_one_that_sampling_means(run_dir, tmp_path, mon
         with pytest.raises(Exported, match="^1$"):
             export(ExportConfig(tmp_path / "run", label=label, out=tmp_path / "program"))
         assert dj.load_run(tmp_path / "run").labels(1, label) == [1]
+
+
+def copied(run_dir, folder):
+    """Weights, and the call that reads them; another file of this name may come in between."""
+    to_weights(ToWeights(run_dir=run_dir, out=folder))
+    return folder / "weights.safetensors", lambda: TrainedRun(RunOptions(folder))
+
+
+def variables(run_dir, folder):
+    """The authors' variables, and the call that imports them."""
+    folder.mkdir()
+    np.savez(folder / "variables.npz", a=np.zeros(3, np.float32))
+    return folder / "variables.npz", lambda: from_tensorflow(
+        FromTensorFlow(file=folder / "variables.npz", run_dir=folder / "run")
+    )
+
+
+@pytest.mark.parametrize(
+    "make, module",
+    [(copied, weights_module), (variables, convert_module)],
+)
+def test_a_file_replaced_while_it_is_read_is_refused(run_dir, tmp_path, monkeypatch, make, module):
+    """What is read would have the digest of another file."""
+    path, read = make(run_dir, tmp_path / "there")
+    before = module.sha256_of
+
+    def then_replaced(given):
+        result = before(given)
+        shutil.copy(path, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+        return result
+
+    monkeypatch.setattr(module, "sha256_of", then_replaced)
+    with pytest.raises(ValueError, match=f"{path.name} was replaced while it was read"):
+        read()
 
 
 def test_changed_or_foreign_weights_are_refused(run_dir, tmp_path):

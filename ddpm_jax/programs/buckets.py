@@ -38,8 +38,9 @@ NO_BUCKETS = ("file", "local", "http", "https", "data")
 KEPT_SECONDS = 7 * 86400.0
 """Seconds for which a copy of an earlier content is kept after its last use."""
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-written: dict[Path, float] = {}
-"""Local folders that stand for addresses, and when they were last pushed."""
+States = dict[Path, tuple[int, int, int]]
+written: dict[Path, States | None] = {}
+"""Local folders that stand for addresses, and what need not be pushed; None for nothing to push."""
 
 
 class UnsentError(BucketError):
@@ -96,7 +97,7 @@ def localized(address: str, option: str, flag: str) -> Path:
     if last not in ("run_dir", "out"):
         return fetch(address)
     path = _place("write", address)
-    written.setdefault(path, time.time() - 1)  # a file system's clock may lag
+    written.setdefault(path, states_in(path))
     return path
 
 
@@ -278,6 +279,20 @@ def about_in(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return {}
 
 
+def states_in(root: Path) -> States:
+    """Inode, size and time of every file in a folder, or of a file: what tells which are new.
+
+    Times alone do not: a clock may be set back, and a file system's may lag.
+    """
+    found = {}
+    for path in [root, *root.rglob("*")]:
+        with contextlib.suppress(OSError):  # it may go away, or be a link to nothing
+            if path.is_file():
+                status = path.stat()
+                found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
 def push_outputs() -> None:
     """Uploads the results of this process whose run_dir or out is an address.
 
@@ -285,14 +300,15 @@ def push_outputs() -> None:
     """
     from ddpm_jax.programs.console import say
 
-    for root, since in list(written.items()) if processes.is_leader() else ():
-        now, sources = time.time(), {}
-        for path in [root, *root.rglob("*")]:
+    for root, before in list(written.items()) if processes.is_leader() else ():
+        if before is None:
+            continue
+        now, sources = states_in(root), {}
+        for path, state in now.items():
             name = path.relative_to(root).as_posix() if path != root else ""
             nearest = next(folder for folder in (path, *path.parents) if folder in written)
-            if nearest == root and path.is_file() and not is_hidden(name):
-                if path.stat().st_mtime > since:
-                    sources[name] = path
+            if nearest == root and before.get(path) != state and not is_hidden(name):
+                sources[name] = path
         address = address_of(root)
         if sources and address is not None:
             try:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 
 from ddpm_jax import interop
-from ddpm_jax.files import sha256_of, write_json
+from ddpm_jax.files import sha256_of, unchanged, write_json
 from ddpm_jax.interop import ImportedModel, Process
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.keys import make_key
@@ -141,11 +141,12 @@ def from_diffusers(config: FromDiffusers) -> None:
         assert config.folder is not None
         folder = config.folder
     say(f"reading {folder}")
-    model = interop.load_diffusers(folder)
+    paths = {name: folder / name for name in filter(None, interop.pipeline_files(folder))}
+    with unchanged(*paths.values()):
+        model = interop.load_diffusers(folder)
+        digests = {name: sha256_of(path) for name, path in paths.items()}
     if (classes := model.unet.num_classes) is not None:
         say(f"  {classes + 1} embeddings of labels: {classes} classes, and the last for no label")
-    files = interop.pipeline_files(folder)
-    digests = {name: sha256_of(folder / name) for name in filter(None, files)}
     write_run(config, model, source | {"folder": str(folder), "sha256": digests})
 
 
@@ -153,7 +154,10 @@ def from_tensorflow(config: FromTensorFlow) -> None:
     """Makes a run directory from the authors' variables, with the paper's process."""
     say(f"reading {config.file}")
     read = interop.read_npz if config.file.suffix.lower() == ".npz" else interop.read_safetensors
-    variables = read(config.file)
+    if not config.file.is_file():
+        read(config.file)  # says what is wrong
+    with unchanged(config.file):
+        variables, digest = read(config.file), sha256_of(config.file)
     try:
         unet, params = interop.unet_from_tensorflow(
             variables, config.resolution, average=config.average
@@ -162,7 +166,7 @@ def from_tensorflow(config: FromTensorFlow) -> None:
         raise ValueError(f"{config.file}: {error}") from error
     shape = (config.resolution, config.resolution, unet.out_channels or 3)
     process = Process("linear", 1000, 1e-4, 0.02, False, "epsilon", config.variance, clip=True)
-    source = {"library": "diffusion_tf", "file": str(config.file), "sha256": sha256_of(config.file)}
+    source = {"library": "diffusion_tf", "file": str(config.file), "sha256": digest}
     write_run(config, ImportedModel(unet, params, shape, process), source)
 
 

@@ -87,7 +87,7 @@ class Mirror:
 
     def __init__(self, address: str, root: Path, report: ReportConfig, stop: StopRequest):
         self.address, self.root, self._stop = address, root, stop
-        buckets.written[root] = math.inf  # not pushed again when the program ends
+        buckets.written[root] = None  # not pushed again when the program ends
         self._keep = report.checkpoint_keep, report.keep_every
         self._bucket = Bucket(address)
         self._up: set[int] = set()
@@ -156,7 +156,7 @@ class Mirror:
         newest = max(self._up - self._damaged, default=None)
         has = "no checkpoint" if newest is None else f"everything up to step {newest:,}"
         if self._failed is None and not pushing:
-            buckets.written[self.root] = time.time()
+            buckets.written[self.root] = buckets.states_in(self.root)
             if len(self._threads) > 1:
                 say(f"{self.address} has {has}")
             return

@@ -19,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 import ddpm_jax
-from ddpm_jax.files import sha256_of, write_json
+from ddpm_jax.files import sha256_of, unchanged, write_json
 from ddpm_jax.interop.hub import fetch_files
 from ddpm_jax.interop.tensors import read_safetensors, write_safetensors
 from ddpm_jax.programs.buckets import about_in, shown, taken_in
@@ -132,13 +132,14 @@ def read_weights(folder: Path, about: Any, like: PyTree) -> tuple[PyTree, int, s
             f"{folder / 'config.json'} does not describe {WEIGHTS} beside it: weights.step and "
             "weights.sha256 are missing. Export the run again (ddpm-jax convert to-weights)."
         )
-    found = sha256_of(path)
-    if about.get("sha256") != found:
-        raise ValueError(
-            f"{path} is not the file that config.json describes (sha256 {found}, there "
-            f"{about.get('sha256')}). It was damaged or replaced: fetch it again."
-        )
-    flat = read_safetensors(path, dtypes=("F32", "F16"))
+    with unchanged(path):
+        found = sha256_of(path)
+        if about.get("sha256") != found:
+            raise ValueError(
+                f"{path} is not the file that config.json describes (sha256 {found}, there "
+                f"{about.get('sha256')}). It was damaged or replaced: fetch it again."
+            )
+        flat = read_safetensors(path, dtypes=("F32", "F16"))
     wanted: dict[str, Any] = dict(traverse_util.flatten_dict(like, sep="/"))
     wrong = sorted(flat.keys() ^ wanted.keys())
     wrong += [name for name in wanted if name in flat and flat[name].shape != wanted[name].shape]
