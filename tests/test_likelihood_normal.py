@@ -199,6 +199,49 @@ def test_the_decoder_of_half_precision_is_that_of_the_same_numbers_in_float64(dt
     np.testing.assert_allclose(np.float64(got), wanted, rtol=float(jnp.finfo(dtype).eps))
 
 
+EXTREMES = {
+    # Where 1/v overflows and the means agree, the distance is 0; where it does not, it is ordinary.
+    "equal": ((0.0, -100.0, 0.0, -100.0), 0.0, (0.0, 0.0, 0.0, 0.0)),
+    "equal, narrower": ((0.3, -1000.0, 0.3, -1000.0), 0.0, (0.0, 0.0, 0.0, 0.0)),
+    "nearly": ((1e-20, -100.0, 0.0, -100.0), 5e-41 * np.exp(100), (1e-20 * np.exp(100), 0, 0, 0)),
+    # Infinite, with a gradient that does not turn the batch's into NaN.
+    "too wide": ((0.3, 0.0, 0.2, -100.0), np.inf, (0.0, 0.0, 0.0, 0.0)),
+    "far too wide": ((0.3, 0.0, 0.3, -1000.0), np.inf, (0.0, 0.0, 0.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_kl_and_its_gradient_where_the_precision_overflows(name):
+    arguments, expected, slopes = EXTREMES[name]
+    value, got = jax.value_and_grad(normal_kl, (0, 1, 2, 3))(*map(f32, arguments))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(got[0], slopes[0], rtol=1e-5)
+    assert np.isfinite(got).all()
+    density = jax.grad(normal_log_density, (0, 1, 2))(*map(f32, (0.3, 0.3, arguments[3])))
+    np.testing.assert_array_equal(density, [0.0, 0.0, -0.5])
+
+
+def test_a_pixel_without_any_probability_leaves_the_gradients_finite():
+    """The logarithm overflows: -∞. A mean far out on an open bin's own side is certain of it."""
+    x, mean = LEVELS[[100, 0, 255, 0, 255]], np.array([0.3, 0.3, -0.3, -3.0, 3.0])
+    for log_variance in (-95.0, -1000.0, -1e5):
+        value, slopes = log_bin_and_slopes(f32(mean), f32(np.full(5, log_variance)), f32(x))
+        np.testing.assert_array_equal(value, [-np.inf] * 3 + [0.0] * 2)
+        np.testing.assert_array_equal(np.abs(slopes), np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_rounded_once_at_the_end(dtype):
+    """Also where one argument alone is of half precision."""
+    half = [jnp.asarray(v, dtype) for v in (0.3, -1.1, -0.7, -3.3)]
+    for function, count in ((normal_kl, 4), (normal_log_density, 3), (log_bin, 3)):
+        wide = [f32(v) for v in half[-count:]]
+        got = function(*half[-count:])
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, function(*wide).astype(dtype))
+        np.testing.assert_array_equal(function(*wide[:-1], half[-1]), function(*wide))
+
+
 def test_the_decoder_is_float64_in_float64():
     """Wide and narrow bins, near the mean and 1e5 deviations away, with their slopes."""
     rng = np.random.default_rng(5)

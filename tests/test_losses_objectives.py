@@ -264,6 +264,35 @@ def test_the_hybrid_of_a_network_that_is_far_off(variance, size, steps):
     np.testing.assert_allclose(gradient[3:], wanted_gradient[3:], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("loss", [bound_loss, hybrid_loss])
+@pytest.mark.parametrize("variance", LEARNED)
+def test_an_infinite_loss_leaves_the_gradients_finite(variance, loss):
+    """A variance near 0 for the first examples; the last two have the gradient of their own."""
+    x_0, noise = draw((6, 3, 2))
+    steps = np.array([0, 1, 0, 1, 0, 1])
+
+    def slopes(rows, size):
+        size = jnp.asarray(size, jnp.float32)[rows, None, None] * jnp.ones((1, 3, 2))
+        x, z = (jnp.asarray(v, jnp.float32)[rows] for v in (x_0, noise))
+
+        def total(prediction, size):
+            network = lambda x, t: jnp.concatenate([prediction, size], axis=-1)  # noqa: E731
+            losses = loss(SCHEDULE, network, x, steps[rows], z, variance=variance)
+            return losses.sum(), losses
+
+        (_, losses), found = jax.value_and_grad(total, (0, 1), has_aux=True)(z + 0.5, size)
+        return losses, found
+
+    size = [-1e3, -1e3, -1e5, -1e5, 0.5, 0.5]
+    losses, found = slopes(np.arange(6), size)
+    np.testing.assert_array_equal(losses[:4], np.inf)
+    assert all(np.isfinite(slope).all() for slope in found)
+    alone, wanted = slopes(np.array([4, 5]), size)
+    np.testing.assert_allclose(losses[4:], alone, rtol=1e-6)
+    for slope, own in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(slope[4:], own, rtol=1e-6)
+
+
 def test_a_respaced_bound_counts_its_own_steps():
     """The network is fed the full process's numbers; the hybrid's T is the grid's."""
     x_0, noise = (jnp.asarray(v, jnp.float32) for v in draw())

@@ -2,12 +2,14 @@
 
 All values are elementwise, in nats, for means and log-variances that broadcast against each other;
 the caller sums over an event's axes. Arguments named `log_variance` are logarithms of variances
-(not of standard deviations). Each function raises TypeError for arrays that are not floating-point.
+(not of standard deviations). Half precision is computed in float32, and returned as it came. Each
+function raises TypeError for arrays that are not floating-point.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +43,17 @@ def normal_kl(
         other_mean=other_mean,
         other_log_variance=other_log_variance,
     )
-    ratio = jnp.asarray(log_variance) - jnp.asarray(other_log_variance)
-    distance = jnp.square(jnp.asarray(mean) - jnp.asarray(other_mean))
-    return 0.5 * (jnp.expm1(ratio) - ratio + distance * jnp.exp(-jnp.asarray(other_log_variance)))
+    dtype, mean, log_variance, other_mean, other_log_variance = _wide(
+        mean, log_variance, other_mean, other_log_variance
+    )
+    ratio = log_variance - other_log_variance
+    # Where e^r overflows the divergence is infinite, and its gradient is left 0: computed, it would
+    # be ∞ - ∞, and one example would turn the gradient of its batch into NaN.
+    infinite = ratio > math.log(jnp.finfo(ratio.dtype).max)
+    ratio = jnp.where(infinite, 0.0, ratio)
+    distance = _distance(mean, other_mean, jnp.where(infinite, 0.0, other_log_variance))
+    kl = 0.5 * (jnp.expm1(ratio) - ratio + distance)
+    return _narrow(jnp.where(infinite, jnp.inf, kl), dtype)
 
 
 def normal_log_density(x: ArrayLike, mean: ArrayLike, log_variance: ArrayLike) -> Array:
@@ -54,9 +64,29 @@ def normal_log_density(x: ArrayLike, mean: ArrayLike, log_variance: ArrayLike) -
         '-0.9189'
     """
     check_broadcastable("normal_log_density", x=x, mean=mean, log_variance=log_variance)
-    log_variance = jnp.asarray(log_variance)
-    distance = jnp.square(jnp.asarray(x) - jnp.asarray(mean))
-    return -0.5 * (LOG_2_PI + log_variance + distance * jnp.exp(-log_variance))
+    dtype, x, mean, log_variance = _wide(x, mean, log_variance)
+    density = -0.5 * (LOG_2_PI + log_variance + _distance(x, mean, log_variance))
+    return _narrow(density, dtype)
+
+
+def _distance(x: Array, mean: Array, log_variance: Array) -> Array:
+    """(x-m)²/v, also where x = m and 1/v overflows: it is squared last, and multiplied in parts."""
+    largest = math.log(jnp.finfo(log_variance.dtype).max) - 0.02
+    part = jnp.exp(jnp.clip(-0.25 * log_variance, max=largest))
+    return jnp.square((x - mean) * part * part)
+
+
+def _wide(*values: ArrayLike) -> tuple[Any, ...]:
+    """The dtype of the result, and the values as arrays of it, or of float32 if that is wider."""
+    arrays = [jnp.asarray(value) for value in values]
+    dtype = jnp.result_type(*arrays)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    # A cast would make strong types of Python's numbers.
+    return dtype, *(x if x.dtype == wide else x.astype(wide) for x in arrays)
+
+
+def _narrow(x: Array, dtype: Any) -> Array:
+    return x if x.dtype == dtype else x.astype(dtype)
 
 
 @jax.custom_jvp
@@ -93,8 +123,7 @@ def discretized_log_likelihood(
 
     the bins at -1 and 1 open towards -∞ and ∞, so that the bins of all levels sum to one.
     Elementwise, in nats, with the exact normal distribution function, as accurate as the dtype of
-    the arguments: it underflows only where that dtype cannot hold the logarithm. Half precision is
-    computed in float32.
+    the arguments: it underflows only where that dtype cannot hold the logarithm.
 
     Args:
         x_0: data [...] on the grid -1, -1 + 2/(levels-1), …, 1.
@@ -112,26 +141,44 @@ def discretized_log_likelihood(
     call = "discretized_log_likelihood"
     levels = check_whole(call, "levels", levels, least=2)
     check_broadcastable(call, x_0=x_0, mean=mean, log_variance=log_variance)
-    dtype = jnp.result_type(x_0, mean, log_variance)
-    if jnp.finfo(dtype).bits < 32:
-        # A bin is narrower than bfloat16 tells apart, and the distribution function has no such
-        # form.
-        wide = (jnp.asarray(value, jnp.float32) for value in (x_0, mean, log_variance))
-        return discretized_log_likelihood(*wide, levels=levels).astype(dtype)
-    x_0, mean = jnp.asarray(x_0), jnp.asarray(mean)
-    log_precision = -0.5 * jnp.asarray(log_variance)
-    # Kept finite: an infinite precision would turn gradients of 0 into NaN.
-    largest = math.log(jnp.finfo(log_precision.dtype).max) - 0.02
-    precision = jnp.exp(jnp.clip(log_precision, max=largest))
+    dtype, x_0, mean, log_variance = _wide(x_0, mean, log_variance)
     half = 1.0 / (levels - 1)
-    upper = (x_0 - mean + half) * precision
-    lower = (x_0 - mean - half) * precision
-    low, high = x_0 < -1.0 + half, x_0 > 1.0 - half
-    # Below the mean Φ(upper) - Φ(lower), above it the same bin seen from the other tail: the
-    # difference of two numbers close to 1 would be rounding. The open bins are one whole tail.
+    near, _ = _edges(x_0, mean, log_variance, half)
+    # Where the square overflows the logarithm is -∞, with a gradient of 0 as in `normal_kl`.
+    lost = near < -math.sqrt(jnp.finfo(near.dtype).max)
+    mean, log_variance = jnp.where(lost, x_0, mean), jnp.where(lost, 0.0, log_variance)
+    value = _log_bin(x_0, mean, log_variance, half)
+    return _narrow(jnp.where(lost, -jnp.inf, value), dtype)
+
+
+def _precision(log_variance: Array) -> Array:
+    """1/σ, kept finite: an infinite one would turn gradients of 0 into NaN."""
+    largest = math.log(jnp.finfo(log_variance.dtype).max) - 0.02
+    return jnp.exp(jnp.clip(-0.5 * log_variance, max=largest))
+
+
+def _edges(x_0: Array, mean: Array, log_variance: Array, half: float) -> tuple[Array, Array]:
+    """The bin's nearer and farther edge in standard deviations, above 0 if the mean is inside.
+
+    Below the mean the probability is Φ(upper) - Φ(lower), above it the same bin seen from the other
+    tail: the difference of two numbers close to 1 would be rounding. The open bins are one whole
+    tail, up to their nearer edge.
+    """
+    precision, largest = _precision(log_variance), jnp.finfo(log_variance.dtype).max
+    # Finite as well: log Φ has no finite slope at -∞.
+    upper, lower = (
+        jnp.clip((x_0 - mean + side) * precision, -largest, largest) for side in (half, -half)
+    )
     flip = x_0 > mean
-    log_near = log_cdf(jnp.where(low | (~flip & ~high), upper, -lower))
-    log_far = log_cdf(jnp.where(flip, -upper, lower))
+    low, high = x_0 < -1.0 + half, x_0 > 1.0 - half
+    near = jnp.where(low | (~flip & ~high), upper, -lower)
+    return near, jnp.where(flip, -upper, lower)
+
+
+def _log_bin(x_0: Array, mean: Array, log_variance: Array, half: float) -> Array:
+    precision, log_precision = _precision(log_variance), -0.5 * log_variance
+    low, high = x_0 < -1.0 + half, x_0 > 1.0 - half
+    log_near, log_far = map(log_cdf, _edges(x_0, mean, log_variance, half))
     # log(e^a - e^b) = a + log(1 - e^{b-a}); b < a but for rounding and where both are -∞.
     two_sided = ~(low | high) & (log_near > log_far)
     wide = log_near + jnp.log(-jnp.expm1(jnp.where(two_sided, log_far - log_near, -1.0)))
