@@ -43,7 +43,7 @@ def normal_kl(
         other_mean=other_mean,
         other_log_variance=other_log_variance,
     )
-    dtype, mean, log_variance, other_mean, other_log_variance = _wide(
+    dtype, (mean, log_variance, other_mean, other_log_variance) = _wide(
         mean, log_variance, other_mean, other_log_variance
     )
     ratio = log_variance - other_log_variance
@@ -64,7 +64,7 @@ def normal_log_density(x: ArrayLike, mean: ArrayLike, log_variance: ArrayLike) -
         '-0.9189'
     """
     check_broadcastable("normal_log_density", x=x, mean=mean, log_variance=log_variance)
-    dtype, x, mean, log_variance = _wide(x, mean, log_variance)
+    dtype, (x, mean, log_variance) = _wide(x, mean, log_variance)
     density = -0.5 * (LOG_2_PI + log_variance + _distance(x, mean, log_variance))
     return _narrow(density, dtype)
 
@@ -76,13 +76,13 @@ def _distance(x: Array, mean: Array, log_variance: Array) -> Array:
     return jnp.square((x - mean) * part * part)
 
 
-def _wide(*values: ArrayLike) -> tuple[Any, ...]:
+def _wide(*values: ArrayLike) -> tuple[Any, list[Array]]:
     """The dtype of the result, and the values as arrays of it, or of float32 if that is wider."""
     arrays = [jnp.asarray(value) for value in values]
     dtype = jnp.result_type(*arrays)
     wide = jnp.promote_types(dtype, jnp.float32)
     # A cast would make strong types of Python's numbers.
-    return dtype, *(x if x.dtype == wide else x.astype(wide) for x in arrays)
+    return dtype, [x if x.dtype == wide else x.astype(wide) for x in arrays]
 
 
 def _narrow(x: Array, dtype: Any) -> Array:
@@ -141,7 +141,7 @@ def discretized_log_likelihood(
     call = "discretized_log_likelihood"
     levels = check_whole(call, "levels", levels, least=2)
     check_broadcastable(call, x_0=x_0, mean=mean, log_variance=log_variance)
-    dtype, x_0, mean, log_variance = _wide(x_0, mean, log_variance)
+    dtype, (x_0, mean, log_variance) = _wide(x_0, mean, log_variance)
     half = 1.0 / (levels - 1)
     near, _ = _edges(x_0, mean, log_variance, half)
     # Where the square overflows the logarithm is -∞, with a gradient of 0 as in `normal_kl`.
