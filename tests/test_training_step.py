@@ -42,8 +42,8 @@ def run(parallel, num_steps, chunk, optimizer=SGD):
 def runs():
     return {
         "one": run(DataParallel("jit", DEVICES[:1]), 10, 1),
-        "pmap": run(DataParallel("pmap", DEVICES), 10, 1),
-        "shard_map": run(DataParallel("shard_map", DEVICES), 10, 1),
+        "pmap": run(DataParallel("pmap", DEVICES), 10, 5),
+        "shard_map": run(DataParallel("shard_map", DEVICES), 10, 5),
     }
 
 
@@ -63,17 +63,12 @@ def test_pmap_equals_shard_map_bitwise(runs):
 @pytest.mark.parametrize("many", ["pmap", "shard_map"])
 def test_eight_devices_equal_one(runs, many):
     """Losses, gradient norms and, under SGD, parameters: a gradient eight times too large would
-    show."""
+    show. So would a difference between five steps per dispatch, as here, and one, as there."""
     (a, one), (b, eight) = runs["one"], runs[many]
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(eight[name], one[name], rtol=1e-5)
     for x, y in zip(leaves(a), leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-
-
-def test_chunks_of_steps_equal_single_steps(runs):
-    _, metrics = run(DataParallel("shard_map", DEVICES[:2]), 10, 5)
-    np.testing.assert_allclose(metrics["loss"], runs["one"][1]["loss"], rtol=1e-5)
 
 
 def test_where_chunks_end_leaves_no_trace():

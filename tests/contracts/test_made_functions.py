@@ -123,7 +123,7 @@ UNET = dj.UNet(
         lambda: dj.dynamic_threshold()(EMPTY),
         lambda: dj.probability_flow_sample(gaussian, EMPTY, **LEVELS).y,
         lambda: dj.probability_flow_encode(gaussian, EMPTY, **LEVELS).y,
-        lambda: UNET.init_with_output(jax.random.key(0), EMPTY, jnp.zeros(0, int))[0],
+        lambda: jax.jit(UNET.init_with_output)(jax.random.key(0), EMPTY, jnp.zeros(0, int))[0],
     ],
     ids=["dynamic_threshold", "sample", "encode", "UNet"],
 )
