@@ -4,6 +4,7 @@ import hashlib
 import json
 import unicodedata
 import warnings
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -104,6 +105,34 @@ def test_folders_of_splits_are_no_classes(tmp_path, folders, names):
     assert read_labels(tmp_path, images, "none") is None
     also_a_class = read_labels(tmp_path, [*images, "ship/0.png", "ship/1.png"])
     assert len(also_a_class.names) == len(folders) + 1
+
+
+@pytest.mark.parametrize(
+    "folders, inner",
+    [
+        (("pets/cat", "pets/dog"), "pets"),
+        (("zip/pets/cat", "zip/pets/cats"), "zip/pets"),  # the names begin alike
+        (("pets", "pets/cat", "pets/dog"), "pets"),
+        (("pets/cat",), None),
+        (("pets", "pets/cat"), None),
+        (("", "pets/cat", "pets/dog"), None),  # some pictures are beside the folder
+        (("",), None),
+    ],
+)
+def test_classes_within_one_folder_are_warned_of(tmp_path, folders, inner):
+    images = sorted(str(PurePosixPath(folder, f"{i}.png")) for folder in folders for i in range(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert read_labels(tmp_path, images) is None
+        assert read_labels(tmp_path, images, "none") is None
+    remedies = [f"pass {tmp_path / inner} (--data.path)"] if inner else []
+    assert len(caught) == len(remedies)
+    for warning, remedy in zip(caught, remedies, strict=True):
+        assert remedy in str(warning.message) and "--data.labels none" in str(warning.message)
+    if inner:
+        within = [name.removeprefix(f"{inner}/") for name in images]
+        nested = [name for name in within if "/" in name]
+        assert len(read_labels(tmp_path / inner, nested).names) == 2
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def read_labels(
     tabs, as spreadsheets of many countries do, and write their names with capitals. Class folders
     are numbered in the order of their names' bytes, and so are labels in a file, unless all are
     integers, which keep their order (written as 3, or as 3.0, as pandas does in a column with
-    missing values). Warns of classes whose names differ only in case, spaces or Unicode form.
+    missing values). Warns of classes whose names differ only in case, spaces or Unicode form, and
+    of folders that are not taken for classes because one folder holds them all.
 
     Raises ValueError, naming up to 20 each, for images without a label, labels without an image and
     classes of a single image, which no split can both train on and hold out; for folders named like
@@ -64,6 +65,7 @@ def read_labels(
         if not file.is_file():
             classes = {name: name.split("/", 1)[0] for name in images if "/" in name}
             if len(set(classes.values())) < 2:
+                _warn_of_classes_below(folder, images)
                 return None
             _check_not_splits(folder, sorted(set(classes.values())))
             return _numbered(folder, images, classes, "its class folders", numeric=False)
@@ -221,6 +223,22 @@ def _check_not_splits(folder: Path, classes: Sequence[str]) -> None:
         " (--data.path), of which a share is held out; or all of them without labels: "
         'labels="none" (--data.labels none). If they are classes, rename them.'
     )
+
+
+def _warn_of_classes_below(folder: Path, images: Sequence[str]) -> None:
+    """Warns if all images are in one folder, whose own folders would be classes."""
+    shared = os.path.commonprefix([min(images, default=""), max(images, default="")])
+    inner = shared.rpartition("/")[0]
+    within = [name.removeprefix(f"{inner}/") for name in images]
+    below = {name.split("/", 1)[0] for name in within if "/" in name}
+    if inner and len(below) > 1:
+        warnings.warn(
+            f"all images of {shown(folder)} are in its folder {shown(inner)}, so the folders in "
+            f"that ({_some(sorted(below))}) are not taken for classes, and there are no labels. If "
+            f"they are classes, pass {shown(folder / inner)} (--data.path); if not, pass "
+            'labels="none" (--data.labels none).',
+            stacklevel=4,
+        )
 
 
 def _warn_of_similar(names: Sequence[str], source: str) -> None:
