@@ -185,7 +185,6 @@ def _samples(config: NeighboursConfig, run: TrainedRun, labels) -> np.ndarray:
         return pictures.draw_images(
             generator,
             run.params,
-            "sampling",
             seed=config.seed,
             count=config.count,
             batch_size=config.batch_size,

@@ -31,11 +31,13 @@ def run_dir(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("weights") / "run")
 
 
-def test_the_shipped_digits_are_digits():
-    """Nearer to the digits' mean image and spread than noise."""
+def test_the_shipped_digits_are_digits(capfd):
+    """Nearer to the digits' mean image and spread than noise. And progress is shown."""
     run = dj.load_run("digits")
     assert run.config.data.name == "digits" and run.model.image_shape == (8, 8, 1)
     images = run.sample(64, sampler="ddim", num_steps=20).astype(float)
+    printed = capfd.readouterr()
+    assert "sampling: 100%" in printed.err and not printed.out
     data = run.train_data.images.astype(float)
     assert run.facts["data"]["fingerprint"] == run.train_data.fingerprint
     assert np.abs(images.mean(0) - data.mean(0)).mean() < 12

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def draw_images(
     generator: Generator,
     params: PyTree,
-    title: str,
+    title: str = "sampling",
     *,
     count: int,
     leave: bool = True,

@@ -35,6 +35,7 @@ from ddpm_jax.programs.generator import Conditions, Generator
 from ddpm_jax.programs.model import Model
 from ddpm_jax.programs.outputs import study_folder
 from ddpm_jax.programs.paths import with_local_paths
+from ddpm_jax.programs.pictures import draw_images
 from ddpm_jax.programs.run_directory import RunDirectory, RunDirectoryError, make_writable
 from ddpm_jax.programs.run_options import RunOptions as RunOptions
 from ddpm_jax.programs.run_options import check_source
@@ -160,7 +161,7 @@ class TrainedRun:
     ) -> np.ndarray:
         """Draws uint8 images [count, H, W, C], or signals or volumes.
 
-        Image i depends on the seed and i alone.
+        Image i depends on the seed and i alone. Shows a progress bar on standard error.
 
         Args:
             count: number of images.
@@ -180,10 +181,11 @@ class TrainedRun:
         generator = self.generator(self.sampler(options), guidance=guidance)
         given = {} if conditions is None else conditions
         given = conditions_for(self.model.condition_shapes, given, "sample")
-        return generator(
+        return draw_images(
+            generator,
             self.params,
-            seed=seed,
             count=count,
+            seed=seed,
             batch_size=min(count, batch_size),
             labels=self.labels(count, label),
             conditions=in_turn(given, np.arange(count)),
@@ -258,8 +260,7 @@ class TrainedRun:
         try:
             data = load_data(config, split, labelled=self.model.num_classes is not None)
         except (ValueError, OSError) as error:
-            # The message names the options of training; here the path is --data-path, and nothing
-            # is downloaded.
+            # The message names the options of training; here nothing is downloaded.
             message = str(error)
             for option, here in DATA_OPTIONS:
                 message = re.sub(option, here, message)
@@ -280,8 +281,7 @@ class TrainedRun:
     def labels(self, count: int, label: int | str | None = None) -> np.ndarray | None:
         """The labels [count]: one class, or all in turn; None if the network takes no labels.
 
-        A class is given by number or by name (`class_number`). Raises ValueError for one that the
-        run does not have.
+        A class is given by number or name. Raises ValueError for one that the run does not have.
         """
         count = check_whole("labels", "count", count)
         classes, names = self.model.num_classes, self.facts["data"].get("class_names") or []
