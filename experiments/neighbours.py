@@ -11,6 +11,7 @@ samples much nearer to the training set than new images are would be copies with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,8 +87,9 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
             f"--neighbours {config.neighbours} needs at least as many training images, and at "
             f"least two; there are {len(train)}."
         )
+    draw = _samples(config, run, labels)
     out = run.study_folder("neighbours", ["neighbours.png", "distances.png"])
-    samples = _samples(config, run, labels)
+    samples = draw()
     chosen = np.linspace(0, len(heldout) - 1, min(len(samples), len(heldout))).astype(int)
     say(
         f"{run.title}: {len(samples)} samples and {len(chosen)} held-out "
@@ -178,18 +180,20 @@ def summary(distances: np.ndarray) -> dict[str, float | int]:
     }
 
 
-def _samples(config: NeighboursConfig, run: TrainedRun, labels) -> np.ndarray:
-    """The samples, uint8 [N, H, W, C]: read from a file or drawn now."""
+def _samples(config: NeighboursConfig, run: TrainedRun, labels) -> Callable[[], np.ndarray]:
+    """Draws the samples, uint8 [N, H, W, C], when called; those of a file are read at once."""
     if config.samples is None:
         generator = run.generator(run.sampler(config), guidance=config.guidance)
-        return pictures.draw_images(
-            generator,
-            run.params,
-            seed=config.seed,
-            count=config.count,
-            batch_size=config.batch_size,
-            labels=labels,
-        ).images
+        return lambda: (
+            pictures.draw_images(
+                generator,
+                run.params,
+                seed=config.seed,
+                count=config.count,
+                batch_size=config.batch_size,
+                labels=labels,
+            ).images
+        )
     try:
         images = read_arrays(config.samples, _MAX_BYTES, ["images"])["images"]
     except (OSError, ValueError, KeyError) as error:
@@ -201,7 +205,7 @@ def _samples(config: NeighboursConfig, run: TrainedRun, labels) -> np.ndarray:
             f"--samples {config.samples} has images {images.dtype} {images.shape}, and this run "
             f"makes uint8 {run.model.image_shape}."
         )
-    return images[: config.count]
+    return lambda: images[: config.count]
 
 
 def _search(images, train, k, on_progress) -> tuple[np.ndarray, np.ndarray]:
