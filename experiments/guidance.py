@@ -113,12 +113,13 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
         held_out, _ = measure(real.images[:count], real.labels[:count])
         held_out["images"] = len(real.images[:count])
     labels, sampler = run.labels(count), run.sampler(config)
+    generators = {scale: run.generator(sampler, guidance=scale) for scale in config.guidance}
     out = run.study_folder("guidance", ["guidance.png", "curves.png"])
     say(f"{run.title}: {count} images per scale, {config.sampler}, {sampler.num_steps} steps")
     images, numbers, features = {}, {}, {}
-    for scale in config.guidance:
+    for scale, generator in generators.items():
         images[scale] = pictures.draw_images(
-            run.generator(sampler, guidance=scale),
+            generator,
             run.params,
             f"guidance {scale:g}",
             seed=config.seed,

@@ -85,9 +85,9 @@ def likelihood(config: LikelihoodConfig) -> LikelihoodResult:
         raise ValueError(f"--tolerance must be positive, got {config.tolerance}.")
     run = TrainedRun(config)
     splits = {"held out": run.need_heldout(2)}
-    out = run.study_folder("likelihood", ["terms.png", "rate_distortion.png"])
     if config.train_split:
         splits["training"] = run.train_data
+    out = run.study_folder("likelihood", ["terms.png", "rate_distortion.png"])
     variances = _variances(run, config.analytic)
     own = run.config.diffusion.variance
     bounds: dict[str, MeasuredBound] = {}

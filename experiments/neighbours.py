@@ -11,7 +11,6 @@ samples much nearer to the training set than new images are would be copies with
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,9 +86,20 @@ def study_neighbours(config: NeighboursConfig) -> NeighboursResult:
             f"--neighbours {config.neighbours} needs at least as many training images, and at "
             f"least two; there are {len(train)}."
         )
-    draw = _samples(config, run, labels)
+    generator = run.generator(run.sampler(config), guidance=config.guidance)
+    given = None if config.samples is None else _read_samples(config.samples, run)
     out = run.study_folder("neighbours", ["neighbours.png", "distances.png"])
-    samples = draw()
+    if given is not None:
+        samples = given[: config.count]
+    else:
+        samples = pictures.draw_images(
+            generator,
+            run.params,
+            seed=config.seed,
+            count=config.count,
+            batch_size=config.batch_size,
+            labels=labels,
+        ).images
     chosen = np.linspace(0, len(heldout) - 1, min(len(samples), len(heldout))).astype(int)
     say(
         f"{run.title}: {len(samples)} samples and {len(chosen)} held-out "
@@ -180,32 +190,20 @@ def summary(distances: np.ndarray) -> dict[str, float | int]:
     }
 
 
-def _samples(config: NeighboursConfig, run: TrainedRun, labels) -> Callable[[], np.ndarray]:
-    """Draws the samples, uint8 [N, H, W, C], when called; those of a file are read at once."""
-    if config.samples is None:
-        generator = run.generator(run.sampler(config), guidance=config.guidance)
-        return lambda: (
-            pictures.draw_images(
-                generator,
-                run.params,
-                seed=config.seed,
-                count=config.count,
-                batch_size=config.batch_size,
-                labels=labels,
-            ).images
-        )
+def _read_samples(file: Path, run: TrainedRun) -> np.ndarray:
+    """The samples of a file, uint8 [N, H, W, C]; an error if they are not images of this run."""
     try:
-        images = read_arrays(config.samples, _MAX_BYTES, ["images"])["images"]
+        images = read_arrays(file, _MAX_BYTES, ["images"])["images"]
     except (OSError, ValueError, KeyError) as error:
         raise RunDirectoryError(
-            f"--samples {config.samples} has no readable array `images` ({error})."
+            f"--samples {file} has no readable array `images` ({error})."
         ) from error
     if images.dtype != np.uint8 or images.shape[1:] != run.model.image_shape or not len(images):
         raise ValueError(
-            f"--samples {config.samples} has images {images.dtype} {images.shape}, and this run "
+            f"--samples {file} has images {images.dtype} {images.shape}, and this run "
             f"makes uint8 {run.model.image_shape}."
         )
-    return lambda: images[: config.count]
+    return images
 
 
 def _search(images, train, k, on_progress) -> tuple[np.ndarray, np.ndarray]:

@@ -99,8 +99,8 @@ def rivals_2d(config: RivalsConfig) -> dict[str, Any]:
     _check(config)
     sets = [eight_gaussians(), board()]
     models = equal_models(makers(config), sets[0].dim, config.parameters)
-    study_folder("rivals_2d", ["rivals.png", "rivals.md"], config.out)
     key_data, key_runs = jax.random.split(make_key(config.seed))
+    study_folder("rivals_2d", ["rivals.png", "rivals.md"], config.out)
     studies = [make_study(model, config) for model in models]
     numbers: dict[str, Any] = {}
     samples: dict[str, dict[str, np.ndarray]] = {}

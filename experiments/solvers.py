@@ -147,6 +147,7 @@ def solvers(config: SolversConfig) -> dict[str, Any]:
         )
     if config.shown_grid not in GRIDS:
         raise ValueError(f"--shown-grid knows {list(GRIDS)}, got {config.shown_grid!r}.")
+    key = make_key(config.seed)
     study_folder("solvers", ["solvers.md", "samples.png"], config.out)
     begun = time.perf_counter()
     process = dj.linear_schedule()
@@ -157,7 +158,7 @@ def solvers(config: SolversConfig) -> dict[str, Any]:
         sigma = sigma_of[timesteps][:, None]
         return posterior_mean(x * jnp.sqrt(1.0 + sigma**2), sigma, jnp)
 
-    keys = dj.example_keys(make_key(config.seed), jnp.arange(config.count))
+    keys = dj.example_keys(key, jnp.arange(config.count))
     x_T = dj.initial_noise(keys, (2,))
     ends = exact_ends(
         np.asarray(x_T, np.float64) / float(process.signal_scale[-1]), float(sigma_of[-1])

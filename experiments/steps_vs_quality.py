@@ -116,7 +116,6 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     need_pictures(run, "steps_vs_quality")
     real = run.need_heldout(2).images[: config.count]
     field, fingerprint, measure = _measure_of(run, config)
-    out = run.study_folder("steps_vs_quality", ["quality.png", "samples.png"])
     T = run.model.schedule.num_timesteps
     columns = sorted({s for s in config.steps if s < T})
     names = [n for n, o in SAMPLERS.items() if config.analytic or o.variance != "analytic"]
@@ -131,6 +130,7 @@ def steps_vs_quality(config: StepsConfig) -> StepsResult:
     for name, s in cells:
         options = dataclasses.replace(SAMPLERS[name], num_steps=s if s < T else None)
         samplers[name, s] = run.sampler(options)
+    out = run.study_folder("steps_vs_quality", ["quality.png", "samples.png"])
     network = _network(run)
     work = sum(_evaluations(name, s) for name, s in cells) * config.count
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}

@@ -73,6 +73,7 @@ def toy_2d(config: ToyConfig) -> dict[str, Any]:
     Raises RunDirectoryError for a folder that cannot be used, before anything is computed, and
     ValueError for invalid sizes.
     """
+    root = make_key(config.seed)
     study_folder("toy_2d", [f"{name}.png" for name in FIGURES], config.out)
     parts = {name: getattr(config, name) for name in FIGURES}
     numbers: dict[str, Any] = {}
@@ -81,7 +82,7 @@ def toy_2d(config: ToyConfig) -> dict[str, Any]:
         for i, (name, part) in enumerate(parts.items()):
             begun = time.perf_counter()
             progress.set_description(name)
-            key = jax.random.fold_in(make_key(config.seed), i)
+            key = jax.random.fold_in(root, i)
             figure = FIGURES[name].make_figure(part, key, progress.update)
             save_panels(
                 config.out / f"{name}.png",

@@ -289,6 +289,7 @@ def test_guidance_draws_every_class_from_the_same_noise(run_folder, digits, tmp_
         ("guidance.py", ["--classifier={damaged}"], "damaged or replaced"),
         ("guidance.py", ["--count=19", "--per-class=2"], "--count must be at least 20"),
         ("guidance.py", ["--guidance", "1", "1"], "different scales"),
+        ("guidance.py", ["--guidance", "nan"], "guidance"),
         ("train_classifier.py", ["--data.name=digits", "--seed=-1"], "--seed"),
     ],
 )
@@ -311,7 +312,7 @@ def test_wrong_folders_are_refused(
         program(script, *where, f"--out={tmp_path / 'out'}", *arguments)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and words in error and "Traceback" not in error
-    assert not list((tmp_path / "out").rglob("*.npz"))
+    assert not list((tmp_path / "out").rglob("*.*"))
 
 
 def test_a_folder_of_something_else_is_not_overwritten(run_folder, tmp_path):

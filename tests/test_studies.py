@@ -338,6 +338,14 @@ def test_wrong_flags_get_one_clear_error(trained, tmp_path, capsys, script, argu
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.parametrize("script", ["solvers.py", "toy_2d.py", "rivals_2d.py", "rivals_digits.py"])
+def test_a_wrong_seed_leaves_nothing(tmp_path, capsys, script):
+    with pytest.raises(SystemExit) as stopped:
+        program(script, f"--out={tmp_path / 'out'}", "--seed=-1")
+    assert stopped.value.code == 2 and "a seed in 0..2³²-1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_masks_hide_what_their_names_say(tmp_path):
     shape = (6, 9, 3)
     hidden = {name: ~read_mask(name, shape, 0)[..., 0] for name in MASKS}

@@ -63,7 +63,7 @@ def test_pmap_equals_shard_map_bitwise(runs):
 @pytest.mark.parametrize("many", ["pmap", "shard_map"])
 def test_eight_devices_equal_one(runs, many):
     """Losses, gradient norms and, under SGD, parameters: a gradient eight times too large would
-    show. So would a difference between five steps per dispatch, as here, and one, as there."""
+    show. The eight run five steps per dispatch and the one a single step: these are equal, too."""
     (a, one), (b, eight) = runs["one"], runs[many]
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(eight[name], one[name], rtol=1e-5)
