@@ -113,13 +113,12 @@ def study_guidance(config: GuidanceConfig) -> GuidanceResult:
         held_out, _ = measure(real.images[:count], real.labels[:count])
         held_out["images"] = len(real.images[:count])
     labels, sampler = run.labels(count), run.sampler(config)
-    generators = {scale: run.generator(sampler, guidance=scale) for scale in config.guidance}
     out = run.study_folder("guidance", ["guidance.png", "curves.png"])
     say(f"{run.title}: {count} images per scale, {config.sampler}, {sampler.num_steps} steps")
     images, numbers, features = {}, {}, {}
-    for scale, generator in generators.items():
+    for scale in config.guidance:
         images[scale] = pictures.draw_images(
-            generator,
+            run.generator(sampler, guidance=scale),
             run.params,
             f"guidance {scale:g}",
             seed=config.seed,

@@ -289,7 +289,6 @@ def test_guidance_draws_every_class_from_the_same_noise(run_folder, digits, tmp_
         ("guidance.py", ["--classifier={damaged}"], "damaged or replaced"),
         ("guidance.py", ["--count=19", "--per-class=2"], "--count must be at least 20"),
         ("guidance.py", ["--guidance", "1", "1"], "different scales"),
-        ("guidance.py", ["--guidance", "nan"], "guidance"),
         ("train_classifier.py", ["--data.name=digits", "--seed=-1"], "--seed"),
     ],
 )
